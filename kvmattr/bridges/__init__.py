@@ -1,0 +1,1 @@
+"""Bridges to other machines: real /dev/kvm, Unicorn."""

@@ -1,0 +1,1 @@
+"""The study: what a page conversion costs, by attributes and by memslots."""

@@ -1,0 +1,1 @@
+"""Traces: formats in and out, and their replay through backends."""

@@ -1,0 +1,71 @@
+"""The extension modules, one for each .pyx in the package. Everything else is in pyproject.toml.
+
+Build modes, by the environment variable KVMATTR_BUILD (several may be joined with commas):
+
+=========  ==========================================================================================
+debug      C asserts, and validate() after each operation of the store
+counting   the store counts the nodes that it visits and the pages that it compares (used by the gate)
+asan       AddressSanitizer and UndefinedBehaviorSanitizer (preload libasan, or run ``dev.py asan``)
+tsan       ThreadSanitizer
+coverage   Cython line tracing, for coverage.py with the Cython.Coverage plugin
+annotate   writes the .html files that show where Cython still talks to Python
+=========  ==========================================================================================
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODES = ("debug", "counting", "asan", "tsan", "coverage", "annotate")
+modes = [mode for mode in os.environ.get("KVMATTR_BUILD", "").split(",") if mode]
+unknown = sorted(set(modes) - set(MODES))
+if unknown:
+    raise SystemExit(f"KVMATTR_BUILD names {unknown}: the modes are {', '.join(MODES)}")
+
+compile_args = ["-O3", "-std=c11", "-fno-strict-aliasing", "-Wall", "-Wextra",
+                # Cython's own generated code trips these two; our headers are checked with both on.
+                "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = [("CYTHON_WITHOUT_ASSERTIONS", None)]
+if "debug" in modes:
+    macros = [("KVMATTR_DEBUG", "1")]
+    compile_args += ["-O1", "-g", "-UNDEBUG"]
+if "counting" in modes:
+    macros.append(("KVMATTR_COUNTING", "1"))
+if "asan" in modes:
+    compile_args += ["-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    link_args += ["-fsanitize=address,undefined"]
+if "tsan" in modes:
+    compile_args += ["-g", "-fsanitize=thread"]
+    link_args += ["-fsanitize=thread"]
+if "coverage" in modes:
+    macros.append(("CYTHON_TRACE_NOGIL", "1"))
+
+directives = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "embedsignature": True,
+    "linetrace": "coverage" in modes,
+}
+
+here = Path(__file__).parent
+extensions = [
+    Extension(
+        str(source.relative_to(here).with_suffix("")).replace(os.sep, "."),
+        [str(source.relative_to(here))],
+        include_dirs=["kvmattr", "kvmattr/include"],
+        depends=[str(header.relative_to(here)) for header in sorted((here / "kvmattr").rglob("*.h"))],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=macros,
+    )
+    for source in sorted((here / "kvmattr").rglob("*.pyx"))
+]
+
+setup(ext_modules=cythonize(extensions, compiler_directives=directives, annotate="annotate" in modes,
+                            force=bool(modes), show_all_warnings=True))
