@@ -68,4 +68,4 @@ extensions = [
 ]
 
 setup(ext_modules=cythonize(extensions, compiler_directives=directives, annotate="annotate" in modes,
-                            force=bool(modes), show_all_warnings=True))
+                            force=bool(modes)))

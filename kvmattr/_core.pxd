@@ -1,0 +1,79 @@
+# cython: language_level=3
+"""The store's structures and the functions that other Cython code may call (see docs/embedding)."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+ctypedef uint64_t Entry
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+# Constants that shape memory. Changing one changes the encodings of every map: only after measuring.
+cdef enum:
+    PAGES_PER_BLOCK = 512       # pages of a 2 MiB block, entries of a node
+    SEGMENTS = 32               # entries of a family's segment table (simd.h: KVMATTR_SEGMENTS)
+    SEGMENT_SHIFT = 27          # granules of a segment in a handle (simd.h: KVMATTR_SEGMENT_SHIFT)
+    CODED_CLASSES = 20          # size classes of coded records
+    MAX_LEVEL = 7               # an entry of level 7 covers 2^54 pages; the gfn space has 2^52
+
+# A 4 KiB page of the arena: what lies in it, and its place in one of the family's lists.
+cdef struct PageInfo:
+    uint32_t references         # a node's reference count; a slab's number of live records
+    uint8_t kind                # PageKind
+    uint8_t level               # a node's level (kept for freeing it)
+    uint8_t shares              # a node: some child may have more than one reference
+    uint8_t loosened            # a node: single-page updates since its V was last computed
+    uint32_t next
+    uint32_t previous
+
+cdef struct Segment:
+    char *memory
+    PageInfo *pages
+    uint32_t capacity           # pages
+    uint32_t touched            # pages ever handed out; those above it were never written
+
+# What the family holds and has done; stats() reads it, tests and the gate compare it.
+cdef struct Counters:
+    uint64_t nodes
+    uint64_t bitmap_leaves
+    uint64_t palette_leaves
+    uint64_t run_leaves
+    uint64_t byte_leaves
+    uint64_t run_lists
+    uint64_t live_bytes
+    uint64_t node_allocations
+    uint64_t node_frees
+    uint64_t node_copies
+    uint64_t leaf_allocations
+    uint64_t leaf_frees
+    uint64_t leaf_conversions
+
+cdef struct Map
+
+cdef struct Family:
+    uintptr_t bias[SEGMENTS]
+    Segment segments[SEGMENTS]
+    int segment_count
+    uint32_t partial[CODED_CLASSES + 1]
+    uint32_t free_pages         # list of pages that hold nothing, most recently freed first
+    uint32_t free_count
+    uint32_t dead_nodes         # list of nodes whose children are still to be released
+    uint32_t dead_count
+    uint64_t pages_in_use
+    Counters counters
+    pthread_mutex_t mutex
+    int announced               # writers that run, or are about to run, without the GIL
+    Map *maps                   # list of the maps, snapshots and pinned roots of this family
+
+# One map: a root in its family.
+cdef struct Map:
+    Family *family
+    Entry root
+    uint64_t pages              # npages
+    uint64_t version
+    int level                   # the root entry's: it covers 512^(level-1) pages
+    uint8_t rest                # the value of every page above what the root covers
+    uint8_t default
+    Map *next                   # in the family's list
+    Map *previous

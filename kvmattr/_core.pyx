@@ -1,0 +1,175 @@
+# cython: binding=False
+"""The store: one attribute byte for each 4 KiB page of guest memory, in a 512-way tree.
+
+The problem
+-----------
+A guest has up to 2^52 pages. Most of them agree with their neighbours most of the time, some regions are
+fragmented down to the page, and both change at run time: KVM_SET_MEMORY_ATTRIBUTES names any range, and its
+proposal (the mail of November 2022) has three operations, WRITE, OR and AND. An array of bytes makes every
+operation cost its range; a list of runs makes it cost its runs; KVM's own xarray makes it cost both. Here an
+operation costs the height of the tree, whatever the range holds.
+
+Vocabulary
+----------
+page        4096 bytes of guest memory; named by its *gfn*, the guest frame number
+block       512 pages, 2 MiB, aligned
+level       as in KVM's page tables: an entry of level 2 covers a block, of level 3 512 blocks (1 GiB), ...
+uniform     all pages below have one value; *mixed*: they have not
+run         a maximal range of pages with one value
+entry       one 64-bit word that stands for a whole subtree (entry.pxi)
+node        512 entries, one 4 KiB page of memory, below an entry of level 3 or higher
+leaf        a mixed block in one of four encodings, below an entry of level 2 (leaf.pxi)
+run list    a few runs in place of a node (runlist.pxi)
+handle      where a node or leaf lies in the arena, in granules of 8 bytes (arena.pxi)
+family      maps that share nodes: a map, its copies and its snapshots; one arena, one mutex
+
+From gfn to page
+----------------
+gfn 0x9d6b8e5 of a 64 GiB guest whose root entry has level 4 (512 GiB):
+
+    0x9d6b8e5 = 001 | 001110101 | 101011100 | 011100101     (binary, 9 bits a level from the right)
+                       117          348         229
+    root --> node, entry 0x1 --> node, entry 117 --> node or leaf ...
+
+is found by taking 9 bits a level, as a page walk does; the last 9 bits pick the page in the block. A subtree in
+which every page agrees is one uniform entry, wherever that happens:
+
+    root   [ n . . . u u u u ... u ]          n: node   l: leaf   u: uniform
+             |
+    level 4 [ u u n u ... u ]                 one terabyte is two entries of a node,
+                  |                           one page is one bit of one leaf
+    level 3     [ u l u l l ... u ]
+                    |
+    level 2       64 bytes: one bit a page
+
+The entry carries the operation
+-------------------------------
+Every update is ``new = (old & k) ^ x``: WRITE v is k = 0, x = v; OR a is k = ~a, x = a; AND a is k = a, x = 0; a
+mask only changes k and x; two of them compose to a third. An entry holds a k and an x of its own:
+
+    handle:32 | k:8 | x:8 | V:8 | F:8          page = (raw & k) ^ x
+
+so an update of a whole subtree is one AND and one XOR of its entry. However fragmented it is, nothing below
+is touched, and what other maps share stays shared. A later update that must go deeper brings the pending operation
+down into the node's 512 entries first (tree.pxi), after it has made the node its own.
+
+V has the bits that vary below, F is the value of the first page. They make an operation that leaves nothing
+to vary collapse its subtree to one word, let a masked query stop at the first entry that answers it, and
+tell whether an update changes anything. F is exact. V may be *loose* (a superset) in an entry that leads to a
+node: an update widens it without looking at all 512 entries and tightens it every so often. So V prunes and
+never decides. A leaf's V is exact.
+
+A bitmap leaf needs no palette: its raw value is 0 or 0xff, so the entry's own k and x are its two values.
+
+Sharing
+-------
+Nodes and leaves are counted. A snapshot is one reference more to the root; whoever changes a node with more
+than one reference copies it first, which adds a reference to each child. The state that a pinned root shows never
+changes, so readers without the GIL read it without a lock.
+
+Where to find what
+------------------
+================================== ==================================================== ====================
+operation                          function                                             cost
+================================== ==================================================== ====================
+get                                tree_get (tree.pxi)                                  height
+write, or_, and_, update           map_update: map_would_change, arena_reserve,         height + two leaves
+                                   map_change -> entry_update
+put, m[gfn] = v                    map_put: a flip of a bit, else as above              height
+take                               kernels.take (simd.h)                                height a page
+all, any, find, uniform, run       map_search (query.pxi)                               height, + what is mixed
+count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
+to_numpy, runs                     entry_pages, entry_runs (walk.pxi)                   what it writes
+diff, ==                           sides_diff (walk.pxi)                                what differs
+copy, snapshot, restore            map_share (maps.pxi)                                 constant
+m[a:b] = array                     map_store (maps.pxi), built aside, swung in          blocks
+validate                           audit_family (validate.pxi)                          everything
+================================== ==================================================== ====================
+
+Roads not taken
+---------------
+A pending operation in the node instead of the entry must own every child that it reaches: it loses sharing. Pointers
+in place of handles leave no room for the operation. Nodes of 64 or compressed nodes are smaller and deeper, and
+depth is what a look-up pays for. A count of runs in each node makes every single-page write pay for a number that
+few ask for. The figures are in docs/costs.md.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+import os
+
+import numpy as np
+
+from kvmattr.operation import Operation
+
+cdef extern from "pyint.h":
+    int kvmattr_integer(object value, int64_t *result) except -1
+
+cdef extern from "sync.h" nogil:
+    const bint KVMATTR_FREE_THREADED
+    const bint KVMATTR_DEBUG_BUILD
+
+cdef extern from "simd.h" nogil:
+    ctypedef struct kvmattr_walk:
+        const uintptr_t *bias
+        uint64_t root
+        uint64_t span
+        int level
+        int nsegments
+        uint8_t rest
+        uint8_t (*get)(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil
+
+    ctypedef struct kvmattr_kernels:
+        const char *name
+        void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
+        void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x) noexcept nogil
+        void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits) noexcept nogil
+        uint8_t (*varying)(const uint8_t *block) noexcept nogil
+        uint8_t (*summary)(const uint64_t *entries) noexcept nogil
+        void (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
+        uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
+        uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
+        void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
+
+    const kvmattr_kernels *kvmattr_choose(const char *name)
+    uint64_t kvmattr_load64(const void *p)
+    void kvmattr_prefetch(const void *p)
+    int kvmattr_first_bit(uint64_t word)
+    int kvmattr_last_bit(uint64_t word)
+
+cdef const kvmattr_kernels *kernels = NULL
+
+include "_store/entry.pxi"
+include "_store/arena.pxi"
+include "_store/leaf.pxi"
+include "_store/runlist.pxi"
+include "_store/tree.pxi"
+include "_store/query.pxi"
+include "_store/walk.pxi"
+include "_store/maps.pxi"
+include "_store/validate.pxi"
+include "_store/arguments.pxi"
+include "_store/attribute_map.pxi"
+
+
+def _choose_kernels():
+    """Pick the kernels of this machine, or those that the environment variable KVMATTR_SIMD names."""
+    global kernels
+    cdef bytes name
+    wanted = os.environ.get("KVMATTR_SIMD")
+    if wanted:
+        name = wanted.encode()
+        kernels = kvmattr_choose(name)
+    else:
+        kernels = kvmattr_choose(NULL)
+    if kernels == NULL:
+        kernels = kvmattr_choose(NULL)
+        raise ImportError(f"KVMATTR_SIMD={wanted!r}: this machine has no such kernels "
+                          f"(portable, avx2 or avx512; the best here is {kernels.name.decode()})")
+    arena_prepare()
+
+
+_choose_kernels()

@@ -1,0 +1,397 @@
+# The family's arena: where nodes and leaves live.
+#
+# Memory comes in segments of growing size, each one mapping that never moves; a segment is cut into pages of
+# 4 KiB. A page is one node, or a slab of records of one size. A handle counts granules of 8 bytes:
+#
+#     31   27 26                                      0
+#    +-------+-----------------------------------------+     address = bias[segment] + 8 * handle
+#    |segment|           granule in segment            |
+#    +-------+-----------------------------------------+     page id = handle >> 9
+#
+# What a handle names can be read off its low bits: a node begins a page (handle % 512 == 0), a bitmap leaf
+# begins a cache line (handle % 8 == 0), a coded record begins 8 bytes after a multiple of 16 (odd handle).
+# Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
+# raw values of 0 and a uniform entry needs no branch.
+#
+# Reserve, then commit: arena_reserve() makes sure of enough free pages for the worst that one update can
+# need; after it nothing can fail.
+
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memmove, memset
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *address, size_t length)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    void *MAP_FAILED
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+cdef enum:
+    PAGE_BYTES = 4096
+    PAGE_GRANULES = 512
+    FIRST_SEGMENT_PAGES = 128       # 512 KiB, more than one reserve; each further segment doubles
+    LAST_SEGMENT_PAGES = 1 << 18    # 1 GiB, all that a handle can count
+    BITMAP_CLASS = CODED_CLASSES    # the size class of bitmap leaves, after those of coded records
+    BITMAPS_PER_SLAB = 60           # 64 bytes each, after a header with their reference counts
+    BITMAP_SLAB_HEADER = 256
+    NO_RECORD = 0xffff
+    RESERVE_PAGES = 96              # the worst case of one update: see update_needs()
+    DEAD_SLICE = 2                  # dead nodes taken apart for each update
+
+cdef enum PageKind:
+    PAGE_FREE = 0
+    PAGE_NODE = 1
+    PAGE_DEAD = 2
+    PAGE_SLAB = 3                   # PAGE_SLAB + size class
+
+# Size classes of coded records: each a multiple of 16 bytes, header included, so that every record begins
+# 8 bytes after a multiple of 16.
+cdef uint16_t[CODED_CLASSES] class_bytes = [
+    16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512, 528, 1024]
+
+cdef uint8_t[66] class_of_units     # (bytes + 15) / 16 -> the smallest class that holds them
+
+cdef struct Slab:                   # at the beginning of each slab page
+    uint16_t free_record            # list of records that were freed, by number
+    uint16_t touched                # records ever handed out
+    uint32_t unused
+
+cdef struct Record:                 # at the beginning of each coded record
+    uint32_t references
+    uint8_t kind                    # CodedKind
+    uint8_t size_class
+    uint8_t count                   # runs, or values of a palette
+    uint8_t writes                  # single-page updates since it was encoded
+
+# Aligned like a page only so that simd.h may read it as a node; never written.
+cdef uint64_t[512] zero_page
+
+
+cdef void arena_prepare() noexcept nogil:
+    cdef int units, size_class = 0
+    for units in range(66):
+        while class_bytes[size_class] < 16 * units:
+            size_class += 1
+        class_of_units[units] = <uint8_t>size_class
+
+
+cdef Family *family_new() noexcept nogil:
+    """A family with no maps and no memory of its own; NULL when out of memory."""
+    cdef Family *family = <Family *>calloc(1, sizeof(Family))
+    if family == NULL:
+        return NULL
+    family.bias[0] = <uintptr_t>&zero_page[0]
+    family.segment_count = 1
+    pthread_mutex_init(&family.mutex, NULL)
+    return family
+
+
+cdef void family_free(Family *family) noexcept nogil:
+    cdef int i
+    for i in range(1, family.segment_count):
+        munmap(family.segments[i].memory, <size_t>family.segments[i].capacity * PAGE_BYTES)
+        free(family.segments[i].pages)
+    pthread_mutex_destroy(&family.mutex)
+    free(family)
+
+
+cdef inline void *address_of(const Family *family, uint32_t handle) noexcept nogil:
+    return <void *>(family.bias[handle >> SEGMENT_SHIFT] + 8 * <uintptr_t>handle)
+
+cdef inline Entry *node_at(const Family *family, uint32_t handle) noexcept nogil:
+    return <Entry *>address_of(family, handle)
+
+cdef inline PageInfo *page_info(const Family *family, uint32_t page) noexcept nogil:
+    return &family.segments[page >> (SEGMENT_SHIFT - 9)].pages[page & ((1 << (SEGMENT_SHIFT - 9)) - 1)]
+
+cdef inline bint is_node(uint32_t handle) noexcept nogil:
+    return handle & (PAGE_GRANULES - 1) == 0
+
+cdef inline bint is_coded(uint32_t handle) noexcept nogil:
+    return handle & 1
+
+
+# ---- pages ----
+
+cdef int family_grow(Family *family) noexcept nogil:
+    """Add a segment. -1 when out of memory or of handles; then nothing has changed."""
+    cdef int number = family.segment_count
+    cdef uint32_t capacity, page
+    cdef Segment *last
+    cdef Segment *segment
+    cdef char *memory
+    cdef PageInfo *pages
+    if number == SEGMENTS:
+        return -1
+    capacity = <uint32_t>FIRST_SEGMENT_PAGES << (number - 1) if number < 12 else LAST_SEGMENT_PAGES
+    memory = <char *>mmap(NULL, <size_t>capacity * PAGE_BYTES, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if <void *>memory == MAP_FAILED:
+        return -1
+    pages = <PageInfo *>calloc(capacity, sizeof(PageInfo))
+    if pages == NULL:
+        munmap(memory, <size_t>capacity * PAGE_BYTES)
+        return -1
+    # What the last segment still has is listed as free, so that only the newest has untouched pages.
+    last = &family.segments[number - 1]
+    while last.touched < last.capacity:
+        page = <uint32_t>(number - 1) << (SEGMENT_SHIFT - 9) | last.touched
+        last.touched += 1
+        page_list_free(family, page)
+    segment = &family.segments[number]
+    segment.memory = memory
+    segment.pages = pages
+    segment.capacity = capacity
+    segment.touched = 0
+    family.bias[number] = <uintptr_t>memory - 8 * (<uintptr_t>number << SEGMENT_SHIFT)
+    family.segment_count = number + 1
+    return 0
+
+
+cdef inline void page_list_free(Family *family, uint32_t page) noexcept nogil:
+    cdef PageInfo *info = page_info(family, page)
+    info.kind = PAGE_FREE
+    info.next = family.free_pages
+    family.free_pages = page
+    family.free_count += 1
+
+
+cdef inline uint32_t available_pages(const Family *family) noexcept nogil:
+    cdef const Segment *last = &family.segments[family.segment_count - 1]
+    return family.free_count + last.capacity - last.touched
+
+
+cdef int arena_reserve(Family *family, uint32_t pages) noexcept nogil:
+    """Make sure that so many pages can be taken. -1 when out of memory; then nothing has changed."""
+    while available_pages(family) < pages:
+        if family.dead_nodes:
+            release_dead(family, DEAD_SLICE)    # what waits to be freed is memory that we have
+        elif family_grow(family) < 0:
+            return -1
+    return 0
+
+
+cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
+    """A page out of those that were reserved."""
+    cdef uint32_t page = family.free_pages
+    cdef int number
+    cdef PageInfo *info
+    if page:
+        info = page_info(family, page)
+        family.free_pages = info.next
+        family.free_count -= 1
+    else:
+        number = family.segment_count - 1
+        page = <uint32_t>number << (SEGMENT_SHIFT - 9) | family.segments[number].touched
+        family.segments[number].touched += 1
+        info = page_info(family, page)
+    info.kind = kind
+    info.shares = 0
+    info.loosened = 0
+    info.next = 0
+    info.previous = 0
+    family.pages_in_use += 1
+    return page
+
+
+cdef inline void page_give_back(Family *family, uint32_t page) noexcept nogil:
+    family.pages_in_use -= 1
+    page_list_free(family, page)
+
+
+# ---- slabs ----
+
+cdef inline Slab *slab_of(const Family *family, uint32_t handle) noexcept nogil:
+    return <Slab *>address_of(family, handle & ~<uint32_t>(PAGE_GRANULES - 1))
+
+cdef inline uint32_t slab_records(int size_class) noexcept nogil:
+    if size_class == BITMAP_CLASS:
+        return BITMAPS_PER_SLAB
+    return (PAGE_BYTES - 8) // class_bytes[size_class]
+
+cdef inline uint32_t record_offset(int size_class, uint32_t record) noexcept nogil:
+    """Granules from the beginning of the slab's page."""
+    if size_class == BITMAP_CLASS:
+        return BITMAP_SLAB_HEADER // 8 + 8 * record
+    return 1 + record * (class_bytes[size_class] // 8)
+
+cdef inline uint32_t record_number(int size_class, uint32_t handle) noexcept nogil:
+    cdef uint32_t offset = handle & (PAGE_GRANULES - 1)
+    if size_class == BITMAP_CLASS:
+        return (offset - BITMAP_SLAB_HEADER // 8) >> 3
+    return (offset - 1) // (class_bytes[size_class] // 8)
+
+
+cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:
+    """The handle of a new record with one reference; its page was reserved."""
+    cdef uint32_t page = family.partial[size_class]
+    cdef uint32_t record, handle
+    cdef PageInfo *info
+    cdef Slab *slab
+    if not page:
+        page = page_take(family, <uint8_t>(PAGE_SLAB + size_class))
+        info = page_info(family, page)
+        info.references = 0
+        slab = <Slab *>address_of(family, page << 9)
+        slab.free_record = NO_RECORD
+        slab.touched = 0
+        family.partial[size_class] = page
+    else:
+        info = page_info(family, page)
+        slab = <Slab *>address_of(family, page << 9)
+    record = slab.free_record
+    if record != NO_RECORD:
+        handle = page << 9 | record_offset(size_class, record)
+        slab.free_record = (<uint16_t *>address_of(family, handle))[0]
+    else:
+        record = slab.touched
+        slab.touched += 1
+        handle = page << 9 | record_offset(size_class, record)
+    info.references += 1
+    if info.references == slab_records(size_class):
+        slab_unlist(family, info, size_class)
+    reference_count(family, handle)[0] = 1
+    return handle
+
+
+cdef inline void slab_unlist(Family *family, PageInfo *info, int size_class) noexcept nogil:
+    if info.previous:
+        page_info(family, info.previous).next = info.next
+    else:
+        family.partial[size_class] = info.next
+    if info.next:
+        page_info(family, info.next).previous = info.previous
+    info.next = 0
+    info.previous = 0
+
+
+cdef void record_give_back(Family *family, uint32_t handle) noexcept nogil:
+    cdef uint32_t page = handle >> 9
+    cdef PageInfo *info = page_info(family, page)
+    cdef int size_class = info.kind - PAGE_SLAB
+    cdef Slab *slab = slab_of(family, handle)
+    (<uint16_t *>address_of(family, handle))[0] = slab.free_record
+    slab.free_record = <uint16_t>record_number(size_class, handle)
+    if info.references == slab_records(size_class):     # it was full, so in no list
+        info.next = family.partial[size_class]
+        info.previous = 0
+        if info.next:
+            page_info(family, info.next).previous = page
+        family.partial[size_class] = page
+    info.references -= 1
+    if info.references == 0:
+        slab_unlist(family, info, size_class)
+        page_give_back(family, page)
+
+
+# ---- reference counts ----
+
+cdef inline uint32_t *reference_count(const Family *family, uint32_t handle) noexcept nogil:
+    """Where the references to a node, bitmap leaf or coded record are counted."""
+    cdef uint32_t offset = handle & (PAGE_GRANULES - 1)
+    if offset == 0:
+        return &page_info(family, handle >> 9).references
+    if offset & 1:
+        return &(<Record *>address_of(family, handle)).references
+    return <uint32_t *>slab_of(family, handle) + 2 + ((offset - BITMAP_SLAB_HEADER // 8) >> 3)
+
+cdef inline void retain(const Family *family, uint32_t handle) noexcept nogil:
+    if handle:
+        reference_count(family, handle)[0] += 1
+
+
+cdef void release(Family *family, uint32_t handle) noexcept nogil:
+    """Drop one reference. A record without any is freed at once, a node is queued: taking it apart
+    touches 512 entries, and a dropped terabyte must not stall whoever dropped it."""
+    cdef uint32_t *count
+    cdef PageInfo *info
+    if not handle:
+        return
+    count = reference_count(family, handle)
+    count[0] -= 1
+    if count[0]:
+        return
+    if is_node(handle):
+        info = page_info(family, handle >> 9)
+        info.kind = PAGE_DEAD
+        info.next = family.dead_nodes
+        family.dead_nodes = handle >> 9
+        family.dead_count += 1
+        count_node(family, -1)
+        family.counters.node_frees += 1
+    else:
+        count_leaf(family, handle, -1)
+        family.counters.leaf_frees += 1
+        record_give_back(family, handle)
+
+
+cdef void release_dead(Family *family, int nodes) noexcept nogil:
+    """Take apart up to so many dead nodes (all for a negative number)."""
+    cdef uint32_t page
+    cdef PageInfo *info
+    cdef Entry *entries
+    cdef int i
+    while nodes and family.dead_nodes:
+        page = family.dead_nodes
+        info = page_info(family, page)
+        family.dead_nodes = info.next
+        family.dead_count -= 1
+        entries = node_at(family, page << 9)
+        for i in range(512):
+            release(family, entry_handle(entries[i]))
+        page_give_back(family, page)
+        nodes -= 1
+
+
+# ---- counters: the one place where they change ----
+
+cdef inline void count_node(Family *family, int change) noexcept nogil:
+    family.counters.nodes += change
+    family.counters.live_bytes += change * PAGE_BYTES
+
+
+cdef inline void count_leaf(Family *family, uint32_t handle, int change) noexcept nogil:
+    cdef Record *record
+    if not is_coded(handle):
+        family.counters.bitmap_leaves += change
+        family.counters.live_bytes += change * 64
+        return
+    record = <Record *>address_of(family, handle)
+    if record.kind == CODED_PALETTE:
+        family.counters.palette_leaves += change
+    elif record.kind == CODED_RUNS:
+        family.counters.run_leaves += change
+    elif record.kind == CODED_BYTES:
+        family.counters.byte_leaves += change
+    else:
+        family.counters.run_lists += change
+    family.counters.live_bytes += change * <int>class_bytes[record.size_class]
+
+
+cdef uint32_t node_new(Family *family, int level) noexcept nogil:
+    cdef uint32_t page = page_take(family, PAGE_NODE)
+    cdef PageInfo *info = page_info(family, page)
+    info.references = 1
+    info.level = <uint8_t>level
+    count_node(family, 1)
+    family.counters.node_allocations += 1
+    return page << 9
+
+
+cdef uint32_t leaf_new(Family *family, int size_class, int kind) noexcept nogil:
+    """A bitmap leaf (BITMAP_CLASS) or a coded record; its content is still to be written."""
+    cdef uint32_t handle = record_take(family, size_class)
+    cdef Record *record
+    if size_class != BITMAP_CLASS:
+        record = <Record *>address_of(family, handle)
+        record.kind = <uint8_t>kind
+        record.size_class = <uint8_t>size_class
+        record.writes = 0
+    count_leaf(family, handle, 1)
+    family.counters.leaf_allocations += 1
+    return handle

@@ -1,0 +1,190 @@
+# What Python hands in, checked before anything is done. Every message holds the value and the rule.
+
+ctypedef fused Cell:
+    uint8_t
+    uint64_t
+
+cdef object WRITE = Operation.WRITE
+cdef dict OPERATION_NAMES = {0: "WRITE", 1: "OR", 2: "AND"}
+
+RUN_DTYPE = np.dtype([("start", "<u8"), ("stop", "<u8"), ("attributes", "u1")])
+DIFF_DTYPE = np.dtype([("start", "<u8"), ("stop", "<u8"), ("old", "u1"), ("new", "u1")])
+
+#: The number of pages of KVM's guest-physical space: addresses are 64 bits, a page is 4 KiB.
+GFN_LIMIT = 1 << 52
+
+
+# An update as the tree wants it: new = (old & k) ^ x.
+cdef struct Change:
+    uint8_t k
+    uint8_t x
+
+
+cdef inline Change change_of(uint8_t attributes, int operation, uint8_t mask) noexcept nogil:
+    cdef Change change
+    if operation == 0:
+        change.k = ~mask
+        change.x = attributes & mask
+    elif operation == 1:
+        change.k = ~(attributes & mask)
+        change.x = attributes & mask
+    else:
+        change.k = attributes | ~mask
+        change.x = 0
+    return change
+
+
+cdef inline uint64_t gfn_of(object value, uint64_t pages) except? 0xffffffffffffffff:
+    cdef int64_t number
+    if kvmattr_integer(value, &number) or number < 0 or <uint64_t>number >= pages:
+        raise_gfn(value, pages)
+    return <uint64_t>number
+
+
+cdef int raise_gfn(object value, uint64_t pages) except -1:
+    raise IndexError(f"gfn {value} is outside [0, {pages})")
+
+
+cdef inline int range_of(object start, object stop, uint64_t pages, uint64_t *lo, uint64_t *hi) except -1:
+    cdef int64_t first, last
+    # Not `or`: both are to be integers, whichever is out of range.
+    cdef int wide = kvmattr_integer(start, &first)
+    wide |= kvmattr_integer(stop, &last)
+    if wide or first < 0 or last < first or <uint64_t>last > pages:
+        raise_range(start, stop, pages)
+    lo[0] = <uint64_t>first
+    hi[0] = <uint64_t>last
+    return 0
+
+
+cdef int raise_range(object start, object stop, uint64_t pages) except -1:
+    raise ValueError(f"range [{start}, {stop}): need 0 <= start <= stop <= {pages}")
+
+
+cdef inline int byte_of(object value, str name) except -1:
+    cdef int64_t number
+    if kvmattr_integer(value, &number) or number < 0 or number > 255:
+        raise_byte(value, name)
+    return <int>number
+
+
+cdef int raise_byte(object value, str name) except -1:
+    raise ValueError(f"{name} {value} is outside 0..255")
+
+
+cdef inline int operation_of(object value) except -1:
+    cdef int64_t number
+    if value is WRITE:
+        return 0
+    if kvmattr_integer(value, &number) or number < 0 or number > 2:
+        raise ValueError(f"operation {value} is none of WRITE = 0, OR = 1, AND = 2")
+    return <int>number
+
+
+# ---- arrays ----
+
+cdef object integer_array(object values, str name):
+    """An array of integers of any integer dtype; Python integers beyond 64 bits are left to range checks."""
+    array = np.asarray(values)
+    if array.dtype.kind in "ui":
+        return array
+    if array.size == 0 and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
+        return array.astype(np.uint64)          # [] has no type of its own
+    if array.dtype.kind == "O" and all(isinstance(value, int) for value in array.flat):
+        return array
+    raise TypeError(f"{name} must be integers, not {array.dtype}")
+
+
+cdef object gfn_array(object values, uint64_t pages):
+    """Contiguous uint64 gfns, each inside the map; uint64 and int64 arrays are not copied."""
+    cdef Py_buffer view
+    cdef uint64_t largest = 0
+    array = integer_array(values, "gfns")
+    if array.size == 0:
+        return np.empty(array.shape, np.uint64)
+    checked = array
+    if array.dtype == np.int64:
+        checked = array.view(np.uint64) if array.flags.c_contiguous else array.astype(np.uint64)
+    elif array.dtype.kind == "i":
+        checked = array.astype(np.int64).view(np.uint64)    # a negative gfn becomes one beyond any map
+    elif array.dtype.kind == "O":
+        wrong = [value for value in array.flat if not 0 <= value < pages]
+        if wrong:
+            raise_gfn(wrong[0], pages)
+    checked = np.ascontiguousarray(checked, dtype=np.uint64)
+    if array.ndim == 0:
+        checked = checked.reshape(())
+    PyObject_GetBuffer(checked, &view, PyBUF_SIMPLE)
+    with nogil:
+        largest = kernels.largest(<const uint64_t *>view.buf, view.len // 8)
+    PyBuffer_Release(&view)
+    if largest >= pages:
+        raise_gfn(array.flat[int(np.flatnonzero(checked.ravel() >= np.uint64(pages))[0])], pages)
+    return checked
+
+
+cdef object byte_array(object values, str name):
+    """uint8 values of any integer dtype, each checked to be 0..255."""
+    array = integer_array(values, name)
+    if array.dtype == np.uint8:
+        return array
+    wrong = (array < 0) | (array > 255)
+    if wrong.any():
+        raise_byte(array[wrong].flat[0], name)
+    return array.astype(np.uint8)
+
+
+cdef object operation_array(object values):
+    array = integer_array(values, "operation")
+    wrong = (array < 0) | (array > 2)
+    if wrong.any():
+        raise ValueError(f"operation {array[wrong].flat[0]} is none of WRITE = 0, OR = 1, AND = 2")
+    return array.astype(np.uint8)
+
+
+cdef object change_arrays(object attributes, object operation, object mask):
+    """k and x of updates whose attributes, operations and masks are arrays that broadcast."""
+    attributes = byte_array(attributes, "attributes")
+    operation = operation_array(operation)
+    mask = byte_array(mask, "mask")
+    masked = attributes & mask
+    k = np.select([operation == 0, operation == 1], [~mask, ~masked], attributes | ~mask)
+    x = np.where(operation == 2, np.uint8(0), masked)
+    return k.astype(np.uint8), x.astype(np.uint8)
+
+
+cdef object broadcast(arrays, names):
+    """Contiguous 1-d arrays of one length."""
+    try:
+        arrays = np.broadcast_arrays(*arrays)
+    except ValueError:
+        shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in zip(names, arrays))
+        raise ValueError(f"lengths do not broadcast: {shapes}") from None
+    return [np.ascontiguousarray(array).ravel() for array in arrays]
+
+
+cdef object bound_arrays(object starts, object stops, uint64_t pages):
+    """uint64 arrays of range bounds, broadcast and checked."""
+    starts = integer_array(starts, "starts")
+    stops = integer_array(stops, "stops")
+    starts, stops = broadcast((starts, stops), ("starts", "stops"))
+    wrong = (starts < 0) | (stops > pages) | (stops < 0) | (starts > pages)
+    if not wrong.any():
+        wrong = starts.astype(np.uint64) > stops.astype(np.uint64)
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise_range(starts[first], stops[first], pages)
+    return starts.astype(np.uint64), stops.astype(np.uint64)
+
+
+cdef object output_array(object out, uint64_t count, shape):
+    """The caller's array for `count` bytes, checked, or a new one."""
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8:
+        raise TypeError(f"out must be a uint8 array, not {getattr(out, 'dtype', type(out).__name__)}")
+    if out.size != count:
+        raise ValueError(f"out has {out.size} cells: need {count}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out must be contiguous and writable")
+    return out

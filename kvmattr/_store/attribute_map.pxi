@@ -1,0 +1,1112 @@
+# AttributeMap: the Python face of a Map. It checks what comes in, holds the mutex where it must, and turns
+# results of the tree into exceptions and arrays; everything else is below.
+#
+# Who takes the mutex: whoever changes a family or reads its current state, but only while some thread writes
+# without the GIL (family.announced; always on free-threaded builds). Bulk readers pin the root under it and
+# read without it. A writer that will drop the GIL announces itself while it still holds it.
+
+cdef enum:
+    PUT_GROUP = 512             # single pages for each hold of the mutex: at most about 25 us
+    UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
+    BATCH_SLICE = 1 << 16       # operations between two looks at signals
+    BULK_PAGES = 1 << 14        # below that a read is over sooner than the GIL is given up and taken again
+    ITERATED_RUNS = 4096        # runs fetched at a time by iter_runs
+
+cdef object BARE = object()     # makes an AttributeMap without a map, to be filled by share()
+
+
+cdef inline bint family_enter(Family *family) noexcept nogil:
+    if KVMATTR_FREE_THREADED or family.announced:
+        pthread_mutex_lock(&family.mutex)
+        return True
+    return False
+
+cdef inline void family_leave(Family *family, bint entered) noexcept nogil:
+    if entered:
+        pthread_mutex_unlock(&family.mutex)
+
+cdef inline void family_announce(Family *family, int change) noexcept nogil:
+    pthread_mutex_lock(&family.mutex)
+    family.announced += change
+    pthread_mutex_unlock(&family.mutex)
+
+
+cdef void pin(Map *pinned, const Map *map) noexcept nogil:
+    """Hold a map's present state: a bulk read goes over *pinned, without the mutex and without the GIL."""
+    cdef bint entered = family_enter(map.family)
+    map_share(pinned, map)
+    family_leave(map.family, entered)
+
+cdef void unpin(Map *pinned) noexcept nogil:
+    cdef bint entered = family_enter(pinned.family)
+    map_drop(pinned)
+    family_leave(pinned.family, entered)
+
+
+cdef uint8_t walk_get(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil:
+    # bias is the family's first field, so the walk needs no pointer to the family beside it.
+    if gfn >= walk.span:
+        return walk.rest
+    return tree_get(<const Family *>walk.bias, walk.root, walk.level, gfn)
+
+
+cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
+    cdef kvmattr_walk walk
+    walk.bias = map.family.bias
+    walk.root = map.root
+    walk.span = level_span(map.level)
+    walk.level = map.level
+    walk.nsegments = map.family.segment_count
+    walk.rest = map.rest
+    walk.get = walk_get
+    return walk
+
+
+# ---- batches: groups under the mutex, without the GIL ----
+
+# Arrays of a batch; a step of 0 uses the first cell for all.
+cdef struct Batch:
+    const uint64_t *starts
+    const uint64_t *stops       # NULL: single pages
+    const uint8_t *k
+    const uint8_t *x
+    size_t step
+    size_t done
+    uint64_t changed
+
+
+cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
+    cdef size_t group, i = batch.done
+    cdef UpdateResult result = UPDATE_UNCHANGED
+    while i < upto:
+        group = i + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
+        group = group if group < upto else upto
+        pthread_mutex_lock(&map.family.mutex)
+        if batch.stops == NULL:
+            while i < group:
+                result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
+                if result < 0:
+                    break
+                batch.changed += result
+                i += 1
+        else:
+            while i < group:
+                result = map_update(map, batch.starts[i], batch.stops[i], batch.k[i * batch.step],
+                                    batch.x[i * batch.step])
+                if result < 0:
+                    break
+                batch.changed += result
+                i += 1
+        pthread_mutex_unlock(&map.family.mutex)
+        batch.done = i
+        if result < 0:
+            return False
+    return True
+
+
+cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0xffffffffffffffff:
+    """A whole batch, with the GIL given up; what was done when it was stopped is `done` of the exception."""
+    cdef bint sound = True
+    cdef size_t upto
+    family_announce(self.map.family, 1)
+    try:
+        while batch.done < count:
+            upto = batch.done + BATCH_SLICE
+            upto = upto if upto < count else count
+            with nogil:
+                sound = batch_run(self.map, batch, upto)
+            if not sound:
+                raise MemoryError(f"out of memory after {batch.done} of {count} operations")
+            PyErr_CheckSignals()
+    except (MemoryError, KeyboardInterrupt) as stopped:
+        stopped.done = batch.done
+        raise
+    finally:
+        family_announce(self.map.family, -1)
+    if KVMATTR_DEBUG_BUILD:
+        self.validate()
+    return batch.changed
+
+
+# ---- arrays of runs ----
+
+cdef packed struct RunRecord:
+    uint64_t start
+    uint64_t stop
+    uint8_t attributes
+
+cdef packed struct DiffRecord:
+    uint64_t start
+    uint64_t stop
+    uint8_t old
+    uint8_t new
+
+# Where records go: an array that grows, or (limit) one that is full at some time.
+cdef struct Records:
+    char *data
+    size_t count
+    size_t capacity
+    size_t limit                # 0: none
+    bint failed
+
+
+cdef bint records_grow(Records *records, size_t width) noexcept nogil:
+    cdef size_t capacity = 2 * records.capacity if records.capacity else 256
+    cdef char *data
+    if records.limit and records.count == records.limit:
+        return False
+    data = <char *>realloc(records.data, capacity * width)
+    if data == NULL:
+        records.failed = True
+        return False
+    records.data = data
+    records.capacity = capacity
+    return True
+
+
+cdef bint emit_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    cdef Records *records = <Records *>sink.context
+    cdef RunRecord *record
+    if start == stop:
+        return True
+    if records.count == records.capacity and not records_grow(records, sizeof(RunRecord)):
+        return False
+    record = <RunRecord *>records.data + records.count
+    record.start = start
+    record.stop = stop
+    record.attributes = value
+    records.count += 1
+    return True
+
+
+cdef bint emit_diff(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    cdef Records *records = <Records *>sink.context
+    cdef DiffRecord *record
+    if records.count == records.capacity and not records_grow(records, sizeof(DiffRecord)):
+        return False
+    record = <DiffRecord *>records.data + records.count
+    record.start = start
+    record.stop = stop
+    record.old = old
+    record.new = new
+    records.count += 1
+    return True
+
+
+cdef bint emit_found(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    (<bint *>sink.context)[0] = True
+    return False
+
+
+cdef object records_array(Records *records, size_t width, object dtype):
+    """The records as an array of its own; the buffer is freed."""
+    cdef Py_buffer view
+    try:
+        if records.failed:
+            raise MemoryError(f"out of memory after {records.count} runs")
+        array = np.empty(records.count, dtype)
+        if records.count:
+            PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
+            memcpy(view.buf, records.data, records.count * width)
+            PyBuffer_Release(&view)
+        return array
+    finally:
+        free(records.data)
+
+
+cdef AttributeMap share(AttributeMap source, bint readonly):
+    """A map with the content of `source`: one reference more to its root."""
+    cdef AttributeMap result = AttributeMap.__new__(AttributeMap, BARE)
+    result.map = <Map *>malloc(sizeof(Map))
+    if result.map == NULL:
+        raise MemoryError("out of memory for a map")
+    pin(result.map, source.map)
+    result.frozen = readonly
+    return result
+
+
+cdef AttributeMap other_map(AttributeMap self, object other, str verb):
+    if not isinstance(other, AttributeMap):
+        raise TypeError(f"can only {verb} an AttributeMap, not {type(other).__name__}")
+    if (<AttributeMap>other).map.pages != self.map.pages:
+        raise ValueError(f"can only {verb} a map of as many pages: {(<AttributeMap>other).map.pages} is not "
+                         f"{self.map.pages}")
+    return <AttributeMap>other
+
+
+cdef int raise_readonly() except -1:
+    raise TypeError("a snapshot or live view is read-only: change a copy() of it")
+
+
+@cython.final
+cdef class AttributeMap:
+    """One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, default=0)``.
+
+    npages: the number of 4 KiB pages, 0 .. 2^52 (gfns are 0 <= gfn < npages). default: the attributes that every
+    page begins with and that ``del m[...]`` brings back, 0..255.
+
+    Ranges are half-open [start, stop) in gfns. An update costs the height of the tree, however many pages it
+    names and however fragmented they are. A call that raises has changed nothing; only batches (``put``,
+    ``update_many``) may stop between two operations, and tell in the exception's ``done`` how many were
+    applied. gfns outside the map are IndexError, bad ranges, attributes and masks ValueError.
+
+    The operations are those of KVM_SET_MEMORY_ATTRIBUTES as the mail of November 2022 proposes it.
+
+    >>> m = AttributeMap(1 << 24)                       # a 64 GiB guest
+    >>> m.write(0, 1 << 24, 1)                          # all of it private: did anything change?
+    True
+    >>> m.or_(0x100, 0x200, 4), m[0xff], m[0x100]
+    (True, 1, 5)
+    >>> m.run(0x180)
+    (256, 512, 5)
+    """
+
+    cdef Map *map
+    cdef bint frozen                   # a snapshot or a live view
+    cdef AttributeMap owner             # the map that a live view looks at
+    cdef uint64_t counted_at            # the version for which `counted` is the number of runs
+    cdef uint64_t counted
+    cdef object __weakref__
+
+    __array_ufunc__ = None              # numpy leaves operators to us
+
+    def __cinit__(self, npages=GFN_LIMIT, default=0):
+        cdef int64_t pages
+        cdef int value
+        cdef Family *family
+        self.counted_at = <uint64_t>-1
+        if npages is BARE:
+            return
+        if kvmattr_integer(npages, &pages) or pages < 0 or pages > GFN_LIMIT:
+            raise ValueError(f"npages {npages} is outside 0..{GFN_LIMIT} (2^52)")
+        value = byte_of(default, "default")
+        family = family_new()
+        self.map = <Map *>calloc(1, sizeof(Map))
+        if family == NULL or self.map == NULL:
+            if family != NULL:
+                family_free(family)
+            free(self.map)
+            self.map = NULL
+            raise MemoryError("out of memory for a map")
+        self.map.family = family
+        self.map.pages = <uint64_t>pages
+        self.map.level = 2
+        self.map.root = entry_uniform(<uint8_t>value)
+        self.map.rest = <uint8_t>value
+        self.map.default = <uint8_t>value
+        map_link(self.map)
+
+    def __dealloc__(self):
+        cdef Family *family
+        cdef bint entered, last
+        if self.map == NULL or self.owner is not None:
+            return
+        family = self.map.family
+        entered = family_enter(family)
+        map_drop(self.map)
+        last = family.maps == NULL
+        if not last:
+            release_dead(family, -1)
+        family_leave(family, entered)
+        if last:
+            family_free(family)
+        free(self.map)
+
+    # ---- update ----
+
+    cdef bint change(self, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x) except -1:
+        cdef UpdateResult result
+        cdef bint entered
+        if self.frozen:
+            raise_readonly()
+        entered = family_enter(self.map.family)
+        if hi - lo == 1:
+            result = map_put(self.map, lo, k, x)
+        else:
+            result = map_update(self.map, lo, hi, k, x)
+        family_leave(self.map.family, entered)
+        if result < 0:
+            raise MemoryError(f"out of memory for an update of [{lo}, {hi}): nothing has changed")
+        if KVMATTR_DEBUG_BUILD:
+            self.validate()
+        return result
+
+    def write(self, start, stop, attributes, /):
+        """Give the pages [start, stop) these attributes; True if any page changed.
+
+        Cost: the height of the tree. Raises ValueError for a bad range or attributes outside 0..255. From
+        the mail: the WRITE operation.
+
+        >>> m = AttributeMap(1000)
+        >>> m.write(10, 20, 3), m.write(10, 20, 3)
+        (True, False)
+        """
+        cdef uint64_t lo, hi
+        cdef uint8_t value
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        value = byte_of(attributes, "attributes")
+        return self.change(lo, hi, 0, value)
+
+    def or_(self, start, stop, attributes, /):
+        """Set these attribute bits on the pages [start, stop); True if any page changed.
+
+        Cost: the height of the tree, also over a fragmented terabyte. Raises ValueError as ``write``. From
+        the mail: "support WRITE/OR/AND to allow setting/clearing individual flags".
+
+        >>> m = AttributeMap(1000, default=1)
+        >>> m.or_(0, 1000, 8), m[5]
+        (True, 9)
+        """
+        cdef uint64_t lo, hi
+        cdef uint8_t value
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        value = byte_of(attributes, "attributes")
+        return self.change(lo, hi, ~value, value)
+
+    def and_(self, start, stop, attributes, /):
+        """Keep only these attribute bits on the pages [start, stop); True if any page changed.
+
+        Cost: the height of the tree. Raises ValueError as ``write``. From the mail: the AND operation.
+
+        >>> m = AttributeMap(1000, default=9)
+        >>> m.and_(0, 1000, 0xff & ~8), m[5]
+        (True, 1)
+        """
+        cdef uint64_t lo, hi
+        cdef uint8_t value
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        value = byte_of(attributes, "attributes")
+        return self.change(lo, hi, value, 0)
+
+    def update(self, start, stop, attributes, operation=0, mask=0xFF):
+        """The general update of [start, stop): bits outside ``mask`` never change; True if any page changed.
+
+        operation: ``Operation.WRITE``, ``OR`` or ``AND``. Cost: the height of the tree. Raises ValueError for a
+        bad range, attributes or mask outside 0..255, an unknown operation.
+
+        >>> m = AttributeMap(1000, default=0b1100)
+        >>> m.update(0, 10, 0b0011, Operation.WRITE, mask=0b0110), bin(m[0])
+        (True, '0b1010')
+        """
+        cdef uint64_t lo, hi
+        cdef Change change
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
+        return self.change(lo, hi, change.k, change.x)
+
+    def update_many(self, starts, stops, attributes, operation=0, mask=0xFF):
+        """Many updates in order, in one call without the GIL; the number of those that changed something.
+
+        All five arguments are scalars or arrays and broadcast. Everything is checked first. Cost: as many
+        ``update`` calls. Running out of memory or Ctrl-C stops between two operations: those before stand, and
+        the exception's ``done`` counts them.
+
+        >>> m = AttributeMap(1000)
+        >>> m.update_many([0, 5, 7], [10, 6, 7], [1, 1, 2])
+        1
+        """
+        cdef Batch batch
+        cdef Change change
+        cdef uint8_t k, x
+        cdef Py_buffer starts_view, stops_view, k_view, x_view
+        starts, stops = bound_arrays(starts, stops, self.map.pages)
+        if self.frozen:
+            raise_readonly()
+        batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
+        batch.done = 0
+        batch.changed = 0
+        if batch.step:
+            ks, xs = change_arrays(attributes, operation, mask)
+            starts, stops, ks, xs = broadcast((starts, stops, ks, xs), ("starts", "stops", "attributes", "mask"))
+            if starts.size == 0:
+                return 0
+            PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
+            PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
+            batch.k = <const uint8_t *>k_view.buf
+            batch.x = <const uint8_t *>x_view.buf
+        else:
+            change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
+            batch.k = &change.k
+            batch.x = &change.x
+            if starts.size == 0:
+                return 0
+        PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
+        batch.starts = <const uint64_t *>starts_view.buf
+        batch.stops = <const uint64_t *>stops_view.buf
+        try:
+            return run_batch(self, &batch, starts_view.len // 8)
+        finally:
+            PyBuffer_Release(&starts_view)
+            PyBuffer_Release(&stops_view)
+            if batch.step:
+                PyBuffer_Release(&k_view)
+                PyBuffer_Release(&x_view)
+
+    def put(self, gfns, attributes, operation=0, mask=0xFF):
+        """Update single pages in order, in one call without the GIL; the number of operations that changed one.
+
+        gfns: integers of any dtype (uint64 and int64 are not copied); attributes, operation and mask broadcast.
+        Raises IndexError for a gfn outside the map, before anything is done; stops as ``update_many`` does.
+
+        >>> m = AttributeMap(1000)
+        >>> m.put([1, 3, 3], [7, 7, 8]), m.run_count
+        (3, 5)
+        """
+        cdef Batch batch
+        cdef Change change
+        cdef Py_buffer gfns_view, k_view, x_view
+        gfns = gfn_array(gfns, self.map.pages)
+        if self.frozen:
+            raise_readonly()
+        batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
+        batch.done = 0
+        batch.changed = 0
+        batch.stops = NULL
+        if batch.step:
+            ks, xs = change_arrays(attributes, operation, mask)
+            gfns, ks, xs = broadcast((gfns, ks, xs), ("gfns", "attributes", "mask"))
+            if gfns.size == 0:
+                return 0
+            PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
+            PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
+            batch.k = <const uint8_t *>k_view.buf
+            batch.x = <const uint8_t *>x_view.buf
+        else:
+            change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
+            batch.k = &change.k
+            batch.x = &change.x
+            if gfns.size == 0:
+                return 0
+        PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
+        batch.starts = <const uint64_t *>gfns_view.buf
+        try:
+            return run_batch(self, &batch, gfns_view.len // 8)
+        finally:
+            PyBuffer_Release(&gfns_view)
+            if batch.step:
+                PyBuffer_Release(&k_view)
+                PyBuffer_Release(&x_view)
+
+    def fill(self, attributes, /):
+        """Give every page these attributes. Cost: constant, plus freeing what was stored, in later calls.
+
+        >>> m = AttributeMap(1000)
+        >>> m.fill(3); m.uniform(0, 1000)
+        3
+        """
+        cdef int value = byte_of(attributes, "attributes")
+        cdef bint entered
+        if self.frozen:
+            raise_readonly()
+        entered = family_enter(self.map.family)
+        map_fill(self.map, <uint8_t>value)
+        family_leave(self.map.family, entered)
+
+    def clear(self):
+        """Give every page the default again. Cost: as ``fill``."""
+        self.fill(self.map.default)
+
+    cdef int assign(self, uint64_t lo, uint64_t hi, object values) except -1:
+        """The pages [lo, hi) from an array: one operation, built aside and swung in."""
+        cdef Py_buffer view
+        cdef Map aside
+        cdef bint entered
+        cdef int result = 0
+        values = byte_array(values, "attributes")
+        if values.shape != (hi - lo,):
+            try:
+                values = np.broadcast_to(values, (hi - lo,))
+            except ValueError:
+                raise ValueError(f"cannot write an array of shape {values.shape} to a range of {hi - lo} pages") from None
+        if self.frozen:
+            raise_readonly()
+        if lo == hi:
+            return 0
+        values = np.ascontiguousarray(values)
+        PyObject_GetBuffer(values, &view, PyBUF_SIMPLE)
+        entered = family_enter(self.map.family)
+        if not map_holds(self.map, lo, hi, <const uint8_t *>view.buf):
+            map_share(&aside, self.map)
+            result = map_store(&aside, lo, hi, <const uint8_t *>view.buf)
+            if result < 0:
+                map_drop(&aside)
+            else:
+                map_swing(self.map, &aside)
+        family_leave(self.map.family, entered)
+        PyBuffer_Release(&view)
+        if result < 0:
+            raise MemoryError(f"out of memory for a write to [{lo}, {hi}): nothing has changed")
+        if KVMATTR_DEBUG_BUILD:
+            self.validate()
+        return 0
+
+    # ---- look up ----
+
+    def get(self, gfn, /):
+        """The attributes of one page. Cost: the height of the tree. Raises IndexError outside the map.
+
+        >>> AttributeMap(1000, default=5).get(999)
+        5
+        """
+        cdef uint64_t page = gfn_of(gfn, self.map.pages)
+        cdef bint entered = family_enter(self.map.family)
+        cdef uint8_t value = map_get(self.map, page)
+        family_leave(self.map.family, entered)
+        return value
+
+    def take(self, gfns, out=None):
+        """The attributes of many pages as a uint8 array of the shape of ``gfns``, without the GIL.
+
+        gfns: integers of any dtype (uint64 and int64 are not copied). out: a contiguous uint8 array to write to.
+        Raises IndexError if any gfn is outside the map.
+
+        >>> m = AttributeMap(1000)
+        >>> m[10:20] = 3
+        >>> m.take([9, 10, 19, 20])
+        array([0, 3, 3, 0], dtype=uint8)
+        """
+        cdef Py_buffer gfns_view, out_view
+        cdef Map pinned
+        cdef kvmattr_walk walk
+        cdef size_t count
+        shape = np.shape(gfns)
+        gfns = gfn_array(gfns, self.map.pages)
+        count = gfns.size
+        out = output_array(out, count, shape)
+        if count == 0:
+            return out
+        PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(out, &out_view, PyBUF_WRITABLE)
+        pin(&pinned, self.map)
+        walk = walk_of(&pinned)
+        if count < BULK_PAGES:
+            kernels.take(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count)
+        else:
+            with nogil:
+                kernels.take(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count)
+        unpin(&pinned)
+        PyBuffer_Release(&gfns_view)
+        PyBuffer_Release(&out_view)
+        return out
+
+    def to_numpy(self, start, stop, out=None):
+        """The attributes of the pages [start, stop) as a uint8 array, without the GIL.
+
+        out: a contiguous uint8 array of that many cells to write to. Cost: what it writes, less than a copy of
+        a dense array. Raises ValueError for a bad range or array.
+
+        >>> AttributeMap(1000, default=2).to_numpy(3, 6)
+        array([2, 2, 2], dtype=uint8)
+        """
+        cdef uint64_t lo, hi
+        cdef Py_buffer view
+        cdef Map pinned
+        cdef bint entered
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        out = output_array(out, hi - lo, hi - lo)
+        if lo == hi:
+            return out
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        if hi - lo < 64 * BULK_PAGES:
+            entered = family_enter(self.map.family)
+            map_pages(self.map, lo, hi, <uint8_t *>view.buf)
+            family_leave(self.map.family, entered)
+        else:
+            pin(&pinned, self.map)
+            with nogil:
+                map_pages(&pinned, lo, hi, <uint8_t *>view.buf)
+            unpin(&pinned)
+        PyBuffer_Release(&view)
+        return out
+
+    def uniform(self, start, stop, /):
+        """The one value of the pages [start, stop), or None if they are mixed or the range is empty.
+
+        Cost: the height of the tree, plus what single-page updates left loose. Raises ValueError for a bad range.
+
+        >>> m = AttributeMap(1000); m[10] = 1
+        >>> m.uniform(0, 10), m.uniform(0, 11)
+        (0, None)
+        """
+        cdef uint64_t lo, hi
+        cdef int64_t value
+        cdef bint entered
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        entered = family_enter(self.map.family)
+        value = map_uniform(self.map, lo, hi)
+        family_leave(self.map.family, entered)
+        return None if value < 0 else value
+
+    def all(self, start, stop, attributes, mask=0xFF):
+        """Whether every page of [start, stop) has ``(page & mask) == attributes``; True for an empty range.
+
+        Cost: the height of the tree where the masked bits do not vary. Semantics: KVM's
+        kvm_range_has_memory_attributes (virt/kvm/kvm_main.c). Raises ValueError.
+
+        >>> AttributeMap(1000, default=5).all(0, 1000, 4, mask=4)
+        True
+        """
+        return self.search(start, stop, attributes, mask, False) < 0
+
+    def any(self, start, stop, attributes, mask=0xFF):
+        """Whether some page of [start, stop) has ``(page & mask) == attributes``; False for an empty range.
+
+        Cost and errors: as ``all``.
+        """
+        return self.search(start, stop, attributes, mask, True) >= 0
+
+    def find(self, start, attributes, mask=0xFF, stop=None):
+        """The first gfn in [start, stop) with ``(page & mask) == attributes``, or -1.
+
+        stop: None for the end of the map. Cost: the height of the tree, plus the mixed subtrees that V and F leave
+        open on the way. Raises ValueError.
+
+        >>> m = AttributeMap(); m[1 << 51] = 4
+        >>> m.find(0, 4) == 1 << 51
+        True
+        """
+        return self.search(start, self.map.pages if stop is None else stop, attributes, mask, True)
+
+    cdef int64_t search(self, start, stop, attributes, mask, bint match) except? -2:
+        cdef uint64_t lo, hi
+        cdef uint8_t want, masked
+        cdef int64_t found
+        cdef bint entered
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        want = byte_of(attributes, "attributes")
+        masked = byte_of(mask, "mask")
+        entered = family_enter(self.map.family)
+        found = map_find(self.map, lo, hi, want, masked, match)
+        family_leave(self.map.family, entered)
+        return found
+
+    def count(self, start, stop, attributes, mask=0xFF):
+        """The number of pages of [start, stop) with ``(page & mask) == attributes``, without the GIL.
+
+        Cost: the nodes and leaves in which the masked bits vary. Raises ValueError.
+
+        >>> m = AttributeMap(); m[0:1 << 40] = 3
+        >>> m.count(5, 1 << 52, 1, mask=1) == (1 << 40) - 5
+        True
+        """
+        cdef uint64_t lo, hi, result
+        cdef uint8_t want, masked
+        cdef Map pinned
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        want = byte_of(attributes, "attributes")
+        masked = byte_of(mask, "mask")
+        pin(&pinned, self.map)
+        with nogil:
+            result = map_count(&pinned, lo, hi, want, masked)
+        unpin(&pinned)
+        return result
+
+    def values(self, start=0, stop=None):
+        """The distinct attributes of the pages [start, stop), a sorted uint8 array, without the GIL.
+
+        stop: None for the end of the map. Cost: the nodes and leaves that are mixed. Raises ValueError.
+
+        >>> m = AttributeMap(); m[5] = 9
+        >>> m.values()
+        array([0, 9], dtype=uint8)
+        """
+        cdef uint64_t lo, hi
+        cdef uint8_t[256] seen
+        cdef Map pinned
+        range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
+        pin(&pinned, self.map)
+        with nogil:
+            map_values(&pinned, lo, hi, seen)
+        unpin(&pinned)
+        return np.array([value for value in range(256) if seen[value]], np.uint8)
+
+    def run(self, gfn, /):
+        """``(start, stop, attributes)`` of the run that holds a page: the widest range with its value.
+
+        Cost: as ``find``, both ways. Raises IndexError outside the map.
+
+        >>> m = AttributeMap(1000); m[10:20] = 3
+        >>> m.run(12), m.run(500)
+        ((10, 20, 3), (20, 1000, 0))
+        """
+        cdef uint64_t page = gfn_of(gfn, self.map.pages), start, stop
+        cdef bint entered = family_enter(self.map.family)
+        cdef uint8_t value = map_get(self.map, page)
+        map_run(self.map, page, &start, &stop)
+        family_leave(self.map.family, entered)
+        return start, stop, value
+
+    def runs(self, start=0, stop=None):
+        """The runs of [start, stop), clipped to it, as a packed array ``start <u8, stop <u8, attributes u1``.
+
+        Runs of attributes 0 are included, so the runs tile the range. stop: None for the end of the map. Cost: what
+        it writes, without the GIL. Raises ValueError for a bad range.
+
+        >>> m = AttributeMap(1000); m[10:20] = 3
+        >>> m.runs().tolist()
+        [(0, 10, 0), (10, 20, 3), (20, 1000, 0)]
+        """
+        cdef uint64_t lo, hi
+        cdef Map pinned
+        cdef Records records
+        cdef RunSink sink
+        range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
+        memset(&records, 0, sizeof(records))
+        sink.emit = emit_run
+        sink.context = &records
+        pin(&pinned, self.map)
+        with nogil:
+            map_runs(&pinned, lo, hi, &sink)
+        unpin(&pinned)
+        return records_array(&records, sizeof(RunRecord), RUN_DTYPE)
+
+    def iter_runs(self, start=0, stop=None):
+        """The runs of [start, stop) one by one as ``(start, stop, attributes)``, in bounded memory.
+
+        They are those of the moment of the call: it holds a snapshot. Raises ValueError for a bad range.
+
+        >>> m = AttributeMap(1000); m[10:20] = 3
+        >>> next(m.iter_runs(5))
+        (5, 10, 0)
+        """
+        cdef uint64_t lo, hi
+        range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
+        return iterate_runs(share(self, True), lo, hi)
+
+    cdef object some_runs(self, uint64_t lo, uint64_t hi, size_t limit):
+        """The first runs of [lo, hi), at most `limit`."""
+        cdef Records records
+        cdef RunSink sink
+        memset(&records, 0, sizeof(records))
+        records.limit = limit
+        sink.emit = emit_run
+        sink.context = &records
+        map_runs(self.map, lo, hi, &sink)
+        return records_array(&records, sizeof(RunRecord), RUN_DTYPE)
+
+    @property
+    def run_count(self):
+        """The number of runs, which is the number of memslots that a VMM without attributes would need.
+
+        Cost: nodes and leaves, never pages; then kept until ``version`` moves.
+
+        >>> m = AttributeMap(); m[10:20] = 3
+        >>> m.run_count
+        3
+        """
+        cdef Map pinned
+        cdef uint64_t result
+        if self.counted_at != self.map.version:
+            pin(&pinned, self.map)
+            with nogil:
+                result = map_run_count(&pinned)
+            unpin(&pinned)
+            self.counted = result
+            self.counted_at = pinned.version
+        return self.counted
+
+    def level(self, gfn, /):
+        """The highest level whose naturally aligned block around a page is uniform and lies in the map.
+
+        1 is a 4 KiB page, 2 a 2 MiB block, 3 is 1 GiB, ... as in KVM's page tables; at most 6 in 2^52 pages. Cost: as
+        ``run``. Raises IndexError outside the map.
+
+        >>> m = AttributeMap(); m[512] = 1
+        >>> m.level(0), m.level(513), m.level(1 << 18), m.level(1 << 51)
+        (2, 1, 3, 6)
+        """
+        cdef uint64_t page = gfn_of(gfn, self.map.pages)
+        cdef bint entered = family_enter(self.map.family)
+        cdef int result = map_level(self.map, page)
+        family_leave(self.map.family, entered)
+        return result
+
+    # ---- whole maps ----
+
+    def copy(self):
+        """A map of its own with the same content, writable. Cost: constant; nodes are shared until changed.
+
+        >>> m = AttributeMap(1000); c = m.copy(); c[5] = 1
+        >>> m[5], c[5]
+        (0, 1)
+        """
+        return share(self, False)
+
+    def snapshot(self):
+        """The present state as a read-only map. Cost: constant. Writing to it is a TypeError.
+
+        >>> m = AttributeMap(1000); before = m.snapshot(); m[5] = 1
+        >>> before[5], m == before
+        (0, False)
+        """
+        return share(self, True)
+
+    def _readonly_view(self):
+        """A read-only map that always shows this map's current state (the VM's ``attributes``)."""
+        cdef AttributeMap view = AttributeMap.__new__(AttributeMap, BARE)
+        view.owner = self if self.owner is None else self.owner
+        view.map = self.map
+        view.frozen = True
+        return view
+
+    def restore(self, other, /):
+        """Take over the content of another map of as many pages; ``version`` rises.
+
+        Cost: constant plus freeing what differs if ``other`` is a copy or snapshot of this map's family, else a copy
+        of its runs. Raises TypeError if it is no AttributeMap, ValueError for another number of pages.
+
+        >>> m = AttributeMap(1000); before = m.snapshot(); m[5] = 1
+        >>> m.restore(before); m[5]
+        0
+        """
+        cdef AttributeMap source = other_map(self, other, "restore")
+        cdef Map aside, pinned
+        cdef bint entered
+        cdef int result = 0
+        if self.frozen:
+            raise_readonly()
+        if source.map.family == self.map.family:
+            entered = family_enter(self.map.family)
+            map_share(&aside, source.map)
+            map_swing(self.map, &aside)
+            family_leave(self.map.family, entered)
+        else:
+            pin(&pinned, source.map)
+            entered = family_enter(self.map.family)
+            aside = self.map[0]
+            map_link(&aside)
+            result = map_import(&aside, &pinned)
+            if result < 0:
+                map_drop(&aside)
+            else:
+                map_swing(self.map, &aside)
+            family_leave(self.map.family, entered)
+            unpin(&pinned)
+        if result < 0:
+            raise MemoryError("out of memory for the other map's content: nothing has changed")
+        if KVMATTR_DEBUG_BUILD:
+            self.validate()
+
+    def diff(self, other, start=0, stop=None):
+        """Where this map differs from another of as many pages, as runs ``start, stop, old, new``.
+
+        A packed array ``start <u8, stop <u8, old u1, new u1``: old is ``other``'s value, new this map's. Subtrees that
+        the two share are passed over, so between a map and its snapshot the cost is what differs. Without the
+        GIL. Raises TypeError and ValueError as ``restore``, ValueError for a bad range.
+
+        >>> m = AttributeMap(1000); before = m.snapshot(); m[10:20] = 3
+        >>> m.diff(before).tolist()
+        [(10, 20, 0, 3)]
+        """
+        cdef AttributeMap source = other_map(self, other, "diff with")
+        cdef uint64_t lo, hi
+        cdef Map old, new
+        cdef Records records
+        cdef DiffSink sink
+        range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
+        memset(&records, 0, sizeof(records))
+        sink.emit = emit_diff
+        sink.context = &records
+        pin(&old, source.map)
+        pin(&new, self.map)
+        with nogil:
+            maps_diff(&old, &new, lo, hi, &sink)
+        unpin(&new)
+        unpin(&old)
+        return records_array(&records, sizeof(DiffRecord), DIFF_DTYPE)
+
+    def __eq__(self, other):
+        cdef Map old, new
+        cdef DiffSink sink
+        cdef bint found = False
+        if not isinstance(other, AttributeMap):
+            return NotImplemented
+        if (<AttributeMap>other).map.pages != self.map.pages:
+            return False
+        sink.emit = emit_found
+        sink.context = &found
+        pin(&old, (<AttributeMap>other).map)
+        pin(&new, self.map)
+        with nogil:
+            maps_diff(&old, &new, 0, new.pages, &sink)
+        unpin(&new)
+        unpin(&old)
+        return not found
+
+    def __copy__(self):
+        return share(self, False)
+
+    # ---- Python's words for the same ----
+
+    def __len__(self):
+        return self.map.pages
+
+    def __getitem__(self, key):
+        if isinstance(key, int):
+            return self.get(key)
+        if isinstance(key, slice):
+            return self.to_numpy(*bounds_of(key, self.map.pages))
+        if isinstance(key, np.integer):
+            return self.get(key)
+        return self.take(array_key(key))
+
+    def __setitem__(self, key, value):
+        cdef uint64_t lo, hi
+        if isinstance(key, (int, np.integer)):
+            lo = gfn_of(key, self.map.pages)
+            self.change(lo, lo + 1, 0, byte_of(value, "attributes"))
+        elif isinstance(key, slice):
+            start, stop = bounds_of(key, self.map.pages)
+            range_of(start, stop, self.map.pages, &lo, &hi)
+            if is_scalar(value):
+                self.change(lo, hi, 0, byte_of(value, "attributes"))
+            else:
+                self.assign(lo, hi, value)
+        else:
+            self.put(array_key(key), value)
+
+    def __delitem__(self, key):
+        self[key] = self.map.default
+
+    def __iter__(self):
+        raise TypeError("an AttributeMap is not iterable (it may have 2^52 pages): use iter_runs() or to_numpy()")
+
+    def __contains__(self, value):
+        raise TypeError("an AttributeMap has no `in` (it may have 2^52 pages): use find() or any()")
+
+    def __array__(self, *arguments, **keywords):
+        raise TypeError("an AttributeMap is not converted to an array by itself (it may have 2^52 pages): "
+                        "use to_numpy(start, stop)")
+
+    def __repr__(self):
+        kind = "read-only " if self.frozen else ""
+        return f"<{kind}AttributeMap of {self.map.pages} pages, version {self.map.version}>"
+
+    # ---- what it is ----
+
+    @property
+    def default(self):
+        """The attributes that every page began with and that ``del m[...]`` brings back."""
+        return self.map.default
+
+    @property
+    def version(self):
+        """A number that rises with every effective change and never goes back.
+
+        It rises after the last page of the change, so whoever reads it before the pages can trust what he cached
+        for as long as it stays.
+        """
+        return self.map.version
+
+    @property
+    def nbytes(self):
+        """Bytes of live nodes and leaves, each once for the whole family, plus the map itself."""
+        cdef bint entered = family_enter(self.map.family)
+        cdef uint64_t live
+        release_dead(self.map.family, -1)
+        live = self.map.family.counters.live_bytes
+        family_leave(self.map.family, entered)
+        return live + sizeof(Map) + sizeof(Family)
+
+    def stats(self):
+        """What the map's family holds and has done, as a dict of ints (``kernels`` a str).
+
+        bytes, slack (resident bytes of the arena that hold nothing live), runs (of this map), height, nodes and the
+        leaves of each encoding are the present state; allocations, frees, copies (on write) and conversions (from
+        one encoding to another) are counted since the family began.
+
+        >>> AttributeMap(1000).stats()["nodes"]
+        0
+        """
+        cdef Family *family = self.map.family
+        cdef Counters counters
+        cdef uint64_t touched = 0
+        cdef int i
+        runs = self.run_count
+        size = self.nbytes
+        entered = family_enter(family)
+        counters = family.counters
+        for i in range(1, family.segment_count):
+            touched += family.segments[i].touched
+        height = self.map.level - 1
+        family_leave(family, entered)
+        return {
+            "bytes": size,
+            "slack": touched * PAGE_BYTES - counters.live_bytes,
+            "runs": runs,
+            "height": height,
+            "nodes": counters.nodes,
+            "bitmap_leaves": counters.bitmap_leaves,
+            "palette_leaves": counters.palette_leaves,
+            "run_leaves": counters.run_leaves,
+            "byte_leaves": counters.byte_leaves,
+            "run_lists": counters.run_lists,
+            "node_allocations": counters.node_allocations,
+            "node_frees": counters.node_frees,
+            "node_copies": counters.node_copies,
+            "leaf_allocations": counters.leaf_allocations,
+            "leaf_frees": counters.leaf_frees,
+            "leaf_conversions": counters.leaf_conversions,
+            "kernels": kernels.name.decode(),
+        }
+
+    def validate(self):
+        """Compute every invariant of the whole family anew; AssertionError names the first that is broken.
+
+        Cost: everything that the family holds. For tests and for whoever suspects memory corruption.
+        """
+        cdef Audit audit
+        cdef bint entered = family_enter(self.map.family)
+        cdef bint sound = audit_family(&audit, self.map.family)
+        family_leave(self.map.family, entered)
+        if sound:
+            return
+        if audit.broken == NULL:
+            raise MemoryError("out of memory for validate()")
+        raise AssertionError(f"broken invariant: {audit.broken.decode()} "
+                             f"(level {audit.broken_level}, gfn {audit.broken_gfn})")
+
+
+def iterate_runs(AttributeMap snapshot, start, stop):
+    """The generator behind iter_runs: a few thousand runs at a time."""
+    while start < stop:
+        runs = snapshot.some_runs(start, stop, ITERATED_RUNS).tolist()
+        yield from runs
+        start = runs[len(runs) - 1][1]
+
+
+cdef inline bint is_scalar(object value):
+    return isinstance(value, (int, np.integer)) or np.ndim(value) == 0
+
+
+cdef object bounds_of(slice key, uint64_t pages):
+    """The bounds of m[a:b]: step 1, not clamped, nothing counted from the end."""
+    if key.step is not None and key.step != 1:
+        raise ValueError(f"slice step {key.step}: need 1")
+    return (0 if key.start is None else key.start), (pages if key.stop is None else key.stop)
+
+
+cdef object array_key(object key):
+    if isinstance(key, (list, np.ndarray)):
+        return key
+    raise TypeError(f"index must be an integer, a slice or an array of integers, not {type(key).__name__}")
+
+
+def _mark_protocols():
+    """Say in the type what its methods say by raising: no iteration, no containment."""
+    members = <dict>(<PyTypeObject *>AttributeMap).tp_dict
+    members["__iter__"] = None
+    members["__contains__"] = None
+    PyType_Modified(AttributeMap)
+
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        PyObject *tp_dict
+    ctypedef struct PyObject:
+        pass
+    void PyType_Modified(type kind)
+
+_mark_protocols()

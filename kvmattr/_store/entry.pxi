@@ -1,0 +1,52 @@
+# The entry: one 64-bit word for a subtree of any size.
+#
+#     63      56 55      48 47      40 39      32 31                             0
+#    +----------+----------+----------+----------+--------------------------------+
+#    |    F     |    V     |    x     |    k     |             handle             |
+#    +----------+----------+----------+----------+--------------------------------+
+#
+# A page below has the value (raw & k) ^ x. F is the value of the first page, exact. V has every bit that
+# differs between any two pages below (and perhaps some that do not: see "loose" in the essay).
+# Handle 0 is a uniform subtree: k = 0, V = 0, x = F = the value.
+
+cdef inline uint32_t entry_handle(Entry e) noexcept nogil:
+    return <uint32_t>e
+
+cdef inline uint8_t entry_k(Entry e) noexcept nogil:
+    return <uint8_t>(e >> 32)
+
+cdef inline uint8_t entry_x(Entry e) noexcept nogil:
+    return <uint8_t>(e >> 40)
+
+cdef inline uint8_t entry_varying(Entry e) noexcept nogil:
+    return <uint8_t>(e >> 48)
+
+cdef inline uint8_t entry_first(Entry e) noexcept nogil:
+    return <uint8_t>(e >> 56)
+
+cdef inline Entry entry_make(uint32_t handle, uint8_t k, uint8_t x, uint8_t varying,
+                             uint8_t first) noexcept nogil:
+    return (handle | <uint64_t>k << 32 | <uint64_t>x << 40 | <uint64_t>varying << 48
+            | <uint64_t>first << 56)
+
+cdef inline Entry entry_uniform(uint8_t value) noexcept nogil:
+    return <uint64_t>value << 40 | <uint64_t>value << 56
+
+# new = (old & k) ^ x on every page below, in two word operations. It keeps V a superset of what varies and F
+# exact, and on a uniform entry it is the operation on its value.
+cdef inline uint64_t keep_word(uint8_t k) noexcept nogil:
+    return <uint64_t>0xffffffff | (<uint64_t>k * 0x01010101) << 32
+
+cdef inline uint64_t toggle_word(uint8_t x) noexcept nogil:
+    return <uint64_t>x << 40 | <uint64_t>x << 56
+
+cdef inline Entry entry_apply(Entry e, uint8_t k, uint8_t x) noexcept nogil:
+    return (e & keep_word(k)) ^ toggle_word(x)
+
+# Levels: an entry of level 1 would be one page, of level 2 it covers a block of 512 pages (2 MiB), of
+# level 3 a node of 512 blocks (1 GiB), and so on.
+cdef inline int level_shift(int level) noexcept nogil:
+    return 9 * (level - 1)
+
+cdef inline uint64_t level_span(int level) noexcept nogil:
+    return <uint64_t>1 << (9 * (level - 1))

@@ -1,0 +1,257 @@
+# Leaves: how a mixed block of 512 pages is stored.
+#
+#   bitmap    64 bytes       two values: the entry holds them (x where the bit is 0, k ^ x where it is 1)
+#   palette   144 bytes      three or four values: two planes of bits, then the values
+#   runs      8 + 3n bytes   n runs: n - 1 starts (16 bits), then n values; while it is the smallest
+#   bytes     528 bytes      anything
+#
+# Every leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf. All encodings go
+# through leaf_decode() and leaf_store(); only reading one page knows them apart beside these two.
+
+from libc.string cimport memcmp
+
+cdef enum CodedKind:
+    CODED_PALETTE = 1
+    CODED_RUNS = 2
+    CODED_BYTES = 3
+    CODED_RUN_LIST = 4              # not a leaf: stands in place of a node (runlist.pxi)
+
+cdef enum:
+    PALETTE_BYTES = 8 + 128 + 4
+    BYTES_BYTES = 8 + 512
+    LEAF_RUNS = 40                  # more than that and a search costs more than the bytes are worth
+
+
+cdef inline uint8_t *record_payload(const Family *family, uint32_t handle) noexcept nogil:
+    return <uint8_t *>address_of(family, handle) + sizeof(Record)
+
+cdef inline uint8_t *run_leaf_values(uint8_t *payload, int count) noexcept nogil:
+    return payload + 2 * (count - 1)
+
+
+cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
+    """The stored value of one page of a block, before the entry's k and x."""
+    cdef const uint64_t *words
+    cdef const uint8_t *payload
+    cdef const uint16_t *starts
+    cdef const Record *record
+    cdef int code, low, high, middle
+    if not is_coded(handle):
+        words = <const uint64_t *>address_of(family, handle)
+        return <uint8_t>(0 - (words[page >> 6] >> (page & 63) & 1))
+    record = <const Record *>address_of(family, handle)
+    payload = <const uint8_t *>record + sizeof(Record)
+    if record.kind == CODED_BYTES:
+        return payload[page]
+    if record.kind == CODED_PALETTE:
+        words = <const uint64_t *>payload
+        code = (words[page >> 6] >> (page & 63) & 1) | (words[8 + (page >> 6)] >> (page & 63) & 1) << 1
+        return payload[128 + code]
+    starts = <const uint16_t *>payload
+    low = 0
+    high = record.count - 1         # the number of starts that are <= page gives the run
+    while low < high:
+        middle = (low + high) >> 1
+        if starts[middle] <= page:
+            low = middle + 1
+        else:
+            high = middle
+    return (payload + 2 * (record.count - 1))[low]
+
+
+cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8_t *block) noexcept nogil:
+    """The 512 values of a block, the entry's own operation and then (k, x) applied."""
+    cdef uint32_t handle = entry_handle(e)
+    cdef const uint64_t *words
+    cdef const uint8_t *payload
+    cdef const uint16_t *starts
+    cdef const Record *record
+    cdef uint8_t keep = entry_k(e) & k, toggle = (entry_x(e) & k) ^ x
+    cdef uint8_t both
+    cdef uint8_t[512] plane
+    cdef int i, stop, start = 0
+    if handle == 0:
+        memset(block, toggle, 512)
+        return
+    if not is_coded(handle):
+        kernels.expand(<const uint64_t *>address_of(family, handle), keep, toggle, block)
+        return
+    record = <const Record *>address_of(family, handle)
+    payload = <const uint8_t *>record + sizeof(Record)
+    if record.kind == CODED_BYTES:
+        memcpy(block, payload, 512)
+        kernels.affine(block, 512, keep, toggle)
+    elif record.kind == CODED_PALETTE:
+        # value = p0 ^ (plane 0: p0 ^ p1) ^ (plane 1: p0 ^ p2) ^ (both: p0 ^ p1 ^ p2 ^ p3)
+        words = <const uint64_t *>payload
+        payload += 128
+        kernels.expand(words, payload[0] ^ payload[1], payload[0], block)
+        kernels.expand(words + 8, payload[0] ^ payload[2], 0, plane)
+        xor_block(block, plane)
+        both = payload[0] ^ payload[1] ^ payload[2] ^ payload[3]
+        if both:
+            expand_both(words, both, plane)
+            xor_block(block, plane)
+        kernels.affine(block, 512, keep, toggle)
+    else:
+        starts = <const uint16_t *>payload
+        payload += 2 * (record.count - 1)
+        for i in range(record.count):
+            stop = starts[i] if i < record.count - 1 else 512
+            memset(block + start, (payload[i] & keep) ^ toggle, stop - start)
+            start = stop
+
+
+cdef inline void xor_block(uint8_t *block, const uint8_t *other) noexcept nogil:
+    cdef int i
+    for i in range(512):
+        block[i] ^= other[i]
+
+
+cdef inline void expand_both(const uint64_t *words, uint8_t value, uint8_t *out) noexcept nogil:
+    cdef uint64_t[8] both
+    cdef int i
+    for i in range(8):
+        both[i] = words[i] & words[8 + i]
+    kernels.expand(both, value, 0, out)
+
+
+# ---- encoding ----
+
+# A block as it will be stored: decided before anything is allocated or overwritten.
+cdef struct Plan:
+    int kind                # 0: uniform, -1: bitmap, else CodedKind
+    int size_class
+    int count               # values of a palette, runs of a run leaf
+    uint8_t varying
+    uint8_t[4] values
+    uint64_t[4][8] bits     # pages that have values[i]
+
+
+cdef inline bint full_bits(const uint64_t *bits) noexcept nogil:
+    cdef uint64_t every = bits[0]
+    cdef int i
+    for i in range(1, 8):
+        every &= bits[i]
+    return every == <uint64_t>-1
+
+
+cdef int count_transitions(const uint8_t *block) noexcept nogil:
+    """The number of pages of a block that differ from the page before them."""
+    cdef int i, count = 0
+    for i in range(1, 512):
+        count += block[i] != block[i - 1]
+    return count
+
+
+cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
+    """Choose the smallest encoding of a block."""
+    cdef uint64_t[8] seen
+    cdef int i, runs, bytes_of_runs
+    plan.count = 0
+    memset(seen, 0, sizeof(seen))
+    # Peel off one value at a time: the first page that no value so far explains gives the next one.
+    while plan.count < 4:
+        i = 0
+        while i < 8 and seen[i] == <uint64_t>-1:
+            i += 1
+        if i == 8:
+            break
+        plan.values[plan.count] = block[64 * i + kvmattr_first_bit(~seen[i])]
+        kernels.match(block, plan.values[plan.count], 0xff, plan.bits[plan.count])
+        for i in range(8):
+            seen[i] |= plan.bits[plan.count][i]
+        plan.count += 1
+    if plan.count == 1:
+        plan.kind = 0
+        plan.varying = 0
+        return
+    if plan.count == 2:
+        plan.kind = -1
+        plan.size_class = BITMAP_CLASS
+        plan.varying = plan.values[0] ^ plan.values[1]
+        return
+    plan.varying = kernels.varying(block)
+    if plan.count <= 4 and full_bits(seen):
+        plan.kind = CODED_PALETTE
+        plan.size_class = class_of_units[(PALETTE_BYTES + 15) // 16]
+    else:
+        plan.kind = CODED_BYTES
+        plan.size_class = class_of_units[(BYTES_BYTES + 15) // 16]
+    runs = count_transitions(block) + 1
+    bytes_of_runs = <int>sizeof(Record) + 3 * runs - 2
+    if runs <= LEAF_RUNS and bytes_of_runs < class_bytes[plan.size_class]:
+        plan.kind = CODED_RUNS
+        plan.count = runs
+        plan.size_class = class_of_units[(bytes_of_runs + 15) // 16]
+
+
+cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
+                    const Plan *plan) noexcept nogil:
+    """Write a planned block into its record."""
+    cdef uint64_t *words
+    cdef uint8_t *payload
+    cdef uint16_t *starts
+    cdef Record *record
+    cdef int i, run = 0
+    if plan.kind == -1:
+        memcpy(address_of(family, handle), plan.bits[1], 64)
+        return
+    record = <Record *>address_of(family, handle)
+    record.count = <uint8_t>plan.count
+    record.writes = 0
+    payload = <uint8_t *>record + sizeof(Record)
+    if plan.kind == CODED_BYTES:
+        memcpy(payload, block, 512)
+    elif plan.kind == CODED_PALETTE:
+        words = <uint64_t *>payload
+        for i in range(8):
+            words[i] = plan.bits[1][i] | (plan.bits[3][i] if plan.count == 4 else 0)
+            words[8 + i] = plan.bits[2][i] | (plan.bits[3][i] if plan.count == 4 else 0)
+        for i in range(4):
+            payload[128 + i] = plan.values[i if i < plan.count else 0]
+    else:
+        starts = <uint16_t *>payload
+        payload += 2 * (plan.count - 1)
+        payload[0] = block[0]
+        for i in range(1, 512):
+            if block[i] != block[i - 1]:
+                starts[run] = <uint16_t>i
+                run += 1
+                payload[run] = block[i]
+
+
+cdef inline Entry leaf_entry(uint32_t handle, const uint8_t *block, const Plan *plan) noexcept nogil:
+    if plan.kind == 0:
+        return entry_uniform(block[0])
+    if plan.kind == -1:
+        return entry_make(handle, plan.varying, plan.values[0], plan.varying, block[0])
+    return entry_make(handle, 0xff, 0, plan.varying, block[0])
+
+
+cdef Entry leaf_store(Family *family, uint32_t old, const uint8_t *block) noexcept nogil:
+    """The entry for a block of 512 values, in place of the leaf `old` (0 for none), whose reference passes to
+    this call: its record is used again if it is ours alone and has the right size."""
+    cdef Plan plan
+    cdef uint32_t handle = 0
+    cdef bint reuse
+    leaf_plan(block, &plan)
+    if plan.kind == 0:
+        release(family, old)
+        return entry_uniform(block[0])
+    reuse = False
+    if old and reference_count(family, old)[0] == 1:
+        if is_coded(old):
+            reuse = (plan.kind > 0 and (<Record *>address_of(family, old)).kind == plan.kind
+                     and (<Record *>address_of(family, old)).size_class == plan.size_class)
+        else:
+            reuse = plan.kind == -1
+        if not reuse:
+            family.counters.leaf_conversions += 1
+    if reuse:
+        handle = old
+    else:
+        release(family, old)
+        handle = leaf_new(family, plan.size_class, plan.kind)
+    leaf_fill(family, handle, block, &plan)
+    return leaf_entry(handle, block, &plan)

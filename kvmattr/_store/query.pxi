@@ -1,0 +1,340 @@
+# Queries: what can be told from V and F is never looked at.
+#
+# For a question (page & mask) == attributes, an entry answers for all pages below at once where no masked bit
+# varies, and denies for all where a masked bit that does not vary differs. Only the rest is walked. V may be
+# loose, so it prunes and never decides: what it leaves open is looked at again, without writing.
+
+# One search serves update's "would it change", all, any, find, uniform, run and level.
+cdef struct Question:
+    uint8_t want            # attributes, within mask
+    uint8_t mask
+    bint match              # look for a page that matches (True) or for one that does not
+    bint backward           # the last such page, not the first
+
+cdef enum:
+    NOT_FOUND = -1
+
+
+cdef int64_t entry_search(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                          uint8_t x, const Question *question) noexcept nogil:
+    """The first (or last) page in [lo, hi) of the subtree, not empty, that the question looks for;
+    (k, x) is what the entries above do to its values."""
+    cdef uint8_t varying = entry_varying(e) & k & question.mask
+    cdef uint8_t differ = ((entry_first(e) & k) ^ x ^ question.want) & question.mask
+    cdef const Entry *entries
+    cdef int64_t found
+    cdef uint64_t span, base
+    cdef int shift, i, first, last, step
+    if varying == 0:
+        if (differ == 0) != question.match:
+            return NOT_FOUND
+        return <int64_t>(hi - 1 if question.backward else lo)
+    if differ & ~varying:                           # no page matches
+        if question.match:
+            return NOT_FOUND
+        return <int64_t>(hi - 1 if question.backward else lo)
+    if lo == 0 and not question.backward and (differ == 0) == question.match:
+        return 0                                    # the first page is one
+    if level == 2:
+        return leaf_search(family, e, lo, hi, k, x, question)
+    if not is_node(entry_handle(e)):
+        return run_list_search(family, e, lo, hi, k, x, question)
+    x ^= entry_x(e) & k
+    k &= entry_k(e)
+    entries = node_at(family, entry_handle(e))
+    shift = level_shift(level - 1)
+    span = level_span(level - 1)
+    first = <int>(lo >> shift)
+    last = <int>((hi - 1) >> shift)
+    i = last if question.backward else first
+    step = -1 if question.backward else 1
+    while first <= i <= last:
+        base = <uint64_t>i << shift
+        found = entry_search(family, entries[i], level - 1, lo - base if i == first else 0,
+                             hi - base if i == last else span, k, x, question)
+        if found >= 0:
+            return found + <int64_t>base
+        i += step
+    return NOT_FOUND
+
+
+cdef int64_t bits_search(const uint64_t *bits, int lo, int hi, bint backward) noexcept nogil:
+    """The first or last set bit in [lo, hi) of a block's 512."""
+    cdef int i, first = lo >> 6, last = (hi - 1) >> 6
+    cdef uint64_t word
+    for i in range(first, last + 1):
+        if backward:
+            i = last - (i - first)
+        word = bits[i]
+        if i == first:
+            word &= <uint64_t>-1 << (lo & 63)
+        if i == last:
+            word &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+        if word:
+            return 64 * i + (kvmattr_last_bit(word) if backward else kvmattr_first_bit(word))
+    return NOT_FOUND
+
+
+cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const Question *question,
+                     uint64_t *bits) noexcept nogil:
+    """The pages of a block that the question looks for, as bits."""
+    cdef const uint64_t *words
+    cdef uint8_t zero, one
+    cdef uint64_t when_one, when_zero
+    cdef uint8_t[512] block
+    cdef int i
+    if entry_handle(e) == 0 or is_coded(entry_handle(e)):
+        leaf_decode(family, e, k, x, block)
+        kernels.match(block, question.want, question.mask, bits)
+        if not question.match:
+            for i in range(8):
+                bits[i] = ~bits[i]
+        return
+    words = <const uint64_t *>address_of(family, entry_handle(e))
+    zero = ((entry_x(e) & k) ^ x ^ question.want) & question.mask
+    one = (((entry_x(e) ^ entry_k(e)) & k) ^ x ^ question.want) & question.mask
+    when_zero = <uint64_t>-1 if (zero == 0) == question.match else 0
+    when_one = <uint64_t>-1 if (one == 0) == question.match else 0
+    for i in range(8):
+        bits[i] = (words[i] & when_one) | (~words[i] & when_zero)
+
+
+cdef int64_t leaf_search(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                         const Question *question) noexcept nogil:
+    cdef uint64_t[8] bits
+    leaf_match(family, e, k, x, question, bits)
+    return bits_search(bits, <int>lo, <int>hi, question.backward)
+
+
+cdef int64_t run_list_search(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                             const Question *question) noexcept nogil:
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record = run_list_at(family, entry_handle(e), &starts, &values)
+    cdef uint64_t start, stop
+    cdef uint8_t value
+    cdef int first = run_list_find(starts, record.count, lo)
+    cdef int last = run_list_find(starts, record.count, hi - 1)
+    cdef int i = last if question.backward else first
+    while first <= i <= last:
+        value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
+        if (((value ^ question.want) & question.mask) == 0) == question.match:
+            start = starts[i - 1] if i > 0 else 0
+            stop = starts[i] if i < record.count - 1 else hi
+            if question.backward:
+                return <int64_t>((stop if stop < hi else hi) - 1)
+            return <int64_t>(start if start > lo else lo)
+        i += -1 if question.backward else 1
+    return NOT_FOUND
+
+
+cdef int64_t map_search(const Map *map, uint64_t start, uint64_t stop, const Question *question) noexcept nogil:
+    """The first (or last) page in [start, stop) that the question looks for, or NOT_FOUND."""
+    cdef uint64_t covered = level_span(map.level)
+    cdef bint rest_is_one = (((map.rest ^ question.want) & question.mask) == 0) == question.match
+    cdef int64_t found = NOT_FOUND
+    if start >= stop:
+        return NOT_FOUND
+    if question.backward and stop > covered and rest_is_one:
+        return <int64_t>(stop - 1)
+    if start < covered:
+        found = entry_search(map.family, map.root, map.level, start, stop if stop < covered else covered,
+                             0xff, 0, question)
+    if found < 0 and not question.backward and stop > covered and rest_is_one:
+        found = <int64_t>(start if start > covered else covered)
+    return found
+
+
+cdef inline int64_t map_find(const Map *map, uint64_t start, uint64_t stop, uint8_t want, uint8_t mask,
+                             bint match) noexcept nogil:
+    cdef Question question
+    if want & ~mask:                    # a bit that the mask hides is asked for: no page has it
+        if match or start >= stop:
+            return NOT_FOUND
+        return <int64_t>start
+    question.want = want
+    question.mask = mask
+    question.match = match
+    question.backward = False
+    return map_search(map, start, stop, &question)
+
+
+cdef inline bint map_would_change(const Map *map, uint64_t start, uint64_t stop, uint8_t k,
+                                  uint8_t x) noexcept nogil:
+    """Whether (old & k) ^ x differs from old on any page of [start, stop), not empty."""
+    cdef uint8_t old
+    if stop - start == 1:
+        old = map_get(map, start)
+        return ((old & k) ^ x) != old
+    if k & x:
+        return True                     # a toggled bit changes every page
+    return map_find(map, start, stop, x, ~k, False) >= 0
+
+
+cdef int64_t map_uniform(const Map *map, uint64_t start, uint64_t stop) noexcept nogil:
+    """The one value of [start, stop), or NOT_FOUND."""
+    cdef uint8_t value
+    if start >= stop:
+        return NOT_FOUND
+    value = map_get(map, start)
+    if map_find(map, start, stop, value, 0xff, False) >= 0:
+        return NOT_FOUND
+    return value
+
+
+cdef void map_run(const Map *map, uint64_t gfn, uint64_t *start, uint64_t *stop) noexcept nogil:
+    """The run that holds a page."""
+    cdef Question question
+    cdef int64_t found
+    question.want = map_get(map, gfn)
+    question.mask = 0xff
+    question.match = False
+    question.backward = False
+    found = map_search(map, gfn, map.pages, &question)
+    stop[0] = map.pages if found < 0 else <uint64_t>found
+    question.backward = True
+    found = map_search(map, 0, gfn, &question)
+    start[0] = <uint64_t>(found + 1)
+
+
+cdef int map_level(const Map *map, uint64_t gfn) noexcept nogil:
+    """The highest level whose block around gfn is uniform and inside the map."""
+    cdef uint64_t start, stop, base
+    cdef int level = 1
+    map_run(map, gfn, &start, &stop)
+    while level < MAX_LEVEL:
+        base = gfn & ~(level_span(level + 1) - 1)
+        if base < start or base + level_span(level + 1) > stop:
+            break
+        level += 1
+    return level
+
+
+# ---- sums ----
+
+cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                          uint8_t x, const Question *question) noexcept nogil:
+    """The number of pages in [lo, hi), not empty, that match."""
+    cdef uint8_t varying = entry_varying(e) & k & question.mask
+    cdef uint8_t differ = ((entry_first(e) & k) ^ x ^ question.want) & question.mask
+    cdef const Entry *entries
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint64_t[8] bits
+    cdef uint64_t sum = 0, span, base, start, stop
+    cdef uint8_t value
+    cdef int shift, i, first, last
+    if varying == 0:
+        return hi - lo if differ == 0 else 0
+    if differ & ~varying:
+        return 0
+    if level == 2:
+        leaf_match(family, e, k, x, question, bits)
+        return bits_count(bits, <int>lo, <int>hi)
+    if not is_node(entry_handle(e)):
+        record = run_list_at(family, entry_handle(e), &starts, &values)
+        for i in range(run_list_find(starts, record.count, lo), record.count):
+            start = starts[i - 1] if i > 0 else 0
+            stop = starts[i] if i < record.count - 1 else hi
+            if start >= hi:
+                break
+            value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
+            if (value ^ question.want) & question.mask == 0:
+                sum += (stop if stop < hi else hi) - (start if start > lo else lo)
+        return sum
+    x ^= entry_x(e) & k
+    k &= entry_k(e)
+    entries = node_at(family, entry_handle(e))
+    shift = level_shift(level - 1)
+    span = level_span(level - 1)
+    first = <int>(lo >> shift)
+    last = <int>((hi - 1) >> shift)
+    for i in range(first, last + 1):
+        base = <uint64_t>i << shift
+        if level == 3 and i + 8 <= last:
+            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 8])))
+        sum += entry_count(family, entries[i], level - 1, lo - base if i == first else 0,
+                           hi - base if i == last else span, k, x, question)
+    return sum
+
+
+cdef inline uint64_t bits_count(uint64_t *bits, int lo, int hi) noexcept nogil:
+    """The set bits in [lo, hi) of a block's 512; clears those outside."""
+    cdef int i
+    for i in range(0, lo >> 6):
+        bits[i] = 0
+    bits[lo >> 6] &= <uint64_t>-1 << (lo & 63)
+    bits[(hi - 1) >> 6] &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+    for i in range(((hi - 1) >> 6) + 1, 8):
+        bits[i] = 0
+    return kernels.popcount(bits, 8)
+
+
+cdef uint64_t map_count(const Map *map, uint64_t start, uint64_t stop, uint8_t want,
+                        uint8_t mask) noexcept nogil:
+    cdef Question question
+    cdef uint64_t covered = level_span(map.level), sum = 0
+    if start >= stop or want & ~mask:
+        return 0
+    question.want = want
+    question.mask = mask
+    question.match = True
+    question.backward = False
+    if start < covered:
+        sum = entry_count(map.family, map.root, map.level, start, stop if stop < covered else covered,
+                          0xff, 0, &question)
+    if stop > covered and (map.rest ^ want) & mask == 0:
+        sum += stop - (start if start > covered else covered)
+    return sum
+
+
+cdef void entry_values(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                       uint8_t *seen) noexcept nogil:
+    """Set seen[v] for the value v of every page in [lo, hi), not empty."""
+    cdef const Entry *entries
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint8_t[512] block
+    cdef uint64_t span, base
+    cdef int shift, i, first, last
+    if entry_varying(e) & k == 0:
+        seen[(entry_first(e) & k) ^ x] = 1
+        return
+    if level == 2:
+        if not is_coded(entry_handle(e)) and hi - lo == PAGES_PER_BLOCK:
+            seen[(entry_x(e) & k) ^ x] = 1
+            seen[((entry_x(e) ^ entry_k(e)) & k) ^ x] = 1
+            return
+        leaf_decode(family, e, k, x, block)
+        for i in range(<int>lo, <int>hi):
+            seen[block[i]] = 1
+        return
+    if not is_node(entry_handle(e)):
+        record = run_list_at(family, entry_handle(e), &starts, &values)
+        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
+            seen[(((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x] = 1
+        return
+    x ^= entry_x(e) & k
+    k &= entry_k(e)
+    entries = node_at(family, entry_handle(e))
+    shift = level_shift(level - 1)
+    span = level_span(level - 1)
+    first = <int>(lo >> shift)
+    last = <int>((hi - 1) >> shift)
+    for i in range(first, last + 1):
+        base = <uint64_t>i << shift
+        entry_values(family, entries[i], level - 1, lo - base if i == first else 0,
+                     hi - base if i == last else span, k, x, seen)
+
+
+cdef void map_values(const Map *map, uint64_t start, uint64_t stop, uint8_t *seen) noexcept nogil:
+    cdef uint64_t covered = level_span(map.level)
+    memset(seen, 0, 256)
+    if start >= stop:
+        return
+    if start < covered:
+        entry_values(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0, seen)
+    if stop > covered:
+        seen[map.rest] = 1

@@ -1,0 +1,319 @@
+# The tree: look-up of a page, and the one update `new = (old & k) ^ x` on a range.
+#
+# An update goes in three steps: is there anything to change (query.pxi), is there memory for the worst case
+# (arena_reserve), then change it, which cannot fail any more.
+
+cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
+    """The attributes of one page below an entry: compose the operations on the way down."""
+    cdef uint32_t handle = entry_handle(e)
+    cdef uint32_t keep = 0xff, toggle = 0
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    while level > 2:
+        if handle == 0:
+            return <uint8_t>((entry_x(e) & keep) ^ toggle)
+        toggle ^= <uint32_t>(e >> 40) & keep
+        keep &= <uint32_t>(e >> 32)
+        if not is_node(handle):
+            record = run_list_at(family, handle, &starts, &values)
+            page &= level_span(level) - 1
+            return <uint8_t>((values[run_list_find(starts, record.count, page)] & keep) ^ toggle)
+        e = node_at(family, handle)[(page >> (9 * (level - 2))) & 511]
+        handle = entry_handle(e)
+        level -= 1
+    toggle ^= <uint32_t>(e >> 40) & keep
+    keep &= <uint32_t>(e >> 32)
+    return <uint8_t>((leaf_raw(family, handle, page & 511) & keep) ^ toggle)
+
+
+cdef enum:
+    LOOSE_UPDATES = 64      # single-entry updates of a node before its V is computed anew
+
+
+cdef inline uint8_t map_get(const Map *map, uint64_t gfn) noexcept nogil:
+    if gfn >= level_span(map.level):
+        return map.rest
+    return tree_get(map.family, map.root, map.level, gfn)
+
+
+cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
+    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot."""
+    cdef Entry *entries = node_at(family, handle)
+    cdef uint8_t varying = kernels.summary(entries)
+    page_info(family, handle >> 9).loosened = 0
+    if varying == 0:
+        # No bit varies, so no entry has a handle: nothing below needs a release.
+        varying = entry_first(entries[0])
+        count_node(family, -1)
+        family.counters.node_frees += 1
+        page_give_back(family, handle >> 9)
+        return entry_uniform(varying)
+    return entry_make(handle, 0xff, 0, varying, entry_first(entries[0]))
+
+
+cdef uint32_t node_uniform(Family *family, int level, uint8_t value) noexcept nogil:
+    cdef uint32_t handle = node_new(family, level)
+    cdef Entry *entries = node_at(family, handle)
+    cdef Entry e = entry_uniform(value)
+    cdef int i
+    for i in range(512):
+        entries[i] = e
+    return handle
+
+
+cdef uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogil:
+    """A node with the same entries that is ours alone: itself, or a copy that shares its children."""
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    cdef Entry *entries
+    cdef uint32_t copy
+    cdef int i
+    if info.references == 1:
+        return handle
+    copy = node_new(family, level)
+    info = page_info(family, handle >> 9)
+    entries = node_at(family, copy)
+    memcpy(entries, node_at(family, handle), PAGE_BYTES)
+    for i in range(512):
+        retain(family, entry_handle(entries[i]))
+    info.references -= 1
+    info.shares = 1
+    page_info(family, copy >> 9).shares = 1
+    family.counters.node_copies += 1
+    return copy
+
+
+cdef void entries_apply(Family *family, Entry *entries, int count, uint8_t k, uint8_t x) noexcept nogil:
+    """The operation on whole subtrees, one word each. Those in which nothing varies any more are dropped."""
+    cdef int i
+    for i in range(count):
+        if entry_handle(entries[i]) and entry_varying(entries[i]) & k == 0:
+            release(family, entry_handle(entries[i]))
+            entries[i] = entry_uniform(entry_first(entries[i]))
+    kernels.apply(entries, count, keep_word(k), toggle_word(x))
+
+
+cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                       uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on the pages [lo, hi) of the subtree at *slot, which lies in memory of ours."""
+    cdef Entry e = slot[0]
+    cdef uint32_t handle
+    cdef Entry *entries
+    cdef PageInfo *info
+    cdef uint8_t[512] block
+    cdef Runs runs
+    cdef int shift, first, last, i
+    cdef uint64_t base
+    if hi - lo == level_span(level):
+        entries_apply(family, slot, 1, k, x)
+        return
+    handle = entry_handle(e)
+    if level == 2:
+        leaf_decode(family, e, 0xff, 0, block)
+        kernels.affine(block + lo, hi - lo, k, x)
+        slot[0] = leaf_store(family, handle, block)
+        return
+    if handle == 0 or not is_node(handle):
+        runs_load(family, e, &runs)
+        runs_apply(&runs, lo, hi, level_span(level), k, x)
+        if runs.count == 1:
+            release(family, handle)
+            slot[0] = entry_uniform(runs.values[0])
+        elif runs.count <= RUN_LIST_RUNS:
+            slot[0] = run_list_store(family, handle, &runs)
+        else:
+            release(family, handle)
+            slot[0] = runs_build(family, level, runs.starts, runs.values, runs.count, 0)
+        return
+    # A node. Make it ours, bring down what is pending on it, then go on below.
+    handle = node_own(family, handle, level)
+    entries = node_at(family, handle)
+    info = page_info(family, handle >> 9)
+    if entry_k(e) != 0xff or entry_x(e) != 0:
+        entries_apply(family, entries, 512, entry_k(e), entry_x(e))
+    shift = level_shift(level - 1)
+    first = <int>(lo >> shift)
+    last = <int>((hi - 1) >> shift)
+    if first == last:
+        base = <uint64_t>first << shift
+        entry_update(family, &entries[first], level - 1, lo - base, hi - base, k, x)
+        # One entry changed: V can be widened without looking at the other 511, unless it may have become
+        # uniform or has been widened often enough to be worth a fresh look.
+        info.loosened += 1
+        if info.loosened < LOOSE_UPDATES and not (
+                entry_handle(entries[first]) == 0 and entries[first] == entries[0]
+                and entries[first] == entries[511]):
+            slot[0] = entry_make(handle, 0xff, 0,
+                                 entry_varying(e) | entry_varying(entries[first])
+                                 | (entry_first(entries[first]) ^ entry_first(entries[0]))
+                                 | (entry_first(entries[0]) ^ entry_first(e)),
+                                 entry_first(entries[0]))
+            return
+    else:
+        i = first
+        if lo & (level_span(level - 1) - 1):
+            entry_update(family, &entries[i], level - 1, lo & (level_span(level - 1) - 1),
+                         level_span(level - 1), k, x)
+            i += 1
+        if hi & (level_span(level - 1) - 1):
+            entries_apply(family, &entries[i], last - i, k, x)
+            entry_update(family, &entries[last], level - 1, 0, hi & (level_span(level - 1) - 1), k, x)
+        else:
+            entries_apply(family, &entries[i], last + 1 - i, k, x)
+    slot[0] = node_entry(family, handle)
+
+
+# ---- the map: a root and what lies above it ----
+
+cdef void map_heighten(Map *map) noexcept nogil:
+    """One level more: the root covers 512 times as many pages, those that it gains have the value `rest`."""
+    cdef Family *family = map.family
+    cdef Entry e = map.root
+    cdef uint32_t handle = entry_handle(e)
+    cdef uint64_t span = level_span(map.level)
+    cdef Runs runs
+    cdef Entry *entries
+    cdef int level = map.level + 1
+    if handle == 0 and entry_first(e) == map.rest:
+        pass
+    elif handle == 0 or (map.level > 2 and not is_node(handle)):
+        runs_load(family, e, &runs)
+        runs_append(&runs, span, map.rest)
+        release(family, handle)
+        if runs.count <= RUN_LIST_RUNS:
+            map.root = run_list_store(family, 0, &runs)
+        else:
+            map.root = runs_build(family, level, runs.starts, runs.values, runs.count, 0)
+    else:
+        handle = node_uniform(family, level, map.rest)
+        entries = node_at(family, handle)
+        entries[0] = e
+        map.root = node_entry(family, handle)
+    map.level = level
+
+
+cdef void map_lower(Map *map) noexcept nogil:
+    """Take levels off while all that is stored lies below the root node's first entry."""
+    cdef Entry top = entry_uniform(map.rest)
+    cdef Entry *entries
+    cdef uint32_t handle
+    cdef int i
+    while map.level > 2:
+        handle = entry_handle(map.root)
+        if (handle == 0 or not is_node(handle) or page_info(map.family, handle >> 9).references != 1
+                or entry_k(map.root) != 0xff or entry_x(map.root) != 0):
+            return
+        entries = node_at(map.family, handle)
+        for i in range(1, 512):
+            if entries[i] != top:
+                return
+        map.root = entries[0]
+        map.level -= 1
+        entries[0] = top            # its reference went to the root
+        release(map.family, handle)
+
+
+cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on [start, stop), not empty; the worst case is reserved."""
+    cdef uint64_t covered
+    # The pages above npages always equal the last one, so that an update that reaches npages covers whole
+    # subtrees to the end of the space (a 64 GiB guest in a root of 512 GiB needs one word for an OR over all).
+    if stop == map.pages:
+        while level_span(map.level) <= start:
+            map_heighten(map)
+        stop = level_span(map.level)
+        map.rest = (map.rest & k) ^ x
+    else:
+        while level_span(map.level) < stop:
+            map_heighten(map)
+    entry_update(map.family, &map.root, map.level, start, stop, k, x)
+    if entry_handle(map.root) == 0:
+        if entry_first(map.root) == map.rest:
+            map.level = 2
+    elif start >= level_span(map.level - 1):
+        map_lower(map)
+    map.version += 1
+    if map.family.dead_nodes:
+        release_dead(map.family, DEAD_SLICE)
+
+
+cdef enum UpdateResult:
+    UPDATE_NO_MEMORY = -1
+    UPDATE_UNCHANGED = 0
+    UPDATE_CHANGED = 1
+
+
+cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on [start, stop), checked by the caller, with exact news of whether it changed any
+    page. Out of memory changes nothing."""
+    if start >= stop:
+        return UPDATE_UNCHANGED
+    if not map_would_change(map, start, stop, k, x):
+        return UPDATE_UNCHANGED
+    if available_pages(map.family) < RESERVE_PAGES and arena_reserve(map.family, RESERVE_PAGES) < 0:
+        return UPDATE_NO_MEMORY
+    map_change(map, start, stop, k, x)
+    return UPDATE_CHANGED
+
+
+cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """The update of one page. In a bitmap leaf of ours that holds both the old and the new value it is a flip
+    of one bit; everything else goes the way of a range."""
+    cdef Family *family = map.family
+    cdef Entry e = map.root
+    cdef Entry *entries
+    cdef PageInfo *info
+    cdef uint32_t handle = entry_handle(e)
+    cdef int level = map.level
+    cdef bint ours = True
+    cdef bint shared = False
+    cdef uint8_t old, new
+    cdef uint64_t *words
+    cdef uint64_t word, bit
+    if gfn >= level_span(level) or gfn & 511 == 0 or gfn + 1 == map.pages:
+        return map_update(map, gfn, gfn + 1, k, x)
+    while level > 2:
+        if handle == 0 or not is_node(handle) or entry_k(e) != 0xff or entry_x(e) != 0:
+            return map_update(map, gfn, gfn + 1, k, x)
+        info = page_info(family, handle >> 9)
+        ours &= info.references == 1
+        shared = info.shares
+        e = node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
+        handle = entry_handle(e)
+        level -= 1
+    if handle == 0 or is_coded(handle):
+        return map_update(map, gfn, gfn + 1, k, x)
+    words = <uint64_t *>address_of(family, handle) + ((gfn >> 6) & 7)
+    word = words[0]
+    bit = <uint64_t>1 << (gfn & 63)
+    old = entry_x(e) ^ (entry_k(e) if word & bit else 0)
+    new = (old & k) ^ x
+    if new == old:
+        return UPDATE_UNCHANGED
+    if (new ^ old) != entry_k(e) or not ours:
+        return map_update(map, gfn, gfn + 1, k, x)
+    if (shared or map.level == 2) and reference_count(family, handle)[0] != 1:
+        return map_update(map, gfn, gfn + 1, k, x)
+    word ^= bit
+    # The leaf may be uniform now, only if this word is.
+    if word + 1 <= 1 and words_uniform(words - ((gfn >> 6) & 7), (gfn >> 6) & 7, word):
+        return map_update(map, gfn, gfn + 1, k, x)
+    words[0] = word
+    map.version += 1
+    return UPDATE_CHANGED
+
+
+cdef inline bint words_uniform(const uint64_t *words, int except_at, uint64_t value) noexcept nogil:
+    cdef int i
+    for i in range(8):
+        if i != except_at and words[i] != value:
+            return False
+    return True
+
+
+cdef void map_fill(Map *map, uint8_t value) noexcept nogil:
+    release(map.family, entry_handle(map.root))
+    map.root = entry_uniform(value)
+    map.rest = value
+    map.level = 2
+    map.version += 1

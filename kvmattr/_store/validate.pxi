@@ -1,0 +1,188 @@
+# validate(): every invariant computed anew, the first broken one named.
+
+cdef struct Audit:
+    const Family *family
+    uint32_t *seen[SEGMENTS]    # references found to each handle, one cell for two granules
+    uint64_t nodes
+    uint64_t leaves
+    uint64_t run_lists
+    uint64_t live_bytes
+    const char *broken          # the first broken invariant, or NULL
+    int broken_level
+    uint64_t broken_gfn
+
+
+cdef inline bint audit_fail(Audit *audit, const char *what, int level, uint64_t gfn) noexcept nogil:
+    if audit.broken == NULL:
+        audit.broken = what
+        audit.broken_level = level
+        audit.broken_gfn = gfn
+    return False
+
+
+cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *first, uint8_t *varying) noexcept nogil:
+    """Check one subtree; report the value of its first page and the bits that really vary."""
+    cdef const Family *family = audit.family
+    cdef uint32_t handle = entry_handle(e), page = handle >> 9
+    cdef uint32_t *seen
+    cdef const PageInfo *info
+    cdef const Entry *entries
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint8_t[512] block
+    cdef uint8_t child_first, child_varying, raw_first = 0, raw_varying = 0
+    cdef int i, segment = handle >> SEGMENT_SHIFT
+    if handle == 0:
+        first[0] = entry_first(e)
+        varying[0] = 0
+        if e != entry_uniform(entry_first(e)):
+            return audit_fail(audit, "a uniform entry has k = 0, V = 0 and x = F", level, gfn)
+        return True
+    if segment >= family.segment_count or segment == 0:
+        return audit_fail(audit, "a handle names a segment of the family", level, gfn)
+    if (page & ((1 << (SEGMENT_SHIFT - 9)) - 1)) >= family.segments[segment].touched:
+        return audit_fail(audit, "a handle names a page that was handed out", level, gfn)
+    info = page_info(family, page)
+    if entry_varying(e) == 0:
+        return audit_fail(audit, "an entry in which nothing varies is uniform", level, gfn)
+    seen = &audit.seen[segment][(handle & ((1 << SEGMENT_SHIFT) - 1)) >> 1]
+    seen[0] += 1
+    if level > 2 and is_node(handle):
+        if info.kind != PAGE_NODE:
+            return audit_fail(audit, "a node's page is marked as a node", level, gfn)
+        if info.level != level:
+            return audit_fail(audit, "a node's page tells its level", level, gfn)
+        entries = node_at(family, handle)
+        if seen[0] > 1:
+            # Met before, through another reference: what is below was checked and counted then.
+            raw_first = entry_first(entries[0])
+            raw_varying = entry_varying(e)
+        for i in range(512 if seen[0] == 1 else 0):
+            if not audit_entry(audit, entries[i], level - 1, gfn + (<uint64_t>i << level_shift(level - 1)),
+                               &child_first, &child_varying):
+                return False
+            if i == 0:
+                raw_first = child_first
+            raw_varying |= child_varying | (child_first ^ raw_first)
+            if (not info.shares and level == 3 and entry_handle(entries[i])
+                    and reference_count(family, entry_handle(entries[i]))[0] != 1):
+                return audit_fail(audit, "only a node marked so shares its leaves", level, gfn)
+        if seen[0] == 1:
+            audit.nodes += 1
+            audit.live_bytes += PAGE_BYTES
+    elif is_node(handle):
+        return audit_fail(audit, "a block is stored in a leaf", level, gfn)
+    elif level > 2:
+        if not is_coded(handle) or info.kind < PAGE_SLAB:
+            return audit_fail(audit, "a run list lies in a slab", level, gfn)
+        record = run_list_at(family, handle, &starts, &values)
+        if record.kind != CODED_RUN_LIST or record.count < 2 or record.count > RUN_LIST_RUNS:
+            return audit_fail(audit, "a run list has 2 .. RUN_LIST_RUNS runs", level, gfn)
+        if run_list_size(record.count) > class_bytes[record.size_class]:
+            return audit_fail(audit, "a run list fits its record", level, gfn)
+        raw_first = values[0]
+        for i in range(record.count - 1):
+            if starts[i] <= (starts[i - 1] if i else 0) or starts[i] >= level_span(level):
+                return audit_fail(audit, "a run list's starts rise within its subtree", level, gfn)
+            if values[i] == values[i + 1]:
+                return audit_fail(audit, "neighbours in a run list differ", level, gfn)
+            raw_varying |= values[i + 1] ^ raw_first
+        if (raw_varying & entry_k(e)) != entry_varying(e):
+            return audit_fail(audit, "a run list's V is exact", level, gfn)
+        if seen[0] == 1:
+            audit.run_lists += 1
+            audit.live_bytes += class_bytes[record.size_class]
+    else:
+        if info.kind < PAGE_SLAB:
+            return audit_fail(audit, "a leaf lies in a slab", level, gfn)
+        leaf_decode(family, entry_make(handle, 0xff, 0, 0, 0), 0xff, 0, block)
+        raw_first = block[0]
+        raw_varying = kernels.varying(block)
+        if raw_varying == 0:
+            return audit_fail(audit, "a leaf is never uniform", level, gfn)
+        if (raw_varying & entry_k(e)) != entry_varying(e):
+            return audit_fail(audit, "a leaf's V is exact", level, gfn)
+        if not is_coded(handle) and entry_k(e) != entry_varying(e):
+            return audit_fail(audit, "a bitmap leaf's k is what its two values differ in", level, gfn)
+        if is_coded(handle) and (<Record *>address_of(family, handle)).size_class != info.kind - PAGE_SLAB:
+            return audit_fail(audit, "a record's size class is its slab's", level, gfn)
+        if seen[0] == 1:
+            audit.leaves += 1
+            audit.live_bytes += class_bytes[info.kind - PAGE_SLAB] if is_coded(handle) else 64
+    first[0] = (raw_first & entry_k(e)) ^ entry_x(e)
+    varying[0] = raw_varying & entry_k(e)
+    if first[0] != entry_first(e):
+        return audit_fail(audit, "F is the value of the first page", level, gfn)
+    if varying[0] & ~entry_varying(e):
+        return audit_fail(audit, "V has every bit that varies below", level, gfn)
+    return True
+
+
+cdef bint audit_references(Audit *audit) noexcept nogil:
+    """Every record and node has as many references as were found, and what nobody refers to is free."""
+    cdef const Family *family = audit.family
+    cdef const PageInfo *info
+    cdef uint32_t page, handle, record, found, live, number
+    cdef uint64_t in_use = 0
+    cdef int segment, size_class
+    for segment in range(1, family.segment_count):
+        for page in range(family.segments[segment].touched):
+            info = &family.segments[segment].pages[page]
+            number = <uint32_t>segment << (SEGMENT_SHIFT - 9) | page
+            if info.kind == PAGE_FREE:
+                continue
+            in_use += 1
+            if info.kind == PAGE_DEAD:
+                return audit_fail(audit, "no dead node is left when all were taken apart", 0, 0)
+            if info.kind == PAGE_NODE:
+                if audit.seen[segment][page << 8] != info.references:
+                    return audit_fail(audit, "a node has as many references as refer to it", info.level, 0)
+                continue
+            size_class = info.kind - PAGE_SLAB
+            live = 0
+            for record in range(slab_records(size_class)):
+                handle = number << 9 | record_offset(size_class, record)
+                found = audit.seen[segment][(handle & ((1 << SEGMENT_SHIFT) - 1)) >> 1]
+                if found:
+                    live += 1
+                    if reference_count(family, handle)[0] != found:
+                        return audit_fail(audit, "a leaf has as many references as refer to it", 2, 0)
+            if live != info.references:
+                return audit_fail(audit, "a slab counts its live records", 2, 0)
+    if in_use != family.pages_in_use:
+        return audit_fail(audit, "the family counts its pages in use", 0, 0)
+    if (audit.nodes != family.counters.nodes or audit.run_lists != family.counters.run_lists
+            or audit.live_bytes != family.counters.live_bytes
+            or audit.leaves != (family.counters.bitmap_leaves + family.counters.palette_leaves
+                                + family.counters.run_leaves + family.counters.byte_leaves)):
+        return audit_fail(audit, "the counters tell what is live", 0, 0)
+    return True
+
+
+cdef bint audit_family(Audit *audit, Family *family) noexcept nogil:
+    """Check all maps of a family. False with audit.broken set, or with NULL there when out of memory."""
+    cdef const Map *map
+    cdef uint8_t first, varying
+    cdef int segment
+    cdef bint sound = True
+    memset(audit, 0, sizeof(Audit))
+    audit.family = family
+    release_dead(family, -1)
+    for segment in range(1, family.segment_count):
+        audit.seen[segment] = <uint32_t *>calloc(family.segments[segment].touched + 1, 1024)
+        if audit.seen[segment] == NULL:
+            sound = False
+    map = family.maps
+    while sound and map != NULL:
+        sound = audit_entry(audit, map.root, map.level, 0, &first, &varying)
+        if sound and level_span(map.level) > map.pages and map.pages:
+            if map_find(map, map.pages, level_span(map.level), map_get(map, map.pages - 1), 0xff, False) >= 0:
+                sound = audit_fail(audit, "the pages above npages equal the last one", map.level, map.pages)
+        if sound and map.pages and map.rest != map_get(map, map.pages - 1):
+            sound = audit_fail(audit, "the rest equals the last page", map.level, map.pages)
+        map = map.next
+    sound = sound and audit_references(audit)
+    for segment in range(1, family.segment_count):
+        free(audit.seen[segment])
+    return sound

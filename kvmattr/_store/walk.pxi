@@ -1,0 +1,520 @@
+# Walks in address order: the pages themselves, runs, and what differs between two maps.
+
+# ---- pages ----
+
+cdef void entry_pages(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                      uint8_t *out) noexcept nogil:
+    """Write the values of the pages [lo, hi), not empty, to out[0 .. hi - lo)."""
+    cdef const Entry *entries
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint8_t[512] block
+    cdef uint64_t span, base, start, stop
+    cdef int shift, i, first, last
+    if entry_varying(e) & k == 0:
+        memset(out, (entry_first(e) & k) ^ x, hi - lo)
+        return
+    if level == 2:
+        if hi - lo == PAGES_PER_BLOCK:
+            leaf_decode(family, e, k, x, out)
+        else:
+            leaf_decode(family, e, k, x, block)
+            memcpy(out, block + lo, hi - lo)
+        return
+    if not is_node(entry_handle(e)):
+        record = run_list_at(family, entry_handle(e), &starts, &values)
+        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
+            start = starts[i - 1] if i > 0 else 0
+            stop = starts[i] if i < record.count - 1 else hi
+            start = start if start > lo else lo
+            stop = stop if stop < hi else hi
+            memset(out + (start - lo), (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x, stop - start)
+        return
+    x ^= entry_x(e) & k
+    k &= entry_k(e)
+    entries = node_at(family, entry_handle(e))
+    shift = level_shift(level - 1)
+    span = level_span(level - 1)
+    first = <int>(lo >> shift)
+    last = <int>((hi - 1) >> shift)
+    for i in range(first, last + 1):
+        base = <uint64_t>i << shift
+        start = lo - base if i == first else 0
+        entry_pages(family, entries[i], level - 1, start, hi - base if i == last else span, k, x,
+                    out + (base + start - lo))
+
+
+cdef void map_pages(const Map *map, uint64_t start, uint64_t stop, uint8_t *out) noexcept nogil:
+    cdef uint64_t covered = level_span(map.level), first
+    if start >= stop:
+        return
+    if start < covered:
+        entry_pages(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0, out)
+    if stop > covered:
+        first = start if start > covered else covered
+        memset(out + (first - start), map.rest, stop - first)
+
+
+# ---- runs ----
+
+# What a walk hands out: maximal runs, in order. `emit` returns False to end the walk.
+cdef struct RunSink:
+    bint (*emit)(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil
+    void *context
+    uint64_t start          # the run that is being put together
+    uint64_t stop
+    uint8_t value
+
+
+cdef inline void sink_open(RunSink *sink) noexcept nogil:
+    sink.start = 0
+    sink.stop = 0
+    sink.value = 0
+
+
+cdef inline bint sink_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    """One piece more: joined to the run before it if that has the same value."""
+    if sink.stop > sink.start:
+        if sink.value == value:
+            sink.stop = stop
+            return True
+        if not sink.emit(sink, sink.start, sink.stop, sink.value):
+            return False
+    sink.start = start
+    sink.stop = stop
+    sink.value = value
+    return True
+
+
+cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, uint64_t lo, uint64_t hi, uint8_t k,
+                     uint8_t x, RunSink *sink) noexcept nogil:
+    """Hand out the runs of the pages [lo, hi), not empty, of a subtree that begins at gfn `base`."""
+    cdef const Entry *entries
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint64_t span, start, stop, child
+    cdef int shift, i, first, last
+    if entry_varying(e) & k == 0:
+        return sink_add(sink, base + lo, base + hi, (entry_first(e) & k) ^ x)
+    if level == 2:
+        return leaf_runs(family, e, base, <int>lo, <int>hi, k, x, sink)
+    if not is_node(entry_handle(e)):
+        record = run_list_at(family, entry_handle(e), &starts, &values)
+        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
+            start = starts[i - 1] if i > 0 else 0
+            stop = starts[i] if i < record.count - 1 else hi
+            if not sink_add(sink, base + (start if start > lo else lo), base + (stop if stop < hi else hi),
+                            (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x):
+                return False
+        return True
+    x ^= entry_x(e) & k
+    k &= entry_k(e)
+    entries = node_at(family, entry_handle(e))
+    shift = level_shift(level - 1)
+    span = level_span(level - 1)
+    first = <int>(lo >> shift)
+    last = <int>((hi - 1) >> shift)
+    for i in range(first, last + 1):
+        child = <uint64_t>i << shift
+        if level == 3 and i + 6 <= last:
+            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 6])))
+        if not entry_runs(family, entries[i], level - 1, base + child, lo - child if i == first else 0,
+                          hi - child if i == last else span, k, x, sink):
+            return False
+    return True
+
+
+cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi, uint8_t k, uint8_t x,
+                    RunSink *sink) noexcept nogil:
+    cdef uint8_t[512] block
+    cdef const uint64_t *words
+    cdef uint64_t changes, carry, word
+    cdef uint8_t value, both
+    cdef int i, start = lo, at
+    if not is_coded(entry_handle(e)):
+        # A bit of `changes` is set where a page differs from the one before it; values alternate there.
+        words = <const uint64_t *>address_of(family, entry_handle(e))
+        both = entry_k(e) & k
+        value = (entry_x(e) & k) ^ x
+        if words[lo >> 6] >> (lo & 63) & 1:
+            value ^= both
+        carry = words[lo >> 6] >> (lo & 63) & 1
+        for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+            word = words[i]
+            if i == lo >> 6:
+                changes = word ^ (word << 1)
+                changes &= <uint64_t>-2 << (lo & 63)
+            else:
+                changes = word ^ (word << 1 | carry)
+            carry = word >> 63
+            if i == (hi - 1) >> 6:
+                changes &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+            while changes:
+                at = 64 * i + kvmattr_first_bit(changes)
+                changes &= changes - 1
+                if not sink_add(sink, base + start, base + at, value):
+                    return False
+                start = at
+                value ^= both
+        return sink_add(sink, base + start, base + hi, value)
+    leaf_decode(family, e, k, x, block)
+    for at in range(lo + 1, hi):
+        if block[at] != block[at - 1]:
+            if not sink_add(sink, base + start, base + at, block[start]):
+                return False
+            start = at
+    return sink_add(sink, base + start, base + hi, block[start])
+
+
+cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink) noexcept nogil:
+    """Hand out the maximal runs of [start, stop), clipped to it."""
+    cdef uint64_t covered = level_span(map.level)
+    sink_open(sink)
+    if start >= stop:
+        return
+    if start < covered:
+        if not entry_runs(map.family, map.root, map.level, 0, start, stop if stop < covered else covered, 0xff, 0,
+                          sink):
+            return
+    if stop > covered:
+        if not sink_add(sink, start if start > covered else covered, stop, map.rest):
+            return
+    sink.emit(sink, sink.start, sink.stop, sink.value)
+
+
+# ---- the number of runs: transitions, counted in leaves and between entries, never page by page ----
+
+cdef struct Edge:
+    uint64_t transitions
+    uint8_t last            # the value of the last page so far
+    bint any
+
+
+cdef inline void edge_add(Edge *edge, uint8_t first, uint8_t last, uint64_t inside) noexcept nogil:
+    edge.transitions += inside + (edge.any and edge.last != first)
+    edge.last = last
+    edge.any = True
+
+
+cdef void entry_transitions(const Family *family, Entry e, int level, uint8_t k, uint8_t x,
+                            Edge *edge) noexcept nogil:
+    cdef const Entry *entries
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef const uint64_t *words
+    cdef uint64_t[8] changes
+    cdef uint8_t[512] block
+    cdef uint8_t value, zero, both
+    cdef int i
+    if entry_varying(e) & k == 0:
+        value = (entry_first(e) & k) ^ x
+        edge_add(edge, value, value, 0)
+    elif level == 2:
+        if is_coded(entry_handle(e)):
+            leaf_decode(family, e, k, x, block)
+            edge_add(edge, block[0], block[511], count_transitions(block))
+        else:
+            words = <const uint64_t *>address_of(family, entry_handle(e))
+            for i in range(8):
+                changes[i] = words[i] ^ (words[i] << 1 | (words[i - 1] >> 63 if i else words[0] & 1))
+            zero = (entry_x(e) & k) ^ x
+            both = entry_k(e) & k
+            edge_add(edge, zero ^ (both if words[0] & 1 else 0), zero ^ (both if words[7] >> 63 else 0),
+                     kernels.popcount(changes, 8))
+    elif not is_node(entry_handle(e)):
+        record = run_list_at(family, entry_handle(e), &starts, &values)
+        for i in range(record.count):
+            value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
+            edge_add(edge, value, value, 0)
+    else:
+        x ^= entry_x(e) & k
+        k &= entry_k(e)
+        entries = node_at(family, entry_handle(e))
+        for i in range(512):
+            if level == 3 and i + 8 < 512:
+                kvmattr_prefetch(address_of(family, entry_handle(entries[i + 8])))
+            entry_transitions(family, entries[i], level - 1, k, x, edge)
+
+
+cdef uint64_t map_run_count(const Map *map) noexcept nogil:
+    """The number of maximal runs of [0, pages). The pages above npages equal the last one, so the whole tree
+    may be walked."""
+    cdef Edge edge
+    edge.transitions = 0
+    edge.any = False
+    entry_transitions(map.family, map.root, map.level, 0xff, 0, &edge)
+    if map.pages > level_span(map.level):
+        edge_add(&edge, map.rest, map.rest, 0)
+    return edge.transitions + 1 if map.pages else 0
+
+
+# ---- what differs between two maps ----
+
+cdef struct DiffSink:
+    bint (*emit)(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil
+    void *context
+    uint64_t start
+    uint64_t stop
+    uint8_t old
+    uint8_t new
+
+
+cdef inline bint diff_add(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    """One piece in which the maps have these values: joined to the one before, if it can be."""
+    if old == new:
+        return True
+    if sink.stop > sink.start:
+        if sink.stop == start and sink.old == old and sink.new == new:
+            sink.stop = stop
+            return True
+        if not sink.emit(sink, sink.start, sink.stop, sink.old, sink.new):
+            return False
+    sink.start = start
+    sink.stop = stop
+    sink.old = old
+    sink.new = new
+    return True
+
+
+# One side of a difference: an entry, what the entries above do to it, and whose it is.
+cdef struct Side:
+    const Family *family
+    Entry entry
+    uint8_t k
+    uint8_t x
+
+
+cdef inline uint8_t side_varying(const Side *side) noexcept nogil:
+    return entry_varying(side.entry) & side.k
+
+cdef inline uint8_t side_first(const Side *side) noexcept nogil:
+    return (entry_first(side.entry) & side.k) ^ side.x
+
+cdef inline bint side_is_node(const Side *side) noexcept nogil:
+    return entry_handle(side.entry) != 0 and is_node(entry_handle(side.entry)) and side_varying(side) != 0
+
+
+cdef inline bint sides_same(const Side *a, const Side *b) noexcept nogil:
+    """Whether both are the same subtree under the same operation: nothing below can differ. Handles mean the
+    same only within one family."""
+    cdef uint8_t ka = entry_k(a.entry) & a.k, kb = entry_k(b.entry) & b.k
+    return (a.family == b.family and entry_handle(a.entry) == entry_handle(b.entry) and ka == kb
+            and ((entry_x(a.entry) & a.k) ^ a.x) == ((entry_x(b.entry) & b.k) ^ b.x))
+
+
+cdef inline Side side_child(const Side *side, int index) noexcept nogil:
+    cdef Side child
+    child.family = side.family
+    child.x = side.x ^ (entry_x(side.entry) & side.k)
+    child.k = side.k & entry_k(side.entry)
+    child.entry = node_at(side.family, entry_handle(side.entry))[index]
+    return child
+
+
+cdef struct PieceAgainst:
+    DiffSink *sink
+    const Side *other
+    int level
+    uint64_t base
+    bint swapped
+
+
+cdef struct AgainstValue:
+    DiffSink *sink
+    uint8_t value
+    bint swapped
+
+
+cdef bint diff_value(RunSink *runs, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    cdef AgainstValue *against = <AgainstValue *>runs.context
+    if against.swapped:
+        return diff_add(against.sink, start, stop, value, against.value)
+    return diff_add(against.sink, start, stop, against.value, value)
+
+
+cdef bint diff_piece(RunSink *runs, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    """A run of the side that is no node, against the other side."""
+    cdef PieceAgainst *piece = <PieceAgainst *>runs.context
+    cdef AgainstValue against
+    cdef RunSink inner
+    against.sink = piece.sink
+    against.value = value
+    against.swapped = piece.swapped
+    inner.emit = diff_value
+    inner.context = &against
+    sink_open(&inner)
+    if not entry_runs(piece.other.family, piece.other.entry, piece.level, piece.base, start - piece.base,
+                      stop - piece.base, piece.other.k, piece.other.x, &inner):
+        return False
+    return diff_value(&inner, inner.start, inner.stop, inner.value)
+
+
+cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base, uint64_t lo, uint64_t hi,
+                     DiffSink *sink) noexcept nogil:
+    """Hand out where two subtrees of one place differ within [lo, hi), not empty."""
+    cdef Side old_child, new_child
+    cdef PieceAgainst piece
+    cdef RunSink runs
+    cdef const Side *simple
+    cdef uint64_t span, child
+    cdef int shift, i, first, last
+    cdef uint8_t[512] old_block
+    cdef uint8_t[512] new_block
+    if sides_same(old, new):
+        return True
+    if side_varying(old) == 0 and side_varying(new) == 0:
+        return diff_add(sink, base + lo, base + hi, side_first(old), side_first(new))
+    if level == 2:
+        leaf_decode(old.family, old.entry, old.k, old.x, old_block)
+        leaf_decode(new.family, new.entry, new.k, new.x, new_block)
+        return blocks_diff(old_block, new_block, base, <int>lo, <int>hi, sink)
+    if side_is_node(old) and side_is_node(new):
+        shift = level_shift(level - 1)
+        span = level_span(level - 1)
+        first = <int>(lo >> shift)
+        last = <int>((hi - 1) >> shift)
+        for i in range(first, last + 1):
+            child = <uint64_t>i << shift
+            old_child = side_child(old, i)
+            new_child = side_child(new, i)
+            if not sides_diff(&old_child, &new_child, level - 1, base + child, lo - child if i == first else 0,
+                              hi - child if i == last else span, sink):
+                return False
+        return True
+    # One side is uniform or a run list: each of its few runs against the other side.
+    simple = new if side_is_node(old) else old
+    piece.sink = sink
+    piece.swapped = simple == new
+    piece.other = old if piece.swapped else new
+    piece.level = level
+    piece.base = base
+    runs.emit = diff_piece
+    runs.context = &piece
+    sink_open(&runs)
+    if not entry_runs(simple.family, simple.entry, level, base, lo, hi, simple.k, simple.x, &runs):
+        return False
+    return diff_piece(&runs, runs.start, runs.stop, runs.value)
+
+
+cdef bint blocks_diff(const uint8_t *old, const uint8_t *new, uint64_t base, int lo, int hi,
+                      DiffSink *sink) noexcept nogil:
+    cdef int i = lo, j
+    while i < hi:
+        if i + 8 <= hi and kvmattr_load64(old + i) == kvmattr_load64(new + i):
+            i += 8
+            continue
+        j = i + 1
+        if old[i] != new[i]:
+            while j < hi and old[j] == old[i] and new[j] == new[i]:
+                j += 1
+            if not diff_add(sink, base + i, base + j, old[i], new[i]):
+                return False
+        i = j
+    return True
+
+
+cdef Side side_of(const Family *family, Entry entry) noexcept nogil:
+    cdef Side side
+    side.family = family
+    side.entry = entry
+    side.k = 0xff
+    side.x = 0
+    return side
+
+
+cdef void maps_diff(const Map *old, const Map *new, uint64_t start, uint64_t stop, DiffSink *sink) noexcept nogil:
+    """Hand out where two maps differ within [start, stop), in order."""
+    cdef bint old_is_high = old.level >= new.level
+    cdef const Map *high = old if old_is_high else new
+    cdef const Map *low = new if old_is_high else old
+    cdef Side high_root = side_of(high.family, high.root)
+    cdef Side low_root = side_of(low.family, low.root)
+    cdef Side rest = side_of(low.family, entry_uniform(low.rest))
+    cdef uint64_t covered = level_span(high.level)
+    sink.start = 0
+    sink.stop = 0
+    if start >= stop:
+        return
+    if start < covered and not heights_diff(&high_root, high.level, &low_root, low.level, &rest, old_is_high,
+                                            start, stop if stop < covered else covered, sink):
+        return
+    if stop > covered and not diff_add(sink, start if start > covered else covered, stop, old.rest, new.rest):
+        return
+    if sink.stop > sink.start:
+        sink.emit(sink, sink.start, sink.stop, sink.old, sink.new)
+
+
+cdef bint heights_diff(const Side *high, int level, const Side *low, int low_level, const Side *rest,
+                       bint old_is_high, uint64_t lo, uint64_t hi, DiffSink *sink) noexcept nogil:
+    """Two roots of different height, on [lo, hi), not empty. The lower root is met on the way down the higher
+    one's first entries; beside that way the lower map is uniform: its rest."""
+    cdef Side child
+    cdef uint64_t inner
+    cdef int i
+    if level == low_level:
+        if old_is_high:
+            return sides_diff(high, low, level, 0, lo, hi, sink)
+        return sides_diff(low, high, level, 0, lo, hi, sink)
+    inner = level_span(level - 1)
+    if side_is_node(high):
+        child = side_child(high, 0)
+        if lo < inner and not heights_diff(&child, level - 1, low, low_level, rest, old_is_high, lo,
+                                           hi if hi < inner else inner, sink):
+            return False
+        if hi > inner:
+            if old_is_high:
+                return sides_diff(high, rest, level, 0, lo if lo > inner else inner, hi, sink)
+            return sides_diff(rest, high, level, 0, lo if lo > inner else inner, hi, sink)
+        return True
+    # A uniform entry or a run list over more than the lower root: walk its few runs against the lower map.
+    return list_against_map(high, level, low, low_level, rest, old_is_high, lo, hi, sink)
+
+
+cdef struct LowerMap:
+    DiffSink *sink
+    const Side *root
+    const Side *rest
+    int level
+    bint swapped
+
+
+cdef bint diff_lower(RunSink *runs, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    """A run of the higher map against the lower map's root and rest."""
+    cdef LowerMap *lower = <LowerMap *>runs.context
+    cdef PieceAgainst piece
+    cdef RunSink inner
+    cdef uint64_t covered = level_span(lower.level)
+    piece.sink = lower.sink
+    piece.other = lower.root
+    piece.level = lower.level
+    piece.base = 0
+    piece.swapped = lower.swapped
+    inner.context = &piece
+    if start < covered and not diff_piece(&inner, start, stop if stop < covered else covered, value):
+        return False
+    if stop > covered:
+        start = start if start > covered else covered
+        if lower.swapped:
+            return diff_add(lower.sink, start, stop, side_first(lower.rest), value)
+        return diff_add(lower.sink, start, stop, value, side_first(lower.rest))
+    return True
+
+
+cdef bint list_against_map(const Side *high, int level, const Side *low, int low_level, const Side *rest,
+                           bint old_is_high, uint64_t lo, uint64_t hi, DiffSink *sink) noexcept nogil:
+    cdef LowerMap lower
+    cdef RunSink runs
+    lower.sink = sink
+    lower.root = low
+    lower.rest = rest
+    lower.level = low_level
+    lower.swapped = not old_is_high
+    runs.emit = diff_lower
+    runs.context = &lower
+    sink_open(&runs)
+    if not entry_runs(high.family, high.entry, level, 0, lo, hi, high.k, high.x, &runs):
+        return False
+    return diff_lower(&runs, runs.start, runs.stop, runs.value)

@@ -1,0 +1,28 @@
+/* The family's mutex and the version word: the only places where two threads meet.
+ *
+ * The mutex is a plain POSIX one: it is held for one update or one group of a batch, never while Python runs.
+ * The version is written with release and read with acquire order, so whoever reads it first and then the
+ * tree sees at least the changes that it counts.
+ */
+#ifndef KVMATTR_SYNC_H
+#define KVMATTR_SYNC_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#if defined(Py_GIL_DISABLED)
+#define KVMATTR_FREE_THREADED 1
+#else
+#define KVMATTR_FREE_THREADED 0
+#endif
+
+#if defined(KVMATTR_DEBUG)
+#define KVMATTR_DEBUG_BUILD 1
+#else
+#define KVMATTR_DEBUG_BUILD 0
+#endif
+
+#define KVMATTR_STORE_RELEASE(where, value) __atomic_store_n((where), (value), __ATOMIC_RELEASE)
+#define KVMATTR_LOAD_ACQUIRE(where) __atomic_load_n((where), __ATOMIC_ACQUIRE)
+
+#endif /* KVMATTR_SYNC_H */
