@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""One command for each thing that a developer does. Needs Python >= 3.11 and a C compiler, nothing else.
+
+    python3 dev.py study      the main job: the quick scaling study, a table and results/scaling.html (a minute)
+    python3 dev.py test       build, then all tests
+    python3 dev.py lint       ruff, cython-lint, mypy, stubtest
+    python3 dev.py bench      the benchmark families (bench/README.md)
+    python3 dev.py debug      all tests of the store under the debug build: validate() after each operation
+    python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
+    python3 dev.py simd       the store's tests under each set of kernels that the machine has
+    python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
+    python3 dev.py clang      build with clang, warnings are errors
+
+Each command makes its own virtual environment (.venv-*) and keeps it for the next time. Words after the command are
+handed on, e.g. `python3 dev.py test -k snapshot`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def run(*words: object, cwd: Path = HERE, **environment: str) -> None:
+    command = [str(word) for word in words]
+    print("+", *command, flush=True)
+    code = subprocess.call(command, cwd=cwd, env={**os.environ, **environment})
+    if code:
+        raise SystemExit(code)
+
+
+def make_environment(name: str) -> Path:
+    """A virtual environment; its Python."""
+    directory = HERE / f".venv-{name}"
+    python = directory / "bin" / "python"
+    if not python.exists():
+        print(f"+ making {directory.name}", flush=True)
+        try:
+            venv.create(directory, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise SystemExit("dev.py: this Python cannot make virtual environments with pip: install the venv "
+                             "module of your system (python3-venv on Debian)") from None
+    return python
+
+
+def install(python: Path, *requirements: str, **environment: str) -> None:
+    """pip install, skipped when the same was installed from the same sources before."""
+    digest = hashlib.sha256(repr((requirements, sorted(environment.items()))).encode())
+    for pattern in ("pyproject.toml", "setup.py", "kvmattr/**/*.p[yx][xdi]*", "kvmattr/**/*.h*"):
+        for source in sorted(HERE.glob(pattern)):
+            digest.update(source.read_bytes())
+    stamp = python.parent.parent / "installed"
+    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, **environment)
+    stamp.write_text(digest.hexdigest())
+
+
+def study(words: list[str]) -> None:
+    python = make_environment("study")
+    install(python, ".[study,peers]")
+    (HERE / "results").mkdir(exist_ok=True)
+    run(python, "-P", "-m", "kvmattr", "scaling", "--quick", "--json", "results/scaling.json",
+        "--html", "results/scaling.html", *words)
+
+
+def test(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    run(python, "-m", "pytest", *words)
+
+
+def lint(words: list[str]) -> None:
+    python = make_environment("lint")
+    install(python, "--editable", ".[test]", "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16")
+    run(python, "-m", "ruff", "check", ".")
+    run(python.parent / "cython-lint", *sorted(HERE.glob("kvmattr/**/*.p[yx][xdi]")))
+    run(python, "-m", "mypy")
+    modules = [f"kvmattr.{source.stem}" for source in sorted((HERE / "kvmattr").glob("_*.pyi"))]
+    run(python, "-m", "mypy.stubtest", *modules, "--ignore-disjoint-bases")
+
+
+def bench(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    run(python, "-m", "pytest", "bench", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *words)
+
+
+def built_as(mode: str, words: list[str], **environment: str) -> None:
+    """The store's tests in an environment of their own, built in the given mode from a copy of the sources."""
+    python = make_environment(mode)
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "kvmattr"
+        shutil.copytree(HERE, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "build", "*.so", "results"))
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--force-reinstall",
+            "--no-deps", tree, KVMATTR_BUILD=mode)
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy>=1.26", "pytest>=8",
+            "hypothesis>=6.100", "pytest-benchmark>=5")
+        shutil.rmtree(tree / "kvmattr")
+        run(python, "-m", "pytest", *sorted((tree / "tests").glob("test_store*.py")), "-p", "no:cacheprovider",
+            *words, cwd=tree, **environment)
+
+
+def debug(words: list[str]) -> None:
+    built_as("debug", words)
+
+
+def asan(words: list[str]) -> None:
+    libraries = [subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+                 for name in ("libasan.so", "libubsan.so")]
+    # Python itself never frees some of its memory, so leaks are not looked for here.
+    built_as("asan", words, LD_PRELOAD=":".join(libraries), PYTHONMALLOC="malloc",
+             ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1")
+
+
+def simd(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    for kernels in ("portable", "avx2", "avx512"):
+        known = subprocess.run([python, "-c", "import kvmattr"], env={**os.environ, "KVMATTR_SIMD": kernels},
+                               capture_output=True, text=True, cwd=HERE)
+        if known.returncode:
+            print(f"not run under {kernels}: {known.stderr.strip().splitlines()[-1]}")
+        else:
+            run(python, "-m", "pytest", *sorted((HERE / "tests").glob("test_store*.py")), *words,
+                KVMATTR_SIMD=kernels)
+
+
+def sdist(words: list[str]) -> None:
+    python = make_environment("package")
+    install(python, "build>=1.2")
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        run(python, "-m", "build", "--quiet", "--outdir", out / "dist", HERE)
+        archive = next((out / "dist").glob("*.tar.gz"))
+        shutil.unpack_archive(archive, out / "unpacked")
+        tree = next((out / "unpacked").iterdir())
+        venv.create(out / "fresh", with_pip=True)
+        fresh = out / "fresh" / "bin" / "python"
+        run(fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{tree}[test]")
+        shutil.rmtree(tree / "kvmattr")
+        run(fresh, "-m", "pytest", "-p", "no:cacheprovider", *words, cwd=tree)
+        print("built:", *sorted(path.name for path in (out / "dist").iterdir()))
+
+
+def clang(words: list[str]) -> None:
+    if shutil.which("clang") is None:
+        print("not run: this machine has no clang")
+        return
+    python = make_environment("clang")
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "kvmattr"
+        shutil.copytree(HERE, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "build", "*.so", "results"))
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", tree, CC="clang",
+            LDSHARED="clang -shared", CFLAGS="-Werror")
+        run(python, "-P", "-c", "import kvmattr; kvmattr.AttributeMap(1000).validate()", cwd=Path(scratch))
+
+
+COMMANDS = {function.__name__: function
+            for function in (study, test, lint, bench, debug, asan, simd, sdist, clang)}
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):
+        raise SystemExit(f"dev.py: kvmattr needs Python 3.11 or later, this is {sys.version.split()[0]}")
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        raise SystemExit(__doc__)
+    COMMANDS[sys.argv[1]](sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
