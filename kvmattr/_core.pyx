@@ -100,6 +100,10 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 import os
+import pickle
+import struct
+import tempfile
+import zlib
 
 import numpy as np
 
@@ -152,6 +156,10 @@ include "_store/walk.pxi"
 include "_store/maps.pxi"
 include "_store/validate.pxi"
 include "_store/arguments.pxi"
+include "_store/batch.pxi"
+include "_store/bitmap.pxi"
+include "_store/records.pxi"
+include "_store/serial.pxi"
 include "_store/attribute_map.pxi"
 
 

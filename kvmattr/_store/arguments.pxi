@@ -1,9 +1,5 @@
 # What Python hands in, checked before anything is done. Every message holds the value and the rule.
 
-ctypedef fused Cell:
-    uint8_t
-    uint64_t
-
 cdef object WRITE = Operation.WRITE
 cdef dict OPERATION_NAMES = {0: "WRITE", 1: "OR", 2: "AND"}
 
@@ -81,7 +77,29 @@ cdef inline int operation_of(object value) except -1:
     return <int>number
 
 
+cdef int gfn_or_end(object value, uint64_t pages, uint64_t *result) except -1:
+    """Where a range may begin: a gfn, or npages."""
+    cdef int64_t number
+    if kvmattr_integer(value, &number) or number < 0 or <uint64_t>number > pages:
+        raise ValueError(f"start {value} is outside 0..{pages}")
+    result[0] = <uint64_t>number
+    return 0
+
+
 # ---- arrays ----
+
+cdef object bit_words(object bits):
+    """Packed little-endian bits as 64-bit words, padded with 0."""
+    if isinstance(bits, np.ndarray):
+        if bits.dtype != np.uint8 and bits.dtype != np.dtype("<u8"):
+            raise TypeError(f"bits must be uint8 or little-endian uint64, not {bits.dtype}")
+        bits = np.ascontiguousarray(bits).ravel().view(np.uint8)
+    else:
+        bits = np.frombuffer(bits, np.uint8)
+    padded = np.zeros((bits.size + 7) // 8 * 8, np.uint8)
+    padded[:bits.size] = bits
+    return padded.view("<u8")
+
 
 cdef object integer_array(object values, str name):
     """An array of integers of any integer dtype; Python integers beyond 64 bits are left to range checks."""
