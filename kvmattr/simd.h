@@ -297,12 +297,15 @@ KVMATTR_AVX512 static void kvmattr_match_avx512(const uint8_t *block, uint8_t wa
     }
 }
 
-/* Eight pages at a time go down all levels by gathers; a page whose way leads through another encoding than
- * node, bitmap leaf and uniform entry is answered by `get` at the end. Bases of segments are looked up in two
- * registers, so at most 16 segments (2 GiB of nodes and leaves); a larger arena takes the plain walk. */
+/* Pages go down all levels by gathers, eight at a time. A group of 64 is first walked to the addresses of its
+ * last words, whose lines are asked for, and then read: twice as many misses are under way at once as when each
+ * eight are finished before the next. A page whose way leads through another encoding than node, bitmap leaf and
+ * uniform entry is answered by `get`. Bases of segments are looked up in two registers, so at most 16 segments
+ * (6 GiB of nodes and leaves); a larger arena takes the plain walk. */
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
                                                size_t n)
 {
+    enum { LANES = 8, VECTORS = 8, GROUP = LANES * VECTORS };
     if (walk->nsegments > 16) {
         kvmattr_take_portable(walk, gfns, out, n);
         return;
@@ -310,47 +313,59 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
     const __m512i bases_low = _mm512_loadu_si512(walk->bias), bases_high = _mm512_loadu_si512(walk->bias + 8);
     const __m512i low32 = _mm512_set1_epi64(0xffffffff), index_mask = _mm512_set1_epi64(511);
     const __m512i root = _mm512_set1_epi64((long long)walk->root), span = _mm512_set1_epi64((long long)walk->span);
-    const __m512i rest = _mm512_set1_epi64(walk->rest), six = _mm512_set1_epi64(63);
-    const int top = walk->level;
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m512i gfn = _mm512_loadu_si512(gfns + i);
-        __mmask8 beyond = _mm512_cmpge_epu64_mask(gfn, span), slow = 0;
-        __m512i entry = root, keep = _mm512_set1_epi64(0xff), toggle = _mm512_setzero_si512();
-        __m512i handle, base;
-        for (int level = top; level > 2; level--) {
-            handle = _mm512_and_si512(entry, low32);
-            __mmask8 coded = _mm512_test_epi64_mask(handle, index_mask);
-            slow |= coded;
+    const __m512i rest = _mm512_set1_epi64(walk->rest), bit_mask = _mm512_set1_epi64(63);
+    const __m512i seven = _mm512_set1_epi64(7), one = _mm512_set1_epi64(1);
+    size_t done = 0;
+    for (; done + GROUP <= n; done += GROUP) {
+        __m512i keeps[VECTORS], toggles[VECTORS], addresses[VECTORS];
+        uint8_t slows[VECTORS], beyonds[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            __m512i gfn = _mm512_loadu_si512(gfns + done + LANES * v);
+            __m512i entry = root, keep = _mm512_set1_epi64(0xff), toggle = _mm512_setzero_si512();
+            __mmask8 slow = 0;
+            for (int level = walk->level; level > 2; level--) {
+                __m512i handle = _mm512_and_si512(entry, low32);
+                __mmask8 coded = _mm512_test_epi64_mask(handle, index_mask);
+                slow |= coded;
+                handle = _mm512_mask_mov_epi64(handle, coded, _mm512_setzero_si512());
+                __m512i base = _mm512_permutex2var_epi64(
+                    bases_low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT), bases_high);
+                toggle = _mm512_xor_si512(toggle, _mm512_and_si512(_mm512_srli_epi64(entry, 40), keep));
+                keep = _mm512_and_si512(keep, _mm512_srli_epi64(entry, 32));
+                __m512i index =
+                    _mm512_and_si512(_mm512_srl_epi64(gfn, _mm_cvtsi32_si128(9 * (level - 2))), index_mask);
+                __m512i at = _mm512_add_epi64(base, _mm512_slli_epi64(_mm512_add_epi64(handle, index), 3));
+                entry = _mm512_i64gather_epi64(at, NULL, 1);
+            }
+            __m512i handle = _mm512_and_si512(entry, low32);
+            __mmask8 coded = _mm512_test_epi64_mask(handle, seven);
             handle = _mm512_mask_mov_epi64(handle, coded, _mm512_setzero_si512());
-            base = _mm512_permutex2var_epi64(bases_low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT), bases_high);
-            toggle = _mm512_xor_si512(toggle, _mm512_and_si512(_mm512_srli_epi64(entry, 40), keep));
-            keep = _mm512_and_si512(keep, _mm512_srli_epi64(entry, 32));
-            __m512i index = _mm512_and_si512(_mm512_srl_epi64(gfn, _mm_cvtsi32_si128(9 * (level - 2))), index_mask);
-            __m512i at = _mm512_add_epi64(base, _mm512_slli_epi64(_mm512_add_epi64(handle, index), 3));
-            entry = _mm512_i64gather_epi64(at, NULL, 1);
+            __m512i base = _mm512_permutex2var_epi64(bases_low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT),
+                                                     bases_high);
+            __m512i index = _mm512_and_si512(_mm512_srli_epi64(gfn, 6), seven);
+            toggles[v] = _mm512_xor_si512(toggle, _mm512_and_si512(_mm512_srli_epi64(entry, 40), keep));
+            keeps[v] = _mm512_and_si512(keep, _mm512_srli_epi64(entry, 32));
+            addresses[v] = _mm512_add_epi64(base, _mm512_slli_epi64(_mm512_add_epi64(handle, index), 3));
+            beyonds[v] = _mm512_cmpge_epu64_mask(gfn, span);
+            slows[v] = (uint8_t)((slow | coded) & ~beyonds[v]);
+            const uint64_t *where = (const uint64_t *)&addresses[v];
+            for (int lane = 0; lane < LANES; lane++)
+                kvmattr_prefetch((const void *)where[lane]);
         }
-        handle = _mm512_and_si512(entry, low32);
-        __mmask8 coded = _mm512_test_epi64_mask(handle, _mm512_set1_epi64(7));
-        slow |= coded;
-        handle = _mm512_mask_mov_epi64(handle, coded, _mm512_setzero_si512());
-        base = _mm512_permutex2var_epi64(bases_low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT), bases_high);
-        toggle = _mm512_xor_si512(toggle, _mm512_and_si512(_mm512_srli_epi64(entry, 40), keep));
-        keep = _mm512_and_si512(keep, _mm512_srli_epi64(entry, 32));
-        __m512i index = _mm512_and_si512(_mm512_srli_epi64(gfn, 6), _mm512_set1_epi64(7));
-        __m512i at = _mm512_add_epi64(base, _mm512_slli_epi64(_mm512_add_epi64(handle, index), 3));
-        __m512i word = _mm512_i64gather_epi64(at, NULL, 1);
-        __mmask8 bit = _mm512_test_epi64_mask(_mm512_srlv_epi64(word, _mm512_and_si512(gfn, six)),
-                                              _mm512_set1_epi64(1));
-        __m512i value = _mm512_xor_si512(toggle, _mm512_maskz_mov_epi64(bit, keep));
-        value = _mm512_mask_mov_epi64(value, beyond, rest);
-        _mm_storel_epi64((__m128i *)(out + i), _mm512_cvtepi64_epi8(value));
-        for (unsigned left = slow & ~beyond & 0xffu; left; left &= left - 1) {
-            int lane = __builtin_ctz(left);
-            out[i + (size_t)lane] = walk->get(walk, gfns[i + (size_t)lane]);
+        for (int v = 0; v < VECTORS; v++) {
+            uint8_t *to = out + done + LANES * v;
+            const uint64_t *from = gfns + done + LANES * v;
+            __m512i gfn = _mm512_loadu_si512(from);
+            __m512i word = _mm512_i64gather_epi64(addresses[v], NULL, 1);
+            __mmask8 bit = _mm512_test_epi64_mask(_mm512_srlv_epi64(word, _mm512_and_si512(gfn, bit_mask)), one);
+            __m512i value = _mm512_xor_si512(toggles[v], _mm512_maskz_mov_epi64(bit, keeps[v]));
+            value = _mm512_mask_mov_epi64(value, beyonds[v], rest);
+            _mm_storel_epi64((__m128i *)to, _mm512_cvtepi64_epi8(value));
+            for (unsigned left = slows[v]; left; left &= left - 1)
+                to[__builtin_ctz(left)] = walk->get(walk, from[__builtin_ctz(left)]);
         }
     }
-    kvmattr_take_portable(walk, gfns + i, out + i, n - i);
+    kvmattr_take_portable(walk, gfns + done, out + done, n - done);
 }
 
 static const kvmattr_kernels kvmattr_avx512 = {

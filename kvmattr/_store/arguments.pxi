@@ -113,32 +113,29 @@ cdef object integer_array(object values, str name):
     raise TypeError(f"{name} must be integers, not {array.dtype}")
 
 
-cdef object gfn_array(object values, uint64_t pages):
-    """Contiguous uint64 gfns, each inside the map; uint64 and int64 arrays are not copied."""
+cdef object gfn_cells(object gfns):
+    """An array of integers as contiguous uint64 cells: uint64 and int64 are not copied. A negative gfn becomes one
+    beyond any map, which the check of the cells finds."""
+    if gfns.dtype == np.int64 and gfns.flags.c_contiguous:
+        return gfns.view(np.uint64)
+    if gfns.dtype.kind == "i":
+        return np.ascontiguousarray(gfns, np.int64).view(np.uint64)
+    if gfns.dtype.kind == "O":
+        return np.array([gfn if 0 <= gfn < GFN_LIMIT else GFN_LIMIT for gfn in gfns.flat], np.uint64)
+    return np.ascontiguousarray(gfns, np.uint64)
+
+
+cdef int check_gfns(object given, object cells, uint64_t pages) except -1:
+    """IndexError with the first gfn outside the map, if there is one."""
     cdef Py_buffer view
-    cdef uint64_t largest = 0
-    array = integer_array(values, "gfns")
-    if array.size == 0:
-        return np.empty(array.shape, np.uint64)
-    checked = array
-    if array.dtype == np.int64:
-        checked = array.view(np.uint64) if array.flags.c_contiguous else array.astype(np.uint64)
-    elif array.dtype.kind == "i":
-        checked = array.astype(np.int64).view(np.uint64)    # a negative gfn becomes one beyond any map
-    elif array.dtype.kind == "O":
-        wrong = [value for value in array.flat if not 0 <= value < pages]
-        if wrong:
-            raise_gfn(wrong[0], pages)
-    checked = np.ascontiguousarray(checked, dtype=np.uint64)
-    if array.ndim == 0:
-        checked = checked.reshape(())
-    PyObject_GetBuffer(checked, &view, PyBUF_SIMPLE)
+    cdef uint64_t largest
+    PyObject_GetBuffer(cells, &view, PyBUF_SIMPLE)
     with nogil:
         largest = kernels.largest(<const uint64_t *>view.buf, view.len // 8)
     PyBuffer_Release(&view)
     if largest >= pages:
-        raise_gfn(array.flat[int(np.flatnonzero(checked.ravel() >= np.uint64(pages))[0])], pages)
-    return checked
+        raise_gfn(given.flat[int(np.flatnonzero(cells.ravel() >= np.uint64(pages))[0])], pages)
+    return 0
 
 
 cdef object byte_array(object values, str name):

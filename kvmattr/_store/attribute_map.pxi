@@ -274,7 +274,10 @@ cdef class AttributeMap:
         cdef Batch batch
         cdef Change change
         cdef Py_buffer gfns_view, k_view, x_view
-        gfns = gfn_array(gfns, self.map.pages)
+        given = integer_array(gfns, "gfns")
+        gfns = gfn_cells(given)
+        if gfns.size:
+            check_gfns(given, gfns, self.map.pages)
         if self.frozen:
             raise_readonly()
         batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
@@ -452,10 +455,15 @@ cdef class AttributeMap:
         cdef Map pinned
         cdef kvmattr_walk walk
         cdef size_t count
-        shape = np.shape(gfns)
-        gfns = gfn_array(gfns, self.map.pages)
+        cdef bint sound
+        given = integer_array(gfns, "gfns")
+        gfns = gfn_cells(given)
         count = gfns.size
-        out = output_array(out, count, shape)
+        # An array of the caller's is not touched unless all gfns are right. One of ours may be thrown away half
+        # written, so there the check goes along with the walk and reads the gfns only once.
+        if count and out is not None:
+            check_gfns(given, gfns, self.map.pages)
+        out = output_array(out, count, given.shape)
         if count == 0:
             return out
         PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
@@ -463,13 +471,17 @@ cdef class AttributeMap:
         pin(&pinned, self.map)
         walk = walk_of(&pinned)
         if count < BULK_PAGES:
-            kernels.take(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count)
+            sound = take_checked(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
+                                 pinned.pages)
         else:
             with nogil:
-                kernels.take(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count)
+                sound = take_checked(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
+                                     pinned.pages)
         unpin(&pinned)
         PyBuffer_Release(&gfns_view)
         PyBuffer_Release(&out_view)
+        if not sound:
+            check_gfns(given, gfns, self.map.pages)
         return out
 
     def to_numpy(self, start, stop, out=None):

@@ -8,6 +8,7 @@ cdef enum:
     PUT_GROUP = 512             # single pages for each hold of the mutex: at most about 25 us
     UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
+    TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
 
 cdef inline bint family_enter(Family *family) noexcept nogil:
@@ -58,6 +59,19 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
 
 
 # ---- batches: groups under the mutex, without the GIL ----
+
+cdef bint take_checked(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t count,
+                       uint64_t pages) noexcept nogil:
+    """The attributes of pages, a cacheful at a time; False at the first cacheful with a gfn outside the map."""
+    cdef size_t done = 0, some
+    while done < count:
+        some = count - done if count - done < TAKE_GROUP else TAKE_GROUP
+        if kernels.largest(gfns + done, some) >= pages:
+            return False
+        kernels.take(walk, gfns + done, out + done, some)
+        done += some
+    return True
+
 
 # Arrays of a batch; a step of 0 uses the first cell for all.
 cdef struct Batch:
