@@ -133,7 +133,9 @@ cdef extern from "simd.h" nogil:
         void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits) noexcept nogil
         uint8_t (*varying)(const uint8_t *block) noexcept nogil
         uint8_t (*summary)(const uint64_t *entries) noexcept nogil
-        void (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
+        bint (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
+        uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
+                          uint8_t mask, uint64_t *left) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil

@@ -48,8 +48,12 @@ typedef struct kvmattr_kernels {
     uint8_t (*varying)(const uint8_t *block);
     /* Bits that vary below a node: OR over its entries of V | (F ^ F of the first entry). */
     uint8_t (*summary)(const uint64_t *entries);
-    /* entries[i] = (entries[i] & keep) ^ toggle. */
-    void (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle);
+    /* entries[i] = (entries[i] & keep) ^ toggle; whether some entry now has a handle and V = 0. */
+    int (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle);
+    /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0, but for entries that lead to
+     * coded leaves: their bits are set in left[8]. */
+    uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
+                      uint8_t mask, uint64_t *left);
     /* The number of set bits in n words. */
     uint64_t (*popcount)(const uint64_t *words, size_t n);
     /* The largest of n gfns: one pass that checks a batch before anything is done. */
@@ -121,10 +125,45 @@ static void kvmattr_fill_spread(void)
         }                                                                                                    \
         return (uint8_t)((any >> 48) | (differ >> 56));                                                      \
     }                                                                                                        \
-    TARGET static void kvmattr_apply_##NAME(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)     \
+    TARGET static int kvmattr_apply_##NAME(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)      \
     {                                                                                                        \
-        for (size_t i = 0; i < n; i++)                                                                       \
-            entries[i] = (entries[i] & keep) ^ toggle;                                                       \
+        uint64_t idle = 0;                                                                                   \
+        for (size_t i = 0; i < n; i++) {                                                                     \
+            uint64_t entry = (entries[i] & keep) ^ toggle;                                                   \
+            entries[i] = entry;                                                                              \
+            idle |= (uint64_t)((entry & 0xffffffff) != 0) & (uint64_t)((entry & 0x00ff000000000000) == 0);   \
+        }                                                                                                    \
+        return (int)idle;                                                                                    \
+    }                                                                                                        \
+    TARGET static uint64_t kvmattr_count_##NAME(const uintptr_t *bias, const uint64_t *entries, uint8_t k,   \
+                                                uint8_t x, uint8_t want, uint8_t mask, uint64_t *left)       \
+    {                                                                                                        \
+        uint64_t sum = 0;                                                                                    \
+        for (int i = 0; i < 512; i++) {                                                                      \
+            uint64_t entry = entries[i];                                                                     \
+            uint32_t handle = (uint32_t)entry;                                                               \
+            uint8_t first = (uint8_t)((((entry >> 56) & k) ^ x ^ want) & mask);                              \
+            uint8_t varying = (uint8_t)(entry >> 48) & k & mask;                                             \
+            left[i >> 6] &= ~((uint64_t)1 << (i & 63));                                                      \
+            if (varying == 0) {                                                                              \
+                sum += first ? 0 : 512;                                                                      \
+            } else if (handle & 1) {                                                                         \
+                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
+            } else if ((first & ~varying) == 0) {                                                            \
+                const uint64_t *words = (const uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] +           \
+                                                           8 * (uintptr_t)handle);                           \
+                uint8_t zero = (uint8_t)((((entry >> 40) & k) ^ x ^ want) & mask);                           \
+                uint64_t ones = 0;                                                                           \
+                for (int j = 0; j < 8; j++)                                                                  \
+                    ones += (uint64_t)__builtin_popcountll(words[j]);                                        \
+                /* Masked bits vary, so at most one of the two values matches. */                            \
+                if (zero == 0)                                                                               \
+                    sum += 512 - ones;                                                                       \
+                else if ((uint8_t)(zero ^ ((entry >> 32) & k & mask)) == 0)                                  \
+                    sum += ones;                                                                             \
+            }                                                                                                \
+        }                                                                                                    \
+        return sum;                                                                                          \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_popcount_##NAME(const uint64_t *words, size_t n)                          \
     {                                                                                                        \
@@ -232,7 +271,8 @@ static void kvmattr_take_portable(const kvmattr_walk *walk, const uint64_t *gfns
 
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_affine_portable, kvmattr_match_portable,
-    kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable, kvmattr_popcount_portable,
+    kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable, kvmattr_count_portable,
+    kvmattr_popcount_portable,
     kvmattr_largest_portable, kvmattr_take_portable,
 };
 
@@ -276,7 +316,8 @@ KVMATTR_AVX2 static void kvmattr_match_avx2(const uint8_t *block, uint8_t want, 
 
 static const kvmattr_kernels kvmattr_avx2 = {
     "avx2", kvmattr_expand_avx2, kvmattr_affine_avx2, kvmattr_match_avx2, kvmattr_varying_avx2,
-    kvmattr_summary_avx2, kvmattr_apply_avx2, kvmattr_popcount_avx2, kvmattr_largest_avx2,
+    kvmattr_summary_avx2, kvmattr_apply_avx2, kvmattr_count_avx2,
+    kvmattr_popcount_avx2, kvmattr_largest_avx2,
     /* Four-lane gathers are no faster than the plain walk with its prefetches (measured), so it stays. */
     kvmattr_take_portable,
 };
@@ -370,7 +411,8 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
 
 static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_affine_avx512, kvmattr_match_avx512, kvmattr_varying_avx512,
-    kvmattr_summary_avx512, kvmattr_apply_avx512, kvmattr_popcount_avx512, kvmattr_largest_avx512,
+    kvmattr_summary_avx512, kvmattr_apply_avx512, kvmattr_count_avx512,
+    kvmattr_popcount_avx512, kvmattr_largest_avx512,
     kvmattr_take_avx512,
 };
 

@@ -434,6 +434,9 @@ cdef class AttributeMap:
         >>> AttributeMap(1000, default=5).get(999)
         5
         """
+        return self.page(gfn)
+
+    cdef inline int page(self, gfn) except -1:
         cdef uint64_t page = gfn_of(gfn, self.map.pages)
         cdef bint entered = family_enter(self.map.family)
         cdef uint8_t value = map_get(self.map, page)
@@ -669,17 +672,25 @@ cdef class AttributeMap:
         """
         cdef uint64_t lo, hi
         cdef Map pinned
-        cdef Records records
+        cdef Py_buffer view
         cdef RunSink sink
+        cdef size_t count
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
-        memset(&records, 0, sizeof(records))
-        sink.emit = emit_run
-        sink.context = &records
+        if lo == hi:
+            return np.empty(0, RUN_DTYPE)
         pin(&pinned, self.map)
-        with nogil:
-            map_runs(&pinned, lo, hi, &sink)
-        unpin(&pinned)
-        return records_array(&records, sizeof(RunRecord), RUN_DTYPE)
+        try:
+            with nogil:
+                count = map_run_count(&pinned, lo, hi)
+            array = np.empty(count, RUN_DTYPE)
+            PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
+            sink = sink_into(<RunRecord *>view.buf, count)
+            with nogil:
+                map_runs(&pinned, lo, hi, &sink)
+            PyBuffer_Release(&view)
+        finally:
+            unpin(&pinned)
+        return array
 
     def iter_runs(self, start=0, stop=None):
         """The runs of [start, stop) one by one as ``(start, stop, attributes)``, in bounded memory.
@@ -696,14 +707,15 @@ cdef class AttributeMap:
 
     cdef object some_runs(self, uint64_t lo, uint64_t hi, size_t limit):
         """The first runs of [lo, hi), at most `limit`."""
-        cdef Records records
+        cdef Py_buffer view
         cdef RunSink sink
-        memset(&records, 0, sizeof(records))
-        records.limit = limit
-        sink.emit = emit_run
-        sink.context = &records
+        array = np.empty(limit, RUN_DTYPE)
+        PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
+        sink = sink_into(<RunRecord *>view.buf, limit)
         map_runs(self.map, lo, hi, &sink)
-        return records_array(&records, sizeof(RunRecord), RUN_DTYPE)
+        count = sink.out - <RunRecord *>view.buf
+        PyBuffer_Release(&view)
+        return array[:count]
 
     @property
     def run_count(self):
@@ -720,7 +732,7 @@ cdef class AttributeMap:
         if self.counted_at != self.map.version:
             pin(&pinned, self.map)
             with nogil:
-                result = map_run_count(&pinned)
+                result = map_run_count(&pinned, 0, pinned.pages)
             unpin(&pinned)
             self.counted = result
             self.counted_at = pinned.version
@@ -1018,18 +1030,18 @@ cdef class AttributeMap:
 
     def __getitem__(self, key):
         if isinstance(key, int):
-            return self.get(key)
+            return self.page(key)
         if isinstance(key, slice):
             return self.to_numpy(*bounds_of(key, self.map.pages))
         if isinstance(key, np.integer):
-            return self.get(key)
+            return self.page(key)
         return self.take(array_key(key))
 
     def __setitem__(self, key, value):
         cdef uint64_t lo, hi
-        if isinstance(key, (int, np.integer)):
+        if isinstance(key, int) or isinstance(key, np.integer):
             lo = gfn_of(key, self.map.pages)
-            self.change(lo, lo + 1, 0, byte_of(value, "attributes"))
+            self.change(lo, lo + 1, 0, <uint8_t>byte_of(value, "attributes"))
         elif isinstance(key, slice):
             start, stop = bounds_of(key, self.map.pages)
             range_of(start, stop, self.map.pages, &lo, &hi)

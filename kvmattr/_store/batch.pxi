@@ -7,6 +7,7 @@
 cdef enum:
     PUT_GROUP = 512             # single pages for each hold of the mutex: at most about 25 us
     UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
+    PREFETCH_GROUP = 16         # pages whose leaves are asked for at once
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
@@ -84,6 +85,13 @@ cdef struct Batch:
     uint64_t changed
 
 
+cdef inline void prefetch_group(const Map *map, const uint64_t *gfns, size_t first, size_t upto) noexcept nogil:
+    """The lines of this group's pages, all asked for before the first is needed."""
+    cdef size_t i, last = first + PREFETCH_GROUP
+    for i in range(first, last if last < upto else upto):
+        map_prefetch(map, gfns[i])
+
+
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
     cdef size_t group, i = batch.done
@@ -94,6 +102,8 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
         pthread_mutex_lock(&map.family.mutex)
         if batch.stops == NULL:
             while i < group:
+                if i & (PREFETCH_GROUP - 1) == 0 or i == batch.done:
+                    prefetch_group(map, batch.starts, i, upto)
                 result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
                 if result < 0:
                     break

@@ -136,10 +136,10 @@ cdef inline bint full_bits(const uint64_t *bits) noexcept nogil:
     return every == <uint64_t>-1
 
 
-cdef int count_transitions(const uint8_t *block) noexcept nogil:
-    """The number of pages of a block that differ from the page before them."""
+cdef int count_transitions(const uint8_t *block, int pages) noexcept nogil:
+    """The number of pages that differ from the page before them."""
     cdef int i, count = 0
-    for i in range(1, 512):
+    for i in range(1, pages):
         count += block[i] != block[i - 1]
     return count
 
@@ -178,7 +178,7 @@ cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
     else:
         plan.kind = CODED_BYTES
         plan.size_class = class_of_units[(BYTES_BYTES + 15) // 16]
-    runs = count_transitions(block) + 1
+    runs = count_transitions(block, 512) + 1
     bytes_of_runs = <int>sizeof(Record) + 3 * runs - 2
     if runs <= LEAF_RUNS and bytes_of_runs < class_bytes[plan.size_class]:
         plan.kind = CODED_RUNS

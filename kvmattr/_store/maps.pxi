@@ -140,14 +140,12 @@ cdef bint copy_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) 
 
 cdef int map_import(Map *target, const Map *source) noexcept nogil:
     """Make *target, empty and built aside, equal to a map of another family. -1 when out of memory."""
-    cdef RunSink sink
     cdef Copying copying
+    cdef RunSink sink = sink_to(copy_run, &copying)
     target.root = entry_uniform(source.rest)
     target.rest = source.rest
     target.level = 2
     copying.target = target
     copying.failed = False
-    sink.emit = copy_run
-    sink.context = &copying
     map_runs(source, 0, source.pages, &sink)
     return -1 if copying.failed else 0

@@ -250,10 +250,16 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
     span = level_span(level - 1)
     first = <int>(lo >> shift)
     last = <int>((hi - 1) >> shift)
+    if level == 3 and hi - lo == level_span(3):
+        sum = kernels.count(family.bias, entries, k, x, question.want, question.mask, bits)
+        for i in range(8):
+            while bits[i]:
+                sum += entry_count(family, entries[64 * i + kvmattr_first_bit(bits[i])], 2, 0, PAGES_PER_BLOCK,
+                                   k, x, question)
+                bits[i] &= bits[i] - 1
+        return sum
     for i in range(first, last + 1):
         base = <uint64_t>i << shift
-        if level == 3 and i + 8 <= last:
-            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 8])))
         sum += entry_count(family, entries[i], level - 1, lo - base if i == first else 0,
                            hi - base if i == last else span, k, x, question)
     return sum

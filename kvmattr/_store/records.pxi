@@ -1,9 +1,4 @@
-# Arrays of runs, as the walks hand them out.
-
-cdef packed struct RunRecord:
-    uint64_t start
-    uint64_t stop
-    uint8_t attributes
+# Arrays of differences, as the walk hands them out.
 
 cdef packed struct DiffRecord:
     uint64_t start
@@ -11,41 +6,23 @@ cdef packed struct DiffRecord:
     uint8_t old
     uint8_t new
 
-# Where records go: an array that grows, or (limit) one that is full at some time.
+# Records whose number is not known before: an array that grows.
 cdef struct Records:
     char *data
     size_t count
     size_t capacity
-    size_t limit                # 0: none
     bint failed
 
 
 cdef bint records_grow(Records *records, size_t width) noexcept nogil:
     cdef size_t capacity = 2 * records.capacity if records.capacity else 256
     cdef char *data
-    if records.limit and records.count == records.limit:
-        return False
     data = <char *>realloc(records.data, capacity * width)
     if data == NULL:
         records.failed = True
         return False
     records.data = data
     records.capacity = capacity
-    return True
-
-
-cdef bint emit_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
-    cdef Records *records = <Records *>sink.context
-    cdef RunRecord *record
-    if start == stop:
-        return True
-    if records.count == records.capacity and not records_grow(records, sizeof(RunRecord)):
-        return False
-    record = <RunRecord *>records.data + records.count
-    record.start = start
-    record.stop = stop
-    record.attributes = value
-    records.count += 1
     return True
 
 
@@ -73,7 +50,7 @@ cdef object records_array(Records *records, size_t width, object dtype):
     cdef Py_buffer view
     try:
         if records.failed:
-            raise MemoryError(f"out of memory after {records.count} runs")
+            raise MemoryError(f"out of memory after {records.count} records")
         array = np.empty(records.count, dtype)
         if records.count:
             PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)

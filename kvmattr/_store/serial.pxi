@@ -60,7 +60,7 @@ cdef bint write_block(Writer *writer) noexcept nogil:
     if not writer_room(writer):
         return False
     record = <uint8_t *>writer.out.data + writer.out.count
-    runs = count_transitions(writer.block) + 1
+    runs = count_transitions(writer.block, 512) + 1
     size = 67 if plan.kind == -1 else 133 if plan.kind == CODED_PALETTE else 513
     if runs < 256 and 2 + 3 * runs - 2 < size:
         record[0] = SERIAL_RUNS
@@ -138,12 +138,10 @@ cdef bint write_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value)
 
 cdef bint write_map(const Map *map, Writer *writer) noexcept nogil:
     """The body of a map; False when out of memory."""
-    cdef RunSink sink
+    cdef RunSink sink = sink_to(write_run, writer)
     memset(writer, 0, sizeof(Writer))
     if map.pages == 0:
         return True
-    sink.emit = write_run
-    sink.context = writer
     map_runs(map, 0, map.pages, &sink)
     if map.pages & 511 and not writer.out.failed:
         memset(writer.block + (map.pages & 511), writer.last, 512 - (map.pages & 511))

@@ -86,11 +86,11 @@ cdef uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogi
 cdef void entries_apply(Family *family, Entry *entries, int count, uint8_t k, uint8_t x) noexcept nogil:
     """The operation on whole subtrees, one word each. Those in which nothing varies any more are dropped."""
     cdef int i
-    for i in range(count):
-        if entry_handle(entries[i]) and entry_varying(entries[i]) & k == 0:
-            release(family, entry_handle(entries[i]))
-            entries[i] = entry_uniform(entry_first(entries[i]))
-    kernels.apply(entries, count, keep_word(k), toggle_word(x))
+    if kernels.apply(entries, count, keep_word(k), toggle_word(x)):
+        for i in range(count):
+            if entry_handle(entries[i]) and entry_varying(entries[i]) == 0:
+                release(family, entry_handle(entries[i]))
+                entries[i] = entry_uniform(entry_first(entries[i]))
 
 
 cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint64_t hi, uint8_t k,
@@ -254,6 +254,22 @@ cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k,
         return UPDATE_NO_MEMORY
     map_change(map, start, stop, k, x)
     return UPDATE_CHANGED
+
+
+cdef inline void map_prefetch(const Map *map, uint64_t gfn) noexcept nogil:
+    """Ask for the line that an update of this page will change, if it is in a bitmap leaf."""
+    cdef Entry e = map.root
+    cdef uint32_t handle = entry_handle(e)
+    cdef int level = map.level
+    if gfn >= level_span(level):
+        return
+    while level > 2:
+        if not is_node(handle):
+            return
+        e = node_at(map.family, handle)[(gfn >> (9 * (level - 2))) & 511]
+        handle = entry_handle(e)
+        level -= 1
+    kvmattr_prefetch(<const uint64_t *>address_of(map.family, handle) + ((gfn >> 6) & 7))
 
 
 cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:

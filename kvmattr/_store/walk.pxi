@@ -58,8 +58,16 @@ cdef void map_pages(const Map *map, uint64_t start, uint64_t stop, uint8_t *out)
 
 # ---- runs ----
 
-# What a walk hands out: maximal runs, in order. `emit` returns False to end the walk.
+cdef packed struct RunRecord:
+    uint64_t start
+    uint64_t stop
+    uint8_t attributes
+
+# What a walk hands out: maximal runs, in order. They are written to out[] where that is given, which ends the
+# walk when it is full; else `emit` gets them, and returns False to end the walk.
 cdef struct RunSink:
+    RunRecord *out
+    RunRecord *end
     bint (*emit)(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil
     void *context
     uint64_t start          # the run that is being put together
@@ -67,10 +75,33 @@ cdef struct RunSink:
     uint8_t value
 
 
-cdef inline void sink_open(RunSink *sink) noexcept nogil:
-    sink.start = 0
-    sink.stop = 0
-    sink.value = 0
+cdef inline RunSink sink_to(bint (*emit)(RunSink *sink, uint64_t start, uint64_t stop,
+                                         uint8_t value) noexcept nogil, void *context) noexcept nogil:
+    cdef RunSink sink
+    memset(&sink, 0, sizeof(sink))
+    sink.emit = emit
+    sink.context = context
+    return sink
+
+cdef inline RunSink sink_into(RunRecord *out, size_t count) noexcept nogil:
+    cdef RunSink sink
+    memset(&sink, 0, sizeof(sink))
+    sink.out = out
+    sink.end = out + count
+    return sink
+
+
+cdef inline bint sink_emit(RunSink *sink) noexcept nogil:
+    """Hand out the run that is complete."""
+    if sink.out == NULL:
+        return sink.emit(sink, sink.start, sink.stop, sink.value)
+    if sink.out == sink.end:
+        return False
+    sink.out.start = sink.start
+    sink.out.stop = sink.stop
+    sink.out.attributes = sink.value
+    sink.out += 1
+    return True
 
 
 cdef inline bint sink_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
@@ -79,7 +110,7 @@ cdef inline bint sink_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t 
         if sink.value == value:
             sink.stop = stop
             return True
-        if not sink.emit(sink, sink.start, sink.stop, sink.value):
+        if not sink_emit(sink):
             return False
     sink.start = start
     sink.stop = stop
@@ -128,50 +159,74 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
 
 cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi, uint8_t k, uint8_t x,
                     RunSink *sink) noexcept nogil:
+    """The runs of the pages [lo, hi) of a mixed block."""
+    cdef uint64_t[8] changes
     cdef uint8_t[512] block
-    cdef const uint64_t *words
-    cdef uint64_t changes, carry, word
-    cdef uint8_t value, both
-    cdef int i, start = lo, at
-    if not is_coded(entry_handle(e)):
-        # A bit of `changes` is set where a page differs from the one before it; values alternate there.
-        words = <const uint64_t *>address_of(family, entry_handle(e))
-        both = entry_k(e) & k
-        value = (entry_x(e) & k) ^ x
-        if words[lo >> 6] >> (lo & 63) & 1:
-            value ^= both
-        carry = words[lo >> 6] >> (lo & 63) & 1
-        for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
-            word = words[i]
-            if i == lo >> 6:
-                changes = word ^ (word << 1)
-                changes &= <uint64_t>-2 << (lo & 63)
-            else:
-                changes = word ^ (word << 1 | carry)
-            carry = word >> 63
-            if i == (hi - 1) >> 6:
-                changes &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
-            while changes:
-                at = 64 * i + kvmattr_first_bit(changes)
-                changes &= changes - 1
-                if not sink_add(sink, base + start, base + at, value):
+    cdef uint8_t both = entry_k(e) & k
+    cdef uint64_t start
+    cdef uint8_t value
+    cdef RunRecord *out
+    cdef int i, at
+    if is_coded(entry_handle(e)):
+        leaf_decode(family, e, k, x, block)
+        start = lo
+        for at in range(lo + 1, hi):
+            if block[at] != block[at - 1]:
+                if not sink_add(sink, base + start, base + at, block[start]):
                     return False
                 start = at
+        return sink_add(sink, base + start, base + hi, block[start])
+    value = leaf_changes(<const uint64_t *>address_of(family, entry_handle(e)), lo, hi, changes)
+    value = (value & both) ^ (entry_x(e) & k) ^ x
+    if not sink_add(sink, base + lo, base + hi, value):
+        return False
+    if sink.out != NULL and sink.end - sink.out >= PAGES_PER_BLOCK:
+        # There is room for whatever a block can hold: no call and no test a run.
+        out = sink.out
+        start = sink.start
+        for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+            while changes[i]:
+                at = 64 * i + kvmattr_first_bit(changes[i])
+                changes[i] &= changes[i] - 1
+                out.start = start
+                out.stop = base + at
+                out.attributes = value
+                out += 1
+                start = base + at
                 value ^= both
-        return sink_add(sink, base + start, base + hi, value)
-    leaf_decode(family, e, k, x, block)
-    for at in range(lo + 1, hi):
-        if block[at] != block[at - 1]:
-            if not sink_add(sink, base + start, base + at, block[start]):
+        sink.out = out
+        sink.start = start
+        sink.value = value
+        return True
+    for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+        while changes[i]:
+            at = 64 * i + kvmattr_first_bit(changes[i])
+            changes[i] &= changes[i] - 1
+            sink.stop = base + at
+            if not sink_emit(sink):
                 return False
-            start = at
-    return sink_add(sink, base + start, base + hi, block[start])
+            value ^= both
+            sink.start = base + at
+            sink.stop = base + hi
+            sink.value = value
+    return True
+
+
+cdef inline uint8_t leaf_changes(const uint64_t *words, int lo, int hi, uint64_t *changes) noexcept nogil:
+    """A bit is set where a page of (lo, hi) differs from the one before it. The raw value of page lo."""
+    cdef uint64_t carry = words[lo >> 6] & 1
+    cdef int i
+    for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+        changes[i] = words[i] ^ (words[i] << 1 | carry)
+        carry = words[i] >> 63
+    changes[lo >> 6] &= <uint64_t>-2 << (lo & 63)
+    changes[(hi - 1) >> 6] &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+    return <uint8_t>(0 - (words[lo >> 6] >> (lo & 63) & 1))
 
 
 cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink) noexcept nogil:
     """Hand out the maximal runs of [start, stop), clipped to it."""
     cdef uint64_t covered = level_span(map.level)
-    sink_open(sink)
     if start >= stop:
         return
     if start < covered:
@@ -181,7 +236,7 @@ cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink)
     if stop > covered:
         if not sink_add(sink, start if start > covered else covered, stop, map.rest):
             return
-    sink.emit(sink, sink.start, sink.stop, sink.value)
+    sink_emit(sink)
 
 
 # ---- the number of runs: transitions, counted in leaves and between entries, never page by page ----
@@ -198,8 +253,9 @@ cdef inline void edge_add(Edge *edge, uint8_t first, uint8_t last, uint64_t insi
     edge.any = True
 
 
-cdef void entry_transitions(const Family *family, Entry e, int level, uint8_t k, uint8_t x,
-                            Edge *edge) noexcept nogil:
+cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                            uint8_t x, Edge *edge) noexcept nogil:
+    """Count where pages of [lo, hi), not empty, differ from the page before them."""
     cdef const Entry *entries
     cdef const uint64_t *starts
     cdef const uint8_t *values
@@ -208,47 +264,58 @@ cdef void entry_transitions(const Family *family, Entry e, int level, uint8_t k,
     cdef uint64_t[8] changes
     cdef uint8_t[512] block
     cdef uint8_t value, zero, both
-    cdef int i
+    cdef uint64_t span, child
+    cdef int shift, i, first, last
     if entry_varying(e) & k == 0:
         value = (entry_first(e) & k) ^ x
         edge_add(edge, value, value, 0)
     elif level == 2:
         if is_coded(entry_handle(e)):
             leaf_decode(family, e, k, x, block)
-            edge_add(edge, block[0], block[511], count_transitions(block))
+            edge_add(edge, block[lo], block[hi - 1], count_transitions(block + lo, <int>(hi - lo)))
         else:
             words = <const uint64_t *>address_of(family, entry_handle(e))
-            for i in range(8):
-                changes[i] = words[i] ^ (words[i] << 1 | (words[i - 1] >> 63 if i else words[0] & 1))
+            leaf_changes(words, <int>lo, <int>hi, changes)
             zero = (entry_x(e) & k) ^ x
             both = entry_k(e) & k
-            edge_add(edge, zero ^ (both if words[0] & 1 else 0), zero ^ (both if words[7] >> 63 else 0),
-                     kernels.popcount(changes, 8))
+            edge_add(edge, zero ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0),
+                     zero ^ (both if words[(hi - 1) >> 6] >> ((hi - 1) & 63) & 1 else 0),
+                     kernels.popcount(changes + (lo >> 6), ((hi - 1) >> 6) + 1 - (lo >> 6)))
     elif not is_node(entry_handle(e)):
         record = run_list_at(family, entry_handle(e), &starts, &values)
-        for i in range(record.count):
+        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
             value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
             edge_add(edge, value, value, 0)
     else:
         x ^= entry_x(e) & k
         k &= entry_k(e)
         entries = node_at(family, entry_handle(e))
-        for i in range(512):
-            if level == 3 and i + 8 < 512:
+        shift = level_shift(level - 1)
+        span = level_span(level - 1)
+        first = <int>(lo >> shift)
+        last = <int>((hi - 1) >> shift)
+        for i in range(first, last + 1):
+            child = <uint64_t>i << shift
+            if level == 3 and i + 8 <= last:
                 kvmattr_prefetch(address_of(family, entry_handle(entries[i + 8])))
-            entry_transitions(family, entries[i], level - 1, k, x, edge)
+            entry_transitions(family, entries[i], level - 1, lo - child if i == first else 0,
+                              hi - child if i == last else span, k, x, edge)
 
 
-cdef uint64_t map_run_count(const Map *map) noexcept nogil:
-    """The number of maximal runs of [0, pages). The pages above npages equal the last one, so the whole tree
-    may be walked."""
+cdef uint64_t map_run_count(const Map *map, uint64_t start, uint64_t stop) noexcept nogil:
+    """The number of maximal runs of [start, stop)."""
+    cdef uint64_t covered = level_span(map.level)
     cdef Edge edge
     edge.transitions = 0
     edge.any = False
-    entry_transitions(map.family, map.root, map.level, 0xff, 0, &edge)
-    if map.pages > level_span(map.level):
+    if start >= stop:
+        return 0
+    if start < covered:
+        entry_transitions(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0,
+                          &edge)
+    if stop > covered:
         edge_add(&edge, map.rest, map.rest, 0)
-    return edge.transitions + 1 if map.pages else 0
+    return edge.transitions + 1
 
 
 # ---- what differs between two maps ----
@@ -343,9 +410,7 @@ cdef bint diff_piece(RunSink *runs, uint64_t start, uint64_t stop, uint8_t value
     against.sink = piece.sink
     against.value = value
     against.swapped = piece.swapped
-    inner.emit = diff_value
-    inner.context = &against
-    sink_open(&inner)
+    inner = sink_to(diff_value, &against)
     if not entry_runs(piece.other.family, piece.other.entry, piece.level, piece.base, start - piece.base,
                       stop - piece.base, piece.other.k, piece.other.x, &inner):
         return False
@@ -356,6 +421,9 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
                      DiffSink *sink) noexcept nogil:
     """Hand out where two subtrees of one place differ within [lo, hi), not empty."""
     cdef Side old_child, new_child
+    cdef const Entry *old_entries
+    cdef const Entry *new_entries
+    cdef bint alike
     cdef PieceAgainst piece
     cdef RunSink runs
     cdef const Side *simple
@@ -368,6 +436,8 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
     if side_varying(old) == 0 and side_varying(new) == 0:
         return diff_add(sink, base + lo, base + hi, side_first(old), side_first(new))
     if level == 2:
+        if sides_share_values(old, new):
+            return bitmaps_diff(old, new, base, <int>lo, <int>hi, sink)
         leaf_decode(old.family, old.entry, old.k, old.x, old_block)
         leaf_decode(new.family, new.entry, new.k, new.x, new_block)
         return blocks_diff(old_block, new_block, base, <int>lo, <int>hi, sink)
@@ -376,10 +446,18 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
         span = level_span(level - 1)
         first = <int>(lo >> shift)
         last = <int>((hi - 1) >> shift)
+        old_child = side_child(old, 0)
+        new_child = side_child(new, 0)
+        # Under one operation, equal entries of one family are the same subtree.
+        alike = old.family == new.family and old_child.k == new_child.k and old_child.x == new_child.x
+        old_entries = node_at(old.family, entry_handle(old.entry))
+        new_entries = node_at(new.family, entry_handle(new.entry))
         for i in range(first, last + 1):
+            old_child.entry = old_entries[i]
+            new_child.entry = new_entries[i]
+            if alike and old_child.entry == new_child.entry:
+                continue
             child = <uint64_t>i << shift
-            old_child = side_child(old, i)
-            new_child = side_child(new, i)
             if not sides_diff(&old_child, &new_child, level - 1, base + child, lo - child if i == first else 0,
                               hi - child if i == last else span, sink):
                 return False
@@ -391,12 +469,45 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
     piece.other = old if piece.swapped else new
     piece.level = level
     piece.base = base
-    runs.emit = diff_piece
-    runs.context = &piece
-    sink_open(&runs)
+    runs = sink_to(diff_piece, &piece)
     if not entry_runs(simple.family, simple.entry, level, base, lo, hi, simple.k, simple.x, &runs):
         return False
     return diff_piece(&runs, runs.start, runs.stop, runs.value)
+
+
+cdef inline bint sides_share_values(const Side *old, const Side *new) noexcept nogil:
+    """Whether both are bitmap leaves of the same two values."""
+    return (entry_handle(old.entry) != 0 and not is_coded(entry_handle(old.entry))
+            and entry_handle(new.entry) != 0 and not is_coded(entry_handle(new.entry))
+            and (entry_k(old.entry) & old.k) == (entry_k(new.entry) & new.k)
+            and ((entry_x(old.entry) & old.k) ^ old.x) == ((entry_x(new.entry) & new.k) ^ new.x))
+
+
+cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, int hi,
+                       DiffSink *sink) noexcept nogil:
+    """Two bitmap leaves of the same two values: a page differs where its bits do."""
+    cdef const uint64_t *old_words = <const uint64_t *>address_of(old.family, entry_handle(old.entry))
+    cdef const uint64_t *new_words = <const uint64_t *>address_of(new.family, entry_handle(new.entry))
+    cdef uint8_t zero = (entry_x(old.entry) & old.k) ^ old.x
+    cdef uint8_t one = zero ^ (entry_k(old.entry) & old.k)
+    cdef uint64_t differ, at
+    cdef int i, bit
+    for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+        differ = old_words[i] ^ new_words[i]
+        if i == lo >> 6:
+            differ &= <uint64_t>-1 << (lo & 63)
+        if i == (hi - 1) >> 6:
+            differ &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+        while differ:
+            bit = kvmattr_first_bit(differ)
+            differ &= differ - 1
+            at = base + 64 * i + bit
+            if old_words[i] >> bit & 1:
+                if not diff_add(sink, at, at + 1, one, zero):
+                    return False
+            elif not diff_add(sink, at, at + 1, zero, one):
+                return False
+    return True
 
 
 cdef bint blocks_diff(const uint8_t *old, const uint8_t *new, uint64_t base, int lo, int hi,
@@ -512,9 +623,7 @@ cdef bint list_against_map(const Side *high, int level, const Side *low, int low
     lower.rest = rest
     lower.level = low_level
     lower.swapped = not old_is_high
-    runs.emit = diff_lower
-    runs.context = &lower
-    sink_open(&runs)
+    runs = sink_to(diff_lower, &lower)
     if not entry_runs(high.family, high.entry, level, 0, lo, hi, high.k, high.x, &runs):
         return False
     return diff_lower(&runs, runs.start, runs.stop, runs.value)
