@@ -138,6 +138,8 @@ cdef extern from "simd.h" nogil:
                           uint8_t mask, uint64_t *left) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
+        uint64_t (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, uint64_t **where, uint8_t *k,
+                           uint8_t *x) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)

@@ -58,6 +58,11 @@ typedef struct kvmattr_kernels {
     uint64_t (*popcount)(const uint64_t *words, size_t n);
     /* The largest of n gfns: one pass that checks a batch before anything is done. */
     uint64_t (*largest)(const uint64_t *gfns, size_t n);
+    /* Walk up to 64 pages to the words that hold their bits: where[i], and the leaf entry's k[i] and x[i]. Asks for
+     * the words' lines. The bit of a page is set in the result if its way leads through a pending operation, a run
+     * list or another leaf than a bitmap, or beyond the root: then nothing is said of it. */
+    uint64_t (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, uint64_t **where, uint8_t *k,
+                       uint8_t *x);
     /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
 } kvmattr_kernels;
@@ -243,6 +248,36 @@ static inline int kvmattr_descend(const kvmattr_walk *walk, uint64_t gfn, const 
     return 1;
 }
 
+static uint64_t kvmattr_locate_portable(const kvmattr_walk *walk, const uint64_t *gfns, int n, uint64_t **where,
+                                        uint8_t *k, uint8_t *x)
+{
+    uint64_t elsewhere = 0;
+    for (int i = 0; i < n; i++) {
+        uint64_t gfn = gfns[i], entry = walk->root;
+        uint32_t handle = (uint32_t)entry, pending = 0;
+        for (int level = walk->level; level > 2; level--) {
+            /* k = 0xff and x = 0 in an entry on which nothing is pending. */
+            pending |= handle & 511;
+            pending |= ((uint32_t)(entry >> 32) & 0xffff) ^ 0xff;
+            uintptr_t at = walk->bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)(handle & ~511u);
+            entry = ((const uint64_t *)at)[(gfn >> (9 * (level - 2))) & 511];
+            handle = (uint32_t)entry;
+            if (pending)
+                break;
+        }
+        if (pending || handle == 0 || handle & 7 || gfn >= walk->span) {
+            elsewhere |= (uint64_t)1 << i;
+            continue;
+        }
+        uintptr_t at = walk->bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)handle;
+        where[i] = (uint64_t *)at + ((gfn >> 6) & 7);
+        kvmattr_prefetch(where[i]);
+        k[i] = (uint8_t)(entry >> 32);
+        x[i] = (uint8_t)(entry >> 40);
+    }
+    return elsewhere;
+}
+
 /* Groups of 16 pages: all are walked to their last word, whose line is asked for, before the first is read. */
 static void kvmattr_take_portable(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n)
 {
@@ -273,7 +308,8 @@ static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_affine_portable, kvmattr_match_portable,
     kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable, kvmattr_count_portable,
     kvmattr_popcount_portable,
-    kvmattr_largest_portable, kvmattr_take_portable,
+    kvmattr_largest_portable, kvmattr_locate_portable,
+    kvmattr_take_portable,
 };
 
 #ifdef KVMATTR_X86
@@ -318,6 +354,7 @@ static const kvmattr_kernels kvmattr_avx2 = {
     "avx2", kvmattr_expand_avx2, kvmattr_affine_avx2, kvmattr_match_avx2, kvmattr_varying_avx2,
     kvmattr_summary_avx2, kvmattr_apply_avx2, kvmattr_count_avx2,
     kvmattr_popcount_avx2, kvmattr_largest_avx2,
+    kvmattr_locate_portable,
     /* Four-lane gathers are no faster than the plain walk with its prefetches (measured), so it stays. */
     kvmattr_take_portable,
 };
@@ -409,11 +446,49 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
     kvmattr_take_portable(walk, gfns + done, out + done, n - done);
 }
 
+KVMATTR_AVX512 static uint64_t kvmattr_locate_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int n,
+                                                     uint64_t **where, uint8_t *k, uint8_t *x)
+{
+    if (walk->nsegments > 16 || n < 64)
+        return kvmattr_locate_portable(walk, gfns, n, where, k, x);
+    const __m512i bases_low = _mm512_loadu_si512(walk->bias), bases_high = _mm512_loadu_si512(walk->bias + 8);
+    const __m512i low32 = _mm512_set1_epi64(0xffffffff), index_mask = _mm512_set1_epi64(511);
+    const __m512i operation = _mm512_set1_epi64(0xffff00000000), none = _mm512_set1_epi64(0xff00000000);
+    const __m512i span = _mm512_set1_epi64((long long)walk->span), seven = _mm512_set1_epi64(7);
+    uint64_t elsewhere = 0;
+    for (int v = 0; v < 64; v += 8) {
+        __m512i gfn = _mm512_loadu_si512(gfns + v), entry = _mm512_set1_epi64((long long)walk->root), handle, base;
+        __mmask8 away = _mm512_cmpge_epu64_mask(gfn, span);
+        for (int level = walk->level; level > 2; level--) {
+            handle = _mm512_and_si512(entry, low32);
+            away |= _mm512_test_epi64_mask(handle, index_mask);
+            away |= _mm512_cmpneq_epu64_mask(_mm512_and_si512(entry, operation), none);
+            handle = _mm512_andnot_si512(index_mask, handle);
+            base = _mm512_permutex2var_epi64(bases_low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT), bases_high);
+            __m512i index = _mm512_and_si512(_mm512_srl_epi64(gfn, _mm_cvtsi32_si128(9 * (level - 2))), index_mask);
+            __m512i at = _mm512_add_epi64(base, _mm512_slli_epi64(_mm512_add_epi64(handle, index), 3));
+            /* A lane that went astray reads the page of zeros from here on. */
+            entry = _mm512_mask_i64gather_epi64(_mm512_setzero_si512(), (__mmask8)~away, at, NULL, 1);
+        }
+        handle = _mm512_and_si512(entry, low32);
+        away |= _mm512_testn_epi64_mask(handle, low32) | _mm512_test_epi64_mask(handle, seven);
+        base = _mm512_permutex2var_epi64(bases_low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT), bases_high);
+        __m512i index = _mm512_and_si512(_mm512_srli_epi64(gfn, 6), seven);
+        _mm512_storeu_si512(where + v, _mm512_add_epi64(base, _mm512_slli_epi64(_mm512_add_epi64(handle, index), 3)));
+        _mm_storel_epi64((__m128i *)(k + v), _mm512_cvtepi64_epi8(_mm512_srli_epi64(entry, 32)));
+        _mm_storel_epi64((__m128i *)(x + v), _mm512_cvtepi64_epi8(_mm512_srli_epi64(entry, 40)));
+        for (unsigned left = (uint8_t)~away; left; left &= left - 1)
+            kvmattr_prefetch(where[v + __builtin_ctz(left)]);
+        elsewhere |= (uint64_t)away << v;
+    }
+    return elsewhere;
+}
+
 static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_affine_avx512, kvmattr_match_avx512, kvmattr_varying_avx512,
     kvmattr_summary_avx512, kvmattr_apply_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512,
-    kvmattr_take_avx512,
+    kvmattr_locate_avx512, kvmattr_take_avx512,
 };
 
 #endif /* KVMATTR_X86 */

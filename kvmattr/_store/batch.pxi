@@ -7,7 +7,7 @@
 cdef enum:
     PUT_GROUP = 512             # single pages for each hold of the mutex: at most about 25 us
     UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
-    PREFETCH_GROUP = 16         # pages whose leaves are asked for at once
+    LOCATED = 64                # pages whose leaves are asked for at once
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
@@ -85,16 +85,48 @@ cdef struct Batch:
     uint64_t changed
 
 
-cdef inline void prefetch_group(const Map *map, const uint64_t *gfns, size_t first, size_t upto) noexcept nogil:
-    """The lines of this group's pages, all asked for before the first is needed."""
-    cdef size_t i, last = first + PREFETCH_GROUP
-    for i in range(first, last if last < upto else upto):
-        map_prefetch(map, gfns[i])
+cdef size_t put_located(Map *map, const Batch *batch, size_t first, size_t upto, uint64_t *changed) noexcept nogil:
+    """Flip the bits of as many of the next pages as can be changed by that, all located before the first is
+    touched; the number of pages that are done. It ends at a page that needs more, since what that does may move
+    the leaves of those after it."""
+    cdef uint64_t *where[LOCATED]
+    cdef uint8_t k[LOCATED]
+    cdef uint8_t x[LOCATED]
+    cdef kvmattr_walk walk = walk_of(map)
+    cdef const uint64_t *gfns = batch.starts + first
+    cdef uint64_t elsewhere, word, bit
+    cdef uint8_t old, new
+    cdef size_t step = batch.step
+    cdef int count = LOCATED if upto - first > LOCATED else <int>(upto - first)
+    cdef int i
+    cdef uint64_t flips = 0
+    elsewhere = kernels.locate(&walk, gfns, count, where, k, x)
+    for i in range(count):
+        # The first page of a block is also the F of its entries, the last page of the map speaks for those above.
+        if elsewhere >> i & 1 or gfns[i] & 511 == 0 or gfns[i] + 1 == map.pages:
+            break
+        word = where[i][0]
+        bit = <uint64_t>1 << (gfns[i] & 63)
+        old = x[i] ^ (k[i] if word & bit else 0)
+        new = (old & batch.k[(first + i) * step]) ^ batch.x[(first + i) * step]
+        if new == old:
+            continue
+        word ^= bit
+        if (new ^ old) != k[i] or word + 1 <= 1:
+            break
+        where[i][0] = word
+        flips += 1
+    else:
+        i = count
+    changed[0] += flips
+    map.version += flips
+    return i
 
 
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
     cdef size_t group, i = batch.done
+    cdef size_t located, beside = 0
     cdef UpdateResult result = UPDATE_UNCHANGED
     while i < upto:
         group = i + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
@@ -102,8 +134,15 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
         pthread_mutex_lock(&map.family.mutex)
         if batch.stops == NULL:
             while i < group:
-                if i & (PREFETCH_GROUP - 1) == 0 or i == batch.done:
-                    prefetch_group(map, batch.starts, i, upto)
+                # While nobody shares with this map, every leaf is its own.
+                if map.family.maps.next == NULL and upto - i >= LOCATED and i >= beside:
+                    located = put_located(map, batch, i, upto, &batch.changed)
+                    i += located
+                    if i >= group:
+                        break
+                    # Where hardly any page is a plain flip, looking ahead does not pay for a while.
+                    if located < LOCATED // 8:
+                        beside = i + LOCATED
                 result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
                 if result < 0:
                     break

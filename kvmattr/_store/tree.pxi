@@ -256,22 +256,6 @@ cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k,
     return UPDATE_CHANGED
 
 
-cdef inline void map_prefetch(const Map *map, uint64_t gfn) noexcept nogil:
-    """Ask for the line that an update of this page will change, if it is in a bitmap leaf."""
-    cdef Entry e = map.root
-    cdef uint32_t handle = entry_handle(e)
-    cdef int level = map.level
-    if gfn >= level_span(level):
-        return
-    while level > 2:
-        if not is_node(handle):
-            return
-        e = node_at(map.family, handle)[(gfn >> (9 * (level - 2))) & 511]
-        handle = entry_handle(e)
-        level -= 1
-    kvmattr_prefetch(<const uint64_t *>address_of(map.family, handle) + ((gfn >> 6) & 7))
-
-
 cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. In a bitmap leaf of ours that holds both the old and the new value it is a flip
     of one bit; everything else goes the way of a range."""
