@@ -1,0 +1,1 @@
+"""The suite. It is a package so that its modules share the references and strategies by name."""

@@ -1,0 +1,35 @@
+"""What every test module may use: the three implementations of one interface, and hypothesis profiles.
+
+KVMATTR_FUZZ_EXAMPLES=N turns the state machines into a campaign of N examples with fresh random seeds,
+and KVMATTR_FUZZ_STEPS=N sets how many operations an example may have. Without them the examples are
+always the same ones, so that the suite's verdict depends on the code alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from kvmattr import AttributeMap
+from tests.reference import DenseMap, SparseMap
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much,
+         HealthCheck.large_base_example]
+settings.register_profile("suite", deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
+settings.register_profile("campaign", deadline=None, print_blob=True, suppress_health_check=QUIET)
+settings.load_profile("campaign" if "KVMATTR_FUZZ_EXAMPLES" in os.environ else "suite")
+
+
+@pytest.fixture(params=[DenseMap, SparseMap, AttributeMap], ids=lambda kind: kind.__name__)
+def Map(request: pytest.FixtureRequest) -> Any:
+    """The store and its two references, one after another."""
+    return request.param
+
+
+@pytest.fixture(params=[SparseMap, AttributeMap], ids=lambda kind: kind.__name__)
+def WideMap(request: pytest.FixtureRequest) -> Any:
+    """Those of the three that hold 2**52 pages."""
+    return request.param
