@@ -1,0 +1,155 @@
+"""update_many, put, put_bitmap: in order, each argument broadcast, counted operation by operation."""
+
+import numpy as np
+import pytest
+
+from kvmattr import Operation
+
+
+def test_update_many_applies_in_order(Map):
+    m = Map(2000)
+    changed = m.update_many(np.array([0, 500, 510, 0]), np.array([1000, 520, 515, 0]), np.array([1, 2, 3, 9]))
+    assert changed == 3
+    assert type(changed) is int
+    assert m.runs().tolist() == [(0, 500, 1), (500, 510, 2), (510, 515, 3), (515, 520, 2), (520, 1000, 1),
+                                 (1000, 2000, 0)]
+
+
+def test_all_five_arguments_broadcast(Map):
+    m = Map(1000, 0xF0)
+    starts = np.array([0, 100, 200])
+    operations = np.array([Operation.WRITE, Operation.OR, Operation.AND], dtype=np.uint8)
+    assert m.update_many(starts, starts + 50, 0x0F, operations, np.array([0xFF, 0x03, 0x30])) == 3
+    assert [m.get(int(start)) for start in starts] == [0x0F, 0xF3, 0xC0]
+    m.clear()
+    assert m.update_many(0, np.array([10, 20, 30]), 7) == 3
+    assert m.run(0) == (0, 30, 7)
+    assert m.update_many(0, 30, np.array([7, 8, 9]), operation=Operation.WRITE, mask=0xFF) == 2
+    assert m.run(0) == (0, 30, 9)
+    assert m.update_many(5, 6, 1) == 1
+    assert m.get(5) == 1
+
+
+def test_update_many_counts_operations_that_changed_something(Map):
+    m = Map(1000)
+    version = m.version
+    assert m.update_many(np.array([0, 10, 20]), np.array([0, 10, 30]), 0) == 0
+    assert m.update_many(np.empty(0, np.uint64), np.empty(0, np.uint64), 1) == 0
+    assert m.version == version
+    assert m.update_many(np.array([0, 0, 5]), np.array([10, 10, 6]), np.array([1, 1, 2])) == 2
+    assert m.version > version
+
+
+def test_put_is_in_order_and_counts_changes(Map):
+    m = Map(2000)
+    gfns = np.array([5, 1999, 5, 5, 512, 5], dtype=np.uint64)
+    assert m.put(gfns, np.array([1, 2, 1, 3, 0, 1], dtype=np.uint8)) == 4
+    assert m.get(5) == 1
+    assert m.get(1999) == 2
+    version = m.version
+    assert m.put(gfns, np.array([1, 2, 1, 1, 0, 1], dtype=np.uint8)) == 0
+    assert m.put(np.empty(0, dtype=np.int64), 1) == 0
+    assert m.version == version
+    m.validate()
+
+
+def test_put_with_operations_and_masks(Map):
+    m = Map(1024, 0xAA)
+    gfns = np.array([0, 1, 2, 3, 511, 512, 513])
+    assert m.put(gfns, 0x0F, Operation.OR) == 7
+    assert m.take(gfns).tolist() == [0xAF] * 7
+    assert m.put(gfns, 0x00, operation=Operation.AND, mask=0xA0) == 7
+    assert m.take(gfns).tolist() == [0x0F] * 7
+    assert m.put(gfns, np.array([1, 2, 3, 4, 5, 6, 7]), np.array([0, 1, 2, 0, 1, 2, 0]), np.array([0xFF] * 6 + [0])) == 5
+    assert m.take(gfns).tolist() == [1, 0x0F, 3, 4, 0x0F, 6, 0x0F]
+    m.put(5, np.array([1, 2, 4]), Operation.OR)
+    assert m.get(5) == 0xAF
+    m.validate()
+
+
+@pytest.mark.parametrize("values", [[1], [0, 1], [1, 2, 4], list(range(200))], ids=len)
+def test_puts_build_and_undo_every_kind_of_block(Map, values):
+    """Scattered pages one after another through a block, then back again: it ends uniform."""
+    n = 3 * 512
+    random = np.random.default_rng(len(values))
+    order = random.permutation(n)
+    pages = random.choice(np.array(values, dtype=np.uint8), n)
+    m = Map(n)
+    assert m.put(order, pages[order]) == np.count_nonzero(pages)
+    m.validate()
+    assert np.array_equal(m.to_numpy(0, n), pages)
+    again = random.permutation(n)
+    assert m.put(again, 0) == np.count_nonzero(pages)
+    m.validate()
+    assert m.uniform(0, n) == 0
+    assert m.run_count == 1
+    assert m.level(0) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64, np.uint64, ">u8"])
+def test_put_takes_any_integer_type_and_stride(Map, dtype):
+    m = Map(128)
+    gfns = np.arange(0, 100).astype(dtype)
+    assert m.put(gfns[::-7], np.arange(1, 16).astype(dtype)) == 15
+    assert m.take(np.arange(99, 0, -7)).tolist() == list(range(1, 16))
+
+
+def test_put_bitmap_sets_the_pages_whose_bit_is_one(Map):
+    m = Map(3000)
+    wanted = np.random.default_rng(2).integers(0, 2, 1600).astype(np.uint8)
+    packed = np.packbits(wanted, bitorder="little")
+    assert m.put_bitmap(777, packed, 5) == wanted.sum()
+    assert np.array_equal(m.to_numpy(777, 777 + 1600), wanted * 5)
+    assert m.count(0, 3000, 5) == wanted.sum()
+    version = m.version
+    assert m.put_bitmap(777, packed, 5) == 0
+    assert m.version == version
+    assert m.put_bitmap(777, packed, 2, Operation.OR) == wanted.sum()
+    assert m.put_bitmap(777, packed, 0, operation=Operation.AND, mask=4) == wanted.sum()
+    assert np.array_equal(m.to_numpy(777, 777 + 1600), wanted * 3)
+    m.validate()
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 63, 64, 65, 511, 512])
+def test_put_bitmap_takes_bytes_and_words(Map, start):
+    """QEMU and KVM keep dirty logs as little-endian 64-bit words; byte by byte they are the same bits."""
+    words = np.array([0x8000000000000001, 0, 0xFFFFFFFFFFFFFFFF, 0xAAAAAAAAAAAAAAAA], dtype="<u8")
+    by_words, by_bytes = Map(1024), Map(1024)
+    assert by_words.put_bitmap(start, words, 1) == by_bytes.put_bitmap(start, words.view(np.uint8), 1) == 98
+    assert by_words == by_bytes
+    assert by_words.get(start) == by_words.get(start + 63) == 1
+    assert by_words.get(start + 1) == by_words.get(start + 64) == 0
+    by_words.validate()
+
+
+def test_put_bitmap_and_bitmap_are_inverse(Map):
+    m, twin = Map(5000), Map(5000)
+    m.put(np.random.default_rng(3).integers(0, 5000, 1500), 1)
+    packed = m.bitmap(0, 5000)
+    assert twin.put_bitmap(0, np.frombuffer(bytes(packed), np.uint8), 1, npages=5000) == m.count(0, 5000, 1)
+    assert twin == m
+
+
+def test_put_bitmap_refuses_set_bits_that_have_no_page(Map):
+    m = Map(1000)
+    version = m.version
+    for start, bits, npages in ((993, [0xFF], None), (0, [0xFF], 7), (1000, [1], None), (996, [0xFF], 8)):
+        with pytest.raises(ValueError, match=r"\d"):
+            m.put_bitmap(start, np.array(bits, dtype=np.uint8), 1, npages=npages)
+    assert m.version == version
+    assert m.run_count == 1
+    assert m.put_bitmap(992, np.array([0xFF], dtype=np.uint8), 1) == 8
+    assert m.put_bitmap(0, np.array([0x7F], dtype=np.uint8), 1, npages=7) == 7
+    assert m.put_bitmap(1000, np.array([0], dtype=np.uint8), 1) == 0
+    assert m.put_bitmap(996, np.array([0x0F], dtype=np.uint8), 1) == 0
+
+
+def test_array_index_forms_are_put_and_take(Map):
+    m = Map(1000)
+    gfns = np.array([3, 1, 999])
+    m[gfns] = np.array([5, 6, 7])
+    assert m[gfns].tolist() == [5, 6, 7]
+    m[gfns] = 8
+    assert m[gfns].tolist() == [8, 8, 8]
+    m[np.array([2, 2])] = np.array([1, 2])
+    assert m.get(2) == 2
