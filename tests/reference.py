@@ -81,8 +81,8 @@ class ReferenceMap(ABC):
 
     def __init__(self, npages: int = MAX_PAGES, default: int = 0) -> None:
         self._npages = operator.index(npages)
-        if not 0 < self._npages <= MAX_PAGES:
-            raise ValueError(f"npages must be in 1..2**52, not {npages}")
+        if not 0 <= self._npages <= MAX_PAGES:
+            raise ValueError(f"npages must be in 0..2**52, not {npages}")
         self._default = checked_byte(default, "default")
         self._version = 0
         self._read_only = False
@@ -116,16 +116,19 @@ class ReferenceMap(ABC):
         return array
 
     def _checked_range(self, start: Any, stop: Any) -> tuple[int, int]:
-        start = operator.index(start)
-        stop = self._npages if stop is None else operator.index(stop)
+        start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= self._npages:
             raise ValueError(f"range [{start}, {stop}) is not 0 <= start <= stop <= {self._npages}")
         return start, stop
 
+    def _checked_tail(self, start: Any, stop: Any) -> tuple[int, int]:
+        """A range whose end is the map's where none is given."""
+        return self._checked_range(start, self._npages if stop is None else stop)
+
     def _checked_slice(self, index: slice) -> tuple[int, int]:
         if index.step is not None and operator.index(index.step) != 1:
             raise ValueError(f"a slice of pages has step 1, not {index.step}")
-        return self._checked_range(0 if index.start is None else index.start, index.stop)
+        return self._checked_tail(0 if index.start is None else index.start, index.stop)
 
     def _check_same_size(self, other: Any) -> None:
         if not isinstance(other, type(self)):
@@ -182,7 +185,7 @@ class ReferenceMap(ABC):
     def put_bitmap(self, start: int, bits: Any, attributes: int, operation: int = Operation.WRITE,
                    mask: int = 0xFF, npages: int | None = None) -> int:
         self._check_writable()
-        start, _ = self._checked_range(start, None)
+        start, _ = self._checked_tail(start, None)
         array = np.frombuffer(bits, dtype=np.uint8) if isinstance(bits, bytes | bytearray) else np.asarray(bits)
         if array.dtype not in (np.dtype("u1"), np.dtype("<u8")):
             raise TypeError(f"bits must be uint8 or little-endian uint64, not {array.dtype}")
@@ -303,6 +306,9 @@ class ReferenceMap(ABC):
         twin._version = self._version
         return twin
 
+    def __copy__(self) -> Any:
+        return self.copy()
+
     def snapshot(self) -> Any:
         twin = self.copy()
         twin._read_only = True
@@ -352,17 +358,17 @@ class DenseMap(ReferenceMap):
         return int(np.count_nonzero((self._pages[start:stop] & mask) == attributes))
 
     def values(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        start, stop = self._checked_range(start, stop)
+        start, stop = self._checked_tail(start, stop)
         return np.unique(self._pages[start:stop])
 
     def find(self, start: int, attributes: int, mask: int = 0xFF, stop: int | None = None) -> int:
-        start, stop = self._checked_range(start, stop)
+        start, stop = self._checked_tail(start, stop)
         attributes, mask = checked_byte(attributes, "attributes"), checked_byte(mask, "mask")
         matches = np.flatnonzero((self._pages[start:stop] & mask) == attributes)
         return start + int(matches[0]) if matches.size else -1
 
     def runs(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        start, stop = self._checked_range(start, stop)
+        start, stop = self._checked_tail(start, stop)
         pages = self._pages[start:stop]
         if not pages.size:
             return np.empty(0, dtype=RUN)
@@ -375,7 +381,7 @@ class DenseMap(ReferenceMap):
 
     def diff(self, other: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
         self._check_same_size(other)
-        start, stop = self._checked_range(start, stop)
+        start, stop = self._checked_tail(start, stop)
         changes: list[tuple[int, int, int, int]] = []
         for page in np.flatnonzero(self._pages[start:stop] != other._pages[start:stop]) + start:
             pair = (int(other._pages[page]), int(self._pages[page]))
@@ -455,20 +461,20 @@ class SparseMap(ReferenceMap):
         return sum(b - a for a, b, value in self._pieces(start, stop) if value & mask == attributes)
 
     def values(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        pieces = self._pieces(*self._checked_range(start, stop))
+        pieces = self._pieces(*self._checked_tail(start, stop))
         return np.array(sorted({value for _, _, value in pieces}), dtype=np.uint8)
 
     def find(self, start: int, attributes: int, mask: int = 0xFF, stop: int | None = None) -> int:
-        start, stop = self._checked_range(start, stop)
+        start, stop = self._checked_tail(start, stop)
         attributes, mask = checked_byte(attributes, "attributes"), checked_byte(mask, "mask")
         return next((a for a, _, value in self._pieces(start, stop) if value & mask == attributes), -1)
 
     def runs(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return np.array(self._pieces(*self._checked_range(start, stop)), dtype=RUN)
+        return np.array(self._pieces(*self._checked_tail(start, stop)), dtype=RUN)
 
     def diff(self, other: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
         self._check_same_size(other)
-        start, stop = self._checked_range(start, stop)
+        start, stop = self._checked_tail(start, stop)
         edges = sorted({edge for each in (self, other) for piece in each._pieces(start, stop) for edge in piece[:2]})
         changes: list[tuple[int, int, int, int]] = []
         for left, right in zip(edges[:-1], edges[1:], strict=True):

@@ -1,7 +1,6 @@
 """What Python sees of a map: length, what it refuses to be, and which arguments go by keyword."""
 
 import inspect
-import pickle
 
 import numpy as np
 import pytest
@@ -25,9 +24,9 @@ def test_defaults_of_the_constructor(WideMap):
 
 def test_nobody_walks_all_pages_by_accident(Map):
     m = Map(10)
-    with pytest.raises(TypeError, match="iterable"):
+    with pytest.raises(TypeError, match="not iterable"):
         iter(m)
-    with pytest.raises(TypeError, match="container"):
+    with pytest.raises(TypeError, match=r"container|find\(\)"):
         assert 3 in m
     with pytest.raises(TypeError, match="unhashable"):
         hash(m)
@@ -151,9 +150,3 @@ def test_a_snapshot_costs_nothing_until_a_page_changes():
     assert m.nbytes <= before + 100 * 512
     for snapshot in kept:
         assert snapshot == m
-
-
-def test_pickle_knows_what_it_cannot_do():
-    m = AttributeMap(1000, 3)
-    m[5] = 7
-    assert pickle.loads(pickle.dumps(m)) == m

@@ -12,7 +12,7 @@ def fragmented(Map, npages=4096):
     m = Map(npages)
     m[0:2048] = np.resize(np.array([0, 1], dtype=np.uint8), 2048)
     m[2048:3072] = np.resize(np.array([1, 2, 3], dtype=np.uint8), 1024)
-    m[3072:3584] = (np.arange(512) % 251).astype(np.uint8)
+    m[3072:3584] = (np.arange(512) % 100).astype(np.uint8)
     return m
 
 
@@ -190,6 +190,17 @@ def test_diff_of_a_pending_operation(Map):
         assert (pages[start:stop] == old).all()
         assert new == old | 0x80
     assert [change[:2] for change in changes.tolist()] == [run[:2] for run in kept.runs().tolist()]
+
+
+def test_a_leaf_that_is_a_root_stays_shared_when_the_map_grows_higher(Map):
+    """The copy holds as its root what the map now holds below a new node."""
+    m = Map(2**20)
+    m.put(np.arange(1, 512, 2), 1)
+    twin = m.copy()
+    m[1000] = 1
+    m[5] = 0
+    assert twin.get(5) == 1
+    m.validate()
 
 
 def test_diff_with_another_family(Map):
