@@ -1,0 +1,72 @@
+"""Layouts and request numbers against the figures of the C headers, written out by hand."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from kvmattr import uapi
+
+LAYOUTS = [
+    (uapi.kvm_memory_attributes, uapi.MEMORY_ATTRIBUTES, 32,
+     {"address": (0, 8), "size": (8, 8), "attributes": (16, 8), "operation": (24, 4), "flags": (28, 4)}),
+    (uapi.linux_kvm_memory_attributes, uapi.LINUX_MEMORY_ATTRIBUTES, 32,
+     {"address": (0, 8), "size": (8, 8), "attributes": (16, 8), "flags": (24, 8)}),
+    (uapi.kvm_userspace_memory_region, uapi.USERSPACE_MEMORY_REGION, 32,
+     {"slot": (0, 4), "flags": (4, 4), "guest_phys_addr": (8, 8), "memory_size": (16, 8),
+      "userspace_addr": (24, 8)}),
+    (uapi.kvm_userspace_memory_region2, uapi.USERSPACE_MEMORY_REGION2, 160,
+     {"slot": (0, 4), "flags": (4, 4), "guest_phys_addr": (8, 8), "memory_size": (16, 8),
+      "userspace_addr": (24, 8), "guest_memfd_offset": (32, 8), "guest_memfd": (40, 4), "pad1": (44, 4),
+      "pad2": (48, 112)}),
+    (uapi.kvm_enc_region, uapi.ENC_REGION, 16, {"addr": (0, 8), "size": (8, 8)}),
+    (uapi.kvm_create_guest_memfd, uapi.CREATE_GUEST_MEMFD, 64,
+     {"size": (0, 8), "flags": (8, 8), "reserved": (16, 48)}),
+]
+
+#: As <linux/kvm.h> expands them on x86-64.
+REQUESTS = {
+    "KVM_CHECK_EXTENSION": 0xAE03,
+    "KVM_SET_USER_MEMORY_REGION": 0x4020AE46,
+    "KVM_SET_USER_MEMORY_REGION2": 0x40A0AE49,
+    "KVM_MEMORY_ENCRYPT_REG_REGION": 0x8010AEBB,
+    "KVM_MEMORY_ENCRYPT_UNREG_REGION": 0x8010AEBC,
+    "KVM_SET_MEMORY_ATTRIBUTES": 0x4020AED2,
+    "KVM_GET_MEMORY_ATTRIBUTES": 0xC020AED3,
+    "KVM_SUPPORTED_MEMORY_ATTRIBUTES": 0x8008AED3,
+    "KVM_CREATE_GUEST_MEMFD": 0xC040AED4,
+}
+
+
+@pytest.mark.parametrize(("structure", "dtype", "size", "fields"), LAYOUTS,
+                         ids=[structure.__name__ for structure, *_ in LAYOUTS])
+def test_layout(structure, dtype, size, fields):
+    assert ctypes.sizeof(structure) == dtype.itemsize == size
+    assert [name for name, _ in structure._fields_] == list(dtype.names) == list(fields)
+    for name, (offset, length) in fields.items():
+        field = getattr(structure, name)
+        assert (field.offset, field.size) == (offset, length), name
+        assert (dtype.fields[name][1], dtype.fields[name][0].itemsize) == (offset, length), name
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_request_number(name):
+    assert getattr(uapi, name) == REQUESTS[name]
+
+
+def test_every_request_number_is_checked():
+    ours = {name for name, value in vars(uapi).items()
+            if name.startswith("KVM_") and isinstance(value, int) and value >> 8 & 0xFF == uapi.KVMIO}
+    assert ours == set(REQUESTS)
+
+
+def test_the_same_byte_means_different_things():
+    assert uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE == uapi.KVM_MEM_ATTR_NO_EXEC == 8
+
+
+def test_structures_and_arrays_share_bytes():
+    one = uapi.kvm_memory_attributes(address=1 << 12, size=2 << 12, attributes=3, operation=2, flags=5)
+    record = np.frombuffer(one, dtype=uapi.MEMORY_ATTRIBUTES)[0]
+    assert record.tolist() == (1 << 12, 2 << 12, 3, 2, 5)
+    merged = uapi.linux_kvm_memory_attributes.from_buffer(one)
+    assert merged.flags == 2 | 5 << 32
