@@ -1,0 +1,169 @@
+# KVM_SET_USER_MEMORY_REGION: its checks in KVM's order, and what it then does to the set.
+
+cdef int check_fields(MemslotTable table, uint32_t number, uint32_t flags, uint64_t address, uint64_t nbytes,
+                      uint64_t host, uint64_t offset, bint region2) except -1:
+    """KVM's checks of the structure alone, in KVM's order; each is EINVAL."""
+    cdef uint32_t valid = LOG_DIRTY | READONLY
+    cdef uint32_t id = number & 0xFFFF
+    cdef uint32_t space = number >> ADDRESS_SPACE_SHIFT
+    if not region2 and flags & ~valid:
+        raise OSError(EINVAL, f"flags are {flags:#x}: KVM_SET_USER_MEMORY_REGION knows {valid:#x}")
+    if id >= table.spaces[0].nr_memslots:
+        raise OSError(EINVAL, f"slot id is {id}: it must be below nr_memslots, {table.spaces[0].nr_memslots}")
+    if table.private_memory and flags & GUEST_MEMFD:
+        valid = GUEST_MEMFD     # excludes the other two
+    if flags & ~valid:
+        raise OSError(EINVAL, f"flags are {flags:#x}: " + (
+            "KVM_MEM_GUEST_MEMFD excludes all others" if valid == GUEST_MEMFD else
+            "KVM_MEM_GUEST_MEMFD needs a VM with private memory" if flags == flags & (valid | GUEST_MEMFD) else
+            f"KVM_SET_USER_MEMORY_REGION2 knows {valid | GUEST_MEMFD:#x}"))
+    if nbytes & (PAGE_SIZE - 1):
+        raise OSError(EINVAL, f"memory_size is {nbytes:#x}: it must be a multiple of {PAGE_SIZE:#x}")
+    if address & (PAGE_SIZE - 1):
+        raise OSError(EINVAL, f"guest_phys_addr is {address:#x}: it must be a multiple of {PAGE_SIZE:#x}")
+    if host & (PAGE_SIZE - 1):
+        raise OSError(EINVAL, f"userspace_addr is {host:#x}: it must be a multiple of {PAGE_SIZE:#x}")
+    if host > TASK_SIZE_MAX or nbytes > TASK_SIZE_MAX - host:
+        raise OSError(EINVAL, f"userspace_addr {host:#x} + memory_size {nbytes:#x} passes the end of user "
+                              f"space, {TASK_SIZE_MAX:#x}")
+    if flags & GUEST_MEMFD:
+        if offset & (PAGE_SIZE - 1):
+            raise OSError(EINVAL, f"guest_memfd_offset is {offset:#x}: it must be a multiple of {PAGE_SIZE:#x}")
+        if offset + nbytes < offset:
+            raise OSError(EINVAL, f"guest_memfd_offset {offset:#x} + memory_size {nbytes:#x} passes 2^64")
+    if space >= <uint32_t> table.address_spaces:
+        raise OSError(EINVAL, f"slot {number:#x} names address space {space}: there are {table.address_spaces}")
+    if address + nbytes < address:
+        raise OSError(EINVAL, f"guest_phys_addr {address:#x} + memory_size {nbytes:#x} passes 2^64 - 1")
+    if nbytes >> PAGE_SHIFT > MAX_NR_PAGES:
+        raise OSError(EINVAL, f"memory_size {nbytes:#x} is {nbytes >> PAGE_SHIFT} pages: a memslot has at most "
+                              f"{MAX_NR_PAGES}")
+    return 0
+
+
+cdef int check_overlap(MemslotTable table, SlotSet *slots, uint16_t index, const Slot *new) except -1:
+    """EEXIST if new overlaps a slot other than its own record's."""
+    cdef uint16_t other = slot_reaching(slots, new.start)
+    if other == index:
+        other = slot_after(slots, other)
+    if other and slots.records[other].start < new.stop:
+        raise OSError(EEXIST, f"[{new.start << PAGE_SHIFT:#x}, {new.stop << PAGE_SHIFT:#x}) overlaps memslot "
+                              f"{other - 1}, [{slots.records[other].start << PAGE_SHIFT:#x}, "
+                              f"{slots.records[other].stop << PAGE_SHIFT:#x})")
+    return 0
+
+
+cdef int allocate(MemslotTable table, SlotSet *slots, Slot *new) except -1:
+    """The checks and blocks of a slot that gets a place: EINVAL beyond phys_bits, ENOMEM."""
+    cdef MetadataSize size = metadata_size(slots, new.start, new.stop)
+    if new.stop > <uint64_t> 1 << (table.phys_bits - PAGE_SHIFT):
+        raise OSError(EINVAL, f"[{new.start << PAGE_SHIFT:#x}, {new.stop << PAGE_SHIFT:#x}) ends beyond the "
+                              f"guest's {table.phys_bits} physical address bits")
+    new.metadata = malloc(size.block_bytes)
+    if new.metadata == NULL:
+        raise OSError(ENOMEM, f"no memory for {size.block_bytes} bytes of memslot metadata")
+    return 0
+
+
+cdef int allocate_dirty_bitmaps(MemslotTable table, SlotSet *slots, Slot *new) except -1:
+    """ENOMEM, or the zeroed bitmaps of a slot with LOG_DIRTY."""
+    cdef uint64_t nbytes = dirty_bitmaps_size(new.start, new.stop)
+    new.dirty_bitmaps = malloc(nbytes)
+    if new.dirty_bitmaps == NULL:
+        raise OSError(ENOMEM, f"no memory for {nbytes} bytes of dirty bitmaps")
+    memset(new.dirty_bitmaps, 0, nbytes)
+    return 0
+
+
+cdef GuestMemfd bind_guest_memfd(MemslotTable table, uint32_t number, object descriptor, const Slot *new):
+    """The open guest_memfd behind descriptor, its range bound to the slot."""
+    file = None if table.resolve_guest_memfd is None else table.resolve_guest_memfd(descriptor)
+    if file is None or isinstance(file, GuestMemfd) and (<GuestMemfd> file).closed:
+        raise OSError(EBADF, f"guest_memfd is {descriptor}: no such file is open")
+    if not isinstance(file, GuestMemfd):
+        raise OSError(EINVAL, f"guest_memfd is {descriptor}: that file is no guest_memfd")
+    if (<GuestMemfd> file).table is not table:
+        raise OSError(EINVAL, f"guest_memfd is {descriptor}: it belongs to another VM")
+    (<GuestMemfd> file).bind(new.guest_memfd_offset, (new.stop - new.start) << PAGE_SHIFT, number)
+    return file
+
+
+cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number, Slot *new, object descriptor) except -1:
+    cdef GuestMemfd file = None
+    check_overlap(table, slots, index, new)
+    if new.flags & GUEST_MEMFD:
+        file = bind_guest_memfd(table, number, descriptor, new)
+    try:
+        if new.flags & LOG_DIRTY:
+            allocate_dirty_bitmaps(table, slots, new)
+        allocate(table, slots, new)
+        if file is not None:
+            table.guest_memfds[number] = file
+            new.flags |= GUEST_MEMFD_OPEN
+    except BaseException:
+        free(new.dirty_bitmaps)
+        free(new.metadata)
+        if file is not None:
+            file.unbind(new.guest_memfd_offset)
+        raise
+    metadata_build(slots, new, new.metadata)
+    if new.flags & LOG_DIRTY:
+        slots.counters.dirty_bitmap_bytes += dirty_bitmaps_size(new.start, new.stop)
+    slot_create(slots, index, new)
+    return 0
+
+
+cdef int region_modify(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number, Slot *new) except -1:
+    cdef Slot old = slots.records[index]
+    cdef uint32_t id = index - 1
+    cdef bint moves = new.start != old.start
+    if (new.flags | old.flags) & GUEST_MEMFD:
+        raise OSError(EINVAL, f"memslot {id} exists: KVM_MEM_GUEST_MEMFD is for new memslots alone, which can "
+                              "then only be deleted")
+    if new.userspace_addr != old.userspace_addr:
+        raise OSError(EINVAL, f"userspace_addr is {new.userspace_addr:#x}: memslot {id} has "
+                              f"{old.userspace_addr:#x}, which cannot change")
+    if new.stop - new.start != old.stop - old.start:
+        raise OSError(EINVAL, f"memory_size is {(new.stop - new.start) << PAGE_SHIFT:#x}: memslot {id} has "
+                              f"{(old.stop - old.start) << PAGE_SHIFT:#x}, which cannot change")
+    if (new.flags ^ old.flags) & READONLY:
+        raise OSError(EINVAL, f"flags are {new.flags:#x}: memslot {id} has {old.flags:#x}, and "
+                              "KVM_MEM_READONLY cannot change")
+    if not moves and new.flags == old.flags:
+        return 0
+    if moves:
+        check_overlap(table, slots, index, new)
+    new.dirty_bitmaps = old.dirty_bitmaps if new.flags & LOG_DIRTY else NULL
+    try:
+        if new.flags & LOG_DIRTY and new.dirty_bitmaps == NULL:
+            allocate_dirty_bitmaps(table, slots, new)
+        if moves:
+            allocate(table, slots, new)
+    except BaseException:
+        if new.dirty_bitmaps != old.dirty_bitmaps:
+            free(new.dirty_bitmaps)
+        raise
+    if old.dirty_bitmaps == NULL and new.dirty_bitmaps != NULL:
+        slots.counters.dirty_bitmap_bytes += dirty_bitmaps_size(new.start, new.stop)
+    if moves:
+        metadata_build(slots, new, new.metadata)
+        slot_move(slots, index, new)
+    else:
+        slot_change_flags(slots, index, new)
+    if new.dirty_bitmaps == NULL:
+        free(old.dirty_bitmaps)
+    return 0
+
+
+cdef int region_delete(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number) except -1:
+    cdef Slot old
+    cdef GuestMemfd file
+    if slots.records[index].stop == 0:
+        raise OSError(EINVAL, f"memory_size is 0: there is no memslot {index - 1} to delete")
+    file = table.guest_memfds.pop(number, None)
+    if file is not None:
+        file.unbind(slots.records[index].guest_memfd_offset)
+    old = slot_delete(slots, index)
+    free(old.metadata)
+    free(old.dirty_bitmaps)
+    return 0
