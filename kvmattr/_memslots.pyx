@@ -26,16 +26,21 @@ slots. Structures and lookups are in ``_memslots.pxd``.
 Costs: lookup and change O(log memslots); metadata 4 bytes per 2 MiB and 1 GiB of each slot created.
 """
 
+import sys
 from bisect import bisect_left
 from errno import EBADF, EEXIST, EINVAL, ENOMEM
 from operator import index as as_int
 from typing import NamedTuple
 
 cimport cython
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
+import numpy as np
+
 from kvmattr import uapi
+from kvmattr.operation import Operation
 
 cdef enum:
     PAGE_SHIFT = 12
@@ -43,6 +48,9 @@ cdef enum:
     ADDRESS_SPACE_SHIFT = 16
     MAX_ADDRESS_SPACES = 2
     MAX_NR_MEMSLOTS = 65535     # ids are 16 bits, and record 0 is nobody
+    OPERATION_WRITE = 0         # kvmattr.Operation
+    OPERATION_OR = 1
+    OPERATION_AND = 2
 cdef uint64_t MAX_GFN = uapi.MAX_NPAGES
 cdef uint64_t MAX_NR_PAGES = uapi.KVM_MEM_MAX_NR_PAGES
 cdef uint64_t TASK_SIZE_MAX = uapi.TASK_SIZE_MAX
@@ -58,3 +66,4 @@ include "_slots/slot_set.pxi"
 include "_slots/guest_memfd.pxi"
 include "_slots/region.pxi"
 include "_slots/table.pxi"
+include "_slots/splitting.pxi"
