@@ -20,7 +20,7 @@ cdef class GuestMemfd:
     cdef readonly bint closed
     cdef list ranges            # (first byte, byte after the last, the structure's ``slot``), in order
 
-    def __init__(self, MemslotTable table not None, object size):
+    def __cinit__(self, MemslotTable table not None, object size):
         cdef uint64_t nbytes = field(size, 64, "size")
         if nbytes == 0 or nbytes >= <uint64_t> 1 << 63 or nbytes & (PAGE_SIZE - 1):
             raise OSError(EINVAL, f"size is {nbytes:#x}: a guest_memfd has 1 .. 2^63 - 1 bytes in whole pages")

@@ -109,10 +109,8 @@ cdef class SplittingBaseline:
     cdef uint32_t highest       # number of slots at once
     cdef uint64_t pages_without_slot
 
-    def __init__(self, npages, nr_memslots=uapi.KVM_USER_MEM_SLOTS, bint rollback=True, *, metadata="tdp"):
+    def __cinit__(self, npages, nr_memslots=uapi.KVM_USER_MEM_SLOTS, bint rollback=True, *, metadata="tdp"):
         cdef Run all_pages
-        if self.slots.records != NULL:
-            raise TypeError("a SplittingBaseline is initialised once")
         cdef uint32_t nr = between(nr_memslots, 1, MAX_NR_MEMSLOTS, "nr_memslots")
         self.npages = between(npages, 1, TASK_SIZE_MAX >> PAGE_SHIFT, "npages")
         self.rollback = rollback

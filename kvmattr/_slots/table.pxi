@@ -85,19 +85,15 @@ cdef class MemslotTable:
     [(0, 0, 512)]
     """
 
-    def __cinit__(self):
-        self.guest_memfds = {}
-
-    def __init__(self, nr_memslots=uapi.KVM_USER_MEM_SLOTS, *, phys_bits=52, address_spaces=1,
-                 private_memory=False, metadata="tdp", resolve_guest_memfd=None):
+    def __cinit__(self, nr_memslots=uapi.KVM_USER_MEM_SLOTS, *, phys_bits=52, address_spaces=1,
+                  private_memory=False, metadata="tdp", resolve_guest_memfd=None):
         cdef int space
-        if self.spaces[0].records != NULL:
-            raise TypeError("a MemslotTable is initialised once")
         cdef uint32_t nr = between(nr_memslots, 1, MAX_NR_MEMSLOTS, "nr_memslots")
         cdef MetadataKind kind = metadata_kind(metadata)
         self.phys_bits = between(phys_bits, 32, 52, "phys_bits")
         self.address_spaces = between(address_spaces, 1, MAX_ADDRESS_SPACES, "address_spaces")
         self.private_memory = private_memory
+        self.guest_memfds = {}
         if resolve_guest_memfd is not None and not callable(resolve_guest_memfd):
             raise TypeError(f"resolve_guest_memfd is {resolve_guest_memfd!r}: it must be callable or None")
         self.resolve_guest_memfd = resolve_guest_memfd
