@@ -1,4 +1,4 @@
-"""The interfaces that KVM has or was offered, one record each: ``rfc``, ``linux``, ``vsm``; or one of your own.
+"""The interfaces that KVM has or was offered, one record each: ``rfc``, ``linux``, ``vsm``; or your own.
 
 The structure of KVM_SET_MEMORY_ATTRIBUTES has the same size and request number in all of them, the bits
 differ (the merged PRIVATE is the mail's NO_EXEC), so a machine never guesses which one its caller speaks.

@@ -70,7 +70,7 @@ def mail_rule(allowed: Access, private: bool, capabilities: Capabilities) -> boo
 
 
 def vsm_rule(allowed: Access, private: bool, capabilities: Capabilities) -> bool:
-    """The VSM series' rule: write and exec need read, PRIVATE excludes restrictions, capabilities do not count.
+    """The VSM series' rule: write and exec need read, PRIVATE excludes restrictions; no capability counts.
 
     >>> vsm_rule(Access.READ, False, Capabilities()), vsm_rule(Access.READ, True, Capabilities())
     (True, False)

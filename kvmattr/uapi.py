@@ -141,6 +141,12 @@ class kvm_userspace_memory_region2(ctypes.Structure):
     )
 
 
+class supported_memory_attributes(ctypes.Structure):
+    """The u64 that KVM_SUPPORTED_MEMORY_ATTRIBUTES fills; the mail has no structure for it, so it has no name."""
+
+    _fields_ = (("attributes", ctypes.c_uint64),)
+
+
 class kvm_enc_region(ctypes.Structure):
     """The argument of KVM_MEMORY_ENCRYPT_REG_REGION and KVM_MEMORY_ENCRYPT_UNREG_REGION (16 bytes)."""
 
@@ -188,5 +194,5 @@ KVM_MEMORY_ENCRYPT_REG_REGION = _request(_READ, 0xBB, ctypes.sizeof(kvm_enc_regi
 KVM_MEMORY_ENCRYPT_UNREG_REGION = _request(_READ, 0xBC, ctypes.sizeof(kvm_enc_region))
 KVM_SET_MEMORY_ATTRIBUTES = _request(_WRITE, 0xD2, ctypes.sizeof(kvm_memory_attributes))
 KVM_GET_MEMORY_ATTRIBUTES = _request(_READ | _WRITE, 0xD3, ctypes.sizeof(kvm_memory_attributes))
-KVM_SUPPORTED_MEMORY_ATTRIBUTES = _request(_READ, 0xD3, ctypes.sizeof(ctypes.c_uint64))
+KVM_SUPPORTED_MEMORY_ATTRIBUTES = _request(_READ, 0xD3, ctypes.sizeof(supported_memory_attributes))
 KVM_CREATE_GUEST_MEMFD = _request(_READ | _WRITE, 0xD4, ctypes.sizeof(kvm_create_guest_memfd))

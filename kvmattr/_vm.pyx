@@ -1,0 +1,624 @@
+# cython: binding=False
+"""The hot path of the machine: one KVM_SET_MEMORY_ATTRIBUTES, an array of them, and one access of a guest.
+
+The order of one SET, here and in every other call that changes attributes:
+
+1. the arguments, as KVM checks them (``set_errno``);
+2. the lock of the machine (KVM: ``slots_lock``), which one change holds at a time;
+3. legality: may every byte that results be stored? The table of the machine answers without looking at what is
+   stored for WRITE, and for each OR and AND that keeps all legal bytes legal;
+4. the invalidation begins: whoever looked at a page before must look again;
+5. the store changes, or finds that nothing would;
+6. the invalidation ends; only a change counts.
+
+With listeners, the changed runs are worked out beside the store between 3 and 4, and ``prepare`` hears of them;
+``commit`` comes between 5 and 6. See ``listeners.py``.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
+                               PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
+                               PyThread_type_lock)
+from libc.errno cimport EFAULT, EINVAL
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from errno import EBUSY, ENOMEM
+
+import numpy as np
+
+from kvmattr import uapi
+from kvmattr._core import AttributeMap
+from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
+                                slot_reaching)
+from kvmattr.faults import Exit
+from kvmattr.protection import NO_ACCESS, Access
+
+cdef enum:
+    PAGE_SHIFT = 12
+    PAGE_MASK = 4095
+
+cdef enum:
+    WRITE = 0
+    OR = 1
+    AND = 2
+
+# Constants of the interface as C knows them; their one source is uapi.py.
+cdef int ACCESS_WRITE = uapi.KVM_MEMORY_EXIT_FLAG_WRITE
+cdef int EXIT_PRIVATE = uapi.KVM_MEMORY_EXIT_FLAG_PRIVATE
+cdef int EXIT_MEMORY_FAULT = uapi.KVM_EXIT_MEMORY_FAULT
+cdef int EXIT_MMIO = uapi.KVM_EXIT_MMIO
+cdef int MEM_READONLY = uapi.KVM_MEM_READONLY
+cdef int MEM_GUEST_MEMFD = uapi.KVM_MEM_GUEST_MEMFD
+
+# What a page does to an access when it is no MEMORY_FAULT, whose flags are never negative.
+cdef enum:
+    NO_FAULT = -1
+    MMIO = -2
+
+# The 32 bytes of struct kvm_memory_attributes; `last` is operation | flags << 32, or the merged u64 flags.
+cdef struct Record:
+    uint64_t address
+    uint64_t size
+    uint64_t attributes
+    uint64_t last
+
+cdef uint64_t NO_GFN = <uint64_t>-1
+cdef uint64_t MAX_GFN = 1ULL << 52
+cdef uint64_t U32 = 0xFFFFFFFF
+cdef uint64_t U64 = <uint64_t>-1
+
+
+cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFFFFFFFFFE:
+    """Return the value of an unsigned structure field; ValueError if it does not fit, TypeError if no integer."""
+    cdef uint64_t number
+    try:
+        number = value
+    except OverflowError:
+        raise ValueError(f"{name} {value}: must be in 0..{largest:#x}") from None
+    if number > largest:
+        raise ValueError(f"{name} {value}: must be in 0..{largest:#x}")
+    return number
+
+
+def report_unraisable(error, source):
+    """Give an error that nobody can be raised to to ``sys.unraisablehook``, as CPython does in destructors."""
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(source)
+
+
+cdef class Invalidation:
+    """Sequence count and hull, by which a mapping made from a page's attributes is known to be stale.
+
+    As KVM keeps them (``virt/kvm/kvm_main.c``, kvm_mmu_invalidate_begin, ..._range_add, ..._end, and
+    ``include/linux/kvm_host.h``, mmu_invalidate_retry_gfn): a change begins, adds the ranges that it affects,
+    which are kept as the smallest range that holds them all, and ends with ``sequence`` one higher. Who maps a
+    page reads ``sequence`` first, then memslot and attributes, and asks ``retry`` before it uses the mapping.
+
+    >>> from kvmattr import VM
+    >>> vm = VM()
+    >>> sequence = vm.invalidation.sequence
+    >>> vm.set_user_memory_region(0, 0, 1 << 20)
+    >>> vm.set_memory_attributes(0, 4096, 1)
+    >>> vm.invalidation.retry(sequence), vm.invalidation.hull
+    (True, (0, 256))
+    """
+
+    cdef readonly uint64_t sequence
+    """Changes that have ended."""
+    cdef readonly uint64_t in_progress
+    """Changes that have begun and not ended."""
+    cdef uint64_t start
+    cdef uint64_t stop
+
+    def __cinit__(self):
+        self.start = self.stop = NO_GFN
+
+    @property
+    def hull(self):
+        """The range ``(start, stop)`` of gfns of the changes in progress, or of the last one; None before any."""
+        return None if self.start == NO_GFN else (self.start, self.stop)
+
+    cdef void open(self) noexcept nogil:
+        self.in_progress += 1
+        if self.in_progress == 1:
+            self.start = self.stop = NO_GFN
+
+    cdef void widen(self, uint64_t start, uint64_t stop) noexcept nogil:
+        if self.start == NO_GFN:
+            self.start = start
+            self.stop = stop
+            return
+        self.start = min(self.start, start)
+        self.stop = max(self.stop, stop)
+
+    cdef void close(self, bint changed) noexcept nogil:
+        self.sequence += changed
+        self.in_progress -= 1
+
+    def begin(self):
+        """Begin a change that is not the machine's own (KVM: of the host's mappings); the first starts the hull."""
+        self.open()
+
+    def add(self, start, stop):
+        """Widen the hull of the changes in progress to hold the gfns [start, stop); ValueError for no range."""
+        cdef uint64_t first = field(start, MAX_GFN, "start"), end = field(stop, MAX_GFN, "stop")
+        if first >= end:
+            raise ValueError(f"range {start}..{stop}: start must be below stop")
+        if not self.in_progress:
+            raise ValueError("no change is in progress: begin one first")
+        self.widen(first, end)
+
+    def end(self):
+        """End a change: what was looked up before its end is stale. ValueError without a begin or a range."""
+        if not self.in_progress or self.start == NO_GFN:
+            raise ValueError("a change must begin and add a range before it ends")
+        self.close(True)
+
+    def retry(self, sequence, gfn=None):
+        """Return True if what was looked up at ``sequence`` may be stale: look again.
+
+        With ``gfn``, a change in progress counts only if its hull holds that page, as in
+        mmu_invalidate_retry_gfn; without, any does, as in mmu_invalidate_retry.
+        """
+        if self.in_progress and (gfn is None or self.start <= gfn < self.stop):
+            return True
+        return self.sequence != sequence
+
+
+cdef class Machine:
+    """What a SET and an access need of a VM; :class:`kvmattr.VM` is this and everything around it."""
+
+    cdef readonly object profile
+    """The profile whose interface this VM speaks."""
+    cdef readonly object attributes
+    """The attributes of every page: a read-only AttributeMap that is always up to date; it speaks gfns."""
+    cdef readonly MemslotTable memslots
+    """The memslot table."""
+    cdef readonly Invalidation invalidation
+    """Sequence count and hull of the changes."""
+    cdef object store
+    cdef object announce  # makes the announcement of a change to the listeners; None without any
+    cdef uint8_t supported
+    cdef uint8_t private_bit
+    cdef bint mail_calls
+    cdef uint8_t legal[256]  # may the byte be stored?
+    cdef uint8_t keeps[3][256]  # [operation][attributes]: is the result legal whatever legal byte is stored?
+    cdef uint8_t allowed[256]  # what the byte leaves of a full memslot
+    cdef PyThread_type_lock lock
+    cdef unsigned long owner  # the thread that has the lock, 0 if none
+
+    def __cinit__(self, *args, **kwargs):
+        self.lock = PyThread_allocate_lock()
+        if self.lock is NULL:
+            raise MemoryError("no memory for the lock of a VM")
+
+    def __dealloc__(self):
+        if self.lock is not NULL:
+            PyThread_free_lock(self.lock)
+
+    def __init__(self, profile, bint private, capabilities, MemslotTable memslots not None):
+        cdef bytes legal = profile.legality(private, capabilities)
+        cdef int byte
+        self.profile = profile
+        self.store = AttributeMap()
+        self.attributes = self.store._readonly_view()
+        self.memslots = memslots
+        self.invalidation = Invalidation()
+        self.supported = profile.supported(private)
+        self.private_bit = profile.private
+        self.mail_calls = profile.mail_calls
+        for byte in range(256):
+            self.legal[byte] = legal[byte]
+            self.allowed[byte] = profile.allowed(byte)
+        self._find_operations_that_keep_legality()
+
+    cdef void _find_operations_that_keep_legality(self) noexcept:
+        """Note for each OR and AND whether it makes a legal byte of every legal byte, so that none need be read."""
+        cdef int attributes, byte
+        for attributes in range(256):
+            self.keeps[OR][attributes] = self.keeps[AND][attributes] = True
+            for byte in range(256):
+                if self.legal[byte]:
+                    self.keeps[OR][attributes] &= self.legal[byte | attributes]
+                    self.keeps[AND][attributes] &= self.legal[byte & attributes]
+            self.keeps[WRITE][attributes] = self.legal[attributes]
+
+    # One change at a time --------------------------------------------------------------------------------------
+
+    cdef int enter(self) except -1:
+        """Take the lock; OSError(EBUSY) if this thread has it: a listener may not change what it hears of."""
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            if self.owner == PyThread_get_thread_ident():
+                raise OSError(EBUSY, "this VM is being changed: a listener may not change it")
+            with nogil:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+        self.owner = PyThread_get_thread_ident()
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.owner = 0
+        PyThread_release_lock(self.lock)
+
+    def _enter(self):
+        self.enter()
+
+    def _leave(self):
+        self.leave()
+
+    def _announce_with(self, announce):
+        self.announce = announce
+
+    # KVM_SET_MEMORY_ATTRIBUTES ---------------------------------------------------------------------------------
+
+    cdef int set_errno(self, const Record *record) noexcept nogil:
+        """Return the errno of KVM's checks of the arguments, or 0; ``explain`` says which one it was."""
+        if record.last and (not self.mail_calls or record.last > AND):
+            return EINVAL
+        if record.attributes & ~<uint64_t>self.supported:
+            return EINVAL
+        # The end may not wrap, not even to 0: so the last page of the 2^64 bytes can never be named.
+        if record.size == 0 or record.address + record.size < record.address:
+            return EINVAL
+        if (record.address | record.size) & PAGE_MASK:
+            return EINVAL
+        return 0
+
+    def _check(self, address, size, operation=0, flags=0):
+        """Raise OSError(EINVAL) for a range, operation or flags that KVM refuses; ValueError as the methods."""
+        cdef Record record
+        record.address = field(address, U64, "address")
+        record.size = field(size, U64, "size")
+        record.attributes = 0
+        record.last = field(operation, U32, "operation") | field(flags, U32, "flags") << 32
+        if self.set_errno(&record):
+            raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
+
+    def _explain(self, uint64_t address, uint64_t size, uint64_t attributes, uint64_t last):
+        """Return the text of the EINVAL that ``set_errno`` gave: the first broken rule, in KVM's order."""
+        operation, flags = last & 0xFFFFFFFF, last >> 32
+        if not self.mail_calls and last:
+            return f"flags {last:#x}: must be 0 in the {self.profile.name} profile"
+        if operation > AND:
+            return f"operation {operation}: must be 0 (WRITE), 1 (OR) or 2 (AND)"
+        if flags:
+            return f"flags {flags:#x}: must be 0"
+        if attributes & ~<uint64_t>self.supported:
+            return f"attributes {attributes:#x}: must be within the supported {self.supported:#x}"
+        if size == 0:
+            return "size 0: must be a multiple of 4096 above 0"
+        if address + size < address:
+            return f"address {address:#x}, size {size:#x}: the end must be below 2^64"
+        if address & PAGE_MASK:
+            return f"address {address:#x}: must be a multiple of 4096"
+        return f"size {size:#x}: must be a multiple of 4096"
+
+    cdef bint change(self, const Record *record) except -1:
+        """Make one checked change, under the lock; return whether the attributes of any page changed."""
+        cdef uint64_t start = record.address >> PAGE_SHIFT
+        cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
+        cdef uint8_t attributes = <uint8_t>record.attributes
+        cdef int operation = <int>record.last
+        cdef bint invalidates, changed = False
+        if not self.keeps[operation][attributes]:
+            self.check_legality(start, stop, attributes, operation)
+        if self.announce is not None:
+            after = self.store.copy()
+            if not after.update(start, stop, attributes, operation):
+                return False
+            self._install(after, after.diff(self.store, start, stop), start, stop)
+            return True
+        invalidates = self.begin_invalidation(start, stop)
+        try:
+            changed = self.store.update(start, stop, attributes, operation)
+        finally:
+            if invalidates:
+                self.invalidation.close(changed)
+        return changed
+
+    def _install(self, after, changes, uint64_t start, uint64_t stop):
+        """Make the store what ``after`` is, under the lock; listeners hear of ``changes``, which may not be empty."""
+        cdef bint invalidates, changed = False
+        announcement = None if self.announce is None else self.announce(changes)
+        if announcement is not None:
+            announcement.prepare()
+        invalidates = self.begin_invalidation(start, stop)
+        try:
+            self.store.restore(after)
+            changed = True
+            if announcement is not None:
+                announcement.commit()
+        finally:
+            if not changed and announcement is not None:
+                announcement.abort()
+            if invalidates:
+                self.invalidation.close(changed)
+
+    def _restore(self, saved):
+        """Make the attributes those of ``saved``, which nobody changes meanwhile."""
+        self.enter()
+        try:
+            changes = saved.diff(self.store)
+            if not len(changes):
+                return
+            for attributes in np.unique(changes["new"]).tolist():
+                if not self.legal[<uint8_t>attributes]:
+                    raise OSError(EINVAL, self._illegal(attributes))
+            self._install(saved, changes, changes["start"][0], changes["stop"].max())
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        finally:
+            self.leave()
+
+    cdef int check_legality(self, uint64_t start, uint64_t stop, uint8_t attributes, int operation) except -1:
+        """Raise OSError(EINVAL) if the operation would make a byte that may not be stored."""
+        cdef uint8_t stored, made
+        if operation == WRITE:
+            raise OSError(EINVAL, self._illegal(attributes))
+        for stored in self.store.values(start, stop):
+            made = stored | attributes if operation == OR else stored & attributes
+            if not self.legal[made]:
+                raise OSError(EINVAL, self._illegal(made))
+        return 0
+
+    def _illegal(self, uint8_t attributes):
+        allowed = self.profile.allowed(attributes)
+        letters = "".join(letter for letter, bit in zip("RWX", (1, 2, 4)) if allowed & bit) or "none"
+        private = " and PRIVATE" if attributes & self.private_bit else ""
+        return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
+
+    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop) except -1:
+        """Begin an invalidation of what the memslots in [start, stop) map; False if there is none to begin."""
+        cdef bint begun = False
+        cdef int space
+        cdef uint16_t index
+        cdef SlotSet *slots
+        cdef const Slot *slot
+        for space in range(self.memslots.address_spaces):
+            slots = &self.memslots.spaces[space]
+            index = slot_reaching(slots, start)
+            while index and slots.records[index].start < stop:
+                if not begun:
+                    self.invalidation.open()
+                    begun = True
+                slot = &slots.records[index]
+                self.invalidate_slot(max(start, slot.start), min(stop, slot.stop), slot)
+                index = slot_after(slots, index)
+        return begun
+
+    cdef int invalidate_slot(self, uint64_t start, uint64_t stop, const Slot *slot) except -1:
+        """Add a range inside the slot, and each huge page across its ends that may be mapped so far.
+
+        A huge page that the change makes mixed must not be mapped by a fault on one of its unchanged pages;
+        one that is mixed already cannot be (``arch/x86/kvm/mmu/mmu.c``, kvm_arch_pre_set_memory_attributes).
+        """
+        cdef int level
+        cdef uint64_t pages, block, edge
+        self.invalidation.widen(start, stop)
+        for level in (2, 3):
+            pages = 1ULL << 9 * (level - 1)
+            for edge in (start, stop - 1):
+                block = edge & ~(pages - 1)
+                if block >= start and block + pages <= stop:
+                    continue  # covered: every page of it changes
+                if (slot.start <= block and block + pages <= slot.stop
+                        and self.store.uniform(block, block + pages) is not None):
+                    self.invalidation.widen(block, block + pages)
+        return 0
+
+    cdef bint set(self, const Record *record) except -1:
+        """Check, lock, change; return whether any page changed. OSError with KVM's errno."""
+        cdef int error = self.set_errno(record)
+        if error:
+            raise OSError(error, self._explain(record.address, record.size, record.attributes, record.last))
+        self.enter()
+        try:
+            return self.change(record)
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        finally:
+            self.leave()
+
+    def set_memory_attributes(self, address, size, attributes, operation=WRITE, flags=0):
+        """KVM_SET_MEMORY_ATTRIBUTES: change the attributes of the pages [address, address + size); return 0.
+
+        Byte addresses; ``attributes`` and what ``operation`` does with them: see :class:`kvmattr.Operation`.
+        O(height) of the tree and independent of the size, but for what listeners hear. Raises OSError with KVM's
+        errno, having changed nothing: EINVAL for arguments that KVM refuses and for protections that this VM
+        cannot have, EBUSY from inside a listener, ENOMEM; ValueError for a value that fits no field of the
+        structure. The mail, and ``virt/kvm/kvm_main.c``, kvm_vm_ioctl_set_mem_attributes.
+
+        >>> from kvmattr import VM, Operation, uapi
+        >>> vm = VM()
+        >>> vm.set_memory_attributes(0, 2 << 20, uapi.KVM_MEM_ATTR_PRIVATE)
+        0
+        >>> vm.set_memory_attributes(4096, 4096, uapi.KVM_MEM_ATTR_NO_WRITE, Operation.OR)
+        0
+        >>> vm.attributes[1]
+        5
+        """
+        cdef Record record
+        record.address = field(address, U64, "address")
+        record.size = field(size, U64, "size")
+        record.attributes = field(attributes, U64, "attributes")
+        if self.mail_calls:
+            record.last = field(operation, U32, "operation") | field(flags, U32, "flags") << 32
+        else:  # there is no field for an operation: anything but WRITE is a flag that must be 0
+            record.last = field(operation, U32, "operation") | field(flags, U64, "flags")
+        self.set(&record)
+        return 0
+
+    def _ioctl_set(self, arg, mutate_flag):
+        """KVM_SET_MEMORY_ATTRIBUTES as an ioctl."""
+        cdef Record record
+        cdef Py_buffer view
+        if not PyObject_CheckBuffer(arg):
+            raise OSError(EFAULT, f"{arg!r}: must be a buffer of 32 bytes")
+        try:
+            PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE)
+        except Exception as refused:
+            raise OSError(EFAULT, f"{arg!r}: must be one piece of memory ({refused})") from refused
+        cdef size_t length = view.len
+        cdef bint readonly = view.readonly
+        if length >= sizeof(Record):
+            memcpy(&record, view.buf, sizeof(Record))
+        PyBuffer_Release(&view)
+        if length < sizeof(Record):
+            raise OSError(EFAULT, f"a buffer of {length} bytes: the structure has {sizeof(Record)}")
+        self.set(&record)
+        return bytes(arg) if readonly or not mutate_flag else 0
+
+    def set_memory_attributes_many(self, records):
+        """Apply an array of KVM_SET_MEMORY_ATTRIBUTES structures in order; return how many changed something.
+
+        ``records``: a one-dimensional numpy array of ``uapi.MEMORY_ATTRIBUTES`` or the merged
+        ``uapi.LINUX_MEMORY_ATTRIBUTES``, or a ctypes array of either structure; TypeError for anything else.
+        The first record that ``set_memory_attributes`` would refuse ends the batch with the same OSError, whose
+        ``done`` counts the records before it: those stand, the others were not tried.
+
+        >>> import numpy as np
+        >>> from kvmattr import VM, uapi
+        >>> records = np.zeros(3, uapi.MEMORY_ATTRIBUTES)
+        >>> records["address"] = [0, 4096, 0]
+        >>> records["size"], records["attributes"] = 4096, 1
+        >>> VM().set_memory_attributes_many(records)
+        2
+        """
+        array = np.asarray(records)
+        if array.ndim != 1 or array.dtype not in (uapi.MEMORY_ATTRIBUTES, uapi.LINUX_MEMORY_ATTRIBUTES):
+            raise TypeError(f"records of {array.dtype}, {array.ndim} dimensions: must be one-dimensional, "
+                            "of uapi.MEMORY_ATTRIBUTES or uapi.LINUX_MEMORY_ATTRIBUTES")
+        cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
+        cdef const Record *record
+        cdef Py_ssize_t done, count = len(array), changed = 0
+        for done in range(count):
+            record = <const Record *>&memory[done * sizeof(Record)]
+            try:
+                changed += self.set(record)
+            except BaseException as error:
+                error.done = done
+                raise
+        return changed
+
+    # Faults ----------------------------------------------------------------------------------------------------
+
+    def access(self, gpa, access, size=1, private=None):
+        """Let a guest access memory: None if it may, else the :class:`kvmattr.Exit` that KVM leaves the CPU with.
+
+        ``gpa``: byte address; ``access``: one or several of :class:`kvmattr.Access`; ``size``: bytes from ``gpa``;
+        ``private``: whether the access is to private memory, None for what the attribute says. In this order
+        (``arch/x86/kvm/mmu/mmu.c``, kvm_faultin_pfn): PRIVATE of access and attribute differ, or private without
+        an open guest_memfd: MEMORY_FAULT; no memslot: MMIO; an attribute forbids: MEMORY_FAULT; write to a
+        read-only memslot: MMIO. Of an access that straddles pages, the first one that exits answers, and nothing
+        was accessed. Address space 0. ValueError for an access outside the 2^64 bytes, or of no known kind.
+
+        A machine has no cached MMIO mappings: KVM still answers MMIO for a page without memslot that was made
+        private after such an access, here it is a MEMORY_FAULT at once.
+
+        >>> from kvmattr import VM, Access
+        >>> vm = VM()
+        >>> vm.access(0x1234, Access.READ, 4)
+        Exit(reason=6, flags=0, gpa=4660, size=4, is_write=False)
+        """
+        cdef uint64_t first = field(gpa, U64, "gpa")
+        cdef uint64_t last = first + field(size, U64, "size") - 1
+        cdef uint64_t wanted = field(access, 7, "access")
+        if wanted == 0:
+            raise ValueError("access 0: must be READ, WRITE, EXEC or several of them")
+        if last < first:
+            raise ValueError(f"gpa {gpa:#x}, size {size}: must be at least a byte, and end at or below 2^64")
+        cdef int claimed = -1 if private is None else bool(private)
+        cdef uint64_t gfn = first >> PAGE_SHIFT, end = last >> PAGE_SHIFT
+        cdef const Slot *slot
+        cdef uint8_t attributes
+        cdef int flags
+        while True:
+            attributes = self.store.get(gfn)
+            slot = slot_at(&self.memslots.spaces[0], gfn)
+            flags = self.fault_flags(attributes, slot, wanted, claimed)
+            if flags != NO_FAULT:
+                return self.exit(gfn, flags, first, last, wanted)
+            if gfn == end:
+                return None
+            gfn = min(slot.stop, <uint64_t>self.store.run(gfn)[1])
+            if gfn > end:
+                return None
+
+    cdef int fault_flags(self, uint8_t attributes, const Slot *slot, uint64_t wanted, int claimed) noexcept nogil:
+        """Return the flags of the MEMORY_FAULT of one page, NO_FAULT if there is none, MMIO if it is that."""
+        cdef int page_private = (attributes & self.private_bit) != 0
+        cdef int private = page_private if claimed < 0 else claimed
+        cdef int flags = EXIT_PRIVATE if private else 0
+        cdef uint64_t refused
+        if private != page_private or private and (slot is NULL or not slot.flags & GUEST_MEMFD_OPEN):
+            return flags
+        if slot is NULL:
+            return MMIO
+        refused = wanted & ~<uint64_t>self.allowed[attributes]
+        if refused:
+            return flags | refused
+        if wanted & ACCESS_WRITE and slot.flags & MEM_READONLY:
+            return MMIO
+        return NO_FAULT
+
+    cdef exit(self, uint64_t gfn, int flags, uint64_t first, uint64_t last, uint64_t wanted):
+        cdef uint64_t page = gfn << PAGE_SHIFT
+        cdef bint is_write = (wanted & ACCESS_WRITE) != 0
+        if flags != MMIO:
+            return Exit(EXIT_MEMORY_FAULT, flags, page, PAGE_MASK + 1, is_write)
+        page = max(page, first)
+        return Exit(EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write)
+
+    def protection(self, gpa):
+        """Return what the guest may do at byte address ``gpa``: memslot AND attributes, as :class:`kvmattr.Access`.
+
+        Nothing without a memslot in address space 0. Attributes only take away. ValueError outside the 2^64 bytes.
+
+        >>> from kvmattr import VM, uapi
+        >>> vm = VM()
+        >>> vm.set_user_memory_region(0, 0, 1 << 20, flags=uapi.KVM_MEM_READONLY)
+        0
+        >>> vm.protection(0x1000)
+        <Access.READ|EXEC: 5>
+        """
+        cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
+        cdef const Slot *slot = slot_at(&self.memslots.spaces[0], gfn)
+        if slot is NULL:
+            return NO_ACCESS
+        allowed = Access(self.allowed[<uint8_t>self.store.get(gfn)])
+        return allowed & ~Access.WRITE if slot.flags & MEM_READONLY else allowed
+
+    def mapping_level(self, gpa):
+        """Return the level of the largest page that may map byte address ``gpa``: 1, 2 (2 MiB) or 3 (1 GiB).
+
+        The block must lie inside its memslot, its attributes must be uniform, and ``gpa``, ``userspace_addr`` and
+        the offset of a guest_memfd must be the same modulo its size; 1 without a memslot in address space 0
+        (``arch/x86/kvm/mmu/mmu.c``, kvm_mmu_max_mapping_level; ``x86.c``, kvm_alloc_memslot_metadata).
+
+        >>> from kvmattr import VM
+        >>> vm = VM()
+        >>> vm.set_user_memory_region(0, 0, 1 << 30)
+        0
+        >>> vm.mapping_level(0)
+        3
+        >>> vm.set_memory_attributes(0, 4096, 1)
+        0
+        >>> vm.mapping_level(0), vm.mapping_level(2 << 20)
+        (1, 2)
+        """
+        cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
+        cdef const Slot *slot = slot_at(&self.memslots.spaces[0], gfn)
+        cdef int level
+        cdef uint64_t pages, block, askew
+        if slot is NULL:
+            return 1
+        askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
+        if slot.flags & MEM_GUEST_MEMFD:
+            askew |= slot.start ^ slot.guest_memfd_offset >> PAGE_SHIFT
+        for level in range(min(3, <int>self.store.level(gfn)), 1, -1):
+            pages = 1ULL << 9 * (level - 1)
+            block = gfn & ~(pages - 1)
+            if not askew & (pages - 1) and slot.start <= block and block + pages <= slot.stop:
+                return level
+        return 1

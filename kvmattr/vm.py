@@ -1,0 +1,378 @@
+"""The machine behind the ioctls: what a VM file descriptor of KVM answers, with the mail's calls beside KVM's own.
+
+Which file has what: arguments in and out, capabilities, memslot calls, guest_memfd and listeners are here; the
+path of one change and of one access is compiled (``_vm.pyx``); the rules of memslots are their table's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EFAULT, ENOMEM, ENOTTY
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmattr import uapi
+from kvmattr._core import AttributeMap
+from kvmattr._vm import Machine
+from kvmattr.guest_memfd import GuestMemfds, resolve
+from kvmattr.listeners import Announcement, Listener, check_listener
+from kvmattr.memslots import MemslotTable
+from kvmattr.operation import Operation
+from kvmattr.profiles import Profile, profile_named
+from kvmattr.protection import Capabilities
+
+#: What ``get_memory_attributes`` returns: byte addresses, as the structure has them.
+RANGES = np.dtype([("address", "<u8"), ("size", "<u8"), ("attributes", "u1")])
+
+Handler = Callable[[Any, bool], int | bytes]
+
+
+class VM(Machine):
+    """A virtual machine: memslots, an attribute byte a page, and KVM's ioctls on both.
+
+    ``abi``: a profile's name (``rfc``: the mail; ``linux``; ``vsm``) or a :class:`kvmattr.profiles.Profile`.
+    ``private``: private memory, as a KVM_X86_SW_PROTECTED_VM has it: the PRIVATE attribute, guest_memfd in
+    memslots and one address space; a machine without has two. ``no_exec``, ``exec_only``, ``write_only``: the
+    protections that its hardware can enforce beyond none, RX and RWX (the ``vsm`` profile has a rule of its
+    own in their place). ``phys_bits``: memslots must end at or below 2^phys_bits. ``nr_memslots``: memslots of
+    each address space. ValueError for values that cannot be.
+
+    Every call of the interface is there twice: ``ioctl`` with the request and its structure, and a method with
+    the structure's fields, which answers and fails alike.
+
+    >>> from kvmattr import VM, Access, uapi
+    >>> vm = VM(no_exec=True)
+    >>> vm.set_user_memory_region(slot=0, guest_phys_addr=0, memory_size=1 << 30)
+    0
+    >>> vm.set_memory_attributes(0x1000, 0x1000, uapi.KVM_MEM_ATTR_NO_WRITE | uapi.KVM_MEM_ATTR_NO_EXEC)
+    0
+    >>> vm.access(0x1008, Access.WRITE, size=8)
+    Exit(reason=39, flags=2, gpa=4096, size=4096, is_write=True)
+    """
+
+    def __init__(
+        self,
+        abi: str | Profile = "rfc",
+        *,
+        private: bool = True,
+        no_exec: bool = False,
+        exec_only: bool = False,
+        write_only: bool = False,
+        phys_bits: int = 52,
+        nr_memslots: int = uapi.KVM_USER_MEM_SLOTS,
+    ) -> None:
+        memslots = MemslotTable(
+            nr_memslots,
+            phys_bits=phys_bits,
+            address_spaces=1 if private else uapi.KVM_MAX_NR_ADDRESS_SPACES,
+            private_memory=bool(private),
+            resolve_guest_memfd=resolve,
+        )
+        capabilities = Capabilities(bool(no_exec), bool(exec_only), bool(write_only))
+        super().__init__(profile_named(abi), bool(private), capabilities, memslots)
+        self._guest_memfds = GuestMemfds()
+        self._listeners: tuple[Listener, ...] = ()
+        self._handlers = self._make_handlers()
+
+    # ioctl -----------------------------------------------------------------------------------------------------
+
+    def ioctl(self, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
+        """Answer a request as ``fcntl.ioctl`` on KVM's VM file descriptor does.
+
+        ``arg``: a buffer (bytes, bytearray, memoryview, ctypes or numpy structure) whose first bytes are the
+        structure, or an int where the request takes one. Returns the call's result (0, or a number) and writes
+        what comes out into ``arg``; for a read-only buffer, or with ``mutate_flag`` False, the bytes of a copy
+        with what comes out are returned in place of the result. Raises OSError with KVM's errno and nothing else: ENOTTY for a
+        request that the profile does not have, EFAULT for an ``arg`` that holds no such structure.
+
+        >>> from kvmattr import VM, uapi
+        >>> vm = VM()
+        >>> change = uapi.kvm_memory_attributes(address=0, size=8192, attributes=uapi.KVM_MEM_ATTR_PRIVATE)
+        >>> vm.ioctl(uapi.KVM_SET_MEMORY_ATTRIBUTES, change)
+        0
+        >>> asked = uapi.kvm_memory_attributes(address=4096, size=1 << 20)
+        >>> vm.ioctl(uapi.KVM_GET_MEMORY_ATTRIBUTES, asked), asked.attributes, asked.size
+        (0, 1, 4096)
+        >>> vm.ioctl(uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_MEMORY_ATTRIBUTES)
+        15
+        """
+        try:
+            handler = self._handlers.get(request) or self._handlers[request & 0xFFFFFFFF]
+        except (KeyError, TypeError):
+            raise OSError(ENOTTY, f"request {request!r}: the {self.profile.name} profile has no such") from None
+        return handler(arg, mutate_flag)
+
+    def _make_handlers(self) -> dict[int, Handler]:
+        """Return what answers each request of the profile."""
+        handlers: dict[int, Handler] = {
+            uapi.KVM_SET_MEMORY_ATTRIBUTES: self._ioctl_set,
+            uapi.KVM_CHECK_EXTENSION: self._ioctl_check_extension,
+        }
+        with_structure: list[tuple[int, type[ctypes.Structure], Callable[[Any], int]]] = [
+            (uapi.KVM_SET_USER_MEMORY_REGION, uapi.kvm_userspace_memory_region, self._set_region),
+            (uapi.KVM_SET_USER_MEMORY_REGION2, uapi.kvm_userspace_memory_region2, self._set_region2),
+            (uapi.KVM_CREATE_GUEST_MEMFD, uapi.kvm_create_guest_memfd, self._create_guest_memfd),
+        ]
+        if self.profile.mail_calls:
+            with_structure += [
+                (uapi.KVM_GET_MEMORY_ATTRIBUTES, uapi.kvm_memory_attributes, self._get_attributes),
+                (uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES, uapi.supported_memory_attributes, self._get_supported),
+                (uapi.KVM_MEMORY_ENCRYPT_REG_REGION, uapi.kvm_enc_region, self._register_region),
+                (uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION, uapi.kvm_enc_region, self._unregister_region),
+            ]
+        for request, structure, answer in with_structure:
+            handlers[request] = partial(_through_memory, structure, answer)
+        return handlers
+
+    # Attributes ------------------------------------------------------------------------------------------------
+
+    @property
+    def supported_attributes(self) -> int:
+        """The attributes that this machine accepts, one bitmask; 0 if none.
+
+        "it should return a bitmask so that userspace can do a single query": the mail's
+        KVM_SUPPORTED_MEMORY_ATTRIBUTES, in every profile KVM_CAP_MEMORY_ATTRIBUTES.
+
+        >>> VM().supported_attributes, VM("linux").supported_attributes
+        (15, 8)
+        """
+        return self.check_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES)
+
+    def get_memory_attributes(self, address: int, size: int) -> npt.NDArray[np.void]:
+        """KVM_GET_MEMORY_ATTRIBUTES for all of [address, address + size): its runs, as an array.
+
+        Records ``address <u8, size <u8, attributes u1`` in order, each as far as equal attributes extend inside
+        the range. Time and memory by the number of runs. OSError: ENOTTY in a profile without the mail's calls
+        (``vm.attributes.runs`` answers in every profile), EINVAL for a range that set_memory_attributes refuses.
+
+        >>> vm = VM()
+        >>> vm.set_memory_attributes(0x3000, 0x1000, uapi.KVM_MEM_ATTR_PRIVATE)
+        0
+        >>> vm.get_memory_attributes(0, 0x5000).tolist()
+        [(0, 12288, 0), (12288, 4096, 1), (16384, 4096, 0)]
+        """
+        if not self.profile.mail_calls:
+            raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_GET_MEMORY_ATTRIBUTES")
+        self._check(address, size)
+        runs = self.attributes.runs(address >> uapi.PAGE_SHIFT, address + size >> uapi.PAGE_SHIFT)
+        ranges = np.empty(len(runs), RANGES)
+        ranges["address"] = runs["start"] << uapi.PAGE_SHIFT
+        ranges["size"] = runs["stop"] - runs["start"] << uapi.PAGE_SHIFT
+        ranges["attributes"] = runs["attributes"]
+        return ranges
+
+    def _get_attributes(self, asked: uapi.kvm_memory_attributes) -> int:
+        self._check(asked.address, asked.size, asked.operation, asked.flags)
+        start, stop = asked.address >> uapi.PAGE_SHIFT, asked.address + asked.size >> uapi.PAGE_SHIFT
+        _, run_stop, asked.attributes = self.attributes.run(start)
+        asked.size = min(stop, run_stop) - start << uapi.PAGE_SHIFT
+        return 0
+
+    def _get_supported(self, supported: uapi.supported_memory_attributes) -> int:
+        supported.attributes = self.supported_attributes
+        return 0
+
+    def _register_region(self, region: uapi.kvm_enc_region) -> int:
+        """KVM_MEMORY_ENCRYPT_REG_REGION, which the mail wants to retire: the range becomes private."""
+        return self.set_memory_attributes(region.addr, region.size, self.profile.private, Operation.OR)
+
+    def _unregister_region(self, region: uapi.kvm_enc_region) -> int:
+        """KVM_MEMORY_ENCRYPT_UNREG_REGION: the range becomes shared."""
+        others = self.supported_attributes & ~self.profile.private
+        return self.set_memory_attributes(region.addr, region.size, others, Operation.AND)
+
+    def snapshot(self) -> AttributeMap:
+        """Return the attributes as they are now, read-only, in O(1); memslots are not part of it."""
+        return self.attributes.snapshot()
+
+    def restore(self, saved: AttributeMap) -> None:
+        """Make the attributes those of ``saved``, a snapshot or any map of as many pages; memslots stay.
+
+        One change: its differences pass legality and the listeners, and count once in the invalidation. Time
+        by what differs. OSError: EINVAL for a byte that this machine cannot have, EBUSY from inside a listener,
+        ENOMEM; TypeError, ValueError for what is no such map. Nothing is changed then.
+
+        >>> vm = VM()
+        >>> before = vm.snapshot()
+        >>> vm.set_memory_attributes(0, 1 << 40, uapi.KVM_MEM_ATTR_PRIVATE)
+        0
+        >>> vm.restore(before)
+        >>> vm.attributes.run_count
+        1
+        """
+        if not isinstance(saved, AttributeMap):
+            raise TypeError(f"{saved!r}: must be an AttributeMap")
+        if len(saved) != len(self.attributes):
+            raise ValueError(f"a map of {len(saved)} pages: must have {len(self.attributes)}")
+        self._restore(saved.snapshot())
+
+    # Memslots and guest_memfd ----------------------------------------------------------------------------------
+
+    def set_user_memory_region(
+        self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int = 0, flags: int = 0
+    ) -> int:
+        """KVM_SET_USER_MEMORY_REGION: create, move or delete (``memory_size`` 0) a memslot, or change its flags.
+
+        ``slot``: the number, with the address space in the upper 16 bits; bytes and byte addresses. Returns 0.
+        Attributes are neither read nor changed: they belong to the gfn. Raises OSError with KVM's errno, having
+        changed nothing (:meth:`kvmattr.memslots.MemslotTable.set_region` says which), EBUSY from inside a
+        listener; ValueError for a value that fits no field of the structure.
+        """
+        with self._changing():
+            self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        return 0
+
+    def set_user_memory_region2(
+        self,
+        slot: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int = 0,
+        flags: int = 0,
+        guest_memfd: int = -1,
+        guest_memfd_offset: int = 0,
+    ) -> int:
+        """KVM_SET_USER_MEMORY_REGION2: the same, and with KVM_MEM_GUEST_MEMFD the binding of private memory.
+
+        ``guest_memfd`` is a handle from :meth:`create_guest_memfd`.
+
+        >>> vm = VM()
+        >>> memory = vm.create_guest_memfd(1 << 20)
+        >>> vm.set_user_memory_region2(0, 0, 1 << 20, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=memory)
+        0
+        """
+        with self._changing():
+            self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
+                                     guest_memfd=guest_memfd, guest_memfd_offset=guest_memfd_offset)
+        return 0
+
+    def _set_region(self, region: uapi.kvm_userspace_memory_region) -> int:
+        return self.set_user_memory_region(region.slot, region.guest_phys_addr, region.memory_size,
+                                           region.userspace_addr, region.flags)
+
+    def _set_region2(self, region: uapi.kvm_userspace_memory_region2) -> int:
+        return self.set_user_memory_region2(region.slot, region.guest_phys_addr, region.memory_size,
+                                            region.userspace_addr, region.flags,
+                                            ctypes.c_int32(region.guest_memfd).value, region.guest_memfd_offset)
+
+    def create_guest_memfd(self, size: int, flags: int = 0) -> int:
+        """KVM_CREATE_GUEST_MEMFD: return the handle of a new file of private memory of ``size`` bytes.
+
+        A handle is a number of kvmattr's own, no file descriptor; the file lives until
+        :meth:`close_guest_memfd`. OSError(EINVAL) for flags, and for a size that is not a multiple of 4096 above
+        0 and below 2^63. A machine without private memory may create files too, as KVM's may; none can be bound.
+        """
+        with self._changing():
+            return self._guest_memfds.create(self.memslots, size, flags)
+
+    def _create_guest_memfd(self, file: uapi.kvm_create_guest_memfd) -> int:
+        return self.create_guest_memfd(file.size, file.flags)
+
+    def close_guest_memfd(self, handle: int) -> None:
+        """Close a guest_memfd: its memslots stay and have no private memory any more. OSError(EBADF) if not open.
+
+        What was mapped through it is stale, so the invalidation counts it if a memslot was bound
+        (``virt/kvm/guest_memfd.c``, kvm_gmem_release).
+        """
+        with self._changing():
+            file = self._guest_memfds.pop(handle)
+            slots = [self.memslots.slot(number) for _, _, number in file.bindings]
+            if slots:
+                self.invalidation.begin()
+            for slot in slots:
+                self.invalidation.add(slot.start, slot.stop)
+            file.close()
+            if slots:
+                self.invalidation.end()
+
+    # Capabilities ----------------------------------------------------------------------------------------------
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION: what this machine says of a KVM_CAP_..., 0 for what it does not have.
+
+        >>> VM().check_extension(uapi.KVM_CAP_NR_MEMSLOTS)
+        32764
+        """
+        answers = {
+            uapi.KVM_CAP_USER_MEMORY: 1,
+            uapi.KVM_CAP_NR_MEMSLOTS: self.memslots.nr_memslots,
+            uapi.KVM_CAP_SYNC_MMU: 1,
+            uapi.KVM_CAP_DESTROY_MEMORY_REGION_WORKS: 1,
+            uapi.KVM_CAP_JOIN_MEMORY_REGIONS_WORKS: 1,
+            uapi.KVM_CAP_READONLY_MEM: 1,
+            uapi.KVM_CAP_CHECK_EXTENSION_VM: 1,
+            uapi.KVM_CAP_MULTI_ADDRESS_SPACE: self.memslots.address_spaces,
+            uapi.KVM_CAP_USER_MEMORY2: 1,
+            uapi.KVM_CAP_MEMORY_FAULT_INFO: 1,
+            uapi.KVM_CAP_MEMORY_ATTRIBUTES: self.profile.supported(self.memslots.private_memory),
+            uapi.KVM_CAP_GUEST_MEMFD: int(self.memslots.private_memory),
+            uapi.KVM_CAP_VM_TYPES: 1 << uapi.KVM_X86_DEFAULT_VM | 1 << uapi.KVM_X86_SW_PROTECTED_VM,
+        }
+        return answers.get(capability, 0)
+
+    def _ioctl_check_extension(self, arg: Any, mutate_flag: bool) -> int:
+        # An argument that is no int is an address to KVM: some number that is no capability.
+        return self.check_extension(arg) if isinstance(arg, int) else 0
+
+    # Listeners -------------------------------------------------------------------------------------------------
+
+    def add_listener(self, listener: Listener, replay: bool = False) -> None:
+        """Let a :class:`kvmattr.listeners.Listener` hear of each change from now on, after those before it.
+
+        With ``replay`` it first hears what is stored, as changes from attributes 0, in its ``prepare`` and
+        ``commit``; if it raises there, it is not added. OSError(EBUSY) from inside a listener; TypeError for
+        an object without its methods.
+        """
+        check_listener(listener)
+        with self._changing():
+            if replay:
+                stored = Announcement((listener,), self.attributes.diff(AttributeMap()))
+                stored.prepare()
+                stored.commit()
+            self._listen((*self._listeners, listener))
+
+    def remove_listener(self, listener: Listener) -> None:
+        """Let a listener hear no more; ValueError if it is not registered, OSError(EBUSY) from inside one."""
+        with self._changing():
+            if not any(other is listener for other in self._listeners):
+                raise ValueError(f"{listener!r}: is not registered")
+            self._listen(tuple(other for other in self._listeners if other is not listener))
+
+    def _listen(self, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+        self._announce_with(partial(Announcement, listeners) if listeners else None)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock of the machine; OSError(EBUSY) from inside a listener, ENOMEM for a MemoryError."""
+        self._enter()
+        try:
+            yield
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        finally:
+            self._leave()
+
+
+def _through_memory(
+    structure: type[ctypes.Structure], answer: Callable[[Any], int], arg: Any, mutate_flag: bool
+) -> int | bytes:
+    """Copy the structure out of ``arg``, let it be answered, copy it back: what the kernel does around a call."""
+    try:
+        memory = memoryview(arg).cast("B")
+    except (TypeError, BufferError, ValueError) as refused:
+        raise OSError(EFAULT, f"{arg!r}: must be a buffer with a {structure.__name__} ({refused})") from None
+    size = ctypes.sizeof(structure)
+    if len(memory) < size:
+        raise OSError(EFAULT, f"a buffer of {len(memory)} bytes: {structure.__name__} has {size}")
+    request = structure.from_buffer_copy(memory)
+    result = answer(request)
+    if memory.readonly or not mutate_flag:
+        return bytes(request) + bytes(memory[size:])
+    memory[:size] = bytes(request)
+    return result
