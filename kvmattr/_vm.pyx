@@ -3,16 +3,16 @@
 
 The order of one SET, here and in every other call that changes attributes:
 
-1. the arguments, as KVM checks them (``set_errno``);
-2. the lock of the machine (KVM: ``slots_lock``), which one change holds at a time;
-3. legality: may every byte that results be stored? The table of the machine answers without looking at what is
+1. the arguments, as KVM checks them (``set_errno``); 2. the lock of the machine (KVM: ``slots_lock``), which
+one change holds at a time; 3. legality: may every byte that results be stored? The table of the machine
+answers without looking at what is
    stored for WRITE, and for each OR and AND that keeps all legal bytes legal;
 4. the invalidation begins: whoever looked at a page before must look again;
 5. the store changes, or finds that nothing would;
 6. the invalidation ends; only a change counts.
 
-With listeners, the changed runs are worked out beside the store between 3 and 4, and ``prepare`` hears of them;
-``commit`` comes between 5 and 6. See ``listeners.py``.
+With listeners, the changed runs are worked out beside the store between 3 and 4, and ``prepare`` hears of
+them; ``commit`` comes between 5 and 6. See ``listeners.py``.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
@@ -21,7 +21,7 @@ from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, Py
                                PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
                                PyThread_type_lock)
 from libc.errno cimport EFAULT, EINVAL
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
 from errno import EBUSY, ENOMEM
@@ -71,7 +71,7 @@ cdef uint64_t U64 = <uint64_t>-1
 
 
 cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFFFFFFFFFE:
-    """Return the value of an unsigned structure field; ValueError if it does not fit, TypeError if no integer."""
+    """Return the value of an unsigned field; ValueError if it does not fit, TypeError if it is no integer."""
     cdef uint64_t number
     try:
         number = value
@@ -83,7 +83,7 @@ cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFF
 
 
 def report_unraisable(error, source):
-    """Give an error that nobody can be raised to to ``sys.unraisablehook``, as CPython does in destructors."""
+    """Give an error that no caller can get to ``sys.unraisablehook``, as CPython does in destructors."""
     PyErr_SetObject(type(error), error)
     PyErr_WriteUnraisable(source)
 
@@ -92,9 +92,10 @@ cdef class Invalidation:
     """Sequence count and hull, by which a mapping made from a page's attributes is known to be stale.
 
     As KVM keeps them (``virt/kvm/kvm_main.c``, kvm_mmu_invalidate_begin, ..._range_add, ..._end, and
-    ``include/linux/kvm_host.h``, mmu_invalidate_retry_gfn): a change begins, adds the ranges that it affects,
-    which are kept as the smallest range that holds them all, and ends with ``sequence`` one higher. Who maps a
-    page reads ``sequence`` first, then memslot and attributes, and asks ``retry`` before it uses the mapping.
+    ``include/linux/kvm_host.h``, mmu_invalidate_retry_gfn): a change begins, adds the ranges that it
+    affects, which are kept as the smallest range that holds them all, and ends with ``sequence`` one higher.
+    Who maps a page reads ``sequence`` first, then memslot and attributes, and asks ``retry`` before it uses
+    the mapping.
 
     >>> from kvmattr import VM
     >>> vm = VM()
@@ -117,7 +118,7 @@ cdef class Invalidation:
 
     @property
     def hull(self):
-        """The range ``(start, stop)`` of gfns of the changes in progress, or of the last one; None before any."""
+        """The gfns ``(start, stop)`` of the changes in progress, or of the last one; None before any."""
         return None if self.start == NO_GFN else (self.start, self.stop)
 
     cdef void open(self) noexcept nogil:
@@ -138,11 +139,11 @@ cdef class Invalidation:
         self.in_progress -= 1
 
     def begin(self):
-        """Begin a change that is not the machine's own (KVM: of the host's mappings); the first starts the hull."""
+        """Begin a change that is not the machine's own (KVM: of the host's mappings)."""
         self.open()
 
     def add(self, start, stop):
-        """Widen the hull of the changes in progress to hold the gfns [start, stop); ValueError for no range."""
+        """Widen the hull of the changes in progress to hold the gfns [start, stop); ValueError if it is empty."""
         cdef uint64_t first = field(start, MAX_GFN, "start"), end = field(stop, MAX_GFN, "stop")
         if first >= end:
             raise ValueError(f"range {start}..{stop}: start must be below stop")
@@ -215,7 +216,7 @@ cdef class Machine:
         self._find_operations_that_keep_legality()
 
     cdef void _find_operations_that_keep_legality(self) noexcept:
-        """Note for each OR and AND whether it makes a legal byte of every legal byte, so that none need be read."""
+        """Note for each OR and AND whether it leaves every legal byte legal: then nothing stored need be read."""
         cdef int attributes, byte
         for attributes in range(256):
             self.keeps[OR][attributes] = self.keeps[AND][attributes] = True
@@ -225,7 +226,7 @@ cdef class Machine:
                     self.keeps[AND][attributes] &= self.legal[byte & attributes]
             self.keeps[WRITE][attributes] = self.legal[attributes]
 
-    # One change at a time --------------------------------------------------------------------------------------
+    # One change at a time ----------------------------------------------------------------------------------
 
     cdef int enter(self) except -1:
         """Take the lock; OSError(EBUSY) if this thread has it: a listener may not change what it hears of."""
@@ -250,7 +251,7 @@ cdef class Machine:
     def _announce_with(self, announce):
         self.announce = announce
 
-    # KVM_SET_MEMORY_ATTRIBUTES ---------------------------------------------------------------------------------
+    # KVM_SET_MEMORY_ATTRIBUTES -----------------------------------------------------------------------------
 
     cdef int set_errno(self, const Record *record) noexcept nogil:
         """Return the errno of KVM's checks of the arguments, or 0; ``explain`` says which one it was."""
@@ -318,7 +319,7 @@ cdef class Machine:
         return changed
 
     def _install(self, after, changes, uint64_t start, uint64_t stop):
-        """Make the store what ``after`` is, under the lock; listeners hear of ``changes``, which may not be empty."""
+        """Make the store what ``after`` is, under the lock; listeners hear of ``changes``, which are some."""
         cdef bint invalidates, changed = False
         announcement = None if self.announce is None else self.announce(changes)
         if announcement is not None:
@@ -424,10 +425,10 @@ cdef class Machine:
         """KVM_SET_MEMORY_ATTRIBUTES: change the attributes of the pages [address, address + size); return 0.
 
         Byte addresses; ``attributes`` and what ``operation`` does with them: see :class:`kvmattr.Operation`.
-        O(height) of the tree and independent of the size, but for what listeners hear. Raises OSError with KVM's
-        errno, having changed nothing: EINVAL for arguments that KVM refuses and for protections that this VM
-        cannot have, EBUSY from inside a listener, ENOMEM; ValueError for a value that fits no field of the
-        structure. The mail, and ``virt/kvm/kvm_main.c``, kvm_vm_ioctl_set_mem_attributes.
+        O(height) of the tree and independent of the size, but for what listeners hear. Raises OSError with
+        KVM's errno, having changed nothing: EINVAL for arguments that KVM refuses and for protections that
+        this VM cannot have, EBUSY from inside a listener, ENOMEM; ValueError for a value that fits no field
+        of the structure. The mail, and ``virt/kvm/kvm_main.c``, kvm_vm_ioctl_set_mem_attributes.
 
         >>> from kvmattr import VM, Operation, uapi
         >>> vm = VM()
@@ -474,8 +475,8 @@ cdef class Machine:
 
         ``records``: a one-dimensional numpy array of ``uapi.MEMORY_ATTRIBUTES`` or the merged
         ``uapi.LINUX_MEMORY_ATTRIBUTES``, or a ctypes array of either structure; TypeError for anything else.
-        The first record that ``set_memory_attributes`` would refuse ends the batch with the same OSError, whose
-        ``done`` counts the records before it: those stand, the others were not tried.
+        The first record that ``set_memory_attributes`` would refuse ends the batch with the same OSError,
+        whose ``done`` counts the records before it: those stand, the others were not tried.
 
         >>> import numpy as np
         >>> from kvmattr import VM, uapi
@@ -501,17 +502,18 @@ cdef class Machine:
                 raise
         return changed
 
-    # Faults ----------------------------------------------------------------------------------------------------
+    # Faults ------------------------------------------------------------------------------------------------
 
     def access(self, gpa, access, size=1, private=None):
-        """Let a guest access memory: None if it may, else the :class:`kvmattr.Exit` that KVM leaves the CPU with.
+        """Let a guest access memory: None if it may, else the :class:`kvmattr.Exit` that KVM gives user space.
 
-        ``gpa``: byte address; ``access``: one or several of :class:`kvmattr.Access`; ``size``: bytes from ``gpa``;
-        ``private``: whether the access is to private memory, None for what the attribute says. In this order
-        (``arch/x86/kvm/mmu/mmu.c``, kvm_faultin_pfn): PRIVATE of access and attribute differ, or private without
-        an open guest_memfd: MEMORY_FAULT; no memslot: MMIO; an attribute forbids: MEMORY_FAULT; write to a
-        read-only memslot: MMIO. Of an access that straddles pages, the first one that exits answers, and nothing
-        was accessed. Address space 0. ValueError for an access outside the 2^64 bytes, or of no known kind.
+        ``gpa``: byte address; ``access``: one or several of :class:`kvmattr.Access`; ``size``: bytes from
+        ``gpa``; ``private``: whether the access is to private memory, None for what the attribute says. In
+        this order (``arch/x86/kvm/mmu/mmu.c``, kvm_faultin_pfn): PRIVATE of access and attribute differ, or
+        private without an open guest_memfd: MEMORY_FAULT; no memslot: MMIO; an attribute forbids:
+        MEMORY_FAULT; write to a read-only memslot: MMIO. Of an access that straddles pages, the first one
+        that exits answers, and nothing was accessed. Address space 0. ValueError for an access outside the
+        2^64 bytes, or of no known kind.
 
         A machine has no cached MMIO mappings: KVM still answers MMIO for a page without memslot that was made
         private after such an access, here it is a MEMORY_FAULT at once.
@@ -571,9 +573,10 @@ cdef class Machine:
         return Exit(EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write)
 
     def protection(self, gpa):
-        """Return what the guest may do at byte address ``gpa``: memslot AND attributes, as :class:`kvmattr.Access`.
+        """Return what the guest may do at byte address ``gpa``, memslot AND attributes, as an Access.
 
-        Nothing without a memslot in address space 0. Attributes only take away. ValueError outside the 2^64 bytes.
+        Nothing without a memslot in address space 0. Attributes only take away. ValueError outside the 2^64
+        bytes.
 
         >>> from kvmattr import VM, uapi
         >>> vm = VM()
@@ -592,9 +595,10 @@ cdef class Machine:
     def mapping_level(self, gpa):
         """Return the level of the largest page that may map byte address ``gpa``: 1, 2 (2 MiB) or 3 (1 GiB).
 
-        The block must lie inside its memslot, its attributes must be uniform, and ``gpa``, ``userspace_addr`` and
-        the offset of a guest_memfd must be the same modulo its size; 1 without a memslot in address space 0
-        (``arch/x86/kvm/mmu/mmu.c``, kvm_mmu_max_mapping_level; ``x86.c``, kvm_alloc_memslot_metadata).
+        The block must lie inside its memslot, its attributes must be uniform, and ``gpa``,
+        ``userspace_addr`` and the offset of a guest_memfd must be the same modulo its size; 1 without a
+        memslot in address space 0 (``arch/x86/kvm/mmu/mmu.c``, kvm_mmu_max_mapping_level; ``x86.c``,
+        kvm_alloc_memslot_metadata).
 
         >>> from kvmattr import VM
         >>> vm = VM()

@@ -47,7 +47,7 @@ _owners: WeakValueDictionary[int, GuestMemfds] = WeakValueDictionary()
 
 
 def resolve(descriptor: int) -> object:
-    """Return what a memslot's ``guest_memfd`` names: a GuestMemfd of any machine, None for nothing, or its kind."""
+    """Return what ``guest_memfd`` of a memslot names: a GuestMemfd of any machine, another file, or None."""
     owner = _owners.get(descriptor)
     if owner is not None:
         return owner._files[descriptor]

@@ -1,9 +1,10 @@
 """Listeners: who must hear of changed pages, and the two phases in which they do.
 
-A change of attributes is announced before it is made (``prepare``, which may refuse it by raising) and told once
-it is made (``commit``), as KVM reserves memory before it stores and zaps its mappings around the store. Both get
-the changed runs only, as the records of :meth:`kvmattr.AttributeMap.diff` (``start, stop, old, new``; gfns), at
-most 65536 a call, so that a listener's own memory stays bounded however fragmented the change is.
+A change of attributes is announced before it is made (``prepare``, which may refuse it by raising) and told
+once it is made (``commit``), as KVM reserves memory before it stores and zaps its mappings around the store.
+Both get the changed runs only, as the records of :meth:`kvmattr.AttributeMap.diff` (``start, stop, old,
+new``; gfns), at most 65536 a call, so that a listener's own memory stays bounded however fragmented the
+change is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Changes = npt.NDArray[np.void]
 
 
 class Listener(Protocol):
-    """What :meth:`kvmattr.VM.add_listener` takes. ``changes`` is read-only and valid after the call as well."""
+    """What :meth:`kvmattr.VM.add_listener` takes. ``changes`` is read-only and may be kept."""
 
     def prepare(self, changes: Changes) -> object:
         """Get ready for changes to come. A raise refuses the whole change: nothing is changed."""
@@ -39,7 +40,7 @@ def check_listener(listener: Any) -> None:
     """Raise TypeError unless the listener has all three methods."""
     for name in ("prepare", "commit", "abort"):
         if not callable(getattr(listener, name, None)):
-            raise TypeError(f"listener {listener!r}: must have the methods prepare, commit and abort, lacks {name}")
+            raise TypeError(f"{listener!r}: a listener has prepare, commit and abort, this lacks {name}")
 
 
 class Announcement:

@@ -142,7 +142,7 @@ class kvm_userspace_memory_region2(ctypes.Structure):
 
 
 class supported_memory_attributes(ctypes.Structure):
-    """The u64 that KVM_SUPPORTED_MEMORY_ATTRIBUTES fills; the mail has no structure for it, so it has no name."""
+    """The u64 that KVM_SUPPORTED_MEMORY_ATTRIBUTES fills; the mail leaves its layout open."""
 
     _fields_ = (("attributes", ctypes.c_uint64),)
 

@@ -1,7 +1,7 @@
-"""The machine behind the ioctls: what a VM file descriptor of KVM answers, with the mail's calls beside KVM's own.
+"""The machine behind the ioctls: what KVM's VM file descriptor answers, and the mail's calls beside it.
 
-Which file has what: arguments in and out, capabilities, memslot calls, guest_memfd and listeners are here; the
-path of one change and of one access is compiled (``_vm.pyx``); the rules of memslots are their table's.
+Which file has what: arguments in and out, capabilities, memslot calls, guest_memfd and listeners are here;
+the path of one change and of one access is compiled (``_vm.pyx``); the rules of memslots are their table's.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class VM(Machine):
 
     ``abi``: a profile's name (``rfc``: the mail; ``linux``; ``vsm``) or a :class:`kvmattr.profiles.Profile`.
     ``private``: private memory, as a KVM_X86_SW_PROTECTED_VM has it: the PRIVATE attribute, guest_memfd in
-    memslots and one address space; a machine without has two. ``no_exec``, ``exec_only``, ``write_only``: the
-    protections that its hardware can enforce beyond none, RX and RWX (the ``vsm`` profile has a rule of its
-    own in their place). ``phys_bits``: memslots must end at or below 2^phys_bits. ``nr_memslots``: memslots of
-    each address space. ValueError for values that cannot be.
+    memslots and one address space; a machine without has two. ``no_exec``, ``exec_only``, ``write_only``:
+    the protections that its hardware can enforce beyond none, RX and RWX (the ``vsm`` profile has a rule of
+    its own in their place). ``phys_bits``: memslots must end at or below 2^phys_bits. ``nr_memslots``:
+    memslots of each address space. ValueError for values that cannot be.
 
-    Every call of the interface is there twice: ``ioctl`` with the request and its structure, and a method with
-    the structure's fields, which answers and fails alike.
+    Every call of the interface is there twice: ``ioctl`` with the request and its structure, and a method
+    with the structure's fields, which answers and fails alike.
 
     >>> from kvmattr import VM, Access, uapi
     >>> vm = VM(no_exec=True)
@@ -79,16 +79,17 @@ class VM(Machine):
         self._listeners: tuple[Listener, ...] = ()
         self._handlers = self._make_handlers()
 
-    # ioctl -----------------------------------------------------------------------------------------------------
+    # ioctl -------------------------------------------------------------------------------------------------
 
     def ioctl(self, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
         """Answer a request as ``fcntl.ioctl`` on KVM's VM file descriptor does.
 
         ``arg``: a buffer (bytes, bytearray, memoryview, ctypes or numpy structure) whose first bytes are the
-        structure, or an int where the request takes one. Returns the call's result (0, or a number) and writes
-        what comes out into ``arg``; for a read-only buffer, or with ``mutate_flag`` False, the bytes of a copy
-        with what comes out are returned in place of the result. Raises OSError with KVM's errno and nothing else: ENOTTY for a
-        request that the profile does not have, EFAULT for an ``arg`` that holds no such structure.
+        structure, or an int where the request takes one. Returns the call's result (0, or a number) and
+        writes what comes out into ``arg``; for a read-only buffer, or with ``mutate_flag`` False, the bytes
+        of a copy with what comes out are returned in place of the result. Raises OSError with KVM's errno
+        and nothing else: ENOTTY for a request that the profile does not have, EFAULT for an ``arg`` that
+        holds no such structure.
 
         >>> from kvmattr import VM, uapi
         >>> vm = VM()
@@ -104,7 +105,7 @@ class VM(Machine):
         try:
             handler = self._handlers.get(request) or self._handlers[request & 0xFFFFFFFF]
         except (KeyError, TypeError):
-            raise OSError(ENOTTY, f"request {request!r}: the {self.profile.name} profile has no such") from None
+            raise OSError(ENOTTY, f"request {request!r}: not in the {self.profile.name} profile") from None
         return handler(arg, mutate_flag)
 
     def _make_handlers(self) -> dict[int, Handler]:
@@ -129,7 +130,7 @@ class VM(Machine):
             handlers[request] = partial(_through_memory, structure, answer)
         return handlers
 
-    # Attributes ------------------------------------------------------------------------------------------------
+    # Attributes --------------------------------------------------------------------------------------------
 
     @property
     def supported_attributes(self) -> int:
@@ -146,9 +147,10 @@ class VM(Machine):
     def get_memory_attributes(self, address: int, size: int) -> npt.NDArray[np.void]:
         """KVM_GET_MEMORY_ATTRIBUTES for all of [address, address + size): its runs, as an array.
 
-        Records ``address <u8, size <u8, attributes u1`` in order, each as far as equal attributes extend inside
-        the range. Time and memory by the number of runs. OSError: ENOTTY in a profile without the mail's calls
-        (``vm.attributes.runs`` answers in every profile), EINVAL for a range that set_memory_attributes refuses.
+        Records ``address <u8, size <u8, attributes u1`` in order, each as far as equal attributes extend
+        inside the range. Time and memory by the number of runs. OSError: ENOTTY in a profile without the
+        mail's calls (``vm.attributes.runs`` answers in every profile), EINVAL for a range that
+        set_memory_attributes refuses.
 
         >>> vm = VM()
         >>> vm.set_memory_attributes(0x3000, 0x1000, uapi.KVM_MEM_ATTR_PRIVATE)
@@ -194,8 +196,8 @@ class VM(Machine):
         """Make the attributes those of ``saved``, a snapshot or any map of as many pages; memslots stay.
 
         One change: its differences pass legality and the listeners, and count once in the invalidation. Time
-        by what differs. OSError: EINVAL for a byte that this machine cannot have, EBUSY from inside a listener,
-        ENOMEM; TypeError, ValueError for what is no such map. Nothing is changed then.
+        by what differs. OSError: EINVAL for a byte that this machine cannot have, EBUSY from inside a
+        listener, ENOMEM; TypeError, ValueError for what is no such map. Nothing is changed then.
 
         >>> vm = VM()
         >>> before = vm.snapshot()
@@ -211,17 +213,17 @@ class VM(Machine):
             raise ValueError(f"a map of {len(saved)} pages: must have {len(self.attributes)}")
         self._restore(saved.snapshot())
 
-    # Memslots and guest_memfd ----------------------------------------------------------------------------------
+    # Memslots and guest_memfd ------------------------------------------------------------------------------
 
     def set_user_memory_region(
         self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int = 0, flags: int = 0
     ) -> int:
-        """KVM_SET_USER_MEMORY_REGION: create, move or delete (``memory_size`` 0) a memslot, or change its flags.
+        """KVM_SET_USER_MEMORY_REGION: create, move or delete (size 0) a memslot, or change its flags.
 
-        ``slot``: the number, with the address space in the upper 16 bits; bytes and byte addresses. Returns 0.
-        Attributes are neither read nor changed: they belong to the gfn. Raises OSError with KVM's errno, having
-        changed nothing (:meth:`kvmattr.memslots.MemslotTable.set_region` says which), EBUSY from inside a
-        listener; ValueError for a value that fits no field of the structure.
+        ``slot``: the number, with the address space in the upper 16 bits; bytes and byte addresses. Returns
+        0. Attributes are neither read nor changed: they belong to the gfn. Raises OSError with KVM's errno,
+        having changed nothing (:meth:`kvmattr.memslots.MemslotTable.set_region` says which), EBUSY from
+        inside a listener; ValueError for a value that fits no field of the structure.
         """
         with self._changing():
             self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
@@ -256,16 +258,18 @@ class VM(Machine):
                                            region.userspace_addr, region.flags)
 
     def _set_region2(self, region: uapi.kvm_userspace_memory_region2) -> int:
+        guest_memfd = ctypes.c_int32(region.guest_memfd).value  # a file descriptor, so signed
         return self.set_user_memory_region2(region.slot, region.guest_phys_addr, region.memory_size,
-                                            region.userspace_addr, region.flags,
-                                            ctypes.c_int32(region.guest_memfd).value, region.guest_memfd_offset)
+                                            region.userspace_addr, region.flags, guest_memfd,
+                                            region.guest_memfd_offset)
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> int:
         """KVM_CREATE_GUEST_MEMFD: return the handle of a new file of private memory of ``size`` bytes.
 
         A handle is a number of kvmattr's own, no file descriptor; the file lives until
-        :meth:`close_guest_memfd`. OSError(EINVAL) for flags, and for a size that is not a multiple of 4096 above
-        0 and below 2^63. A machine without private memory may create files too, as KVM's may; none can be bound.
+        :meth:`close_guest_memfd`. OSError(EINVAL) for flags, and for a size that is not a multiple of 4096
+        above 0 and below 2^63. A machine without private memory may create files too, as KVM's may; none can
+        be bound.
         """
         with self._changing():
             return self._guest_memfds.create(self.memslots, size, flags)
@@ -274,14 +278,15 @@ class VM(Machine):
         return self.create_guest_memfd(file.size, file.flags)
 
     def close_guest_memfd(self, handle: int) -> None:
-        """Close a guest_memfd: its memslots stay and have no private memory any more. OSError(EBADF) if not open.
+        """Close a guest_memfd: its memslots stay and have no private memory any more.
 
+        OSError(EBADF) for a handle that is not open, EBUSY from inside a listener.
         What was mapped through it is stale, so the invalidation counts it if a memslot was bound
         (``virt/kvm/guest_memfd.c``, kvm_gmem_release).
         """
         with self._changing():
             file = self._guest_memfds.pop(handle)
-            slots = [self.memslots.slot(number) for _, _, number in file.bindings]
+            slots = [slot for _, _, number in file.bindings if (slot := self.memslots.slot(number))]
             if slots:
                 self.invalidation.begin()
             for slot in slots:
@@ -290,7 +295,7 @@ class VM(Machine):
             if slots:
                 self.invalidation.end()
 
-    # Capabilities ----------------------------------------------------------------------------------------------
+    # Capabilities ------------------------------------------------------------------------------------------
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION: what this machine says of a KVM_CAP_..., 0 for what it does not have.
@@ -319,7 +324,7 @@ class VM(Machine):
         # An argument that is no int is an address to KVM: some number that is no capability.
         return self.check_extension(arg) if isinstance(arg, int) else 0
 
-    # Listeners -------------------------------------------------------------------------------------------------
+    # Listeners ---------------------------------------------------------------------------------------------
 
     def add_listener(self, listener: Listener, replay: bool = False) -> None:
         """Let a :class:`kvmattr.listeners.Listener` hear of each change from now on, after those before it.
@@ -362,7 +367,7 @@ class VM(Machine):
 def _through_memory(
     structure: type[ctypes.Structure], answer: Callable[[Any], int], arg: Any, mutate_flag: bool
 ) -> int | bytes:
-    """Copy the structure out of ``arg``, let it be answered, copy it back: what the kernel does around a call."""
+    """Copy the structure out of ``arg``, answer it, copy it back: what the kernel does around a call."""
     try:
         memory = memoryview(arg).cast("B")
     except (TypeError, BufferError, ValueError) as refused:
