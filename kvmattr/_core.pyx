@@ -165,6 +165,7 @@ include "_store/bitmap.pxi"
 include "_store/records.pxi"
 include "_store/serial.pxi"
 include "_store/attribute_map.pxi"
+include "_store/for_cython.pxi"
 
 
 def _choose_kernels():

@@ -16,7 +16,7 @@ them; ``commit`` comes between 5 and 6. See ``listeners.py``.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
                                PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
                                PyThread_type_lock)
@@ -25,24 +25,40 @@ from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
 from errno import EBUSY, ENOMEM
+from operator import index as as_integer
 
 import numpy as np
 
 from kvmattr import uapi
-from kvmattr._core import AttributeMap
+from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, Map, UpdateResult, map_announce, map_apply,
+                            map_enter, map_is_uniform, map_leave, map_of, map_page, map_refused, map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
+from kvmattr._core import AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.protection import NO_ACCESS, Access
 
 cdef enum:
     PAGE_SHIFT = 12
     PAGE_MASK = 4095
+    MAPPING_LEVELS = 3  # KVM maps pages of 4 KiB, 2 MiB and 1 GiB
 
-cdef enum:
+cdef enum:  # kvmattr.Operation
     WRITE = 0
     OR = 1
     AND = 2
+
+# What became of one change; the first three are the store's answers.
+cdef enum Outcome:
+    NO_MEMORY = -1
+    UNCHANGED = 0
+    CHANGED = 1
+    INVALID = -2  # an argument that KVM refuses
+    REFUSED = -3  # a byte that this VM cannot have
+
+cdef enum:  # of a batch
+    GROUP = 32  # records under the mutex of the store
+    SLICE = 4096  # records under the lock of the machine, and between two looks at signals
 
 # Constants of the interface as C knows them; their one source is uapi.py.
 cdef int ACCESS_WRITE = uapi.KVM_MEMORY_EXIT_FLAG_WRITE
@@ -64,6 +80,19 @@ cdef struct Record:
     uint64_t attributes
     uint64_t last
 
+cdef struct Hull:
+    uint64_t start
+    uint64_t stop
+
+# An array of records on its way.
+cdef struct Batch:
+    const Record *records
+    size_t count
+    size_t done
+    uint64_t changed
+    Outcome outcome
+    uint8_t refused
+
 cdef uint64_t NO_GFN = <uint64_t>-1
 cdef uint64_t MAX_GFN = 1ULL << 52
 cdef uint64_t U32 = 0xFFFFFFFF
@@ -73,12 +102,14 @@ cdef uint64_t U64 = <uint64_t>-1
 cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFFFFFFFFFE:
     """Return the value of an unsigned field; ValueError if it does not fit, TypeError if it is no integer."""
     cdef uint64_t number
+    cdef bint fits = True
     try:
         number = value
     except OverflowError:
-        raise ValueError(f"{name} {value}: must be in 0..{largest:#x}") from None
-    if number > largest:
-        raise ValueError(f"{name} {value}: must be in 0..{largest:#x}")
+        number = 0
+        fits = False
+    if not fits or number > largest:
+        raise ValueError(f"{name} {as_integer(value):#x}: must be in 0..{largest:#x}")
     return number
 
 
@@ -110,32 +141,34 @@ cdef class Invalidation:
     """Changes that have ended."""
     cdef readonly uint64_t in_progress
     """Changes that have begun and not ended."""
-    cdef uint64_t start
-    cdef uint64_t stop
+    cdef Hull range
 
     def __cinit__(self):
-        self.start = self.stop = NO_GFN
+        self.range = Hull(NO_GFN, NO_GFN)
 
     @property
     def hull(self):
         """The gfns ``(start, stop)`` of the changes in progress, or of the last one; None before any."""
-        return None if self.start == NO_GFN else (self.start, self.stop)
+        return None if self.range.start == NO_GFN else (self.range.start, self.range.stop)
 
     cdef void open(self) noexcept nogil:
         self.in_progress += 1
         if self.in_progress == 1:
-            self.start = self.stop = NO_GFN
+            self.range = Hull(NO_GFN, NO_GFN)
 
     cdef void widen(self, uint64_t start, uint64_t stop) noexcept nogil:
-        if self.start == NO_GFN:
-            self.start = start
-            self.stop = stop
-            return
-        self.start = min(self.start, start)
-        self.stop = max(self.stop, stop)
+        if self.range.start == NO_GFN:
+            self.range = Hull(start, stop)
+        else:
+            self.range = Hull(min(self.range.start, start), max(self.range.stop, stop))
 
-    cdef void close(self, bint changed) noexcept nogil:
-        self.sequence += changed
+    cdef void close(self) noexcept nogil:
+        self.sequence += 1
+        self.in_progress -= 1
+
+    cdef void cancel(self, Hull before) noexcept nogil:
+        """Nothing changed after all."""
+        self.range = before
         self.in_progress -= 1
 
     def begin(self):
@@ -153,9 +186,9 @@ cdef class Invalidation:
 
     def end(self):
         """End a change: what was looked up before its end is stale. ValueError without a begin or a range."""
-        if not self.in_progress or self.start == NO_GFN:
+        if not self.in_progress or self.range.start == NO_GFN:
             raise ValueError("a change must begin and add a range before it ends")
-        self.close(True)
+        self.close()
 
     def retry(self, sequence, gfn=None):
         """Return True if what was looked up at ``sequence`` may be stale: look again.
@@ -163,7 +196,7 @@ cdef class Invalidation:
         With ``gfn``, a change in progress counts only if its hull holds that page, as in
         mmu_invalidate_retry_gfn; without, any does, as in mmu_invalidate_retry.
         """
-        if self.in_progress and (gfn is None or self.start <= gfn < self.stop):
+        if self.in_progress and (gfn is None or self.range.start <= gfn < self.range.stop):
             return True
         return self.sequence != sequence
 
@@ -176,12 +209,15 @@ cdef class Machine:
     cdef readonly object attributes
     """The attributes of every page: a read-only AttributeMap that is always up to date; it speaks gfns."""
     cdef readonly MemslotTable memslots
-    """The memslot table."""
+    """The memslot table, to look at; it is changed through the VM."""
     cdef readonly Invalidation invalidation
     """Sequence count and hull of the changes."""
+    cdef public object observer
+    """Called with the name and the numbers of each SET, GET and memslot call before it is made, or None."""
     cdef object store
+    cdef Map *map  # the store's
     cdef object announce  # makes the announcement of a change to the listeners; None without any
-    cdef uint8_t supported
+    cdef uint64_t supported
     cdef uint8_t private_bit
     cdef bint mail_calls
     cdef uint8_t legal[256]  # may the byte be stored?
@@ -204,6 +240,7 @@ cdef class Machine:
         cdef int byte
         self.profile = profile
         self.store = AttributeMap()
+        self.map = map_of(self.store)
         self.attributes = self.store._readonly_view()
         self.memslots = memslots
         self.invalidation = Invalidation()
@@ -213,9 +250,9 @@ cdef class Machine:
         for byte in range(256):
             self.legal[byte] = legal[byte]
             self.allowed[byte] = profile.allowed(byte)
-        self._find_operations_that_keep_legality()
+        self.find_operations_that_keep_legality()
 
-    cdef void _find_operations_that_keep_legality(self) noexcept:
+    cdef void find_operations_that_keep_legality(self) noexcept:
         """Note for each OR and AND whether it leaves every legal byte legal: then nothing stored need be read."""
         cdef int attributes, byte
         for attributes in range(256):
@@ -257,7 +294,7 @@ cdef class Machine:
         """Return the errno of KVM's checks of the arguments, or 0; ``explain`` says which one it was."""
         if record.last and (not self.mail_calls or record.last > AND):
             return EINVAL
-        if record.attributes & ~<uint64_t>self.supported:
+        if record.attributes & ~self.supported:
             return EINVAL
         # The end may not wrap, not even to 0: so the last page of the 2^64 bytes can never be named.
         if record.size == 0 or record.address + record.size < record.address:
@@ -265,6 +302,25 @@ cdef class Machine:
         if (record.address | record.size) & PAGE_MASK:
             return EINVAL
         return 0
+
+    def _explain(self, uint64_t address, uint64_t size, uint64_t attributes, uint64_t last):
+        """Return the text of the EINVAL that ``set_errno`` gave: the first broken rule, in KVM's order."""
+        operation, flags = last & 0xFFFFFFFF, last >> 32
+        if not self.mail_calls and last:
+            return f"flags {last:#x}: must be 0 in the {self.profile.name} profile"
+        if operation > AND:
+            return f"operation {operation}: must be 0 (WRITE), 1 (OR) or 2 (AND)"
+        if flags:
+            return f"flags {flags:#x}: must be 0"
+        if attributes & ~self.supported:
+            return f"attributes {attributes:#x}: must be within the supported {self.supported:#x}"
+        if size == 0:
+            return "size 0: must be a multiple of 4096 above 0"
+        if address + size < address:
+            return f"address {address:#x}, size {size:#x}: the end must be below 2^64"
+        if address & PAGE_MASK:
+            return f"address {address:#x}: must be a multiple of 4096"
+        return f"size {size:#x}: must be a multiple of 4096"
 
     def _check(self, address, size, operation=0, flags=0):
         """Raise OSError(EINVAL) for a range, operation or flags that KVM refuses; ValueError as the methods."""
@@ -276,65 +332,173 @@ cdef class Machine:
         if self.set_errno(&record):
             raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
 
-    def _explain(self, uint64_t address, uint64_t size, uint64_t attributes, uint64_t last):
-        """Return the text of the EINVAL that ``set_errno`` gave: the first broken rule, in KVM's order."""
-        operation, flags = last & 0xFFFFFFFF, last >> 32
-        if not self.mail_calls and last:
-            return f"flags {last:#x}: must be 0 in the {self.profile.name} profile"
-        if operation > AND:
-            return f"operation {operation}: must be 0 (WRITE), 1 (OR) or 2 (AND)"
-        if flags:
-            return f"flags {flags:#x}: must be 0"
-        if attributes & ~<uint64_t>self.supported:
-            return f"attributes {attributes:#x}: must be within the supported {self.supported:#x}"
-        if size == 0:
-            return "size 0: must be a multiple of 4096 above 0"
-        if address + size < address:
-            return f"address {address:#x}, size {size:#x}: the end must be below 2^64"
-        if address & PAGE_MASK:
-            return f"address {address:#x}: must be a multiple of 4096"
-        return f"size {size:#x}: must be a multiple of 4096"
-
-    cdef bint change(self, const Record *record) except -1:
-        """Make one checked change, under the lock; return whether the attributes of any page changed."""
+    cdef Outcome change(self, const Record *record, uint8_t *refused) noexcept nogil:
+        """Make one checked change that nobody listens to, under the lock; ``refused``: a byte that may not be."""
         cdef uint64_t start = record.address >> PAGE_SHIFT
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
         cdef uint8_t attributes = <uint8_t>record.attributes
         cdef int operation = <int>record.last
-        cdef bint invalidates, changed = False
+        cdef Hull before = self.invalidation.range
+        cdef bint invalidates
+        cdef UpdateResult result
+        if not self.keeps[operation][attributes] and self.makes_illegal(start, stop, attributes, operation, refused):
+            return REFUSED
+        invalidates = self.begin_invalidation(start, stop)
+        result = map_apply(self.map, start, stop, 0 if operation == WRITE else attributes if operation == AND
+                           else ~attributes, 0 if operation == AND else attributes)
+        if invalidates and result == UPDATE_CHANGED:
+            self.invalidation.close()
+        elif invalidates:
+            self.invalidation.cancel(before)
+        return <Outcome>result
+
+    cdef bint makes_illegal(self, uint64_t start, uint64_t stop, uint8_t attributes, int operation,
+                            uint8_t *refused) noexcept nogil:
+        """Return whether the operation would make a byte of some page that may not be stored, and which."""
+        cdef uint8_t becomes_illegal[256]
+        cdef int stored
+        if operation == WRITE:
+            refused[0] = attributes
+            return True
+        for stored in range(256):
+            becomes_illegal[stored] = not self.legal[stored | attributes if operation == OR
+                                                     else stored & attributes]
+        stored = map_refused(self.map, start, stop, becomes_illegal)
+        if stored < 0:
+            return False
+        refused[0] = stored | attributes if operation == OR else stored & attributes
+        return True
+
+    def _illegal(self, uint8_t attributes):
+        allowed = self.profile.allowed(attributes)
+        letters = "".join(letter for letter, bit in zip("RWX", (1, 2, 4)) if allowed & bit) or "none"
+        private = " and PRIVATE" if attributes & self.private_bit else ""
+        return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
+
+    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop) noexcept nogil:
+        """Begin an invalidation of what the memslots in [start, stop) map; False if there is none to begin."""
+        cdef bint begun = False
+        cdef int space
+        cdef uint16_t index
+        cdef SlotSet *slots
+        cdef const Slot *slot
+        for space in range(self.memslots.address_spaces):
+            slots = &self.memslots.spaces[space]
+            slot = slot_at(slots, start)
+            index = slot - slots.records if slot is not NULL else slot_reaching(slots, start)
+            while index and slots.records[index].start < stop:
+                if not begun:
+                    self.invalidation.open()
+                    begun = True
+                self.invalidate_slot(start, stop, &slots.records[index])
+                index = slot_after(slots, index) if slots.records[index].stop < stop else 0
+        return begun
+
+    cdef void invalidate_slot(self, uint64_t start, uint64_t stop, const Slot *slot) noexcept nogil:
+        """Widen the hull by the part of [start, stop) in a slot, and by the huge pages across its two ends.
+
+        A huge page whose pages are equal so far may be mapped; the change makes it mixed, so a fault on one of
+        its unchanged pages must not map it now (``arch/x86/kvm/mmu/mmu.c``, kvm_arch_pre_set_memory_attributes).
+        """
+        start = max(start, slot.start)
+        stop = min(stop, slot.stop)
+        self.invalidation.widen(start, stop)
+        self.invalidate_huge_pages(start, start, stop, slot)
+        if stop - start > 1:
+            self.invalidate_huge_pages(stop - 1, start, stop, slot)
+
+    cdef void invalidate_huge_pages(self, uint64_t gfn, uint64_t start, uint64_t stop,
+                                    const Slot *slot) noexcept nogil:
+        """Widen the hull by the 2 MiB and 1 GiB around gfn that [start, stop) covers in part."""
+        cdef uint64_t pages = PAGES_PER_BLOCK, block
+        cdef int level
+        for level in range(2, MAPPING_LEVELS + 1):
+            block = gfn & ~(pages - 1)
+            if block < slot.start or block + pages > slot.stop:
+                return
+            if block < start or block + pages > stop:
+                if not map_is_uniform(self.map, block, block + pages):
+                    return  # mixed at this level, so at all above
+                self.invalidation.widen(block, block + pages)
+            pages *= PAGES_PER_BLOCK
+
+    cdef bint set(self, const Record *record) except -1:
+        """Check, lock, change; return whether any page changed. OSError with KVM's errno."""
+        cdef uint8_t refused = 0
+        cdef bint entered
+        cdef Outcome outcome
+        if self.observer is not None:
+            self.observer("set", record.address, record.size, record.attributes, record.last)
+        outcome = INVALID if self.set_errno(record) else UNCHANGED
+        if outcome == UNCHANGED:
+            self.enter()
+            if self.announce is not None:
+                try:
+                    return self.change_announced(record)
+                finally:
+                    self.leave()
+            entered = map_enter(self.map)
+            outcome = self.change(record, &refused)
+            map_leave(self.map, entered)
+            self.leave()
+        if outcome < 0:
+            self.fail(outcome, record, refused)
+        return outcome
+
+    cdef int fail(self, Outcome outcome, const Record *record, uint8_t refused) except -1:
+        """Raise the OSError of a SET that was refused."""
+        if outcome == NO_MEMORY:
+            raise OSError(ENOMEM, f"size {record.size:#x}: no memory for the attributes")
+        if outcome == REFUSED:
+            raise OSError(EINVAL, self._illegal(refused))
+        raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
+
+    cdef bint change_announced(self, const Record *record) except -1:
+        """Make one checked change that listeners hear of, under the lock."""
+        cdef uint64_t start = record.address >> PAGE_SHIFT
+        cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
+        cdef uint8_t attributes = <uint8_t>record.attributes, refused = 0
+        cdef int operation = <int>record.last
+        cdef bint entered, illegal = False
         if not self.keeps[operation][attributes]:
-            self.check_legality(start, stop, attributes, operation)
-        if self.announce is not None:
+            entered = map_enter(self.map)
+            illegal = self.makes_illegal(start, stop, attributes, operation, &refused)
+            map_leave(self.map, entered)
+        if illegal:
+            self.fail(REFUSED, record, refused)
+        try:
             after = self.store.copy()
             if not after.update(start, stop, attributes, operation):
                 return False
-            self._install(after, after.diff(self.store, start, stop), start, stop)
-            return True
-        invalidates = self.begin_invalidation(start, stop)
-        try:
-            changed = self.store.update(start, stop, attributes, operation)
-        finally:
-            if invalidates:
-                self.invalidation.close(changed)
-        return changed
+            self.install(after, after.diff(self.store, start, stop), start, stop)
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        return True
 
-    def _install(self, after, changes, uint64_t start, uint64_t stop):
-        """Make the store what ``after`` is, under the lock; listeners hear of ``changes``, which are some."""
-        cdef bint invalidates, changed = False
+    cdef int install(self, after, changes, uint64_t start, uint64_t stop) except -1:
+        """Make the store what ``after`` is, under the lock; listeners hear of the changes, which are some."""
+        cdef Hull before = self.invalidation.range
+        cdef bint invalidates, entered
         announcement = None if self.announce is None else self.announce(changes)
         if announcement is not None:
             announcement.prepare()
+        entered = map_enter(self.map)
         invalidates = self.begin_invalidation(start, stop)
+        map_leave(self.map, entered)
         try:
             self.store.restore(after)
-            changed = True
-            if announcement is not None:
-                announcement.commit()
-        finally:
-            if not changed and announcement is not None:
-                announcement.abort()
+        except BaseException:
             if invalidates:
-                self.invalidation.close(changed)
+                self.invalidation.cancel(before)
+            if announcement is not None:
+                announcement.abort()
+            raise
+        # Whoever maps a page must look again until the listeners have heard that it changed.
+        if announcement is not None:
+            announcement.commit()
+        if invalidates:
+            self.invalidation.close()
+        return 0
 
     def _restore(self, saved):
         """Make the attributes those of ``saved``, which nobody changes meanwhile."""
@@ -346,76 +510,7 @@ cdef class Machine:
             for attributes in np.unique(changes["new"]).tolist():
                 if not self.legal[<uint8_t>attributes]:
                     raise OSError(EINVAL, self._illegal(attributes))
-            self._install(saved, changes, changes["start"][0], changes["stop"].max())
-        except MemoryError as no_memory:
-            raise OSError(ENOMEM, str(no_memory)) from no_memory
-        finally:
-            self.leave()
-
-    cdef int check_legality(self, uint64_t start, uint64_t stop, uint8_t attributes, int operation) except -1:
-        """Raise OSError(EINVAL) if the operation would make a byte that may not be stored."""
-        cdef uint8_t stored, made
-        if operation == WRITE:
-            raise OSError(EINVAL, self._illegal(attributes))
-        for stored in self.store.values(start, stop):
-            made = stored | attributes if operation == OR else stored & attributes
-            if not self.legal[made]:
-                raise OSError(EINVAL, self._illegal(made))
-        return 0
-
-    def _illegal(self, uint8_t attributes):
-        allowed = self.profile.allowed(attributes)
-        letters = "".join(letter for letter, bit in zip("RWX", (1, 2, 4)) if allowed & bit) or "none"
-        private = " and PRIVATE" if attributes & self.private_bit else ""
-        return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
-
-    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop) except -1:
-        """Begin an invalidation of what the memslots in [start, stop) map; False if there is none to begin."""
-        cdef bint begun = False
-        cdef int space
-        cdef uint16_t index
-        cdef SlotSet *slots
-        cdef const Slot *slot
-        for space in range(self.memslots.address_spaces):
-            slots = &self.memslots.spaces[space]
-            index = slot_reaching(slots, start)
-            while index and slots.records[index].start < stop:
-                if not begun:
-                    self.invalidation.open()
-                    begun = True
-                slot = &slots.records[index]
-                self.invalidate_slot(max(start, slot.start), min(stop, slot.stop), slot)
-                index = slot_after(slots, index)
-        return begun
-
-    cdef int invalidate_slot(self, uint64_t start, uint64_t stop, const Slot *slot) except -1:
-        """Add a range inside the slot, and each huge page across its ends that may be mapped so far.
-
-        A huge page that the change makes mixed must not be mapped by a fault on one of its unchanged pages;
-        one that is mixed already cannot be (``arch/x86/kvm/mmu/mmu.c``, kvm_arch_pre_set_memory_attributes).
-        """
-        cdef int level
-        cdef uint64_t pages, block, edge
-        self.invalidation.widen(start, stop)
-        for level in (2, 3):
-            pages = 1ULL << 9 * (level - 1)
-            for edge in (start, stop - 1):
-                block = edge & ~(pages - 1)
-                if block >= start and block + pages <= stop:
-                    continue  # covered: every page of it changes
-                if (slot.start <= block and block + pages <= slot.stop
-                        and self.store.uniform(block, block + pages) is not None):
-                    self.invalidation.widen(block, block + pages)
-        return 0
-
-    cdef bint set(self, const Record *record) except -1:
-        """Check, lock, change; return whether any page changed. OSError with KVM's errno."""
-        cdef int error = self.set_errno(record)
-        if error:
-            raise OSError(error, self._explain(record.address, record.size, record.attributes, record.last))
-        self.enter()
-        try:
-            return self.change(record)
+            self.install(saved, changes, changes["start"][0], changes["stop"].max())
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
@@ -491,16 +586,51 @@ cdef class Machine:
             raise TypeError(f"records of {array.dtype}, {array.ndim} dimensions: must be one-dimensional, "
                             "of uapi.MEMORY_ATTRIBUTES or uapi.LINUX_MEMORY_ATTRIBUTES")
         cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
-        cdef const Record *record
-        cdef Py_ssize_t done, count = len(array), changed = 0
-        for done in range(count):
-            record = <const Record *>&memory[done * sizeof(Record)]
-            try:
-                changed += self.set(record)
-            except BaseException as error:
-                error.done = done
-                raise
-        return changed
+        cdef Batch batch = Batch(NULL, len(array), 0, 0, UNCHANGED, 0)
+        if batch.count:
+            batch.records = <const Record *>&memory[0]
+        map_announce(self.map, 1)
+        try:
+            while batch.done < batch.count:
+                if self.observer is None and self.announce is None:
+                    self.set_slice(&batch)
+                else:
+                    batch.changed += self.set(&batch.records[batch.done])
+                    batch.done += 1
+                PyErr_CheckSignals()
+        except BaseException as stopped:
+            stopped.done = batch.done
+            raise
+        finally:
+            map_announce(self.map, -1)
+        return batch.changed
+
+    cdef int set_slice(self, Batch *batch) except -1:
+        """Some records of a batch, without the GIL; the lock is free between two slices."""
+        cdef Record record
+        cdef size_t end = min(batch.count, batch.done + SLICE)
+        self.enter()
+        with nogil:
+            while batch.done < end and batch.outcome >= 0:
+                self.set_group(batch, min(end, batch.done + GROUP))
+        self.leave()
+        if batch.outcome < 0:
+            record = batch.records[batch.done]
+            self.fail(batch.outcome, &record, batch.refused)
+        return 0
+
+    cdef void set_group(self, Batch *batch, size_t end) noexcept nogil:
+        """A few records under the mutex of the store, so that nobody waits for it long."""
+        cdef Record record
+        cdef bint entered = map_enter(self.map)
+        while batch.done < end:
+            record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
+            batch.outcome = INVALID if self.set_errno(&record) else self.change(&record, &batch.refused)
+            if batch.outcome < 0:
+                break
+            batch.changed += batch.outcome
+            batch.done += 1
+        map_leave(self.map, entered)
 
     # Faults ------------------------------------------------------------------------------------------------
 
@@ -536,16 +666,29 @@ cdef class Machine:
         cdef uint8_t attributes
         cdef int flags
         while True:
-            attributes = self.store.get(gfn)
+            attributes = self.page(gfn)
             slot = slot_at(&self.memslots.spaces[0], gfn)
             flags = self.fault_flags(attributes, slot, wanted, claimed)
             if flags != NO_FAULT:
                 return self.exit(gfn, flags, first, last, wanted)
             if gfn == end:
                 return None
-            gfn = min(slot.stop, <uint64_t>self.store.run(gfn)[1])
+            gfn = self.equal_until(gfn, min(slot.stop, end + 1))
             if gfn > end:
                 return None
+
+    cdef uint8_t page(self, uint64_t gfn) noexcept nogil:
+        cdef bint entered = map_enter(self.map)
+        cdef uint8_t attributes = map_page(self.map, gfn)
+        map_leave(self.map, entered)
+        return attributes
+
+    cdef uint64_t equal_until(self, uint64_t gfn, uint64_t stop) noexcept nogil:
+        """Return how far the attributes of gfn extend, at most to stop."""
+        cdef bint entered = map_enter(self.map)
+        cdef uint64_t end = map_run_stop(self.map, gfn, stop)
+        map_leave(self.map, entered)
+        return end
 
     cdef int fault_flags(self, uint8_t attributes, const Slot *slot, uint64_t wanted, int claimed) noexcept nogil:
         """Return the flags of the MEMORY_FAULT of one page, NO_FAULT if there is none, MMIO if it is that."""
@@ -589,7 +732,7 @@ cdef class Machine:
         cdef const Slot *slot = slot_at(&self.memslots.spaces[0], gfn)
         if slot is NULL:
             return NO_ACCESS
-        allowed = Access(self.allowed[<uint8_t>self.store.get(gfn)])
+        allowed = Access(self.allowed[self.page(gfn)])
         return allowed & ~Access.WRITE if slot.flags & MEM_READONLY else allowed
 
     def mapping_level(self, gpa):
@@ -613,16 +756,21 @@ cdef class Machine:
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
         cdef const Slot *slot = slot_at(&self.memslots.spaces[0], gfn)
-        cdef int level
-        cdef uint64_t pages, block, askew
+        cdef int level, highest = 1
+        cdef uint64_t block, askew, pages = PAGES_PER_BLOCK
+        cdef bint entered
         if slot is NULL:
             return 1
         askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
         if slot.flags & MEM_GUEST_MEMFD:
             askew |= slot.start ^ slot.guest_memfd_offset >> PAGE_SHIFT
-        for level in range(min(3, <int>self.store.level(gfn)), 1, -1):
-            pages = 1ULL << 9 * (level - 1)
+        entered = map_enter(self.map)
+        for level in range(2, MAPPING_LEVELS + 1):
             block = gfn & ~(pages - 1)
-            if not askew & (pages - 1) and slot.start <= block and block + pages <= slot.stop:
-                return level
-        return 1
+            if (askew & (pages - 1) or block < slot.start or block + pages > slot.stop
+                    or not map_is_uniform(self.map, block, block + pages)):
+                break
+            highest = level
+            pages *= PAGES_PER_BLOCK
+        map_leave(self.map, entered)
+        return highest

@@ -29,7 +29,7 @@ from kvmattr.protection import Capabilities
 #: What ``get_memory_attributes`` returns: byte addresses, as the structure has them.
 RANGES = np.dtype([("address", "<u8"), ("size", "<u8"), ("attributes", "u1")])
 
-Handler = Callable[[Any, bool], int | bytes]
+Handler = Callable[[Any, Any, bool], int | bytes]
 
 
 class VM(Machine):
@@ -77,7 +77,7 @@ class VM(Machine):
         super().__init__(profile_named(abi), bool(private), capabilities, memslots)
         self._guest_memfds = GuestMemfds()
         self._listeners: tuple[Listener, ...] = ()
-        self._handlers = self._make_handlers()
+        self._handlers = _ALL_CALLS if self.profile.mail_calls else _KVM_CALLS
 
     # ioctl -------------------------------------------------------------------------------------------------
 
@@ -106,29 +106,7 @@ class VM(Machine):
             handler = self._handlers.get(request) or self._handlers[request & 0xFFFFFFFF]
         except (KeyError, TypeError):
             raise OSError(ENOTTY, f"request {request!r}: not in the {self.profile.name} profile") from None
-        return handler(arg, mutate_flag)
-
-    def _make_handlers(self) -> dict[int, Handler]:
-        """Return what answers each request of the profile."""
-        handlers: dict[int, Handler] = {
-            uapi.KVM_SET_MEMORY_ATTRIBUTES: self._ioctl_set,
-            uapi.KVM_CHECK_EXTENSION: self._ioctl_check_extension,
-        }
-        with_structure: list[tuple[int, type[ctypes.Structure], Callable[[Any], int]]] = [
-            (uapi.KVM_SET_USER_MEMORY_REGION, uapi.kvm_userspace_memory_region, self._set_region),
-            (uapi.KVM_SET_USER_MEMORY_REGION2, uapi.kvm_userspace_memory_region2, self._set_region2),
-            (uapi.KVM_CREATE_GUEST_MEMFD, uapi.kvm_create_guest_memfd, self._create_guest_memfd),
-        ]
-        if self.profile.mail_calls:
-            with_structure += [
-                (uapi.KVM_GET_MEMORY_ATTRIBUTES, uapi.kvm_memory_attributes, self._get_attributes),
-                (uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES, uapi.supported_memory_attributes, self._get_supported),
-                (uapi.KVM_MEMORY_ENCRYPT_REG_REGION, uapi.kvm_enc_region, self._register_region),
-                (uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION, uapi.kvm_enc_region, self._unregister_region),
-            ]
-        for request, structure, answer in with_structure:
-            handlers[request] = partial(_through_memory, structure, answer)
-        return handlers
+        return handler(self, arg, mutate_flag)
 
     # Attributes --------------------------------------------------------------------------------------------
 
@@ -364,20 +342,39 @@ class VM(Machine):
             self._leave()
 
 
-def _through_memory(
-    structure: type[ctypes.Structure], answer: Callable[[Any], int], arg: Any, mutate_flag: bool
-) -> int | bytes:
-    """Copy the structure out of ``arg``, answer it, copy it back: what the kernel does around a call."""
-    try:
-        memory = memoryview(arg).cast("B")
-    except (TypeError, BufferError, ValueError) as refused:
-        raise OSError(EFAULT, f"{arg!r}: must be a buffer with a {structure.__name__} ({refused})") from None
+def _through_memory(structure: type[ctypes.Structure], answer: Callable[[Any, Any], int]) -> Handler:
+    """Return the handler that copies the structure out of ``arg``, answers it and copies it back, as the kernel."""
     size = ctypes.sizeof(structure)
-    if len(memory) < size:
-        raise OSError(EFAULT, f"a buffer of {len(memory)} bytes: {structure.__name__} has {size}")
-    request = structure.from_buffer_copy(memory)
-    result = answer(request)
-    if memory.readonly or not mutate_flag:
-        return bytes(request) + bytes(memory[size:])
-    memory[:size] = bytes(request)
-    return result
+
+    def handler(vm: VM, arg: Any, mutate_flag: bool) -> int | bytes:
+        try:
+            memory = memoryview(arg).cast("B")
+        except (TypeError, BufferError, ValueError) as refused:
+            raise OSError(EFAULT, f"{arg!r}: must be a buffer with a {structure.__name__} ({refused})") from None
+        if len(memory) < size:
+            raise OSError(EFAULT, f"a buffer of {len(memory)} bytes: {structure.__name__} has {size}")
+        request = structure.from_buffer_copy(memory)
+        result = answer(vm, request)
+        if memory.readonly or not mutate_flag:
+            return bytes(request) + bytes(memory[size:])
+        memory[:size] = bytes(request)
+        return result
+
+    return handler
+
+
+#: What answers each request in every profile.
+_KVM_CALLS: dict[int, Handler] = {
+    uapi.KVM_SET_MEMORY_ATTRIBUTES: Machine._ioctl_set,
+    uapi.KVM_CHECK_EXTENSION: VM._ioctl_check_extension,
+    uapi.KVM_SET_USER_MEMORY_REGION: _through_memory(uapi.kvm_userspace_memory_region, VM._set_region),
+    uapi.KVM_SET_USER_MEMORY_REGION2: _through_memory(uapi.kvm_userspace_memory_region2, VM._set_region2),
+    uapi.KVM_CREATE_GUEST_MEMFD: _through_memory(uapi.kvm_create_guest_memfd, VM._create_guest_memfd),
+}
+#: The same with the calls of the mail.
+_ALL_CALLS: dict[int, Handler] = _KVM_CALLS | {
+    uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._get_attributes),
+    uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES: _through_memory(uapi.supported_memory_attributes, VM._get_supported),
+    uapi.KVM_MEMORY_ENCRYPT_REG_REGION: _through_memory(uapi.kvm_enc_region, VM._register_region),
+    uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION: _through_memory(uapi.kvm_enc_region, VM._unregister_region),
+}

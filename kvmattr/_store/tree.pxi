@@ -240,12 +240,6 @@ cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t
         release_dead(map.family, DEAD_SLICE)
 
 
-cdef enum UpdateResult:
-    UPDATE_NO_MEMORY = -1
-    UPDATE_UNCHANGED = 0
-    UPDATE_CHANGED = 1
-
-
 cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [start, stop), checked by the caller, with exact news of whether it changed any
     page. Out of memory changes nothing."""

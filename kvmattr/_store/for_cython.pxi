@@ -1,0 +1,98 @@
+# What other Cython code calls (declared in _core.pxd): one tree operation each, on the Map of an AttributeMap.
+# The caller holds the family's mutex around them where it must (map_enter, map_leave), so that several make
+# one step; a writer that gives up the GIL announces itself before (map_announce).
+
+cdef Map *map_of(object attribute_map) except NULL:
+    """The Map inside an AttributeMap, valid as long as that lives."""
+    return (<AttributeMap?>attribute_map).map
+
+cdef bint map_enter(Map *map) noexcept nogil:
+    """Take the mutex if another thread may write now; tell whether it was taken, for map_leave."""
+    return family_enter(map.family)
+
+cdef void map_leave(Map *map, bint entered) noexcept nogil:
+    family_leave(map.family, entered)
+
+cdef void map_announce(Map *map, int change) noexcept nogil:
+    """+1 before a writer gives up the GIL, -1 when it has it back."""
+    family_announce(map.family, change)
+
+cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
+    """The attributes of one page."""
+    return map_get(map, gfn)
+
+cdef bint map_is_uniform(const Map *map, uint64_t start, uint64_t stop) noexcept nogil:
+    """Whether all pages of [start, stop), not empty, have the same attributes."""
+    return map_find(map, start, stop, map_get(map, start), 0xff, False) < 0
+
+cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil:
+    """How far the run that holds gfn extends, at most to stop."""
+    cdef int64_t found = map_find(map, gfn, stop, map_get(map, gfn), 0xff, False)
+    return stop if found < 0 else <uint64_t>found
+
+cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on [start, stop), not empty; UPDATE_NO_MEMORY has changed nothing."""
+    if stop - start == 1:
+        return map_put(map, start, k, x)
+    return map_update(map, start, stop, k, x)
+
+
+# ---- is there a value that may not be? ----
+
+cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                       const uint8_t *refused) noexcept nogil:
+    """A value of a page in [lo, hi), not empty, that is refused, or -1.
+
+    The values that F and V leave possible settle most entries without a look below; only where one of them is
+    refused do the pages decide.
+    """
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint8_t seen[256]
+    cdef uint8_t varying = entry_varying(e) & k
+    cdef uint8_t first = (entry_first(e) & k) ^ x
+    cdef uint8_t some = 0
+    cdef uint64_t span, base
+    cdef int shift, i, first_entry, last_entry, found
+    while not refused[first ^ some]:
+        some = (some - varying) & varying       # the next subset of the bits that vary
+        if some == 0:
+            return -1
+    if varying == 0:
+        return first
+    if level > 2 and is_node(entry_handle(e)):
+        x ^= entry_x(e) & k
+        k &= entry_k(e)
+        shift = level_shift(level - 1)
+        span = level_span(level - 1)
+        first_entry = <int>(lo >> shift)
+        last_entry = <int>((hi - 1) >> shift)
+        for i in range(first_entry, last_entry + 1):
+            base = <uint64_t>i << shift
+            found = entry_refused(family, node_at(family, entry_handle(e))[i], level - 1,
+                                  lo - base if i == first_entry else 0,
+                                  hi - base if i == last_entry else span, k, x, refused)
+            if found >= 0:
+                return found
+        return -1
+    memset(seen, 0, sizeof(seen))
+    entry_values(family, e, level, lo, hi, k, x, seen)
+    for i in range(256):
+        if seen[i] and refused[i]:
+            return i
+    return -1
+
+
+cdef int map_refused(const Map *map, uint64_t start, uint64_t stop, const uint8_t *refused) noexcept nogil:
+    """A value v with refused[v] of some page in [start, stop), or -1: for checks before an update."""
+    cdef uint64_t covered = level_span(map.level)
+    cdef int found = -1
+    if start >= stop:
+        return -1
+    if start < covered:
+        found = entry_refused(map.family, map.root, map.level, start, stop if stop < covered else covered,
+                              0xff, 0, refused)
+    if found < 0 and stop > covered and refused[map.rest]:
+        found = map.rest
+    return found
