@@ -1,0 +1,151 @@
+# cython: language_level=3
+"""The quick road for native traces: plain `set`, `get` and `slot` lines straight from bytes into rows.
+
+It takes what it knows for certain and stops at the first other line, whatever that is: a `vm` line, a log of
+another format, a damaged line. The caller has the Python parser look at that one line and calls again.
+"""
+
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint64_t
+
+cdef enum:
+    SET = 0
+    GET = 1
+    SLOT = 2
+
+cdef struct Row:
+    uint8_t kind
+    uint8_t unused
+    int16_t answer
+    int32_t guest_memfd
+    uint64_t line
+    uint64_t words[6]
+
+cdef uint64_t DEFAULT_USERSPACE_ADDRESS = 0x7F0000000000
+
+
+cdef inline bint is_space(uint8_t byte) noexcept nogil:
+    return byte == b" " or byte == b"\t" or byte == b"\r"
+
+
+cdef inline int digit(uint8_t byte) noexcept nogil:
+    """The value of a hexadecimal digit, 16 for any other byte."""
+    if b"0" <= byte <= b"9":
+        return byte - <uint8_t>b"0"
+    byte = byte | 0x20
+    if b"a" <= byte <= b"f":
+        return byte - <uint8_t>b"a" + 10
+    return 16
+
+
+cdef inline const uint8_t *number(const uint8_t *at, uint64_t *value) noexcept nogil:
+    """Read one number that a space or the end of line ends; NULL if there is none or it passes 2^64 - 1."""
+    cdef uint64_t total = 0
+    cdef int base = 10
+    cdef int figure = 0
+    if at[0] == b"0" and (at[1] | 0x20) == b"x":
+        base = 16
+        at += 2
+    if digit(at[0]) >= base:
+        return NULL
+    while True:
+        figure = digit(at[0])
+        if figure >= base:
+            break
+        if base == 16:
+            if total >> 60:
+                return NULL
+            total = total << 4 | <uint64_t>figure
+        else:
+            if total > (<uint64_t>0xFFFFFFFFFFFFFFFF - <uint64_t>figure) // 10:
+                return NULL
+            total = total * 10 + <uint64_t>figure
+        at += 1
+    if not is_space(at[0]) and at[0] != b"\n":
+        return NULL
+    value[0] = total
+    return at
+
+
+cdef const uint8_t *operation(const uint8_t *at, Row *row) noexcept nogil:
+    """Read one plain line into `row`; its newline, or NULL when it is anything else."""
+    cdef int count = 0
+    cdef int least = 0
+    cdef int most = 0
+    if at[0] == b"s" and at[1] == b"e" and at[2] == b"t":
+        row.kind = SET
+        least = most = 4
+        at += 3
+    elif at[0] == b"g" and at[1] == b"e" and at[2] == b"t":
+        row.kind = GET
+        least = most = 2
+        at += 3
+    elif at[0] == b"s" and at[1] == b"l" and at[2] == b"o" and at[3] == b"t":
+        row.kind = SLOT
+        least, most = 4, 5
+        at += 4
+    else:
+        return NULL
+    if not is_space(at[0]):
+        return NULL
+    for count in range(6):
+        row.words[count] = 0
+    count = 0
+    while True:
+        while is_space(at[0]):
+            at += 1
+        if at[0] == b"\n":
+            break
+        if count == most:
+            return NULL
+        at = number(at, &row.words[count])
+        if at == NULL:
+            return NULL
+        count += 1
+    if count < least:
+        return NULL
+    if row.kind == SLOT:
+        if row.words[0] >> 32 or row.words[1] >> 32:
+            return NULL
+        if count == 4:
+            row.words[4] = DEFAULT_USERSPACE_ADDRESS
+    row.answer = -1
+    row.unused = 0
+    row.guest_memfd = -1
+    return at
+
+
+def parse(const uint8_t[::1] text not None, Py_ssize_t start, uint64_t line, Row[::1] rows not None,
+          Py_ssize_t filled):
+    """Fill `rows` from index `filled` on with the plain lines of `text` from byte `start` on.
+
+    `text` must end with a newline. `line` is the number of the line at `start`. Stops at the end of the text,
+    when the rows are full, or at a line that is not a plain operation, a comment or blank. Returns
+    (start, line, filled) to go on with. The GIL is released.
+    """
+    cdef Py_ssize_t length = text.shape[0]
+    cdef const uint8_t *base
+    cdef const uint8_t *at
+    cdef const uint8_t *end
+    if length == 0 or start < 0 or start >= length or filled < 0:
+        return start, line, filled
+    if text[length - 1] != b"\n":
+        raise ValueError("expected text that ends with a newline")
+    base = &text[0]
+    with nogil:
+        while start < length and filled < rows.shape[0]:
+            at = base + start
+            while is_space(at[0]):
+                at += 1
+            if at[0] == b"#":
+                while at[0] != b"\n":
+                    at += 1
+            if at[0] != b"\n":
+                end = operation(at, &rows[filled])
+                if end == NULL:
+                    break
+                rows[filled].line = line
+                filled += 1
+                at = end
+            start = at - base + 1
+            line += 1
+    return start, line, filled
