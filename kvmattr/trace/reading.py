@@ -107,10 +107,13 @@ def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = N
     Raises TraceError, with file, line and what was expected, for a line that names one of our calls and does
     not parse, and for a file without any call; OSError when the file cannot be read.
 
-    >>> import tempfile, os
-    >>> name = os.path.join(tempfile.mkdtemp(), "a.trace")
-    >>> _ = open(name, "w").write("set 0x1000 0x1000 1 0\\nget 0 0x2000\\n")
-    >>> with read(name) as trace:
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.trace")
+    ...     _ = path.write_text("set 0x1000 0x1000 1 0\\nget 0 0x2000\\n")
+    ...     trace = read(path)
+    >>> with trace:
     ...     list(trace)
     [SetAttributes(address=4096, size=4096, attributes=1, flags=0), GetAttributes(address=0, size=8192)]
     """
