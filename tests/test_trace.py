@@ -105,7 +105,7 @@ def test_numbers_comments_blanks_and_line_ends(tmp_path):
             SetSlot(65536, 2, 0x1000, 8192, 0x7F0000000000), SetSlot(1, 0, 0, 0x1000, 0, -1, 0),
             SetSlot(2, 4, 0, 0x1000, 0x7000, 5, 0x2000)]
         assert (trace.lines, trace.unrelated, len(trace)) == (8, 0, 5)
-        assert (trace.attribute_calls, trace.slot_calls, trace.default_profile) == (1, 3, "rfc")
+        assert (trace.attribute_calls, trace.slot_calls, trace.is_log) == (1, 3, False)
         assert next(trace.blocks())["line"].tolist() == [4, 5, 6, 7, 8]
 
 
@@ -363,5 +363,5 @@ def test_two_machines_in_one_strace_log(tmp_path):
 def test_every_line_of_the_recordings_is_read(name, count):
     with read(RECORDINGS / name) as trace:
         assert (len(trace), trace.slot_calls, trace.unrelated) == (count, count, 0)
-        assert trace.default_profile == "linux"
+        assert trace.is_log
         assert set(answers(trace)) == {0}

@@ -18,7 +18,9 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kvmattr import uapi
 from kvmattr.trace import _native, logs, native, strace
 from kvmattr.trace.operations import BLOCK_ROWS, ROW, SET, SLOT, Block, Machine, Record, records_of, row_of
 
@@ -41,17 +43,22 @@ class Trace:
     may be had any number of times. A trace holds a temporary file when it is long: close it, or use `with`.
     """
 
-    def __init__(self, name: str, machine: Machine | None = None, default_profile: str = "rfc") -> None:
+    def __init__(self, name: str, machine: Machine | None = None) -> None:
         self.name = name
         #: What the `vm` line says, if there is one.
         self.machine = machine
-        #: The profile when there is no `vm` line: `rfc` for native traces, `linux` for logs of real VMMs.
-        self.default_profile = default_profile
+        #: Whether it is the log of a real VMM, not a native trace.
+        self.is_log = False
         self.lines = 0
         self.unrelated = 0
         self.operations = 0
         self.slot_calls = 0
         self.attribute_calls = 0
+        #: Pages below the highest end that a slot call, or one that sets an attribute, names.
+        self.slot_npages = 0
+        self.attribute_npages = 0
+        #: Whether a slot call names the second address space: machines with private memory have none.
+        self.second_address_space = False
         self._rows: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
 
     @classmethod
@@ -70,6 +77,11 @@ class Trace:
         self.operations += len(block)
         self.attribute_calls += int(kinds[SET])
         self.slot_calls += int(kinds[SLOT:].sum())
+        words = block["words"][(block["kind"] == SET) & (block["words"][:, 2] != 0)]
+        self.attribute_npages = max(self.attribute_npages, _highest_end(words[:, 0], words[:, 1]))
+        words = block["words"][block["kind"] >= SLOT]
+        self.slot_npages = max(self.slot_npages, _highest_end(words[:, 2], words[:, 3]))
+        self.second_address_space |= bool((words[:, 0] >> np.uint64(uapi.KVM_ADDRESS_SPACE_SHIFT)).any())
 
     def blocks(self) -> Iterator[Block]:
         """The operations in order, as arrays of ROW."""
@@ -95,6 +107,13 @@ class Trace:
     def close(self) -> None:
         """Give the rows back; the trace cannot be read any more."""
         self._rows.close()
+
+
+def _highest_end(addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> int:
+    """Pages below the highest end of these byte ranges, leaving out those that no call would accept."""
+    ends = addresses + sizes
+    accepted = (ends > addresses) & ((addresses | sizes) % np.uint64(uapi.PAGE_SIZE) == 0)
+    return int(ends[accepted].max(initial=0)) // uapi.PAGE_SIZE
 
 
 def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = None) -> Trace:
@@ -174,7 +193,7 @@ class _Parser:
             filled = self._filled
             start, self.line, self._filled = _native.parse(text, start, self.line, self._rows, filled)
             if self._filled > filled:
-                self._settle("rfc")
+                self._settle(is_log=False)
             if self._filled == BLOCK_ROWS:
                 self._flush()
             elif start < len(text):
@@ -212,7 +231,7 @@ class _Parser:
     def _native_line(self, line: bytes) -> None:
         record = native.parse(line.decode(errors="replace").split("#", 1)[0].split())
         if not isinstance(record, Machine):
-            self._settle("rfc")
+            self._settle(is_log=False)
             self._add(logs.Call(record), self.line)
         elif self.trace.operations or self._filled or self.trace.machine is not None:
             raise native.Mismatch("expected one vm line, before the first operation")
@@ -227,17 +246,17 @@ class _Parser:
             self.trace.unrelated += 1
 
     def _add(self, call: logs.Call, line: int) -> None:
-        self._settle("linux")
+        self._settle(is_log=True)
         self._rows[self._filled] = row_of(call.record, line, call.answer)
         self._filled += 1
         if self._filled == BLOCK_ROWS:
             self._flush()
 
-    def _settle(self, profile: str) -> None:
-        """The first call settles the default profile: a log is of a real kernel, which speaks `linux`."""
+    def _settle(self, *, is_log: bool) -> None:
+        """The first call settles what kind of trace this is."""
         if not self._settled:
             self._settled = True
-            self.trace.default_profile = profile
+            self.trace.is_log = is_log
 
     def _flush(self) -> None:
         self.trace.append(self._rows[:self._filled])

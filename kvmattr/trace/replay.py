@@ -1,0 +1,192 @@
+"""Replay: a trace runs on a machine that answers it, and on the two sides that are compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import profiles
+from kvmattr.memslots import Memslot
+from kvmattr.trace.answers import Answering, errno_name
+from kvmattr.trace.operations import UNKNOWN, Block, SetSlot
+from kvmattr.trace.reading import Trace
+from kvmattr.trace.sides import AttributeSide, Cost, SlotSide, SplittingSide, access_map
+from kvmattr.vm import VM
+
+#: Answers that differ from the recorded ones are counted all, and kept up to this many.
+KEPT_DIFFERENCES = 10
+
+Progress = Callable[[int], Any]
+
+
+@dataclass(slots=True)
+class Difference:
+    """An operation that the machine answered otherwise than the recording says."""
+
+    line: int
+    recorded: str
+    replayed: str
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a trace was, how it was answered, what each side cost; `equal` is None if they were not compared."""
+
+    name: str
+    profile: str
+    operations: int
+    lines: int
+    unrelated: int
+    slot_calls: int
+    attribute_calls: int
+    answers: dict[str, int] = field(default_factory=dict)
+    silent_deletions: int = 0
+    different: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    sides: list[Cost] = field(default_factory=list)
+    equal: bool | None = None
+
+
+def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = None) -> VM:
+    """The machine that a trace is for: by its `vm` line, else by `abi` and `phys_bits`.
+
+    Without either, a native trace speaks `rfc` and a log of a real VMM `linux`; a log that uses the second
+    address space is of a machine without private memory, since others have one. ValueError for a
+    contradiction.
+
+    >>> from kvmattr.trace import Machine, Trace
+    >>> machine_for(Trace("made", Machine("linux", {"private": 0}))).supported_attributes
+    0
+    """
+    line = trace.machine
+    options: dict[str, int] = {} if line is None else dict(line.options)
+    named = abi or ("linux" if trace.is_log else "rfc")
+    if line is not None:
+        if abi not in (None, line.profile):
+            raise ValueError(f"{trace.name}: its vm line says {line.profile}, abi says {abi}: leave abi out")
+        named = line.profile
+    if phys_bits is not None:
+        if options.get("phys_bits", phys_bits) != phys_bits:
+            raise ValueError(f"{trace.name}: its vm line says phys_bits={options['phys_bits']},"
+                             f" phys_bits says {phys_bits}: leave phys_bits out")
+        options["phys_bits"] = phys_bits
+    profile = profiles.profile_named(named)
+    if trace.is_log and trace.attribute_calls and profile.private != profiles.LINUX.private:
+        raise ValueError(f"abi {named}: the log's PRIVATE is {profiles.LINUX.private}, that of {named} is"
+                         f" {profile.private}: use linux or vsm")
+    if trace.is_log and trace.second_address_space:
+        options.setdefault("private", 0)
+    return VM(profile, **{name: _option(name, value) for name, value in options.items()})
+
+
+def _option(name: str, value: int) -> Any:
+    return value if name in ("phys_bits", "nr_memslots") else bool(value)
+
+
+def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool = True,
+           progress: Progress | None = None) -> Summary:
+    """Run a trace on `vm`, from wherever that stands, and compare memslots with attributes.
+
+    `answers` gets one line an operation, `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`,
+    the other side runs as well (see `sides`). `progress` is called with the number of operations so far,
+    once a block. Time: that of the operations; memory: that of the maps and a block.
+
+    >>> from kvmattr.trace import SetAttributes, Trace
+    >>> from kvmattr.trace.operations import rows_of
+    >>> records = [SetAttributes(0x1000, 0x1000, 1), SetAttributes(1, 1, 1)]
+    >>> summary = replay(Trace.from_blocks("made", [rows_of(records)]), VM())
+    >>> summary.answers, [(side.side, side.ioctls) for side in summary.sides], summary.equal
+    ({'0': 1, 'EINVAL': 1}, [('memslots', 3), ('attributes', 2)], True)
+    """
+    summary = Summary(trace.name, vm.profile.name, trace.operations, trace.lines, trace.unrelated,
+                      trace.slot_calls, trace.attribute_calls)
+    compared: _Nothing = _Nothing()
+    if compare and trace.attribute_calls:
+        compared = _Conversions(trace)
+    elif compare and trace.slot_calls:
+        compared = _Slots(trace)
+    answering = Answering(vm, answers, compared.slot_changed)
+    counts: Counter[int] = Counter()
+    for block in trace.blocks():
+        errnos = answering.apply(block)
+        numbers, times = np.unique(errnos, return_counts=True)
+        counts.update(dict(zip(numbers.tolist(), times.tolist(), strict=True)))
+        _note_differences(summary, block, errnos)
+        compared.apply(block, errnos)
+        if progress is not None:
+            progress(answering.operations)
+    summary.answers = {errno_name(number): count for number, count in sorted(counts.items())}
+    summary.silent_deletions = answering.silent_deletions
+    compared.finish(summary, answering)
+    return summary
+
+
+def _note_differences(summary: Summary, block: Block, errnos: NDArray[np.int16]) -> None:
+    recorded = block["answer"]
+    for index in np.flatnonzero((recorded != UNKNOWN) & (recorded != errnos)).tolist():
+        summary.different += 1
+        if len(summary.differences) < KEPT_DIFFERENCES:
+            summary.differences.append(Difference(
+                int(block["line"][index]), errno_name(int(recorded[index])), errno_name(int(errnos[index]))))
+
+
+class _Nothing:
+    """A replay that compares nothing; what the two comparisons below have in common."""
+
+    slot_changed: Callable[[Memslot | None, SetSlot], None] | None = None
+
+    def apply(self, block: Block, errnos: NDArray[np.int16]) -> None:
+        """Take a block that the machine has answered."""
+
+    def finish(self, summary: Summary, answering: Answering) -> None:
+        """Write the sides into the summary."""
+
+
+class _Slots(_Nothing):
+    """A slot recording: the machine that answers is the memslot side."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._npages = trace.slot_npages
+        self._memslots = SlotSide(self._npages)
+        self._attributes = AttributeSide(self._npages)
+        self.slot_changed = self._slot_changed
+
+    def _slot_changed(self, old: Memslot | None, record: SetSlot) -> None:
+        self._memslots.slot_changed(old, record)
+        self._attributes.slot_changed(old, record)
+
+    def finish(self, summary: Summary, answering: Answering) -> None:
+        """Compare the access maps of all address spaces."""
+        table = answering.vm.memslots
+        ioctls = summary.slot_calls + answering.silent_deletions
+        memslots = self._memslots.finish(table, ioctls, answering.slot_ns / 1e9)
+        summary.sides = [memslots, self._attributes.finish()]
+        summary.equal = all(
+            access_map(table, space, self._npages) == self._attributes.runs(space).tolist()
+            for space in self._attributes.address_spaces())
+
+
+class _Conversions(_Nothing):
+    """A conversion recording: the machine that answers is the attribute side."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._npages = max(trace.attribute_npages, 1)
+        self._splitting = SplittingSide(self._npages)
+
+    def apply(self, block: Block, errnos: NDArray[np.int16]) -> None:
+        """Convert by splitting what the machine has accepted."""
+        self._splitting.apply(block, errnos)
+
+    def finish(self, summary: Summary, answering: Answering) -> None:
+        """Compare the runs, unless the memslots ran out."""
+        runs = answering.vm.attributes.runs(0, self._npages)
+        attributes = Cost("attributes", ioctls=summary.attribute_calls, seconds=answering.set_ns / 1e9,
+                          runs=len(runs))
+        summary.sides = [self._splitting.finish(), attributes]
+        other = self._splitting.runs()
+        summary.equal = None if other is None else bool(np.array_equal(other, runs))

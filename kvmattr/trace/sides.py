@@ -1,0 +1,215 @@
+"""What a recording costs by memslots and by attributes: the two sides of the mail's argument.
+
+A *slot recording* is a VMM at work that has only memslots. Its memslot side is the recording; the attribute
+side is the same guest with one memslot that never changes and one WRITE where the recording has a slot
+call: 0 where the guest may do all, NO_WRITE where the slot was READONLY, and NO_READ | NO_WRITE | NO_EXEC
+where there was none.
+
+A *conversion recording* sets attributes. Its attribute side is the recording; the memslot side is the VMM
+that has no attributes and splits and merges memslots in their place.
+
+Both sides must end with the same access map, or the comparison is void.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import uapi
+from kvmattr._core import AttributeMap
+from kvmattr.memslots import Memslot, MemslotTable, SplittingBaseline
+from kvmattr.trace.answers import errno_name
+from kvmattr.trace.operations import SET, Block, SetSlot
+from kvmattr.vm import VM
+
+HOLE = uapi.KVM_MEM_ATTR_NO_READ | uapi.KVM_MEM_ATTR_NO_WRITE | uapi.KVM_MEM_ATTR_NO_EXEC
+READ_ONLY = uapi.KVM_MEM_ATTR_NO_WRITE
+
+Runs = NDArray[np.void]
+
+
+@dataclass(slots=True)
+class Cost:
+    """What one side did for the whole recording.
+
+    `slots_touched`: memslots that were created, the first ones included; `slot_changes`: how often one was
+    created, deleted, moved or given other flags; `metadata_bytes`: built for slots; `pages_without_slot`:
+    guest pages that lost their slot and got another one later, each time; `stopped` says why it could not
+    go on to the end.
+    """
+
+    side: str
+    ioctls: int = 0
+    slots_touched: int = 0
+    slot_changes: int = 0
+    metadata_bytes: int = 0
+    pages_without_slot: int = 0
+    seconds: float = 0.0
+    runs: int = 0
+    stopped: str | None = None
+
+
+def _count_slots(cost: Cost, stats: dict[str, int]) -> None:
+    cost.slots_touched = stats["slots_created"]
+    changes = ("slots_created", "slots_deleted", "slots_moved", "slots_flags_changed")
+    cost.slot_changes = sum(stats[name] for name in changes)
+    cost.metadata_bytes = stats["large_page_bytes"] + stats["dirty_bitmap_bytes"]
+
+
+class AttributeSide:
+    """The attribute side of a slot recording: a machine an address space, for attributes belong to machines."""
+
+    def __init__(self, npages: int) -> None:
+        self.cost = Cost("attributes")
+        self._npages = npages
+        self._machines: dict[int, VM] = {}
+
+    def slot_changed(self, old: Memslot | None, record: SetSlot) -> None:
+        """One WRITE for a slot call that went well: two for a slot that moved."""
+        machine = self._machine(record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT)
+        start, stop = record.guest_phys_addr, record.guest_phys_addr + record.memory_size
+        if old is not None and (old.guest_phys_addr, old.memory_size) != (start, record.memory_size):
+            self._write(machine, old.guest_phys_addr, old.memory_size, HOLE)
+        if stop > start:
+            attributes = READ_ONLY if record.flags & uapi.KVM_MEM_READONLY else 0
+            self._write(machine, start, record.memory_size, attributes)
+
+    def runs(self, address_space: int) -> Runs:
+        """The final access map of an address space: runs of attributes over the guest's pages."""
+        return self._machine(address_space).attributes.runs(0, self._npages)
+
+    def address_spaces(self) -> list[int]:
+        """The address spaces that have had a slot."""
+        return sorted(self._machines)
+
+    def finish(self) -> Cost:
+        """The cost, once all calls were heard of."""
+        self.cost.runs = sum(len(self.runs(space)) for space in self._machines)
+        for machine in self._machines.values():
+            stats = machine.memslots.stats()
+            self.cost.slots_touched += stats["slots_created"]
+            self.cost.slot_changes += stats["slots_created"]
+            self.cost.metadata_bytes += stats["large_page_bytes"]
+        return self.cost
+
+    def _machine(self, address_space: int) -> VM:
+        if address_space not in self._machines:
+            machine = self._machines[address_space] = VM("rfc", private=False)
+            began = perf_counter_ns()
+            # One slot, but for guests of more than 8 TiB, which KVM's largest slot cannot hold.
+            for slot, start in enumerate(range(0, self._npages, uapi.KVM_MEM_MAX_NR_PAGES)):
+                pages = min(uapi.KVM_MEM_MAX_NR_PAGES, self._npages - start)
+                machine.set_user_memory_region(slot, start << 12, pages << 12)
+                self.cost.ioctls += 1
+            self.cost.seconds += (perf_counter_ns() - began) / 1e9
+            self._write(machine, 0, self._npages << 12, HOLE)
+        return self._machines[address_space]
+
+    def _write(self, machine: VM, address: int, size: int, attributes: int) -> None:
+        began = perf_counter_ns()
+        machine.set_memory_attributes(address, size, attributes)
+        self.cost.seconds += (perf_counter_ns() - began) / 1e9
+        self.cost.ioctls += 1
+
+
+class SlotSide:
+    """The memslot side of a slot recording: what the recorded calls did to the table that they ran on."""
+
+    def __init__(self, npages: int) -> None:
+        self.cost = Cost("memslots")
+        self._npages = npages
+        self._taken: dict[int, AttributeMap] = {}
+
+    def slot_changed(self, old: Memslot | None, record: SetSlot) -> None:
+        """Note which pages a call took from the guest, and count them when a later call gives them back."""
+        space = record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT
+        taken = self._taken.setdefault(space, AttributeMap(self._npages))
+        start, stop = record.guest_phys_addr >> 12, (record.guest_phys_addr + record.memory_size) >> 12
+        if old is not None and (old.start, old.stop) != (start, stop):
+            taken.write(old.start, old.stop, 1)
+        if stop > start:
+            self.cost.pages_without_slot += taken.count(start, stop, 1)
+            taken.write(start, stop, 0)
+
+    def finish(self, table: MemslotTable, ioctls: int, seconds: float) -> Cost:
+        """The cost, once the recording has run on `table`."""
+        _count_slots(self.cost, table.stats())
+        self.cost.ioctls, self.cost.seconds = ioctls, seconds
+        self.cost.runs = sum(len(access_map(table, space, self._npages)) for space in self._taken)
+        return self.cost
+
+
+def access_map(table: MemslotTable, address_space: int, npages: int) -> list[tuple[int, int, int]]:
+    """The runs of an address space as the attribute side spells them: (start, stop, attributes)."""
+    runs: list[tuple[int, int, int]] = []
+
+    def add(start: int, stop: int, attributes: int) -> None:
+        if start == stop:
+            return
+        if runs and runs[-1][2] == attributes:
+            start = runs.pop()[0]
+        runs.append((start, stop, attributes))
+
+    reached = 0
+    for slot in table.overlapping(0, npages, address_space):
+        add(reached, slot.start, HOLE)
+        add(slot.start, slot.stop, READ_ONLY if slot.flags & uapi.KVM_MEM_READONLY else 0)
+        reached = slot.stop
+    add(reached, npages, HOLE)
+    return runs
+
+
+class SplittingSide:
+    """The memslot side of a conversion recording. It stops for good where the slots run out."""
+
+    def __init__(self, npages: int) -> None:
+        self.cost = Cost("memslots")
+        self._baseline: SplittingBaseline | None = None
+        self._npages = npages
+        self._done = 0
+        # What user space can map at all; the limit of one slot is waived, in favour of this side.
+        largest = uapi.TASK_SIZE_MAX >> uapi.PAGE_SHIFT
+        if npages > largest:
+            self.cost.stopped = f"a guest of {npages} pages, memslots reach {largest}"
+        else:
+            self._baseline = SplittingBaseline(npages)
+
+    def apply(self, block: Block, errnos: NDArray[np.int16]) -> None:
+        """Convert what the machine has accepted of a block."""
+        if self._baseline is None or self.cost.stopped is not None:
+            return
+        words = block["words"][(block["kind"] == SET) & (errnos == 0)]
+        starts = words[:, 0] >> np.uint64(12)
+        # Beyond the guest all attributes are 0, and what gets there leaves them so.
+        stops = np.minimum(starts + (words[:, 1] >> np.uint64(12)), np.uint64(self._npages))
+        update = self._baseline.update
+        began = perf_counter_ns()
+        columns = (np.minimum(starts, stops), stops, words[:, 2], words[:, 3])
+        for start, stop, attributes, operation in zip(*(column.tolist() for column in columns), strict=True):
+            try:
+                update(start, stop, attributes, operation)
+            except OSError as error:
+                name = errno_name(error.errno or 0)
+                self.cost.stopped = f"{name} after {self._done} conversions: no free memslot"
+                break
+            self._done += 1
+        self.cost.seconds += (perf_counter_ns() - began) / 1e9
+
+    def runs(self) -> Runs | None:
+        """The final runs, None if it stopped."""
+        return None if self._baseline is None or self.cost.stopped is not None else self._baseline.runs()
+
+    def finish(self) -> Cost:
+        """The cost, once all blocks were applied."""
+        if self._baseline is not None:
+            stats = self._baseline.stats()
+            _count_slots(self.cost, stats)
+            # Each change of a slot is one KVM_SET_USER_MEMORY_REGION.
+            self.cost.ioctls = self.cost.slot_changes
+            self.cost.pages_without_slot = stats["pages_without_slot"]
+            self.cost.runs = stats["memslots"]
+        return self.cost
