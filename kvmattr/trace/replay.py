@@ -35,7 +35,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Summary:
-    """What a trace was, how it was answered, what each side cost; `equal` is None if they were not compared."""
+    """What a trace was, how it was answered, what each side cost; `equal` is None if nothing was compared."""
 
     name: str
     profile: str

@@ -61,7 +61,7 @@ def _count_slots(cost: Cost, stats: dict[str, int]) -> None:
 
 
 class AttributeSide:
-    """The attribute side of a slot recording: a machine an address space, for attributes belong to machines."""
+    """The attribute side of a slot recording: a machine an address space, as attributes are per machine."""
 
     def __init__(self, npages: int) -> None:
         self.cost = Cost("attributes")
