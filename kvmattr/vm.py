@@ -75,6 +75,8 @@ class VM(Machine):
         )
         capabilities = Capabilities(bool(no_exec), bool(exec_only), bool(write_only))
         super().__init__(profile_named(abi), bool(private), capabilities, memslots)
+        #: What the hardware can enforce, as given: ``no_exec``, ``exec_only``, ``write_only``.
+        self.capabilities = capabilities
         self._guest_memfds = GuestMemfds()
         self._listeners: tuple[Listener, ...] = ()
         self._handlers = _ALL_CALLS if self.profile.mail_calls else _KVM_CALLS
