@@ -28,7 +28,7 @@ _REPEATABLE = (EINVAL, EEXIST)
 
 @contextmanager
 def record(vm: VM, path: str | os.PathLike[str]) -> Iterator[VM]:
-    """Write every call that is made on `vm` inside the `with` block to a native trace, gzipped for a `.gz` name.
+    """Write every call made on `vm` inside the `with` block to a native trace, gzipped for a `.gz` name.
 
     The trace begins with the machine's `vm` line and the calls that make its present slots and attributes,
     so that a replay starts where the recording did. Calls that KVM refuses for their arguments are written
@@ -64,15 +64,16 @@ def record(vm: VM, path: str | os.PathLike[str]) -> Iterator[VM]:
 
 
 def _present_state(vm: VM) -> Iterator[Record | Machine]:
-    if PROFILES.get(vm.profile.name) is not vm.profile:
-        raise ValueError(f"profile {vm.profile.name!r}: a trace can name {', '.join(PROFILES)} alone")
-    table = vm.memslots
-    options = {"private": int(table.private_memory), "phys_bits": table.phys_bits, "nr_memslots": table.nr_memslots}
+    profile, table = vm.profile, vm.memslots
+    if profile not in PROFILES.values():
+        raise ValueError(f"profile {profile.name!r}: a trace can name {', '.join(PROFILES)} alone")
+    options = {"private": int(table.private_memory), "phys_bits": table.phys_bits,
+               "nr_memslots": table.nr_memslots}
     options |= {name: 1 for name, value in vm.capabilities._asdict().items() if value}
-    yield Machine(vm.profile.name, options)
+    yield Machine(profile.name, options)
     for slot in table:
         if slot.guest_memfd is not None:
-            raise ValueError(f"slot {slot.id}: has a guest_memfd from before the recording: record from its creation")
+            raise ValueError(f"slot {slot.id}: its guest_memfd is older than the recording")
         number = slot.address_space << uapi.KVM_ADDRESS_SPACE_SHIFT | slot.id
         yield SetSlot(number, slot.flags, slot.guest_phys_addr, slot.memory_size, slot.userspace_addr)
     for start, stop, attributes in vm.attributes.iter_runs():
@@ -93,7 +94,7 @@ class _Recorder:
         self._lock = RLock()
         self._inside = False
         self._calls: dict[str, RecordsOf] = {
-            "ioctl": _of_ioctl,
+            "ioctl": partial(_of_ioctl, vm),
             "set_memory_attributes": partial(_of_set, vm.profile.mail_calls),
             "set_memory_attributes_many": _of_set_many,
             "get_memory_attributes": _of_get,
@@ -184,11 +185,11 @@ def _of_region(slot: int, guest_phys_addr: int, memory_size: int, userspace_addr
 
 def _of_region2(slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int = 0, flags: int = 0,
                 guest_memfd: int = -1, guest_memfd_offset: int = 0) -> list[Record]:
-    [region] = _of_region(slot, guest_phys_addr, memory_size, userspace_addr, flags)
-    return [SetSlot(*region[:5], index(guest_memfd), index(guest_memfd_offset))]
+    fields = (slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd, guest_memfd_offset)
+    return [SetSlot(*(index(field) for field in fields))]
 
 
-def _of_ioctl(request: int, arg: Any = 0, mutate_flag: bool = True) -> list[Record]:
+def _of_ioctl(vm: VM, request: int, arg: Any = 0, mutate_flag: bool = True) -> list[Record]:
     structure = _STRUCTURES.get(index(request) & 0xFFFFFFFF)
     memory = memoryview(arg).cast("B")  # TypeError for an int
     if structure is None or len(memory) < structure.size:
@@ -205,10 +206,10 @@ def _of_ioctl(request: int, arg: Any = 0, mutate_flag: bool = True) -> list[Reco
             slot, flags, address, size, userspace, offset, guest_memfd = fields[:7]
             return [SetSlot(slot, flags, address, size, userspace, guest_memfd, offset)]
         case uapi.KVM_MEMORY_ENCRYPT_REG_REGION:
-            return [SetAttributes(*fields, uapi.KVM_MEM_ATTR_PRIVATE, Operation.OR)]
+            return [SetAttributes(fields[0], fields[1], vm.profile.private, Operation.OR)]
         case _:
-            rest = 0xFF & ~uapi.KVM_MEM_ATTR_PRIVATE
-            return [SetAttributes(*fields, rest, Operation.AND)]
+            others = vm.supported_attributes & ~vm.profile.private
+            return [SetAttributes(fields[0], fields[1], others, Operation.AND)]
 
 
 RecordsOf = Callable[..., list[Record]]

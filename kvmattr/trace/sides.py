@@ -36,7 +36,7 @@ Runs = NDArray[np.void]
 class Cost:
     """What one side did for the whole recording.
 
-    `slots_touched`: memslots that were created, the first ones included; `slot_changes`: how often one was
+    `slots_touched`: memslots that were created; `slot_changes`: how often one was
     created, deleted, moved or given other flags; `metadata_bytes`: built for slots; `pages_without_slot`:
     guest pages that lost their slot and got another one later, each time; `stopped` says why it could not
     go on to the end.
@@ -177,6 +177,8 @@ class SplittingSide:
             self.cost.stopped = f"a guest of {npages} pages, memslots reach {largest}"
         else:
             self._baseline = SplittingBaseline(npages)
+            # The slot that is there before the first conversion is not the conversions' cost.
+            self._at_start = self._baseline.stats()
 
     def apply(self, block: Block, errnos: NDArray[np.int16]) -> None:
         """Convert what the machine has accepted of a block."""
@@ -207,7 +209,7 @@ class SplittingSide:
         """The cost, once all blocks were applied."""
         if self._baseline is not None:
             stats = self._baseline.stats()
-            _count_slots(self.cost, stats)
+            _count_slots(self.cost, {name: stats[name] - self._at_start[name] for name in stats})
             # Each change of a slot is one KVM_SET_USER_MEMORY_REGION.
             self.cost.ioctls = self.cost.slot_changes
             self.cost.pages_without_slot = stats["pages_without_slot"]

@@ -1,0 +1,117 @@
+"""Replay recorded operations: what a VMM's memslots cost, and what attributes would.
+
+A trace is in the native format, a log of QEMU's -trace kvm_set_user_memory or kvm_convert_memory, an strace
+log, or the kernel's kvm_vm_set_mem_attributes events; plain or gzipped; - is standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from kvmattr.profiles import PROFILES
+from kvmattr.trace.generators import GENERATORS
+from kvmattr.trace.operations import Machine
+from kvmattr.trace.reading import Trace, read
+from kvmattr.trace.replay import Summary, machine_for, replay
+from kvmattr.trace.text import summary_text
+from kvmattr.trace.writing import write
+
+HELP = "replay recorded operations by memslots and by attributes"
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `kvmattr replay`."""
+    parser.add_argument("traces", nargs="*", metavar="TRACE", help="a file, or - for standard input")
+    parser.add_argument("--abi", choices=list(PROFILES), help="the ABI profile of traces without a vm line"
+                        " (default: rfc for native traces, linux for logs)")
+    parser.add_argument("--phys-bits", type=int, metavar="N", help="guest-physical addresses end at 2^N")
+    parser.add_argument("--answers", action="store_true", help="print each operation's answer, INDEX ERRNO"
+                        " or INDEX get ADDR:PAGES:S|P ...; the summary goes to standard error")
+    parser.add_argument("--no-comparison", action="store_true", help="run the trace on the machine alone")
+    parser.add_argument("--json", metavar="FILE", help="write the summaries as JSON, too")
+    parser.add_argument("--write", metavar="FILE", help="write the trace in the native format, too")
+    made = parser.add_argument_group("made traces, in place of TRACE")
+    kinds = sorted(GENERATORS)
+    made.add_argument("--generate", choices=kinds, metavar="KIND", help=", ".join(kinds))
+    made.add_argument("--operations", type=int, default=10_000, metavar="N", help="default: 10000")
+    made.add_argument("--memory", type=_size, default=4 << 30, metavar="SIZE", help="default: 4G")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed makes the same trace")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay; 0, 1 if two sides ended unequal, 2 for a trace that cannot be read or a wrong option."""
+    if bool(arguments.traces) == bool(arguments.generate):
+        return _wrong("expected one TRACE or more, or --generate KIND")
+    if arguments.write and len(arguments.traces) > 1:
+        return _wrong("expected one TRACE with --write")
+    summaries: list[Summary] = []
+    try:
+        for name in arguments.traces or [None]:
+            with _trace(name, arguments) as trace:
+                summaries.append(_replay(trace, arguments))
+        if arguments.json:
+            machine = {"host": platform.node(), "machine": platform.machine(),
+                       "kernel": platform.release(), "python": platform.python_version()}
+            replays = [asdict(summary) for summary in summaries]
+            result = {"schema": 1, "machine": machine, "replays": replays}
+            Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        return _wrong(str(error))
+    return 1 if any(summary.equal is False for summary in summaries) else 0
+
+
+def _trace(name: str | None, arguments: argparse.Namespace) -> Trace:
+    if name is None:
+        return GENERATORS[arguments.generate](arguments.memory, arguments.operations, arguments.seed)
+    return read(name, _Counter("lines read"))
+
+
+def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
+    vm = machine_for(trace, arguments.abi, arguments.phys_bits)
+    if arguments.write:
+        options = {"private": int(vm.memslots.private_memory), "phys_bits": vm.memslots.phys_bits}
+        write(arguments.write, trace, trace.machine or Machine(vm.profile.name, options))
+    summary = replay(trace, vm, answers=sys.stdout if arguments.answers else None,
+                     compare=not arguments.no_comparison, progress=_Counter("operations replayed"))
+    print(summary_text(summary), file=sys.stderr if arguments.answers else sys.stdout, end="", flush=True)
+    return summary
+
+
+class _Counter:
+    """Shows on a terminal how far it is, from the second second on and ten times a second."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._next = monotonic() + 1
+
+    def __call__(self, count: int) -> Any:
+        """Show the count."""
+        now = monotonic()
+        if now >= self._next and sys.stderr.isatty():
+            self._next = now + 0.1
+            print(f"\r{count:,} {self._what}\r", file=sys.stderr, end="", flush=True)
+
+
+def _size(text: str) -> int:
+    """
+    >>> _size("2G"), _size("4096")
+    (2147483648, 4096)
+    """
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not number.isdecimal() or unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of bytes, or one with K, M, G or T")
+    return int(number) * _UNITS[unit]
+
+
+def _wrong(message: str) -> int:
+    print(f"kvmattr replay: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,77 @@
+"""A replay's summary in words and figures; nothing is said that the summary does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kvmattr.trace.replay import Summary
+from kvmattr.trace.sides import Cost
+
+
+def summary_text(summary: Summary) -> str:
+    """The summary for people: what was replayed, the answers, what each side cost, whether they agree."""
+    return "\n".join(_lines(summary)) + "\n"
+
+
+def _lines(summary: Summary) -> Iterator[str]:
+    yield (f"{summary.name}: {_count(summary.operations, 'operation')}"
+           f" ({_count(summary.slot_calls, 'slot call')}, {_count(summary.attribute_calls, 'conversion')}),"
+           f" {_count(summary.unrelated, 'unrelated line')} skipped, profile {summary.profile}")
+    answers = {name if name != "0" else "success": count for name, count in summary.answers.items()}
+    yield "answers: " + ", ".join(f"{name} {count:,}" for name, count in answers.items())
+    if summary.silent_deletions:
+        yield (f"{_count(summary.silent_deletions, 'deletion')} added that QEMU makes without a line,"
+               " where READONLY changes")
+    for difference in summary.differences:
+        yield (f"line {difference.line}: recorded {difference.recorded},"
+               f" this machine answers {difference.replayed}")
+    if summary.different > len(summary.differences):
+        yield f"... and {_count(summary.different - len(summary.differences), 'more such answer')}"
+    if summary.sides:
+        yield ""
+        yield from _table(summary.sides)
+        yield ""
+        yield _verdict(summary)
+
+
+def _count(number: int, word: str) -> str:
+    """
+    >>> _count(1, "slot call"), _count(2000, "slot call")
+    ('1 slot call', '2,000 slot calls')
+    """
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _table(sides: Iterable[Cost]) -> Iterator[str]:
+    sides = list(sides)
+    rows = [
+        ("", *(side.side for side in sides)),
+        ("ioctls", *(f"{side.ioctls:,}" for side in sides)),
+        ("slots touched", *(f"{side.slots_touched:,}" for side in sides)),
+        ("slot changes", *(f"{side.slot_changes:,}" for side in sides)),
+        ("metadata bytes built", *(f"{side.metadata_bytes:,}" for side in sides)),
+        ("guest pages without a slot meanwhile", *(f"{side.pages_without_slot:,}" for side in sides)),
+        ("time", *(_time(side.seconds) for side in sides)),
+        ("runs at the end", *(f"{side.runs:,}" for side in sides)),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for name, *cells in rows:
+        yield name.ljust(widths[0]) + "".join(
+            f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+
+
+def _time(seconds: float) -> str:
+    """
+    >>> _time(0.00012), _time(2.5)
+    ('120.0 us', '2.50 s')
+    """
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _verdict(summary: Summary) -> str:
+    for side in summary.sides:
+        if side.stopped is not None:
+            return f"{side.side}: {side.stopped}; the final access maps are not compared"
+    return f"final access maps: {'equal' if summary.equal else 'NOT EQUAL, the figures above are void'}"
