@@ -5,18 +5,30 @@
 'set 0x1000 0x1000 0x1 0x0'
 """
 
+from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.native import line_of
 from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
 from kvmattr.trace.reading import Trace, TraceError, read
+from kvmattr.trace.recording import record
+from kvmattr.trace.replaying import Summary, machine_for, replay
+from kvmattr.trace.text import summary_text
+from kvmattr.trace.writing import write
 
 __all__ = [
+    "GENERATORS",
     "GetAttributes",
     "Machine",
     "Record",
     "SetAttributes",
     "SetSlot",
+    "Summary",
     "Trace",
     "TraceError",
     "line_of",
+    "machine_for",
     "read",
+    "record",
+    "replay",
+    "summary_text",
+    "write",
 ]

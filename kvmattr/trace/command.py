@@ -19,7 +19,7 @@ from kvmattr.profiles import PROFILES
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.operations import Machine
 from kvmattr.trace.reading import Trace, read
-from kvmattr.trace.replay import Summary, machine_for, replay
+from kvmattr.trace.replaying import Summary, machine_for, replay
 from kvmattr.trace.text import summary_text
 from kvmattr.trace.writing import write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kvmattr.trace.replay import Summary
+from kvmattr.trace.replaying import Summary
 from kvmattr.trace.sides import Cost
 
 
