@@ -187,7 +187,9 @@ def _request(direction: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | KVMIO << 8 | number
 
 
+KVM_CREATE_VM = _request(0, 0x01, 0)
 KVM_CHECK_EXTENSION = _request(0, 0x03, 0)
+KVM_CREATE_VCPU = _request(0, 0x41, 0)
 KVM_SET_USER_MEMORY_REGION = _request(_WRITE, 0x46, ctypes.sizeof(kvm_userspace_memory_region))
 KVM_SET_USER_MEMORY_REGION2 = _request(_WRITE, 0x49, ctypes.sizeof(kvm_userspace_memory_region2))
 KVM_MEMORY_ENCRYPT_REG_REGION = _request(_READ, 0xBB, ctypes.sizeof(kvm_enc_region))
