@@ -1,0 +1,6 @@
+import numpy as np
+from numpy.typing import NDArray
+
+def ioctl_many(
+    descriptor: int, request: int, records: NDArray[np.uint8]
+) -> tuple[int, int]: ...

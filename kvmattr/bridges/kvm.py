@@ -1,0 +1,107 @@
+"""The real /dev/kvm: virtual machines of our own, opened, measured and closed again.
+
+Nothing here touches a VM that another process owns: a :class:`KernelVM` is made by KVM_CREATE_VM and lives
+until :meth:`KernelVM.close`. It answers ``ioctl`` as :class:`kvmattr.VM` does, so either can stand where the
+other does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import uapi
+from kvmattr.bridges._kvm import ioctl_many
+
+DEVICE = "/dev/kvm"
+
+
+def missing(path: str = DEVICE) -> str | None:
+    """Why ``path`` cannot be used here, in words, or None when it opens.
+
+    >>> missing("/nowhere")
+    '/nowhere does not exist: the kvm module is not loaded or the machine has no virtualisation'
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return f"{path} does not exist: the kvm module is not loaded or the machine has no virtualisation"
+    except PermissionError:
+        return f"no permission to open {path}: join the group that owns it (often kvm)"
+    except OSError as error:
+        return f"cannot open {path}: {error.strerror}"
+    os.close(descriptor)
+    return None
+
+
+class BatchError(OSError):
+    """A call of a batch failed with ``errno``; ``done`` calls before it stand."""
+
+    def __init__(self, error: int, done: int) -> None:
+        super().__init__(error, f"{os.strerror(error)}, in call {done} of a batch")
+        self.done = done
+
+
+class KernelVM:
+    """A VM of the running kernel: KVM_CREATE_VM on construction, closed by ``close`` or ``with``.
+
+    ``vm_type`` is the argument of KVM_CREATE_VM: 0, or ``uapi.KVM_X86_SW_PROTECTED_VM`` for a VM whose memory
+    can be private. Raises OSError with KVM's errno.
+    """
+
+    def __init__(self, vm_type: int = uapi.KVM_X86_DEFAULT_VM, path: str = DEVICE) -> None:
+        self._vcpu: int | None = None
+        device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._descriptor = fcntl.ioctl(device, uapi.KVM_CREATE_VM, vm_type)
+        finally:
+            os.close(device)
+
+    def ioctl(self, request: int, arg: Any = 0) -> int | bytes:
+        """What ``fcntl.ioctl`` does with this VM's file descriptor: bytes give bytes, all else gives int."""
+        answer: int | bytes = fcntl.ioctl(self._descriptor, request, arg)
+        return answer
+
+    def ioctl_many(self, request: int, records: NDArray[Any]) -> int:
+        """One call of ``request`` a record, in order, with the GIL released; returns their number.
+
+        ``records``: a C-contiguous structured array of the request's structure (``uapi`` has the dtypes). The
+        first call that fails raises :class:`BatchError`; the calls before it stand.
+        """
+        flat = records.view(np.uint8).reshape(len(records), records.dtype.itemsize)
+        done, error = ioctl_many(self._descriptor, request, flat)
+        if error:
+            raise BatchError(error, done)
+        return done
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION: 0 when the kernel does not have the capability."""
+        return int(self.ioctl(uapi.KVM_CHECK_EXTENSION, capability))
+
+    def create_vcpu(self) -> None:
+        """Give the VM one vCPU, which is never run: its presence alone lengthens some of KVM's paths."""
+        if self._vcpu is not None:
+            raise OSError(errno.EEXIST, "the VM has its vCPU already")
+        self._vcpu = int(self.ioctl(uapi.KVM_CREATE_VCPU, 0))
+
+    def close(self) -> None:
+        """Destroy the VM. Calling it again does nothing."""
+        if self._vcpu is not None:
+            os.close(self._vcpu)
+            self._vcpu = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
