@@ -1,0 +1,240 @@
+"""One backend in one unit, from opening to the check of its state; what a backend raises ends here."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import numpy as np
+
+from kvmattr.study.backends import Backend
+from kvmattr.study.machine import available_bytes
+from kvmattr.study.results import Result
+from kvmattr.study.scenarios import Scenario, Workload
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Unsupported
+
+#: The setup goes in parts that take about so long, so that the time limit can be kept.
+_PART_SECONDS = 0.05
+#: Rounds of fewer operations are so slow that what the caches hold does not show.
+_WORTH_WARMING = 64
+
+
+class Arm:
+    """Runs a workload on one backend. ``alive`` until something ended it; ``result`` says what came out."""
+
+    def __init__(self, backend: type[Backend], scenario: Scenario, size: int, workload: Workload,
+                 seconds: float) -> None:
+        self._class = backend
+        self._scenario = scenario
+        self._size = size
+        self._workload = workload
+        self._seconds = seconds
+        self._spent = 0.0
+        self._backend: Backend | None = None
+        self._done: list[Any] = []
+        self._answer: Any = None
+        self._samples: list[float] = []
+        self._operations = workload.operations
+        self._empty_seconds: float | None = None
+        self._status = "ok"
+        self._note = ""
+        self._reached: int | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can go on."""
+        return self._status == "ok"
+
+    def open(self) -> None:
+        """Make the backend and bring it to the state that the rounds start from."""
+        footprint = Footprint(self._workload.npages, self._workload.setup)
+        if not self._may_start(footprint):
+            return
+        try:
+            self._backend = self._class(self._workload.npages)
+            self._set_up()
+        except Unsupported as error:
+            self._end("unsupported", str(error))
+        except (OSError, MemoryError) as error:
+            self._end("failed", f"in the setup: {error}", 0)
+
+    def warm_up(self, round_seconds: float) -> None:
+        """Find how many operations fit a round, which also brings code and data into the caches."""
+        if self._workload.whole:
+            self._timed(self._workload.argument(0, self._operations))
+        else:
+            operations = 2
+            while self.alive:
+                took = self._timed(self._workload.argument(0, operations))
+                if took * 2 > round_seconds or operations >= self._workload.operations:
+                    break
+                operations = min(operations * 4, self._workload.operations)
+            fits = int(operations * round_seconds / took) if self.alive and took > 0 else operations
+            self._operations = max(min(fits, self._workload.operations) // 2 * 2, 2)
+        if self.alive:
+            self._measure_empty_call()
+
+    def sample(self, index: int) -> None:
+        """One round, warm: the arms before it have had the caches, so a part of it goes first, untimed."""
+        if not self.alive:
+            return
+        if self._spent > self._seconds:
+            if not self._samples:
+                self._end("stopped", f"after {self._seconds:g} s", len(self._workload.setup))
+            return
+        if self._operations >= _WORTH_WARMING and not self._workload.whole:
+            self._timed(self._workload.argument(index, self._operations // 16 * 2))
+        took = self._timed(self._workload.argument(index, self._operations))
+        if self.alive:
+            is_size = self._scenario.unit == "bytes"
+            self._samples.append(float(self._answer) if is_size else took * 1e9 / self._operations)
+
+    def check(self) -> None:
+        """Compare the last answer and the final state with the reference; a wrong backend has no samples."""
+        if not self.alive or self._backend is None:
+            return
+        if self._workload.action == "update":
+            # Rounds convert and convert back: half a round more leaves what doing nothing would not.
+            last = self._workload.argument(0, self._operations)
+            self._timed(last.part(0, len(last) // 2 | 1))
+        if not self.alive:
+            return
+        batches = [done for done in self._done if isinstance(done, Batch)]
+        reference = Reference(self._workload.npages, self._workload.setup, *batches)
+        reference.apply(self._workload.setup)
+        wanted = None
+        for done in self._done:
+            wanted = answer(reference, self._workload.action, done)
+        if wanted is not None and not np.array_equal(wanted, self._answer):
+            self._wrong(f"{self._workload.action} gave {_short(self._answer)}, should be {_short(wanted)}")
+            return
+        runs = self._backend.runs()
+        if runs is not None and not np.array_equal(runs, reference.runs()):
+            self._wrong(f"its state is {_short(runs)}, should be {_short(reference.runs())}")
+
+    def close(self) -> None:
+        """Give back what the backend holds."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def result(self) -> Result:
+        """What came out, with all that a report needs."""
+        overhead = None
+        if self._empty_seconds is not None and self._samples:
+            overhead = self._empty_seconds * 1e9 / (float(np.median(self._samples)) * self._operations)
+        return Result(self._scenario.name, self._class.name, self._class.kind, self._size,
+                      self._scenario.unit, self._status, self._note, self._samples, self._operations,
+                      overhead, self._reached, socket.gethostname())
+
+    def _may_start(self, footprint: Footprint) -> bool:
+        if not hasattr(self._class, self._workload.action):
+            self._end("unsupported", f"has no {self._workload.action}")
+            return False
+        reason = self._class.missing()
+        if reason is not None:
+            self._end("unavailable", reason)
+            return False
+        needed, free = self._class.bytes_needed(footprint), available_bytes()
+        if needed > free // 4:
+            self._end("refused", f"would take {needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free")
+            return False
+        return True
+
+    def _set_up(self) -> None:
+        assert self._backend is not None
+        setup, part = self._workload.setup, 64
+        started = time.perf_counter()
+        first = self._backend.load(setup)
+        self._spent += time.perf_counter() - started
+        while first < len(setup):
+            if self._spent > self._seconds:
+                self._end("stopped", f"after {self._seconds:g} s at k = {first}", first)
+                return
+            started = time.perf_counter()
+            try:
+                self._backend.update(self._backend.prepare(setup.part(first, first + part)))
+            except Failed as failure:
+                self._fail(failure, first)
+                return
+            took = time.perf_counter() - started
+            self._spent += took
+            first += part
+            if took < _PART_SECONDS:
+                part *= 2
+
+    def _timed(self, argument: Any) -> float:
+        assert self._backend is not None
+        call = getattr(self._backend, self._workload.action)
+        try:
+            if argument is None:
+                started = time.perf_counter_ns()
+                self._answer = call()
+            else:
+                prepared = self._prepared(argument)
+                started = time.perf_counter_ns()
+                self._answer = call(prepared)
+            took = (time.perf_counter_ns() - started) / 1e9
+        except Failed as failure:
+            self._fail(failure, len(self._workload.setup))
+            return 0.0
+        except Unsupported as error:
+            self._end("unsupported", str(error))
+            return 0.0
+        except (OSError, MemoryError) as error:
+            self._end("failed", str(error), len(self._workload.setup))
+            return 0.0
+        self._done.append(argument)
+        self._spent += took
+        return took
+
+    def _prepared(self, argument: Any) -> Any:
+        assert self._backend is not None
+        # Ranges that are only looked up are not updates: they go to the backend as they are.
+        is_update = isinstance(argument, Batch) and self._workload.action != "has"
+        return self._backend.prepare(argument) if is_update else argument
+
+    def _measure_empty_call(self) -> None:
+        if self._workload.action != "update":
+            return
+        assert self._backend is not None
+        times = []
+        for _ in range(5):
+            prepared = self._backend.prepare(Batch.empty())
+            started = time.perf_counter_ns()
+            self._backend.update(prepared)
+            times.append((time.perf_counter_ns() - started) / 1e9)
+        self._empty_seconds = min(times)
+
+    def _fail(self, failure: Failed, before: int) -> None:
+        reached = before + failure.done
+        self._end("failed", f"failed at k = {reached + 1}: {failure.why}", reached)
+
+    def _wrong(self, note: str) -> None:
+        self._samples = []
+        self._end("wrong", note)
+
+    def _end(self, status: str, note: str, reached: int | None = None) -> None:
+        self._status, self._note, self._reached = status, note, reached
+
+
+def answer(reference: Reference, action: str, argument: Any) -> Any:
+    """What ``action`` must answer, doing to the reference what it does to a backend; None: no answer."""
+    match action:
+        case "update":
+            reference.apply(argument)
+        case "lookup":
+            return reference.lookup(argument)
+        case "has":
+            return reference.has(argument)
+        case "export":
+            return reference.runs()
+        case "migrate":
+            return reference.changed_by(argument)
+    return None
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."

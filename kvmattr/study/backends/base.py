@@ -1,0 +1,68 @@
+"""The protocol of a backend: what a class must have to take part in the study.
+
+A backend holds one guest. It must be able to apply a batch and to say what state it is in; the rest is
+optional, and a scenario that needs what a backend lacks shows "has no ..." in its row:
+
+==============================  ===============================================================
+``update(prepared)``            apply a batch; raise :class:`Failed` where it cannot go on
+``runs()``                      the state as runs, or None where it cannot be read back
+``lookup(gfns)``                uint8 array: attributes of single pages
+``has(ranges)``                 bool array: does every page of each range have the batch's attributes?
+``snapshot_restore(prepared)``  keep the state, apply the batch, bring the state back
+``migrate(prepared)``           keep the state, apply the batch, tell how many pages now differ
+``export()``                    the state as runs, as a caller of the backend would get it
+``nbytes()``                    bytes of memory that hold the state
+==============================  ===============================================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from kvmattr.study.work import Batch, Footprint
+
+
+class Backend(ABC):
+    """One way to keep the attributes of a guest of ``npages`` pages, all 0 at the start."""
+
+    #: The name on the command line and in every report.
+    name: ClassVar[str]
+    #: ``model``, ``kernel`` or ``library``: ratios are formed only within one of them.
+    kind: ClassVar[str]
+    #: One line for ``kvmattr scaling --list``.
+    about: ClassVar[str]
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why it cannot run on this machine, or None."""
+        return None
+
+    @classmethod
+    def bytes_needed(cls, footprint: Footprint) -> int:
+        """An upper estimate of the memory that the cell will take."""
+        return 0
+
+    @abstractmethod
+    def __init__(self, npages: int) -> None: ...
+
+    def load(self, setup: Batch) -> int:
+        """Reach the state after the first updates of ``setup`` by a shorter way; returns their number."""
+        return 0
+
+    def prepare(self, batch: Batch) -> Any:
+        """Turn a batch into what ``update`` takes, before the clock starts; called in order."""
+        return batch
+
+    @abstractmethod
+    def update(self, prepared: Any) -> None:
+        """Apply what ``prepare`` returned. This is what is timed."""
+
+    @abstractmethod
+    def runs(self) -> NDArray[Any] | None:
+        """The state as a structured array ``start, stop, attributes``, coalesced, over the whole guest."""
+
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing that must be closed
+        """Give back what garbage collection would not (file descriptors, mappings)."""

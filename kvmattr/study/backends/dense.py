@@ -1,0 +1,69 @@
+"""The plainest store: a numpy array with one byte a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr.study import _dense
+from kvmattr.study.backends.base import Backend
+from kvmattr.study.work import Batch, Footprint, coalesced
+
+
+class Dense(Backend):
+    """One byte a page in one array: fast in small guests, and it pays for every page of a big one."""
+
+    name = "numpy"
+    kind = "model"
+    about = "a dense numpy array, one byte a page"
+
+    @classmethod
+    def bytes_needed(cls, footprint: Footprint) -> int:
+        """One byte a page."""
+        return footprint.npages
+
+    def __init__(self, npages: int) -> None:
+        self.pages = np.zeros(npages, np.uint8)
+
+    def update(self, prepared: Batch) -> None:
+        """A compiled loop of slice assignments."""
+        _dense.update_many(self.pages, prepared.starts, prepared.stops, prepared.attributes,
+                           prepared.operations)
+
+    def runs(self) -> NDArray[Any]:
+        """Compare every page with its neighbour."""
+        edges = np.concatenate([[0], np.flatnonzero(self.pages[1:] != self.pages[:-1]) + 1])
+        stops = np.append(edges[1:], len(self.pages))
+        return coalesced(edges, stops, self.pages[edges])
+
+    def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """numpy's fastest gather; its index must be signed."""
+        return self.pages.take(gfns.view(np.int64), mode="wrap")
+
+    def has(self, ranges: Batch) -> NDArray[np.bool_]:
+        """Compare every page of each range."""
+        return np.fromiter(((self.pages[start:stop] == value).all() for start, stop, value in
+                            zip(ranges.starts.tolist(), ranges.stops.tolist(),
+                                ranges.attributes.tolist(), strict=True)), np.bool_, len(ranges))
+
+    def snapshot_restore(self, prepared: Batch) -> None:
+        """Copy all, update, copy all back."""
+        before = self.pages.copy()
+        self.update(prepared)
+        self.pages[:] = before
+
+    def migrate(self, prepared: Batch) -> int:
+        """Copy all, update, compare all."""
+        before = self.pages.copy()
+        self.update(prepared)
+        return int(np.count_nonzero(self.pages != before))
+
+    def nbytes(self) -> int:
+        """The array."""
+        return self.pages.nbytes
+
+    def export(self) -> NDArray[Any]:
+        """The same walk over all pages."""
+        return self.runs()

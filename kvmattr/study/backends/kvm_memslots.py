@@ -1,0 +1,107 @@
+"""Real memslots: KVM_SET_USER_MEMORY_REGION on a VM of the running kernel."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import uapi
+from kvmattr.bridges import kvm
+from kvmattr.study.backends.base import Backend
+from kvmattr.study.mapping import Mapping
+from kvmattr.study.slot_plan import SlotPlan
+from kvmattr.study.work import Batch, Failed
+
+#: So near the limit every conversion is a real one, so that the kernel itself says which is the last.
+_LEFT_TO_SPLIT = 64
+
+
+class KernelMemslots(Backend):
+    """Delete the slot, create its pieces, in the running kernel; converted pages become read-only slots."""
+
+    name = "kvm-memslots"
+    kind = "kernel"
+    about = "real KVM memslots, split and merged through /dev/kvm"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """/dev/kvm must open and know read-only slots."""
+        reason = kvm.missing()
+        if reason is not None:
+            return reason
+        with kvm.KernelVM() as vm:
+            if not vm.check_extension(uapi.KVM_CAP_READONLY_MEM):
+                return "kernel has no KVM_CAP_READONLY_MEM"
+        return None
+
+    def __init__(self, npages: int) -> None:
+        # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.
+        self._memory = Mapping(npages)
+        self._plan = SlotPlan(npages, self._memory.address)
+        self._vm = kvm.KernelVM()
+        self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, self._plan.slots())
+
+    def load(self, setup: Batch) -> int:
+        """Create the slots of the state outright, but leave the last below the limit to be split."""
+        if not len(setup):
+            return 0
+        limit = self._vm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS) - _LEFT_TO_SPLIT
+        whole_guest = self._plan.slots()
+        whole_guest["memory_size"] = 0
+        done, slots = self._plan.load(setup, limit)
+        self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, whole_guest)
+        self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, slots)
+        return done
+
+    def prepare(self, batch: Batch) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The VMM's bookkeeping: which slots go, which come."""
+        return self._plan.plan(batch)
+
+    def update(self, prepared: tuple[NDArray[Any], NDArray[np.int64]]) -> None:
+        """The calls alone."""
+        calls, ends = prepared
+        try:
+            self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, calls)
+        except kvm.BatchError as error:
+            done = int(np.searchsorted(ends, error.done, side="right"))
+            raise Failed(done, errno.errorcode[error.args[0]]) from error
+
+    def runs(self) -> NDArray[Any] | None:
+        """The planned state, once the kernel has confirmed each slot of it.
+
+        KVM cannot list its slots, but it refuses to change READONLY of a slot that exists (EINVAL) and
+        accepts an identical call: together they prove the slot's id, place, size and flags.
+        """
+        slots = self._plan.slots()
+        for record in slots:
+            other = record.copy()
+            other["flags"] ^= uapi.KVM_MEM_READONLY
+            if self._answer(other) != errno.EINVAL or self._answer(record) != 0:
+                return self._plan.runs()[:0]
+        return self._plan.runs()
+
+    def _answer(self, record: Any) -> int:
+        try:
+            self._vm.ioctl(uapi.KVM_SET_USER_MEMORY_REGION, record.tobytes())
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    def close(self) -> None:
+        """Close the VM, then give back the addresses."""
+        self._vm.close()
+        self._memory.close()
+
+
+class KernelMemslotsWithVcpu(KernelMemslots):
+    """The same in a VM that has a vCPU: KVM must then also tell it that the slots have changed."""
+
+    name = "kvm-memslots-vcpu"
+    about = "real KVM memslots in a VM that has one (idle) vCPU"
+
+    def __init__(self, npages: int) -> None:
+        super().__init__(npages)
+        self._vm.create_vcpu()

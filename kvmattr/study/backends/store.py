@@ -1,0 +1,69 @@
+"""The store of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import AttributeMap
+from kvmattr.study.backends.base import Backend
+from kvmattr.study.work import Batch
+
+
+class Store(Backend):
+    """``kvmattr.AttributeMap``: a radix tree whose uniform subtrees are one entry."""
+
+    name = "store"
+    kind = "model"
+    about = "kvmattr.AttributeMap, the attribute tree of this package"
+
+    def __init__(self, npages: int) -> None:
+        self.map = AttributeMap(npages)
+
+    def prepare(self, batch: Batch) -> Callable[[], int]:
+        """The call that a user would choose: ``put`` for single pages, else ``update_many``."""
+        if (batch.stops - batch.starts == 1).all():
+            return partial(self.map.put, batch.starts, batch.attributes, batch.operations)
+        return partial(self.map.update_many, batch.starts, batch.stops, batch.attributes, batch.operations)
+
+    def update(self, prepared: Callable[[], int]) -> None:
+        """One call for the whole batch."""
+        prepared()
+
+    def runs(self) -> NDArray[Any]:
+        """``AttributeMap.runs``."""
+        return self.map.runs()
+
+    def export(self) -> NDArray[Any]:
+        """``AttributeMap.runs``."""
+        return self.map.runs()
+
+    def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """One ``take``."""
+        return self.map.take(gfns)
+
+    def has(self, ranges: Batch) -> NDArray[np.bool_]:
+        """One ``all`` a range."""
+        return np.fromiter(map(self.map.all, ranges.starts.tolist(), ranges.stops.tolist(),
+                               ranges.attributes.tolist()), np.bool_, len(ranges))
+
+    def snapshot_restore(self, prepared: Callable[[], int]) -> None:
+        """A snapshot, the updates, and the way back."""
+        before = self.map.snapshot()
+        prepared()
+        self.map.restore(before)
+
+    def migrate(self, prepared: Callable[[], int]) -> int:
+        """A snapshot, the updates, and their ``diff``."""
+        before = self.map.snapshot()
+        prepared()
+        changed = self.map.diff(before)
+        return int((changed["stop"] - changed["start"]).sum())
+
+    def nbytes(self) -> int:
+        """``AttributeMap.nbytes``."""
+        return self.map.nbytes

@@ -1,0 +1,71 @@
+"""One self-contained page: no network, no file beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kvmattr.study import scenarios, summary, table, text
+from kvmattr.study.extras import require
+from kvmattr.study.report import Report, replace
+from kvmattr.study.results import STATUSES, comparisons
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    require("matplotlib", "jinja2")
+    import jinja2
+
+    from kvmattr.study.plots import inline_svg, plots
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True)
+    drawn: dict[str, list[dict[str, str]]] = {}
+    for plot in plots(report.results):
+        drawn.setdefault(plot.scenario, []).append({"title": plot.title, "svg": inline_svg(plot)})
+    by_scenario: dict[str, list[table.Table]] = {}
+    for part in table.tables(report.results):
+        by_scenario.setdefault(part.scenario, []).append(part)
+    return environment.from_string(_TEMPLATE.read_text()).render(
+        report=report, sentences=summary.sentences(report.results, report.load), plots=drawn,
+        tables=by_scenario, scenarios=scenarios.ALL, rows=_rows(report), statuses=STATUSES,
+        machine=_machine(report.machine), legend=table.LEGEND)
+
+
+def save_html(report: Report, path: Path) -> None:
+    """Write the page."""
+    replace(path, render(report))
+
+
+def _rows(report: Report) -> list[dict[str, Any]]:
+    """The sortable table: for each cell what is shown and, where it differs, what is sorted by."""
+    ratios = {(ratio.scenario, ratio.size, ratio.backend): ratio.ratio
+              for ratio in comparisons(report.results)}
+    rows = []
+    for result in report.results:
+        spread = result.spread
+        ratio = ratios.get((result.scenario, result.size, result.backend))
+        rows.append({
+            "result": result,
+            "size": text.size(result.size, scenarios.ALL[result.scenario].size_name),
+            "median": text.quantity(spread.median, result.unit) if spread else "",
+            "median_key": spread.median if spread else -1,
+            "range": text.spread(spread.median, spread.p10, spread.p90, result.unit).partition(" (")[2][:-1]
+            if spread else "",
+            "ratio": "" if ratio is None else
+            f"{text.digits(ratio.median)} ({text.digits(ratio.low)}..{text.digits(ratio.high)})"
+            f"{'' if ratio.told_apart else ' ?'}",
+            "ratio_key": ratio.median if ratio else -1,
+        })
+    return rows
+
+
+def _machine(machine: dict[str, Any]) -> dict[str, str]:
+    """The machine as label and text; KVM's capabilities become labels of their own."""
+    shown = {key.replace("_", " "): str(value) for key, value in machine.items()
+             if key not in ("kvm", "memory_bytes")}
+    shown["memory"] = text.quantity(machine["memory_bytes"], "bytes")
+    shown |= {f"KVM {key.replace('_', ' ')}": str(value) for key, value in machine["kvm"].items()}
+    return shown

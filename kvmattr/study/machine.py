@@ -1,0 +1,92 @@
+"""What the results depend on: the machine, the kernel, the versions, and who else was using the CPUs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kvmattr
+from kvmattr import uapi
+from kvmattr.bridges import kvm
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping: MemAvailable."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable line")
+
+
+def cpu_model() -> str:
+    """The first ``model name`` of /proc/cpuinfo, or the architecture where there is none (Arm)."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def kvm_capabilities() -> dict[str, Any]:
+    """What /dev/kvm says of itself, or why it does not."""
+    reason = kvm.missing()
+    if reason is not None:
+        return {"missing": reason}
+    with kvm.KernelVM() as vm:
+        return {
+            "memslots": vm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS),
+            "readonly_memslots": bool(vm.check_extension(uapi.KVM_CAP_READONLY_MEM)),
+            "memory_attributes": vm.check_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES),
+            "guest_memfd": bool(vm.check_extension(uapi.KVM_CAP_GUEST_MEMFD)),
+            "vm_types": vm.check_extension(uapi.KVM_CAP_VM_TYPES),
+        }
+
+
+def describe() -> dict[str, Any]:
+    """The ``machine`` object of a report."""
+    return {
+        "host": socket.gethostname(),
+        "kernel": platform.release(),
+        "cpu": cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "kvmattr": kvmattr.__version__,
+        "kvm": kvm_capabilities(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@dataclass(frozen=True)
+class Load:
+    """CPU time so far: of all, stolen by the hypervisor, and our own (seconds)."""
+
+    wall: float
+    busy: float
+    stolen: float
+    own: float
+
+    @classmethod
+    def now(cls) -> Load:
+        """Read /proc/stat and our own times."""
+        tick = os.sysconf("SC_CLK_TCK")
+        fields = [int(field) / tick for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = fields[:8]
+        own = os.times()
+        return cls(time.monotonic(), user + nice + system + irq + softirq, steal,
+                   own.user + own.system + own.children_user + own.children_system)
+
+    def since(self, earlier: Load) -> dict[str, float]:
+        """CPUs that others kept busy and that the hypervisor took, on average since ``earlier``."""
+        wall = max(self.wall - earlier.wall, 1e-9)
+        others = (self.busy - earlier.busy) - (self.own - earlier.own)
+        return {"seconds": round(wall, 1), "other_cpus": round(max(others, 0) / wall, 3),
+                "stolen_cpus": round(max(self.stolen - earlier.stolen, 0) / wall, 3)}

@@ -1,0 +1,102 @@
+"""The result of one cell: a scenario, at a size, by a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kvmattr.study.statistics import Ratio, Spread
+
+#: How a cell ended. Only ``ok`` has a median.
+STATUSES = {
+    "ok": "measured",
+    "failed": "the backend refused an update",
+    "stopped": "the time limit of a cell was reached",
+    "refused": "would have taken over a quarter of the free memory",
+    "unavailable": "cannot run on this machine",
+    "unsupported": "cannot do what the scenario asks",
+    "wrong": "its state or answer differs from the reference",
+}
+
+#: What the others of a kind are compared with; the first that was measured.
+REFERENCES = {"model": ("store", ), "kernel": ("kvm-attributes", ), "library": ()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell. ``samples``: nanoseconds (or bytes) an operation, one a round; see docs/report-schema.md."""
+
+    scenario: str
+    backend: str
+    kind: str
+    size: int
+    unit: str
+    status: str
+    note: str = ""
+    samples: list[float] = field(default_factory=list)
+    #: Operations that each sample is the mean of.
+    operations: int = 0
+    #: What an empty call took, as a part of a round: the most that the harness can have added.
+    overhead: float | None = None
+    #: How many earlier updates stood when the cell failed or was stopped.
+    reached: int | None = None
+    host: str = ""
+
+    @property
+    def spread(self) -> Spread | None:
+        """Median and quantiles, None without samples."""
+        return Spread.of(self.samples) if self.samples else None
+
+    def as_record(self) -> dict[str, Any]:
+        """The JSON object: the fields and, where measured, the medians."""
+        record = asdict(self)
+        spread = self.spread
+        record |= asdict(spread) if spread else dict.fromkeys(("median", "p10", "p90", "low", "high"))
+        return record
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Result:
+        """The inverse of :meth:`as_record`."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A backend against the reference of its kind in one unit."""
+
+    scenario: str
+    size: int
+    backend: str
+    reference: str
+    ratio: Ratio
+
+    def as_record(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {"scenario": self.scenario, "size": self.size, "backend": self.backend,
+                "reference": self.reference, "ratio": self.ratio.median, "low": self.ratio.low,
+                "high": self.ratio.high, "told_apart": self.ratio.told_apart}
+
+
+def units(results: Iterable[Result]) -> dict[tuple[str, int], list[Result]]:
+    """The results grouped by (scenario, size), in the order in which they came."""
+    grouped: dict[tuple[str, int], list[Result]] = {}
+    for result in results:
+        grouped.setdefault((result.scenario, result.size), []).append(result)
+    return grouped
+
+
+def comparisons(results: Sequence[Result]) -> list[Comparison]:
+    """Every ratio that may be formed: both arms of one kind, both measured in the same rounds."""
+    found = []
+    for (scenario, size), cells in units(results).items():
+        measured = {cell.backend: cell for cell in cells if cell.status == "ok"}
+        for kind, names in REFERENCES.items():
+            reference = next((name for name in names if name in measured), None)
+            if reference is None:
+                continue
+            for cell in measured.values():
+                if cell.kind == kind and cell.backend not in (reference, "empty-ioctl"):
+                    found.append(Comparison(scenario, size, cell.backend, reference,
+                                            Ratio.of(cell.samples, measured[reference].samples)))
+    return found

@@ -1,0 +1,121 @@
+"""Units of work, run here or by any ``concurrent.futures`` executor; all arms of a unit share one process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvmattr.study import backends, scenarios
+from kvmattr.study.arm import Arm
+from kvmattr.study.results import Result
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One scenario at one size with all its backends: the piece that is never divided between processes."""
+
+    scenario: str
+    size: int
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Rounds a unit, seconds that one arm's round aims at, and seconds after which a cell is stopped."""
+
+    rounds: int = 21
+    round_seconds: float = 0.2
+    cell_seconds: float = 60.0
+
+
+QUICK = Options(rounds=9, round_seconds=0.04, cell_seconds=10.0)
+
+
+def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: bool) -> list[Unit]:
+    """The units of a run, in order."""
+    found = []
+    for name in scenario_names:
+        scenario = scenarios.ALL[name]
+        own = tuple(backend for backend in scenario.own_backends if backend in backend_names)
+        shared = tuple(backend for backend in backend_names
+                       if not any(backend in other.own_backends for other in scenarios.ALL.values()))
+        for size in scenario.quick_sizes if quick else scenario.sizes:
+            found.append(Unit(name, size, shared + own))
+    return found
+
+
+def run_unit(unit: Unit, options: Options) -> list[Result]:
+    """Measure one unit: open all arms, let them take turns forwards and backwards, check them at the end."""
+    scenario = scenarios.ALL[unit.scenario]
+    seed = zlib.crc32(f"{unit.scenario} {unit.size}".encode())
+    workload = scenario.make(unit.size, np.random.default_rng(seed))
+    arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
+            for name in unit.backends]
+    try:
+        with _one_cpu(), _no_collector():
+            for arm in arms:
+                arm.open()
+            for arm in arms:
+                if arm.alive:
+                    arm.warm_up(options.round_seconds)
+            for index in range(options.rounds):
+                for arm in arms if index % 2 == 0 else reversed(arms):
+                    arm.sample(index)
+        for arm in arms:
+            arm.check()
+        return [arm.result() for arm in arms]
+    finally:
+        for arm in arms:
+            arm.close()
+
+
+def run(units: Sequence[Unit], options: Options, executor: Executor | None = None,
+        started: Callable[[Unit], None] = lambda unit: None) -> Iterator[list[Result]]:
+    """The results, unit by unit as they end. With an executor, whole units go to its workers.
+
+    ``executor``: anything with ``submit`` in the manner of ``concurrent.futures`` (a process pool,
+    ``dask.distributed.Client().get_executor()``, Ray's pool behind an adapter). Results name the host that
+    they came from. Two units on one machine at a time disturb each other: give each host one worker.
+    """
+    if executor is None:
+        for unit in units:
+            started(unit)
+            yield run_unit(unit, options)
+        return
+    futures = {executor.submit(run_unit, unit, options): unit for unit in units}
+    for future in as_completed(futures):
+        started(futures[future])
+        yield future.result()
+
+
+@contextmanager
+def _one_cpu() -> Iterator[None]:
+    """Stay on the last CPU that we may use (the first serve most interrupts); where unknown, do nothing."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep Python's garbage collector out of the rounds."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

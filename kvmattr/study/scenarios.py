@@ -1,0 +1,195 @@
+"""The questions of the study. Each makes, for a size, the same work for every backend.
+
+All randomness comes from one seed a (scenario, size), and all arrays are made before any clock starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from kvmattr import Operation
+from kvmattr.study.work import Batch
+
+GIB = 1 << 18  # pages
+TIB = 1 << 28
+#: The guest of every scenario whose size is not the guest's.
+GUEST = 64 * GIB
+PAGES_2M = 512
+PRIVATE = 1
+OTHER_BIT = 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One unit of work: a guest, the updates that lead to the state, and what every round then asks.
+
+    ``argument(index, operations)`` makes the argument of ``action`` for a round of that many operations: a
+    batch, an array of gfns, or None for an action that takes none.
+    """
+
+    npages: int
+    setup: Batch
+    action: str
+    argument: Callable[[int, int], Any]
+    #: At most so many operations a round; a slow backend does the first of them, in an even number.
+    operations: int
+    #: The round is one indivisible piece of work: every backend does all of it.
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A question, the sizes that it is asked at and the complexity that each road is expected to show."""
+
+    name: str
+    question: str
+    expected: str
+    #: What the size counts.
+    size_name: str
+    #: What one sample is divided by.
+    unit: str
+    sizes: tuple[int, ...]
+    quick_sizes: tuple[int, ...]
+    make: Callable[[int, Generator], Workload]
+    #: Backends that stand in this scenario alone.
+    own_backends: tuple[str, ...] = ()
+
+
+def _distinct(random: Generator, below: int, count: int) -> NDArray[np.uint64]:
+    """Distinct numbers in random order."""
+    return random.choice(below, size=count, replace=False, shuffle=True).astype(np.uint64)
+
+
+def _there_and_back(places: NDArray[np.uint64], length: int) -> Callable[[int, int], Batch]:
+    """Rounds that convert fresh places and then convert them back, so that the state stays what it was."""
+    def argument(index: int, operations: int) -> Batch:
+        count = max(operations // 2, 1)
+        chosen = np.take(places, np.arange(index * count, (index + 1) * count), mode="wrap")
+        return Batch.joined(Batch.of(chosen, length, PRIVATE), Batch.of(chosen, length, 0))
+    return argument
+
+
+def _conversions(npages: int, earlier: int, length: int, operations: int, random: Generator) -> Workload:
+    spare = min(npages // length - earlier, 4 * operations)
+    places = _distinct(random, npages // length, earlier + spare) * np.uint64(length)
+    return Workload(npages, Batch.of(places[:earlier], length, PRIVATE), "update",
+                    _there_and_back(places[earlier:], length), operations)
+
+
+def _conversion(earlier: int, random: Generator) -> Workload:
+    return _conversions(GUEST, earlier, 1, 4096, random)
+
+
+def _conversion_2m(earlier: int, random: Generator) -> Workload:
+    return _conversions(GUEST, earlier, PAGES_2M, 4096, random)
+
+
+def _guest(npages: int, random: Generator) -> Workload:
+    return _conversions(npages, 1000, 1, 4096, random)
+
+
+def _whole(npages: int, random: Generator) -> Workload:
+    def argument(index: int, operations: int) -> Batch:
+        pair = Batch.joined(Batch.of([0], npages, PRIVATE), Batch.of([0], npages, 0))
+        return Batch.joined(*[pair] * max(operations // 2, 1))
+    return Workload(npages, Batch.empty(), "update", argument, 1024)
+
+
+def _alternating(npages: int, random: Generator) -> Workload:
+    places = np.arange(1, npages, 2, dtype=np.uint64)
+    return Workload(npages, Batch.empty(), "update", _there_and_back(places, 1), 2 * len(places), whole=True)
+
+
+def _rmw(runs: int, random: Generator) -> Workload:
+    # Alternate pages from gfn 1 on: k private pages lie apart from each other, the range ends with the last.
+    private = np.arange(runs // 2, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    stop = max(runs, 1)
+
+    def argument(index: int, operations: int) -> Batch:
+        pair = Batch.joined(Batch.of([0], stop, OTHER_BIT, Operation.OR),
+                            Batch.of([0], stop, 0xFF ^ OTHER_BIT, Operation.AND))
+        return Batch.joined(*[pair] * max(operations // 2, 1))
+    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, 1024)
+
+
+def _lookup(earlier: int, random: Generator) -> Workload:
+    gfns = random.integers(0, GUEST, 1 << 16, dtype=np.uint64)
+
+    def argument(index: int, operations: int) -> NDArray[np.uint64]:
+        return np.take(gfns, np.arange(index * operations, (index + 1) * operations), mode="wrap")
+    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, 8192)
+
+
+def _has(length: int, random: Generator) -> Workload:
+    # The lower half is private: everywhere the answer is yes, the dear one, because nothing ends it early.
+    guest = 4 * GIB
+    blocks = random.integers(0, guest // 2 // length, 1024, dtype=np.uint64) * np.uint64(length)
+
+    def argument(index: int, operations: int) -> Batch:
+        return Batch.of(np.take(blocks, np.arange(index * operations, (index + 1) * operations), mode="wrap"),
+                        length, PRIVATE)
+    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, 1024)
+
+
+def _after_conversions(action: str, updates: int) -> Callable[[int, Generator], Workload]:
+    """One ``action`` a round, in a guest with earlier conversions and with so many new ones a round."""
+    def make(earlier: int, random: Generator) -> Workload:
+        work = _conversions(GUEST, earlier, 1, max(updates, 1), random)
+
+        def argument(index: int, operations: int) -> Batch | None:
+            return work.argument(index, 2 * updates).part(0, updates) if updates else None
+        return Workload(GUEST, work.setup, action, argument, 1, whole=True)
+    return make
+
+
+_CONVERSIONS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+_QUICK = (1, 100, 1_000, 10_000, 100_000)
+_GUESTS = (GIB, 16 * GIB, 256 * GIB, 4 * TIB, 16 * TIB)
+
+ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
+    Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions?",
+             "attributes: flat, up to cache misses; memslots: grows with k and ends at the slot limit",
+             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion),
+    Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
+             "attributes: flat; memslots: grows with the slot, whose metadata is rebuilt",
+             "pages of the guest", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
+    Scenario("whole", "What does setting a whole guest private at once cost, and back?",
+             "attributes: flat; memslots: metadata of the guest; per-page stores: pages of the guest",
+             "pages of the guest", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole),
+    Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
+             "as conversion; per-page stores pay for 512 pages",
+             "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
+    Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
+             "attributes: flat; memslots: end when slots = pages",
+             "pages of the guest", "ns/conversion", (1_024, 16_384, 262_144, 4_194_304), (),
+             _alternating),
+    Scenario("rmw", "What does changing one bit over a range of r runs cost?",
+             "one OR: O(height) by attributes; GET of the runs and a WRITE each: O(r)",
+             "runs", "ns/change", (1, 10, 100, 1_000, 10_000, 100_000), (1_000, ), _rmw,
+             ("store-get-write", )),
+    Scenario("lookup", "What does the lookup of one page on a fault cost after k conversions?",
+             "attributes: O(height); memslots: O(log k)",
+             "earlier conversions", "ns/lookup", _CONVERSIONS, (10_000, ), _lookup),
+    Scenario("has", "Do all pages of an aligned block have these attributes (2 MiB, 1 GiB)?",
+             "attributes: O(height); per-page stores: O(pages)",
+             "pages of the block", "ns/query", (PAGES_2M, GIB), (PAGES_2M, ), _has),
+    Scenario("export", "What does the export of all runs cost after k conversions?",
+             "O(runs); dense: O(pages)",
+             "earlier conversions", "ns/export", _CONVERSIONS, (), _after_conversions("export", 0)),
+    Scenario("snapshot", "What do a snapshot, 100 conversions and the way back cost after k conversions?",
+             "attributes: O(changes); copies: O(state)",
+             "earlier conversions", "ns/cycle", _CONVERSIONS, (),
+             _after_conversions("snapshot_restore", 100)),
+    Scenario("migrate", "What does a pass of live migration cost: snapshot, 1,000 conversions, what changed?",
+             "attributes: O(changes); copies: O(state)",
+             "earlier conversions", "ns/pass", _CONVERSIONS, (), _after_conversions("migrate", 1000)),
+    Scenario("memory", "How many bytes hold the state after k conversions?",
+             "attributes: O(runs); dense: O(pages)",
+             "earlier conversions", "bytes", _CONVERSIONS, (10_000, ), _after_conversions("nbytes", 0)),
+)}

@@ -1,0 +1,115 @@
+"""The result in words. Every number comes from the given results; what was not measured is not said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvmattr.study import scenarios, text
+from kvmattr.study.results import Result, comparisons
+
+#: More than this part of a CPU taken by others, and a reader should know.
+_NOTABLE_LOAD = 0.1
+
+
+def sentences(results: Sequence[Result], load: dict[str, float] | None = None) -> list[str]:
+    """What the run has to say, most important first."""
+    said = [*_conversions(results), *_limits(results), *_kernel(results), *_rmw(results), *_wrong(results),
+            *_untold(results), *_overhead(results)]
+    if load and load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
+        said.append(f"The machine was not quiet: others used {load['other_cpus']:.2g} CPUs, the hypervisor "
+                    f"took {load['stolen_cpus']:.2g} on average; trust the ratios more than the times.")
+    return said or ["Nothing was measured."]
+
+
+def _cells(results: Sequence[Result], scenario: str, backend: str) -> dict[int, Result]:
+    return {result.size: result for result in results
+            if result.scenario == scenario and result.backend == backend and result.status == "ok"}
+
+
+def _medians(cells: dict[int, Result], sizes: list[int]) -> str:
+    return text.listed([text.quantity(cells[size].spread.median, cells[size].unit)  # type: ignore[union-attr]
+                        for size in sizes])
+
+
+def _counts(sizes: list[int]) -> str:
+    return text.listed([f"{size:,}" for size in sizes])
+
+
+def _conversions(results: Sequence[Result]) -> list[str]:
+    store, slots = _cells(results, "conversion", "store"), _cells(results, "conversion", "memslots")
+    both = [size for size in store if size in slots]
+    ratios = {ratio.size: ratio.ratio for ratio in comparisons(results)
+              if ratio.scenario == "conversion" and ratio.backend == "memslots"}
+    said = []
+    if both:
+        times = text.listed([text.digits(ratios[size].median) for size in both])
+        said.append(f"After {_counts(both)} earlier conversions, converting one page costs "
+                    f"{_medians(store, both)} by attributes (store) and {_medians(slots, both)} by splitting "
+                    f"memslots (memslots): {times} times as much.")
+    beyond = [size for size in store if size not in slots]
+    if beyond:
+        said.append(f"By attributes it still costs {_medians(store, beyond)} after {_counts(beyond)}.")
+    return said
+
+
+def _limits(results: Sequence[Result]) -> list[str]:
+    said = []
+    for backend in ("memslots", "kvm-memslots"):
+        failed = [result for result in results if result.scenario == "conversion"
+                  and result.backend == backend and result.status == "failed" and result.reached]
+        if failed:
+            first = min(failed, key=lambda result: result.reached or 0)
+            where = "in this kernel" if first.kind == "kernel" else "in the model"
+            said.append(f"Memslots stop working {where} ({backend}) after {first.reached:,} random "
+                        f"conversions: {first.note}.")
+    return said
+
+
+def _kernel(results: Sequence[Result]) -> list[str]:
+    said = []
+    floor = _cells(results, "conversion", "empty-ioctl")
+    for backend in ("kvm-memslots", "kvm-attributes"):
+        cells = _cells(results, "conversion", backend)
+        sizes = [size for size in cells if size in floor]
+        if sizes:
+            said.append(f"In this kernel a conversion by {backend} takes {_medians(cells, sizes)} after "
+                        f"{_counts(sizes)} earlier ones; an empty ioctl takes "
+                        f"{_medians(floor, sizes[-1:])}.")
+    absent = {result.backend: result.note for result in results
+              if result.kind == "kernel" and result.status == "unavailable"}
+    said += [f"{name} did not run: {note}." for name, note in absent.items()]
+    return said
+
+
+def _rmw(results: Sequence[Result]) -> list[str]:
+    by_or, by_get = _cells(results, "rmw", "store"), _cells(results, "rmw", "store-get-write")
+    sizes = [size for size in by_or if size in by_get]
+    if not sizes:
+        return []
+    largest = sizes[-1:]
+    return [f"Changing one bit over {largest[0]:,} runs takes {_medians(by_or, largest)} by one OR and "
+            f"{_medians(by_get, largest)} by GET and one WRITE a run."]
+
+
+def _wrong(results: Sequence[Result]) -> list[str]:
+    return [f"WRONG: {result.backend} in {result.scenario} at {result.size:,}: {result.note}."
+            for result in results if result.status == "wrong"]
+
+
+def _untold(results: Sequence[Result]) -> list[str]:
+    untold = [ratio for ratio in comparisons(results) if not ratio.ratio.told_apart]
+    if not untold:
+        return []
+    places = [f"{ratio.backend} and {ratio.reference} in {ratio.scenario} at "
+              f"{text.size(ratio.size, scenarios.ALL[ratio.scenario].size_name)}" for ratio in untold]
+    return [f"Could not be told apart: {'; '.join(places)}."]
+
+
+def _overhead(results: Sequence[Result]) -> list[str]:
+    heavy = [result for result in results if result.overhead is not None and result.overhead > 0.05]
+    if not heavy:
+        return []
+    places = [f"{result.backend} in {result.scenario} at {result.size:,} ({result.overhead:.0%})"
+              for result in heavy]
+    return [f"An empty call is over 5 % of what was measured for {text.listed(places)}: "
+            "the true cost is lower."]

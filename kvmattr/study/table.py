@@ -1,0 +1,91 @@
+"""The terminal's table: one for each scenario and kind, sizes down, backends across."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvmattr.study import scenarios, text
+from kvmattr.study.results import Comparison, Result, comparisons
+
+LEGEND = ("median (10th..90th percentile); x: times the reference of the same kind, measured in the same "
+          "rounds (model: store, kernel: kvm-attributes); x...?: could not be told apart from 1")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One scenario on the backends of one kind: a header, rows of cells, and the notes that stand below."""
+
+    scenario: str
+    title: str
+    kind: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """The tables of a report, in the order of its results."""
+    ratios = {(ratio.scenario, ratio.size, ratio.backend): ratio for ratio in comparisons(results)}
+    found = []
+    for scenario_name in dict.fromkeys(result.scenario for result in results):
+        scenario = scenarios.ALL[scenario_name]
+        cells = [result for result in results if result.scenario == scenario_name]
+        for kind in dict.fromkeys(cell.kind for cell in cells):
+            own = [cell for cell in cells if cell.kind == kind]
+            absent, present = _absent(own)
+            if all(cell.status == "unsupported" for cell in own):
+                continue
+            by_place = {(cell.size, cell.backend): cell for cell in own}
+            rows = [[text.size(size, scenario.size_name),
+                     *(cell_text(by_place.get((size, name)), ratios.get((scenario_name, size, name)))
+                       for name in present)] for size in dict.fromkeys(cell.size for cell in own)]
+            notes = [f"{name}: {why}" for name, why in absent.items()]
+            notes += [f"{cell.backend} at {text.size(cell.size, scenario.size_name)}: {cell.note}"
+                      for cell in own if cell.status in ("refused", "wrong") or
+                      (cell.status == "failed" and cell.reached is None)]
+            found.append(Table(scenario_name, scenario.question, kind, [scenario.size_name, *present],
+                               rows if present else [], notes))
+    return found
+
+
+def _absent(cells: Sequence[Result]) -> tuple[dict[str, str], list[str]]:
+    """Backends that ran at no size, with the reason, and the others."""
+    absent: dict[str, str] = {}
+    present: list[str] = []
+    for name in dict.fromkeys(cell.backend for cell in cells):
+        own = [cell for cell in cells if cell.backend == name]
+        if all(cell.status in ("unavailable", "unsupported") for cell in own):
+            absent[name] = own[0].note
+        else:
+            present.append(name)
+    return absent, present
+
+
+def cell_text(cell: Result | None, ratio: Comparison | None) -> str:
+    """What stands in one cell."""
+    if cell is None:
+        return ""
+    spread = cell.spread
+    if cell.status != "ok" or spread is None:
+        return cell.note if cell.status in ("failed", "stopped") else cell.status
+    words = text.spread(spread.median, spread.p10, spread.p90, cell.unit)
+    if ratio is None:
+        return words
+    return f"{words} x{text.digits(ratio.ratio.median)}{'' if ratio.ratio.told_apart else '?'}"
+
+
+def plain(results: Sequence[Result]) -> str:
+    """All tables as text, without any library."""
+    lines: list[str] = []
+    for table in tables(results):
+        lines += ["", f"{table.scenario} ({table.kind}): {table.title}"]
+        if table.rows:
+            widths = [max(len(row[column]) for row in (table.header, *table.rows))
+                      for column in range(len(table.header))]
+            for row in (table.header, ["-" * width for width in widths], *table.rows):
+                cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+                lines.append("  ".join(cells).rstrip())
+        lines += [f"  {note}" for note in table.notes]
+    return "\n".join([*lines[1:], "", *textwrap.wrap(LEGEND, 100)])

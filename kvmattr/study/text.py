@@ -1,0 +1,67 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+_TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_PAGES = ((1 << 28, "TiB"), (1 << 18, "GiB"), (1 << 8, "MiB"))
+
+
+def scale(value: float, unit: str) -> tuple[float, str]:
+    """The divisor and the name of the unit in which ``value`` (ns or bytes) is best read."""
+    steps = _BYTES if unit == "bytes" else _TIMES
+    for divisor, name in steps:
+        if value >= divisor:
+            return divisor, name
+    return steps[-1]
+
+
+def digits(value: float) -> str:
+    """Three digits that count.
+
+    >>> digits(45.23), digits(1234.5), digits(0.0123)
+    ('45.2', '1,234', '0.0123')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A time or a number of bytes.
+
+    >>> quantity(1234, "ns/conversion"), quantity(2_500_000, "bytes")
+    ('1.23 us', '2.5 MB')
+    """
+    divisor, name = scale(value, unit)
+    return f"{digits(value / divisor)} {name}"
+
+
+def spread(median: float, low: float, high: float, unit: str) -> str:
+    """A median with its range in one unit.
+
+    >>> spread(1200, 1100, 1500, "ns/x")
+    '1.2 us (1.1..1.5)'
+    """
+    divisor, name = scale(median, unit)
+    return f"{digits(median / divisor)} {name} ({digits(low / divisor)}..{digits(high / divisor)})"
+
+
+def size(value: int, size_name: str) -> str:
+    """A size: pages as memory, everything else as a count.
+
+    >>> size(1 << 18, "pages of the guest"), size(10_000, "earlier conversions")
+    ('1 GiB', '10,000')
+    """
+    if size_name.startswith("pages"):
+        for pages, name in _PAGES:
+            if value >= pages:
+                return f"{digits(value / pages)} {name}"
+    return f"{value:,}"
+
+
+def listed(words: list[str]) -> str:
+    """Words with commas and an "and".
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,163 @@
+"""What the study gives to every backend: batches of updates, and the state that they must lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import Operation
+
+#: A run as every backend reports it: the dtype of ``AttributeMap.runs``.
+RUN = np.dtype([("start", "<u8"), ("stop", "<u8"), ("attributes", "u1")])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Updates in order: ``[starts[i], stops[i])`` gets ``attributes[i]`` by ``operations[i]``.
+
+    ``starts`` and ``stops``: uint64[n], gfns. ``attributes`` and ``operations``: uint8[n].
+    """
+
+    starts: NDArray[np.uint64]
+    stops: NDArray[np.uint64]
+    attributes: NDArray[np.uint8]
+    operations: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def part(self, first: int, last: int) -> Batch:
+        """The updates ``first`` to ``last`` (half-open), without a copy."""
+        return Batch(self.starts[first:last], self.stops[first:last], self.attributes[first:last],
+                     self.operations[first:last])
+
+    def rows(self) -> Iterator[tuple[int, int, int, Operation]]:
+        """The updates one by one, as Python numbers."""
+        return zip(self.starts.tolist(), self.stops.tolist(), self.attributes.tolist(),
+                   map(Operation, self.operations.tolist()), strict=True)
+
+    @property
+    def pages(self) -> int:
+        """Pages touched, counted once for each update that touches them."""
+        return int((self.stops - self.starts).sum())
+
+    @classmethod
+    def of(cls, starts: Any, length: int, attributes: int, operation: Operation = Operation.WRITE) -> Self:
+        """Ranges of one length that all get the same attributes."""
+        first = np.ascontiguousarray(starts, dtype=np.uint64)
+        return cls(first, first + np.uint64(length), np.full(len(first), attributes, np.uint8),
+                   np.full(len(first), operation, np.uint8))
+
+    @classmethod
+    def joined(cls, *batches: Batch) -> Self:
+        """Batches one after the other."""
+        return cls(np.concatenate([batch.starts for batch in batches]),
+                   np.concatenate([batch.stops for batch in batches]),
+                   np.concatenate([batch.attributes for batch in batches]),
+                   np.concatenate([batch.operations for batch in batches]))
+
+    @classmethod
+    def empty(cls) -> Self:
+        """No update at all: what a call costs before it does anything."""
+        return cls.of([], 1, 0)
+
+
+class Failed(Exception):
+    """A backend could not go on: ``done`` updates of the batch stand, ``why`` says what stopped the next."""
+
+    def __init__(self, done: int, why: str) -> None:
+        super().__init__(f"failed after {done} updates: {why}")
+        self.done = done
+        self.why = why
+
+
+class Unsupported(Exception):
+    """A backend has no way to express what a scenario asks of it; the text says what."""
+
+
+class Reference:
+    """The right answer, by the plainest means: a dense array of the stretches that no update divides.
+
+    The edges of all updates cut the guest into at most 2n + 1 stretches whose pages always agree; one array
+    element a stretch is exact at every guest size. Each update is one slice of that array.
+    """
+
+    def __init__(self, npages: int, *batches: Batch) -> None:
+        self.npages = npages
+        edges = [np.array([0, npages], np.uint64)]
+        for batch in batches:
+            edges += [batch.starts, batch.stops]
+        self._edges = np.unique(np.concatenate(edges))
+        self._values = np.zeros(len(self._edges) - 1, np.uint8)
+
+    def apply(self, batch: Batch) -> Self:
+        """Do the updates in order; all their edges must be among those given on construction."""
+        values = self._values
+        first = np.searchsorted(self._edges, batch.starts).tolist()
+        last = np.searchsorted(self._edges, batch.stops).tolist()
+        for low, high, attributes, operation in zip(first, last, batch.attributes, batch.operations.tolist(),
+                                                    strict=True):
+            if operation == Operation.WRITE:
+                values[low:high] = attributes
+            elif operation == Operation.OR:
+                values[low:high] |= attributes
+            else:
+                values[low:high] &= attributes
+        return self
+
+    def runs(self) -> NDArray[Any]:
+        """The state as coalesced runs over the whole guest."""
+        return coalesced(self._edges[:-1], self._edges[1:], self._values)
+
+    def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """The attributes of single pages."""
+        return self._values[np.searchsorted(self._edges, gfns, side="right") - 1]
+
+    def has(self, ranges: Batch) -> NDArray[np.bool_]:
+        """For each range: do all its pages have the attributes given with it?"""
+        first = np.searchsorted(self._edges, ranges.starts, side="right") - 1
+        last = np.searchsorted(self._edges, ranges.stops)
+        return np.array([bool((self._values[low:high] == attributes).all())
+                         for low, high, attributes in zip(first, last, ranges.attributes, strict=True)])
+
+    def changed_by(self, batch: Batch) -> int:
+        """Do the updates and tell how many pages differ from what they were before."""
+        before = self._values.copy()
+        self.apply(batch)
+        return int(np.diff(self._edges)[self._values != before].sum())
+
+
+def coalesced(starts: Any, stops: Any, attributes: Any) -> NDArray[Any]:
+    """Adjacent stretches, in order, as runs: neighbours with equal attributes become one."""
+    values = np.asarray(attributes, np.uint8)
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    first = np.concatenate([[0], changes])
+    last = np.concatenate([changes - 1, [len(values) - 1]])
+    runs = np.empty(len(first), RUN)
+    runs["start"] = np.asarray(starts, np.uint64)[first]
+    runs["stop"] = np.asarray(stops, np.uint64)[last]
+    runs["attributes"] = values[first]
+    return runs
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a cell will hold, known before it starts, so that a backend can say what memory it needs."""
+
+    npages: int
+    setup: Batch
+
+    @cached_property
+    def pages(self) -> int:
+        """Pages that the updates touch, at most the guest."""
+        return min(self.npages, self.setup.pages)
+
+    @property
+    def updates(self) -> int:
+        """Number of updates."""
+        return len(self.setup)
