@@ -145,6 +145,19 @@ def coalesced(starts: Any, stops: Any, attributes: Any) -> NDArray[Any]:
     return runs
 
 
+def pages_to_runs(gfns: NDArray[np.uint64], attributes: NDArray[np.uint8], npages: int) -> NDArray[Any]:
+    """Pages in order with their attributes as runs over the whole guest; every other page has 0."""
+    # Each page is a stretch, and so is the gap before it: a gap of no pages is dropped.
+    stops = gfns + np.uint64(1)
+    gaps = np.concatenate([np.zeros(1, np.uint64), stops])
+    edges = np.empty(2 * len(gfns) + 2, np.uint64)
+    edges[:-1:2], edges[1:-1:2], edges[-1] = gaps, gfns, npages
+    values = np.zeros(len(edges) - 1, np.uint8)
+    values[1::2] = attributes
+    kept = np.flatnonzero(edges[1:] > edges[:-1])
+    return coalesced(edges[:-1][kept], edges[1:][kept], values[kept])
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What a cell will hold, known before it starts, so that a backend can say what memory it needs."""

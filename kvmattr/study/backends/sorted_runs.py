@@ -1,0 +1,77 @@
+"""Runs in a sorted Python map: what one writes without a library for it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import Operation
+from kvmattr.study.backends.base import Backend
+from kvmattr.study.work import Batch, coalesced
+
+
+class SortedRuns(Backend):
+    """``sortedcontainers.SortedDict`` from the first page of each run to its attributes."""
+
+    name = "sortedcontainers"
+    kind = "library"
+    about = "sortedcontainers.SortedDict of runs, split and merged in Python"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """The library must be installed."""
+        if importlib.util.find_spec("sortedcontainers") is None:
+            return "sortedcontainers is not installed: pip install 'kvmattr[peers]'"
+        return None
+
+    def __init__(self, npages: int) -> None:
+        from sortedcontainers import SortedDict
+
+        self._npages = npages
+        self._runs: Any = SortedDict({0: 0})
+
+    def prepare(self, batch: Batch) -> list[tuple[int, int, int, Operation]]:
+        """Python numbers."""
+        return list(batch.rows())
+
+    def update(self, prepared: list[tuple[int, int, int, Operation]]) -> None:
+        """Cut at both ends, change what lies between, merge with the neighbours."""
+        for start, stop, attributes, operation in prepared:
+            self._cut(start)
+            if stop < self._npages:
+                self._cut(stop)
+            inside = list(self._runs.irange(start, stop, (True, False)))
+            for first in inside:
+                before = self._runs[first]
+                self._runs[first] = (attributes if operation is Operation.WRITE
+                                     else before | attributes if operation is Operation.OR
+                                     else before & attributes)
+            for first in (*inside, stop):
+                self._merge(first)
+
+    def _cut(self, gfn: int) -> None:
+        if gfn not in self._runs:
+            self._runs[gfn] = self._runs.peekitem(self._runs.bisect_left(gfn) - 1)[1]
+
+    def _merge(self, gfn: int) -> None:
+        index = self._runs.bisect_left(gfn)
+        if index > 0 and gfn in self._runs and self._runs.peekitem(index - 1)[1] == self._runs[gfn]:
+            del self._runs[gfn]
+
+    def runs(self) -> NDArray[Any]:
+        """The map."""
+        starts = list(self._runs)
+        return coalesced(starts, [*starts[1:], self._npages], list(self._runs.values()))
+
+    def export(self) -> NDArray[Any]:
+        """The map as an array."""
+        return self.runs()
+
+    def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """A search a page."""
+        runs = self._runs
+        return np.fromiter((runs.peekitem(runs.bisect_right(gfn) - 1)[1] for gfn in gfns.tolist()),
+                           np.uint8, len(gfns))

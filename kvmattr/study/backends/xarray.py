@@ -1,0 +1,65 @@
+"""KVM's own attribute storage, modelled: an xarray with one entry a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr.study._xarray import XArray
+from kvmattr.study.backends.base import Backend
+from kvmattr.study.work import Batch, Failed, Footprint, pages_to_runs
+
+_NODE_BYTES = 576
+_NODE_PAGES = 64
+
+
+class XArrayModel(Backend):
+    """Check, reserve each page, store each page: what KVM does, without its locks, callbacks and zapping."""
+
+    name = "xarray"
+    kind = "model"
+    about = "KVM's algorithm over an xarray: check, reserve each page, store each page"
+
+    @classmethod
+    def bytes_needed(cls, footprint: Footprint) -> int:
+        """A node for every 64 pages, or for each update where they lie apart (with as much again above)."""
+        leaves = min(footprint.pages // _NODE_PAGES + 2 * footprint.updates,
+                     footprint.npages // _NODE_PAGES + 1)
+        return 2 * leaves * _NODE_BYTES
+
+    def __init__(self, npages: int) -> None:
+        self._npages = npages
+        self._array = XArray()
+
+    def update(self, prepared: Batch) -> None:
+        """A compiled loop of KVM's set."""
+        done = self._array.update_many(prepared.starts, prepared.stops, prepared.attributes,
+                                       prepared.operations)
+        if done < len(prepared):
+            raise Failed(done, "ENOMEM")
+
+    def runs(self) -> NDArray[Any]:
+        """Every entry, coalesced."""
+        return pages_to_runs(*self._array.entries(), self._npages)
+
+    def export(self) -> NDArray[Any]:
+        """The same: KVM has no other way to see where a run ends."""
+        return self.runs()
+
+    def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """One walk from the root a page."""
+        out = np.empty(len(gfns), np.uint8)
+        self._array.lookup(gfns, out)
+        return out
+
+    def has(self, ranges: Batch) -> NDArray[np.bool_]:
+        """kvm_range_has_memory_attributes a range."""
+        out = np.empty(len(ranges), np.uint8)
+        self._array.has(ranges.starts, ranges.stops, ranges.attributes, out)
+        return out.view(np.bool_)
+
+    def nbytes(self) -> int:
+        """The nodes."""
+        return self._array.nbytes
