@@ -63,3 +63,42 @@ cdef MetadataKind metadata_kind(object name) except *:
     if name not in METADATA_NAMES:
         raise ValueError(f"metadata is {name!r}: it must be one of {', '.join(METADATA_NAMES)}")
     return <MetadataKind> METADATA_NAMES.index(name)
+
+
+cdef object integers(object value, str name):
+    """An array of integers: their range is for the caller to check."""
+    array = np.asarray(value)
+    if array.size == 0:
+        return array.astype(np.int64)
+    if array.dtype.kind == "O" and all(isinstance(number, int) for number in array.flat):
+        return array        # integers beyond 64 bits: comparisons still hold
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}: it must be an integer type")
+    return array
+
+
+cdef object batch_arrays(object starts, object stops, object attributes, object operation, object mask,
+                         uint64_t npages):
+    """(first, last, keep, flip) of updates whose arguments broadcast; raises what the first wrong one would."""
+    cdef uint64_t first, last
+    names = ("starts", "stops", "attributes", "operation", "mask")
+    arrays = [integers(value, name) for value, name in zip((starts, stops, attributes, operation, mask), names)]
+    try:
+        starts, stops, attributes, operation, mask = [array.ravel() for array in np.broadcast_arrays(*arrays)]
+    except ValueError:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays))
+        raise ValueError(f"lengths do not broadcast: {shapes}") from None
+    wrong = ((starts < 0) | (starts > stops) | (stops > npages) | (attributes < 0) | (attributes > 0xFF)
+             | (mask < 0) | (mask > 0xFF) | (operation < OPERATION_WRITE) | (operation > OPERATION_AND))
+    if wrong.any():
+        index = int(wrong.argmax())
+        page_range(starts[index], stops[index], npages, &first, &last)
+        byte(attributes[index], "attributes")
+        operation_number(operation[index])
+        byte(mask[index], "mask")
+    value = (attributes & mask).astype(np.uint8)
+    rest = ~mask.astype(np.uint8)
+    keep = np.where(operation == OPERATION_WRITE, rest,
+                    np.where(operation == OPERATION_OR, ~value, attributes.astype(np.uint8) | rest))
+    flip = np.where(operation == OPERATION_AND, np.uint8(0), value)
+    return starts.astype(np.uint64), stops.astype(np.uint64), keep, flip

@@ -37,6 +37,7 @@ cdef enum Outcome:
     NO_MEMORY
 
 cdef enum:
+    SIGNAL_INTERVAL = 256       # updates of a batch between two looks for Ctrl-C: about a millisecond
     KEPT_PIECES = 64            # a longer plan's memory is given back: updates of many runs are rare
 
 cdef packed struct PackedRun:   # RUN_DTYPE
@@ -300,6 +301,34 @@ cdef class SplittingBaseline:
             return self.change(first, last, ~(value & bits), value & bits)
         return self.change(first, last, value | ~bits, 0)
 
+    def update_many(self, starts, stops, attributes, operation=Operation.WRITE, mask=0xFF):
+        """Many updates in order, in one call; the number of those that changed something.
+
+        All five arguments are scalars or arrays and broadcast; everything is checked first. Cost: as many `update`
+        calls, without Python between them. An update that fails, or Ctrl-C, ends the batch: those before it stand,
+        and the exception's ``done`` counts them.
+
+        >>> SplittingBaseline(100).update_many([0, 5, 7], [10, 6, 7], [1, 1, 2])
+        1
+        """
+        cdef Py_ssize_t done = 0
+        cdef Py_ssize_t changed = 0
+        cdef const uint64_t[::1] first
+        cdef const uint64_t[::1] last
+        cdef const uint8_t[::1] keep
+        cdef const uint8_t[::1] flip
+        first, last, keep, flip = batch_arrays(starts, stops, attributes, operation, mask, self.npages)
+        try:
+            while done < first.shape[0]:
+                if done % SIGNAL_INTERVAL == 0:
+                    PyErr_CheckSignals()
+                changed += self.change(first[done], last[done], keep[done], flip[done])
+                done += 1
+        except BaseException as error:
+            error.done = done
+            raise
+        return changed
+
     def write(self, start, stop, attributes, /):
         """Give the gfns [start, stop) these attributes: `update` with WRITE.
 
@@ -350,6 +379,36 @@ cdef class SplittingBaseline:
         if slot == NULL:
             raise LookupError(f"gfn {gfn} lies in a hole: no memslot holds it")
         return slot.attributes
+
+    def take(self, gfns, /):
+        """The attributes of many pages: a uint8 array, one lookup each, GIL released.
+
+        IndexError for a gfn outside [0, npages), plain LookupError for one in a hole (``rollback=False``).
+
+        >>> SplittingBaseline(100).take([0, 99]).tolist()
+        [0, 0]
+        """
+        cdef Py_ssize_t done = 0
+        cdef const Slot *slot
+        cdef const uint64_t[::1] pages
+        cdef uint8_t[::1] values
+        asked = integers(gfns, "gfns").ravel()
+        wrong = (asked < 0) | (asked >= self.npages)
+        if wrong.any():
+            page(asked[int(wrong.argmax())], self.npages)
+        pages = asked.astype(np.uint64, copy=False)
+        taken = np.empty(len(asked), np.uint8)
+        values = taken
+        with nogil:
+            while done < pages.shape[0]:
+                slot = slot_at(&self.slots, pages[done])
+                if slot == NULL:
+                    break
+                values[done] = slot.attributes
+                done += 1
+        if done < len(asked):
+            raise LookupError(f"gfn {pages[done]} lies in a hole: no memslot holds it")
+        return taken
 
     def runs(self, start=0, stop=None):
         """The memslots in gfn order, clipped to [start, stop): a structured array, one run a slot.
