@@ -81,7 +81,7 @@ class Arm:
             return
         if self._spent > self._seconds:
             if not self._samples:
-                self._end("stopped", f"after {self._seconds:g} s", len(self._workload.setup))
+                self._end("stopped", f"stopped after {self._seconds:g} s", len(self._workload.setup))
             return
         if self._operations >= _WORTH_WARMING and not self._workload.whole:
             self._timed(self._workload.argument(index, self._operations // 16 * 2))
@@ -150,7 +150,7 @@ class Arm:
         self._spent += time.perf_counter() - started
         while first < len(setup):
             if self._spent > self._seconds:
-                self._end("stopped", f"after {self._seconds:g} s at k = {first}", first)
+                self._end("stopped", f"stopped after {self._seconds:g} s at k = {first}", first)
                 return
             started = time.perf_counter()
             try:

@@ -36,12 +36,14 @@ def quantity(value: float, unit: str) -> str:
 
 
 def spread(median: float, low: float, high: float, unit: str) -> str:
-    """A median with its range in one unit.
+    """A median with its range in one unit; without the range where it is the median.
 
     >>> spread(1200, 1100, 1500, "ns/x")
     '1.2 us (1.1..1.5)'
     """
     divisor, name = scale(median, unit)
+    if low == high:
+        return quantity(median, unit)
     return f"{digits(median / divisor)} {name} ({digits(low / divisor)}..{digits(high / divisor)})"
 
 

@@ -7,6 +7,7 @@ from kvmattr.study.backends.dense import Dense
 from kvmattr.study.backends.floor import EmptyIoctl
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
 from kvmattr.study.backends.kvm_memslots import KernelMemslots, KernelMemslotsWithVcpu
+from kvmattr.study.backends.memslots import Memslots
 from kvmattr.study.backends.mprotect import Mprotect
 from kvmattr.study.backends.roaring import Roaring
 from kvmattr.study.backends.sorted_runs import SortedRuns
@@ -17,7 +18,7 @@ from kvmattr.study.backends.xarray import XArrayModel
 
 ALL: dict[str, type[Backend]] = {
     backend.name: backend for backend in (
-        Store, StoreGetWrite, XArrayModel, Dense, KernelAttributes, KernelMemslots,
+        Store, StoreGetWrite, Memslots, XArrayModel, Dense, KernelAttributes, KernelMemslots,
         KernelMemslotsWithVcpu, Mprotect, EmptyIoctl, Roaring, SortedRuns, Unicorn)
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -33,8 +34,8 @@ class Unicorn(Backend):
         return footprint.npages * uapi.PAGE_SIZE * 11 // 10
 
     def __init__(self, npages: int) -> None:
-        import unicorn
-
+        # Its stubs export nothing: the module is Any.
+        unicorn: Any = importlib.import_module("unicorn")
         self._npages = npages
         self._error = unicorn.UcError
         self._protections = (unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE, unicorn.UC_PROT_READ)
