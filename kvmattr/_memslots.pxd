@@ -35,12 +35,12 @@ cdef struct SlotCounters:
     uint64_t slots_deleted
     uint64_t slots_moved
     uint64_t slots_flags_changed
-    uint64_t slots_copied       # INVALID stand-ins of slots that go or move, records that replace changed ones
+    uint64_t slots_copied       # INVALID stand-ins of slots that go or move, new records of changed ones
     uint64_t sets_installed
     uint64_t large_page_bytes   # built
     uint64_t rmap_bytes         # built with METADATA_FULL, else only counted
     uint64_t gfn_track_bytes    # the same
-    uint64_t dirty_bitmap_bytes # built
+    uint64_t dirty_bitmap_bytes  # built
 
 # The memslots of one address space: the records, and two generations of the tree over them.
 cdef struct SlotSet:

@@ -33,7 +33,8 @@ cdef inline uint64_t page(object value, uint64_t npages) except? -1:
     return number
 
 
-cdef inline int page_range(object start, object stop, uint64_t npages, uint64_t *first, uint64_t *last) except -1:
+cdef inline int page_range(object start, object stop, uint64_t npages,
+                           uint64_t *first, uint64_t *last) except -1:
     cdef int64_t low, high
     # Both are to be integers, also where the first alone is already outside.
     cdef int beyond = kvmattr_integer(start, &low)

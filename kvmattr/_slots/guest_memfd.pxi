@@ -23,14 +23,15 @@ cdef class GuestMemfd:
     def __cinit__(self, MemslotTable table not None, object size):
         cdef uint64_t nbytes = field(size, 64, "size")
         if nbytes == 0 or nbytes >= <uint64_t> 1 << 63 or nbytes & (PAGE_SIZE - 1):
-            raise OSError(EINVAL, f"size is {nbytes:#x}: a guest_memfd has 1 .. 2^63 - 1 bytes in whole pages")
+            raise OSError(EINVAL, f"size is {nbytes:#x}: a guest_memfd has 1 .. 2^63 - 1 bytes "
+                                  "in whole pages")
         self.table = table
         self.size = nbytes
         self.ranges = []
 
     @property
     def bindings(self):
-        """``(first byte, byte after the last, slot)`` of each bound range in file order; slot as in set_region."""
+        """``(first byte, byte after the last, slot)`` of each bound range, in file order."""
         return tuple(self.ranges)
 
     def close(self):
@@ -46,13 +47,13 @@ cdef class GuestMemfd:
     cdef int bind(self, uint64_t offset, uint64_t nbytes, uint32_t number) except -1:
         """Bind a range to a slot; OSError(EINVAL) outside the file or on a bound range. Changes no slot."""
         if offset + nbytes > self.size:
-            raise OSError(EINVAL, f"guest_memfd_offset {offset:#x} + memory_size {nbytes:#x} passes the end of the "
-                                  f"guest_memfd, which has {self.size:#x} bytes")
+            raise OSError(EINVAL, f"guest_memfd_offset {offset:#x} + memory_size {nbytes:#x} passes the end "
+                                  f"of the guest_memfd, which has {self.size:#x} bytes")
         cdef Py_ssize_t place = bisect_left(self.ranges, (offset,))
         if (place < len(self.ranges) and self.ranges[place][0] < offset + nbytes
                 or place > 0 and self.ranges[place - 1][1] > offset):
-            raise OSError(EINVAL, f"the guest_memfd's range [{offset:#x}, {offset + nbytes:#x}) is already bound "
-                                  "to a memslot")
+            raise OSError(EINVAL, f"the guest_memfd's range [{offset:#x}, {offset + nbytes:#x}) is already "
+                                  "bound to a memslot")
         self.ranges.insert(place, (offset, offset + nbytes, number))
         return 0
 

@@ -4,8 +4,9 @@
 #   rmap          u64 for each page, 2 MiB and 1 GiB        } only a kernel with shadow page tables or write
 #   gfn_track     u16 for each page                         } tracking has them: METADATA_FULL builds them
 #
-# The block is cleared and its lpage_info set here, not left to calloc's untouched pages: that work is what the first
-# split of a big slot costs. The dirty bitmaps (two bits a page) are a block of their own: a flag change makes them.
+# The block is cleared and its lpage_info set here, not left to calloc's untouched pages: that work is what
+# the first split of a big slot costs. The dirty bitmaps (two bits a page) are a block of their own: a flag change
+# makes them.
 
 cdef enum:
     SHIFT_2M = 9                # pages of 2 MiB and of 1 GiB, as shifts of a gfn
@@ -34,7 +35,8 @@ cdef MetadataSize metadata_size(const SlotSet *slots, uint64_t start, uint64_t s
     return size
 
 
-cdef inline void forbid_large_pages(uint32_t *info, uint64_t count, const Slot *slot, int shift) noexcept nogil:
+cdef inline void forbid_large_pages(uint32_t *info, uint64_t count, const Slot *slot,
+                                    int shift) noexcept nogil:
     """A large page that the slot does not fill, or whose memory lies askew, is forbidden from the start."""
     cdef uint64_t inside = (<uint64_t> 1 << shift) - 1
     cdef uint64_t i

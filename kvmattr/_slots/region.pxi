@@ -15,7 +15,7 @@ cdef int check_fields(MemslotTable table, uint32_t number, uint32_t flags, uint6
     if flags & ~valid:
         raise OSError(EINVAL, f"flags are {flags:#x}: " + (
             "KVM_MEM_GUEST_MEMFD excludes all others" if valid == GUEST_MEMFD else
-            "KVM_MEM_GUEST_MEMFD needs a VM with private memory" if flags == flags & (valid | GUEST_MEMFD) else
+            "KVM_MEM_GUEST_MEMFD needs a VM with private memory" if not flags & ~(valid | GUEST_MEMFD) else
             f"KVM_SET_USER_MEMORY_REGION2 knows {valid | GUEST_MEMFD:#x}"))
     if nbytes & (PAGE_SIZE - 1):
         raise OSError(EINVAL, f"memory_size is {nbytes:#x}: it must be a multiple of {PAGE_SIZE:#x}")
@@ -28,16 +28,18 @@ cdef int check_fields(MemslotTable table, uint32_t number, uint32_t flags, uint6
                               f"space, {TASK_SIZE_MAX:#x}")
     if flags & GUEST_MEMFD:
         if offset & (PAGE_SIZE - 1):
-            raise OSError(EINVAL, f"guest_memfd_offset is {offset:#x}: it must be a multiple of {PAGE_SIZE:#x}")
+            raise OSError(EINVAL, f"guest_memfd_offset is {offset:#x}: it must be a multiple of "
+                                  f"{PAGE_SIZE:#x}")
         if offset + nbytes < offset:
             raise OSError(EINVAL, f"guest_memfd_offset {offset:#x} + memory_size {nbytes:#x} passes 2^64")
     if space >= <uint32_t> table.address_spaces:
-        raise OSError(EINVAL, f"slot {number:#x} names address space {space}: there are {table.address_spaces}")
+        raise OSError(EINVAL, f"slot {number:#x} names address space {space}: there are "
+                              f"{table.address_spaces}")
     if address + nbytes < address:
         raise OSError(EINVAL, f"guest_phys_addr {address:#x} + memory_size {nbytes:#x} passes 2^64 - 1")
     if nbytes >> PAGE_SHIFT > MAX_NR_PAGES:
-        raise OSError(EINVAL, f"memory_size {nbytes:#x} is {nbytes >> PAGE_SHIFT} pages: a memslot has at most "
-                              f"{MAX_NR_PAGES}")
+        raise OSError(EINVAL, f"memory_size {nbytes:#x} is {nbytes >> PAGE_SHIFT} pages: a memslot has at "
+                              f"most {MAX_NR_PAGES}")
     return 0
 
 
@@ -88,7 +90,8 @@ cdef GuestMemfd bind_guest_memfd(MemslotTable table, uint32_t number, object des
     return file
 
 
-cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number, Slot *new, object descriptor) except -1:
+cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number, Slot *new,
+                       object descriptor) except -1:
     cdef GuestMemfd file = None
     check_overlap(table, slots, index, new)
     if new.flags & GUEST_MEMFD:
@@ -113,13 +116,13 @@ cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint3
     return 0
 
 
-cdef int region_modify(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number, Slot *new) except -1:
+cdef int region_modify(MemslotTable table, SlotSet *slots, uint16_t index, Slot *new) except -1:
     cdef Slot old = slots.records[index]
     cdef uint32_t id = index - 1
     cdef bint moves = new.start != old.start
     if (new.flags | old.flags) & GUEST_MEMFD:
-        raise OSError(EINVAL, f"memslot {id} exists: KVM_MEM_GUEST_MEMFD is for new memslots alone, which can "
-                              "then only be deleted")
+        raise OSError(EINVAL, f"memslot {id} exists: KVM_MEM_GUEST_MEMFD is for new memslots alone, which "
+                              "can then only be deleted")
     if new.userspace_addr != old.userspace_addr:
         raise OSError(EINVAL, f"userspace_addr is {new.userspace_addr:#x}: memslot {id} has "
                               f"{old.userspace_addr:#x}, which cannot change")

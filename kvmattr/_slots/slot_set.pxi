@@ -71,7 +71,8 @@ cdef inline Slot slot_delete(SlotSet *slots, uint16_t index) noexcept nogil:
 
 cdef inline void slot_move(SlotSet *slots, uint16_t index, const Slot *contents) noexcept nogil:
     """Put a slot elsewhere. Frees its old metadata and takes over the blocks that contents names."""
-    slots.metadata_bytes -= metadata_size(slots, slots.records[index].start, slots.records[index].stop).block_bytes
+    cdef const Slot *old = &slots.records[index]
+    slots.metadata_bytes -= metadata_size(slots, old.start, old.stop).block_bytes
     slots_remove(slots, index)
     free(slots.records[index].metadata)
     slots.records[index] = contents[0]

@@ -79,11 +79,11 @@ cdef void pieces_clear(Pieces *pieces, bint release) noexcept nogil:
 cdef class SplittingBaseline:
     """The alternative that the mail argues against: attributes as memslots, one slot a run of equal pages.
 
-    ``SplittingBaseline(npages)`` is a guest of npages pages in one memslot with attributes 0; 1 <= npages < 2^35
-    (128 TiB, what user space can map). KVM's limit of 2^31 - 1 pages a slot is waived, in favour of this side.
-    ``nr_memslots`` is the number of slots that exist. An update that needs more raises OSError(EINVAL) after
-    old slots are gone, as on KVM; with ``rollback`` they are then made again, without it what could not be made
-    stays a hole. ``metadata`` is as in `MemslotTable`.
+    ``SplittingBaseline(npages)`` is a guest of npages pages in one memslot with attributes 0; 1 <= npages
+    < 2^35 (128 TiB, what user space can map). KVM's limit of 2^31 - 1 pages a slot is waived, in favour of
+    this side. ``nr_memslots`` is the number of slots that exist. An update that needs more raises
+    OSError(EINVAL) after old slots are gone, as on KVM; with ``rollback`` they are then made again, without
+    it what could not be made stays a hole. ``metadata`` is as in `MemslotTable`.
 
     Update and look-up calls have the signatures, results and errors of `AttributeMap`. MemoryError changes
     nothing.
@@ -127,7 +127,7 @@ cdef class SplittingBaseline:
         pieces_clear(&self.wanted, True)
         slots_close(&self.slots)
 
-    # Planning: what the update of a range makes of the slots -------------------------------------------------
+    # Planning: what the update of a range makes of the slots ------------------------------------------------
 
     cdef bint doom(self, uint16_t record) noexcept nogil:
         cdef Piece *piece = pieces_append(&self.doomed)
@@ -173,14 +173,16 @@ cdef class SplittingBaseline:
         return True
 
     cdef Outcome plan(self, uint64_t start, uint64_t stop, uint8_t keep, uint8_t flip) noexcept nogil:
-        """Fill doomed and wanted for new = (old & keep) ^ flip. A hole has no old value: only an update that
-        asks for none (keep = 0) fills it."""
+        """Fill doomed and wanted for new = (old & keep) ^ flip.
+
+        A hole has no old value: only an update that asks for none (keep = 0) fills it.
+        """
         cdef Run run
         cdef Outcome outcome = UNCHANGED
         cdef uint64_t reached = start       # of the range, by the walk
         cdef const Slot *slot
         cdef uint8_t changed
-        # From the slot that ends where the range starts to the one that starts where it stops: they may merge.
+        # Begin with the slot that ends where the range starts: it may merge, as may the one after the range.
         cdef uint16_t index = slot_reaching(&self.slots, start - 1 if start else 0)
         memset(&run, 0, sizeof(Run))
         while index and self.slots.records[index].start <= stop:
@@ -208,7 +210,7 @@ cdef class SplittingBaseline:
                 return NO_MEMORY
         return outcome if self.want(&run) else NO_MEMORY
 
-    # Carrying out: KVM_SET_USER_MEMORY_REGION, slot by slot --------------------------------------------------
+    # Carrying out: KVM_SET_USER_MEMORY_REGION, slot by slot -------------------------------------------------
 
     cdef void create(self, Piece *piece) noexcept nogil:
         """Make the piece a memslot, under an id that the caller knows to be free."""
@@ -274,15 +276,15 @@ cdef class SplittingBaseline:
                                   f"{self.slots.nr_memslots}" + ("" if self.rollback else "; a hole is left"))
         return outcome == CHANGED
 
-    # Update --------------------------------------------------------------------------------------------------
+    # Update -------------------------------------------------------------------------------------------------
 
     def update(self, start, stop, attributes, operation=Operation.WRITE, mask=0xFF):
-        """Apply an operation to the gfns [start, stop); bits outside mask keep their value. True if any changed.
+        """Apply an operation to the gfns [start, stop), to the bits of mask alone; True if a page changed.
 
-        Deletes every memslot that the update cuts or changes, or that merges with another, and creates one for
-        each new run. O(slots touched * log memslots + their metadata). ValueError for a bad range, attributes,
-        operation or mask; OSError(EINVAL) without a free memslot; MemoryError. Holes (``rollback=False``) are
-        filled by updates that give every bit a value, and left by others.
+        Deletes every memslot that the update cuts or changes, or that merges with another, and creates one
+        for each new run. O(slots touched * log memslots + their metadata). ValueError for a bad range,
+        attributes, operation or mask; OSError(EINVAL) without a free memslot; MemoryError. Holes
+        (``rollback=False``) are filled by updates that give every bit a value, and left by others.
 
         >>> baseline = SplittingBaseline(100)
         >>> baseline.update(0, 50, 6, Operation.OR), baseline.update(0, 50, 1, mask=1), baseline.get(49)
@@ -365,7 +367,7 @@ cdef class SplittingBaseline:
         value = byte(attributes, "attributes")
         return self.change(first, last, value, 0)
 
-    # Look up -------------------------------------------------------------------------------------------------
+    # Look up ------------------------------------------------------------------------------------------------
 
     def get(self, gfn, /):
         """The attributes of a page. O(log memslots); at once in the slot found last.
@@ -413,8 +415,8 @@ cdef class SplittingBaseline:
     def runs(self, start=0, stop=None):
         """The memslots in gfn order, clipped to [start, stop): a structured array, one run a slot.
 
-        The packed dtype (17 bytes) is the store's: ``start <u8, stop <u8, attributes u1``; holes are left out.
-        O(log memslots + result). ValueError for a bad range.
+        The packed dtype (17 bytes) is the store's: ``start <u8, stop <u8, attributes u1``; holes are left
+        out.         O(log memslots + result). ValueError for a bad range.
 
         >>> SplittingBaseline(100).runs(5, 10).tolist()
         [(5, 10, 0)]
@@ -501,7 +503,7 @@ cdef class SplittingBaseline:
         while index:
             if before and (self.slots.records[before].stop == self.slots.records[index].start
                            and self.slots.records[before].attributes == self.slots.records[index].attributes):
-                raise AssertionError("broken invariant: neighbouring memslots of equal attributes are not merged")
+                raise AssertionError("broken invariant: neighbouring memslots with equal attributes")
             before = index
             index = slot_after(&self.slots, index)
         if self.slots.records[before].stop > self.npages:

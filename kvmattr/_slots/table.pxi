@@ -132,15 +132,15 @@ cdef class MemslotTable:
 
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr=0, *, bint region2=False,
                    guest_memfd=-1, guest_memfd_offset=0):
-        """Create, move, delete or change a memslot: KVM_SET_USER_MEMORY_REGION, or ...REGION2 with ``region2``.
+        """Create, move, delete or change a memslot: KVM_SET_USER_MEMORY_REGION, ``region2``: ...REGION2.
 
         Arguments are the structure's fields: ``slot`` is the id with the address space in its upper 16 bits,
         addresses and sizes are bytes; ``memory_size`` 0 deletes. ``guest_memfd`` is a file descriptor for
         ``resolve_guest_memfd``; it and its offset count only with KVM_MEM_GUEST_MEMFD.
 
         Raises OSError with KVM's errno, in KVM's order: EINVAL for flags, ids, alignment, ranges and what a
-        slot cannot change into, EEXIST for an overlap, EBADF for a closed descriptor, EINVAL for a guest_memfd
-        that does not fit, EINVAL beyond ``phys_bits``, ENOMEM. ValueError or TypeError for what does not fit
+        slot cannot change into, EEXIST for an overlap, EBADF for a closed descriptor, EINVAL for a
+        guest_memfd that does not fit, EINVAL beyond ``phys_bits``, ENOMEM. ValueError or TypeError for what does not fit
         its field. A call that raises has changed nothing.
 
         O(log memslots), plus the metadata of a slot that is created or moved: 4 bytes each 2 MiB. Source:
@@ -176,7 +176,7 @@ cdef class MemslotTable:
             new.guest_memfd_offset = offset if flag_bits & GUEST_MEMFD else 0
             region_create(self, slots, index, number, &new, guest_memfd)
         else:
-            region_modify(self, slots, index, number, &new)
+            region_modify(self, slots, index, &new)
 
     def lookup(self, gfn, address_space=0):
         """The `Memslot` that holds a gfn, or None. O(log memslots); at once for the slot found last.
@@ -253,6 +253,7 @@ cdef class MemslotTable:
             if fault != NULL:
                 raise AssertionError(f"address space {space}: {fault.decode()}")
         bound = {(number, id(file)) for number, file in self.guest_memfds.items() if not file.closed}
-        listed = {(number, id(file)) for file in set(self.guest_memfds.values()) for _, _, number in file.bindings}
+        listed = {(number, id(file)) for file in set(self.guest_memfds.values())
+                  for _, _, number in file.bindings}
         if bound != listed:
             raise AssertionError("a guest_memfd's bindings are not those of the memslots")

@@ -2,7 +2,8 @@
 # rb_node lies inside its kvm_memory_slot. AVL rather than red-black because it is the shallower of the two
 # (15 levels at 32764 slots) and the shorter to read. Nothing here allocates or fails.
 
-cdef void tree_hang(SlotSet *slots, int generation, uint16_t parent, uint16_t old, uint16_t new) noexcept nogil:
+cdef void tree_hang(SlotSet *slots, int generation, uint16_t parent, uint16_t old,
+                    uint16_t new) noexcept nogil:
     """Let parent (0: the root) point to new where it pointed to old."""
     if parent == 0:
         slots.roots[generation] = new
@@ -109,7 +110,8 @@ cdef void tree_remove(SlotSet *slots, int generation, uint16_t index) noexcept n
     tree_balance(slots, generation, changed)
 
 
-cdef const char *tree_fault(const SlotSet *slots, int generation, uint16_t index, uint32_t *count) noexcept nogil:
+cdef const char *tree_fault(const SlotSet *slots, int generation, uint16_t index,
+                            uint32_t *count) noexcept nogil:
     """What is wrong with the tree below index, or NULL; count grows by its slots."""
     cdef const Slot *slot = &slots.records[index]
     cdef const char *fault
