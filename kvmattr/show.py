@@ -1,0 +1,238 @@
+"""Draw a map: as text, one line a run as in /proc/PID/maps, or as a picture of the address space.
+
+What is drawn is the end of a trace (any format that replay reads) or a map that AttributeMap.save wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import uapi
+from kvmattr._core import AttributeMap
+from kvmattr.memslots import MemslotTable
+from kvmattr.profiles import PROFILES, Profile, profile_named
+from kvmattr.protection import Access
+from kvmattr.trace import machine_for, read, replay
+
+HELP = "draw a map, a trace's end or a saved file, as text or as a picture"
+
+#: A saved map begins with this, a trace with text.
+_SAVED = b"kvmattr\x1a"
+#: Cells of a picture: each stands for an equal share of the range, row by row.
+_COLUMNS, _ROWS = 256, 64
+
+
+class Shown(NamedTuple):
+    """What can be drawn: attributes, what their bits mean, and the memslots, if there are any."""
+
+    name: str
+    attributes: AttributeMap
+    profile: Profile
+    memslots: MemslotTable | None
+
+
+class Line(NamedTuple):
+    """Pages [start, stop) with one protection: `slot` is None where no memslot is."""
+
+    start: int
+    stop: int
+    access: Access
+    private: bool
+    slot: int | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `kvmattr show`."""
+    parser.add_argument("source", metavar="FILE", help="a trace, - for one on standard input, or a saved map")
+    parser.add_argument("--abi", choices=list(PROFILES), help="what the attribute bits mean"
+                        " (default: the trace's profile, rfc for a saved map)")
+    parser.add_argument("--range", metavar="START-STOP", help="guest-physical addresses, hexadecimal"
+                        " (default: from 0 to the end of what is set)")
+    parser.add_argument("--picture", metavar="FILE", help="draw a picture instead: PNG, SVG or PDF by name")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw; 0, or 2 for what cannot be read or drawn."""
+    try:
+        shown = load(arguments.source, arguments.abi)
+        npages = len(shown.attributes)
+        start, stop = _range(arguments.range) if arguments.range else (0, end_of(shown))
+        if stop > npages:
+            raise ValueError(f"range {arguments.range}: the map ends at {npages << 12:#x}")
+        if arguments.picture and not arguments.range:
+            # Cells of whole pages, and addresses that are round.
+            cells = _COLUMNS * _ROWS if stop > _COLUMNS * _ROWS else _COLUMNS
+            stop = min(npages, -(-stop // cells) * cells)
+        if arguments.picture:
+            picture(shown, start, stop, arguments.picture)
+        else:
+            sys.stdout.writelines(line + "\n" for line in text(shown, start, stop))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"kvmattr show: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load(source: str, abi: str | None = None) -> Shown:
+    """What `source` names: a saved map, or a machine at the end of a trace."""
+    if source != "-":
+        with Path(source).open("rb") as file:
+            saved = file.read(len(_SAVED)) == _SAVED
+        if saved:
+            return Shown(source, AttributeMap.load(source), profile_named(abi or "rfc"), None)
+    with read(source) as trace:
+        vm = machine_for(trace, abi)
+        replay(trace, vm, compare=False)
+    table = vm.memslots if len(vm.memslots) else None
+    return Shown(trace.name, vm.attributes, vm.profile, table)
+
+
+def end_of(shown: Shown) -> int:
+    """Where what is set ends: the last attribute or memslot, at least one page."""
+    attributes = shown.attributes
+    last_start, _stop, last = attributes.run(len(attributes) - 1)
+    end = len(attributes) if last else last_start
+    slots = shown.memslots
+    return max(1, end, *(slot.stop for slot in slots)) if slots is not None else max(1, end)
+
+
+def lines(shown: Shown, start: int, stop: int) -> Iterator[Line]:
+    """The runs of equal protection and memslot in [start, stop), in order, of address space 0.
+
+    The effective protection is what the memslot gives and the attributes leave. Without memslots, that of a
+    full one.
+    """
+    slots = iter(shown.memslots.overlapping(start, stop, 0) if shown.memslots is not None else ())
+    slot = next(slots, None)
+    for run_start, run_stop, attributes in shown.attributes.iter_runs(start, stop):
+        allowed = shown.profile.allowed(attributes)
+        private = bool(attributes & shown.profile.private)
+        while run_start < run_stop:
+            while slot is not None and slot.stop <= run_start:
+                slot = next(slots, None)
+            if shown.memslots is None:
+                piece = Line(run_start, run_stop, allowed, private, None)
+            elif slot is None or slot.start >= run_stop:
+                piece = Line(run_start, run_stop, Access(0), private, None)
+            elif slot.start > run_start:
+                piece = Line(run_start, slot.start, Access(0), private, None)
+            else:
+                given = ~Access.WRITE if slot.flags & uapi.KVM_MEM_READONLY else ~Access(0)
+                piece = Line(run_start, min(run_stop, slot.stop), allowed & given, private, slot.id)
+            yield piece
+            run_start = piece.stop
+
+
+def text(shown: Shown, start: int, stop: int) -> Iterator[str]:
+    """Lines as in /proc/PID/maps: addresses, rights (p private, s shared), pages, memslot.
+
+    Where nothing is mapped and nothing is set there is no line, as there.
+    """
+    for line in lines(shown, start, stop):
+        if shown.memslots is not None and line.slot is None and not line.private:
+            continue
+        letters = zip("rwx", Access, strict=True)
+        rights = "".join(letter if line.access & access else "-" for letter, access in letters)
+        rights += "p" if line.private else "s"
+        where = "" if shown.memslots is None else " no slot" if line.slot is None else f" slot {line.slot}"
+        yield f"{line.start << 12:016x}-{line.stop << 12:016x} {rights} {line.stop - line.start}{where}"
+
+
+def _kinds(line: Line, slots: bool) -> dict[str, bool]:
+    """What a picture can show of pages, a panel each."""
+    hole = slots and line.slot is None
+    return {
+        "private": line.private,
+        "no memslot": hole,
+        "no read": not hole and not line.access & Access.READ,
+        "no write": not hole and not line.access & Access.WRITE,
+        "no exec": not hole and not line.access & Access.EXEC,
+    }
+
+
+def shares(shown: Shown, start: int, stop: int, cells: int) -> dict[str, NDArray[np.float64]]:
+    """For each kind of page that occurs in [start, stop): its share in each of so many equal cells, in 0..1.
+
+    Time and memory by the number of runs. Where no kind occurs, `private` is there with zeros.
+    """
+    drawn = list(lines(shown, start, stop))
+    edges = np.linspace(start, stop, cells + 1)
+    stops = np.array([start, *(line.stop for line in drawn)], dtype=np.float64)
+    pages = np.diff(stops)
+    found: dict[str, NDArray[np.float64]] = {}
+    kinds = [_kinds(line, shown.memslots is not None) for line in drawn]
+    for name in kinds[0]:
+        has = np.array([kind[name] for kind in kinds])
+        if has.any():
+            # Pages of the kind below each edge; their differences are what the cells hold.
+            below = np.interp(edges, stops, np.append(0.0, np.cumsum(pages * has)))
+            found[name] = np.diff(below) / np.diff(edges)
+    return found or {"private": np.zeros(cells)}
+
+
+def picture(shown: Shown, start: int, stop: int, path: str) -> None:
+    """Draw the range as a heat map: for each kind of page that occurs, its share in each cell.
+
+    Cells go through the addresses row by row, from the top left. ImportError names what to install.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("a picture needs matplotlib: pip install 'kvmattr[study]'")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = max(1, min(_ROWS, (stop - start) // _COLUMNS))
+    columns = min(_COLUMNS, stop - start)
+    found = shares(shown, start, stop, rows * columns)
+    size = (stop - start) << uapi.PAGE_SHIFT
+    figure = Figure(figsize=(10, 1.2 + 2.6 * len(found)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{Path(shown.name).name}: {start << 12:#x} to {stop << 12:#x},"
+                    f" {_bytes(size // rows)} a row, {_bytes(size // (rows * columns))} a cell")
+    ticks = np.unique(np.linspace(0, rows - 1, min(rows, 5)).astype(int))
+    labels = [f"{(start + (stop - start) * row // rows) << 12:#x}" for row in ticks.tolist()]
+    panels = figure.subplots(len(found), squeeze=False)[:, 0]
+    for axes, (name, share) in zip(panels, found.items(), strict=True):
+        image = axes.imshow(share.reshape(rows, columns) * 100, aspect="auto", interpolation="nearest",
+                            cmap="viridis", vmin=0, vmax=100)
+        axes.set_title(name, loc="left")
+        axes.set_yticks(ticks, labels)
+        axes.set_xticks([])
+        figure.colorbar(image, ax=axes, label="% of pages")
+    figure.savefig(path, dpi=120)
+
+
+def _bytes(count: int) -> str:
+    """
+    >>> _bytes(4096), _bytes(3 << 30), _bytes(1000)
+    ('4 KiB', '3 GiB', '1000 bytes')
+    """
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >> shift:
+            return f"{count / (1 << shift):.4g} {unit}"
+    return f"{count} bytes"
+
+
+def _range(words: str) -> tuple[int, int]:
+    """The gfns of START-STOP.
+
+    >>> _range("0x1000-3000")
+    (1, 3)
+    """
+    first, dash, last = words.partition("-")
+    try:
+        start, stop = int(first, 16), int(last, 16)
+    except ValueError:
+        dash = ""
+        start = stop = 0
+    if not dash or start >= stop or start % 4096 or stop % 4096 or start < 0:
+        raise ValueError(f"range {words!r}: expected START-STOP, hexadecimal multiples of 0x1000,"
+                         " START below STOP")
+    return start >> 12, stop >> 12
