@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "kvmattr.study.compare",
     "info": "kvmattr.study.info",
     "replay": "kvmattr.trace.command",
+    "show": "kvmattr.show",
 }
 
 
