@@ -327,6 +327,13 @@ def test_calls_cut_by_another_thread(tmp_path):
         assert trace.unrelated == 2
 
 
+def test_a_damaged_call_that_never_resumes(tmp_path):
+    text = "get 0 4096\n1  ioctl(8, KVM_SET_USER_MEMORY_REGION, {slot=0 <unfinished ...>\n\n\n"
+    assert error_of(tmp_path, text) == (
+        "x.trace:2: expected {slot=, flags=, guest_phys_addr=, memory_size=, userspace_addr=} in"
+        " KVM_SET_USER_MEMORY_REGION, found '{slot=0': what strace has not read cannot be replayed")
+
+
 @pytest.mark.parametrize(("line", "expected"), [
     (f"ioctl(8, KVM_SET_USER_MEMORY_REGION, {{{SLOT}",
      "expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no result"),

@@ -204,12 +204,12 @@ class _Parser:
 
     def finish(self) -> Trace:
         """The trace, once all text was taken."""
-        for call, line in self._strace.finish():
-            if call is not None:
-                self._add(call, line)
-        self._flush()
         trace = self.trace
         trace.lines = self.line - 1
+        for line, number in self._strace.unfinished():
+            self.line = number
+            self._other(line.encode())
+        self._flush()
         if trace.operations == 0:
             raise TraceError(f"{self.name}: expected a trace, found no call of ours in {trace.lines} lines"
                              " (formats: native, QEMU's trace log, strace, kvm_vm_set_mem_attributes)")

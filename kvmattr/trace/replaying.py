@@ -60,7 +60,8 @@ def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = No
     contradiction.
 
     >>> from kvmattr.trace import Machine, Trace
-    >>> machine_for(Trace("made", Machine("linux", {"private": 0}))).supported_attributes
+    >>> with Trace("made", Machine("linux", {"private": 0})) as trace:
+    ...     machine_for(trace).supported_attributes
     0
     """
     line = trace.machine
@@ -99,7 +100,8 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     >>> from kvmattr.trace import SetAttributes, Trace
     >>> from kvmattr.trace.operations import rows_of
     >>> records = [SetAttributes(0x1000, 0x1000, 1), SetAttributes(1, 1, 1)]
-    >>> summary = replay(Trace.from_blocks("made", [rows_of(records)]), VM())
+    >>> with Trace.from_blocks("made", [rows_of(records)]) as trace:
+    ...     summary = replay(trace, VM())
     >>> summary.answers, [(side.side, side.ioctls) for side in summary.sides], summary.equal
     ({'0': 1, 'EINVAL': 1}, [('memslots', 3), ('attributes', 2)], True)
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
 
 from kvmattr import uapi
 from kvmattr.trace.logs import Call, descriptor
@@ -62,11 +61,9 @@ class Reader:
         """Whether `line` is the first half of one of our calls."""
         return line.endswith(_UNFINISHED) and _request(line) is not None
 
-    def finish(self) -> Iterator[tuple[Call | None, int]]:
-        """The calls that never resumed, with their lines: the log was cut, and nobody knows how they went."""
-        for beginning, line_number in self._unfinished.values():
-            yield self._call(beginning + ") = ?"), line_number
-        self._unfinished.clear()
+    def unfinished(self) -> list[tuple[str, int]]:
+        """The calls that never resumed, as lines that do not tell how they went, with their line numbers."""
+        return [(beginning + ") = ?", line_number) for beginning, line_number in self._unfinished.values()]
 
     def _call(self, line: str) -> Call | None:
         line = _COMMENT.sub("", line)
