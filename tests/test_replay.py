@@ -157,17 +157,20 @@ def test_moves_flags_and_two_address_spaces():
     second = 1 << 16
     trace = made(
         SetSlot(0, 0, 0, MIB), SetSlot(second, 0, 0, 2 * MIB), SetSlot(0, 0, 2 * MIB, MIB),  # moved
-        SetSlot(0, uapi.KVM_MEM_LOG_DIRTY_PAGES, 2 * MIB, MIB), SetSlot(1, 2, 0, MIB), SetSlot(1, 0, 0, 0),
-        SetSlot(1, 2, MIB // 2, MIB), SetSlot(5, 0, 0, 0), machine=Machine("rfc", {"private": 0}))
+        SetSlot(0, uapi.KVM_MEM_LOG_DIRTY_PAGES, 2 * MIB, MIB), SetSlot(1, 2, 0, MIB),
+        SetSlot(1, 0, 1 << 50, 0),
+        SetSlot(1, 2, MIB // 2, MIB), SetSlot(1, 3, MIB // 2, MIB), SetSlot(5, 0, 0, 0),
+        SetSlot(0, 1, 2 * MIB + MIB // 2, MIB), machine=Machine("rfc", {"private": 0}))
     with trace:
         summary = replay(trace, machine_for(trace))
     memslots, attributes = summary.sides
-    assert summary.answers == {"0": 7, "EINVAL": 1}
+    assert summary.answers == {"0": 9, "EINVAL": 1}
     assert summary.equal is True
+    # Given back by slot 1 at 0, and half of it again at 512 KiB; a change of flags gives nothing back.
     assert memslots.pages_without_slot == 256 + 128
-    assert memslots.slot_changes == 7
-    # Two slots and two WRITEs to begin with, seven lines that went well, one of which moved a slot.
-    assert attributes.ioctls == 4 + 7 + 1
+    assert memslots.slot_changes == 9
+    # Two slots and two WRITEs to begin with, nine lines that went well, two of which moved a slot.
+    assert attributes.ioctls == 4 + 9 + 2
 
 
 def test_readonly_that_qemu_changes_by_a_deletion_of_its_own(tmp_path):

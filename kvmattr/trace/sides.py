@@ -128,12 +128,14 @@ class SlotSide:
         """Note which pages a call took from the guest, and count them when a later call gives them back."""
         space = record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT
         taken = self._taken.setdefault(space, AttributeMap(self._npages))
-        start, stop = record.guest_phys_addr >> 12, (record.guest_phys_addr + record.memory_size) >> 12
+        # A deletion may name any address: it covers nothing.
+        start = record.guest_phys_addr >> uapi.PAGE_SHIFT if record.memory_size else 0
+        stop = start + (record.memory_size >> uapi.PAGE_SHIFT)
+        # Counted first: a slot that moves over its own place does not give back what it takes.
+        self.cost.pages_without_slot += taken.count(start, stop, 1)
         if old is not None and (old.start, old.stop) != (start, stop):
             taken.write(old.start, old.stop, 1)
-        if stop > start:
-            self.cost.pages_without_slot += taken.count(start, stop, 1)
-            taken.write(start, stop, 0)
+        taken.write(start, stop, 0)
 
     def finish(self, table: MemslotTable, ioctls: int, seconds: float) -> Cost:
         """The cost, once the recording has run on `table`."""
