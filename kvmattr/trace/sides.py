@@ -187,21 +187,19 @@ class SplittingSide:
         if self._baseline is None or self.cost.stopped is not None:
             return
         words = block["words"][(block["kind"] == SET) & (errnos == 0)]
-        starts = words[:, 0] >> np.uint64(12)
         # Beyond the guest all attributes are 0, and what gets there leaves them so.
-        stops = np.minimum(starts + (words[:, 1] >> np.uint64(12)), np.uint64(self._npages))
-        update = self._baseline.update
+        starts, stops = (np.minimum(addresses >> np.uint64(uapi.PAGE_SHIFT), np.uint64(self._npages))
+                         for addresses in (words[:, 0], words[:, 0] + words[:, 1]))
+        attributes, operations = words[:, 2].astype(np.uint8), words[:, 3].astype(np.uint8)
         began = perf_counter_ns()
-        columns = (np.minimum(starts, stops), stops, words[:, 2], words[:, 3])
-        for start, stop, attributes, operation in zip(*(column.tolist() for column in columns), strict=True):
-            try:
-                update(start, stop, attributes, operation)
-            except OSError as error:
-                name = errno_name(error.errno or 0)
-                self.cost.stopped = f"{name} after {self._done} conversions: no free memslot"
-                break
-            self._done += 1
+        try:
+            self._baseline.update_many(starts, stops, attributes, operations)
+        except OSError as error:
+            done = self._done + error.done  # type: ignore[attr-defined]
+            name = errno_name(error.errno or 0)
+            self.cost.stopped = f"{name} after {done} conversions: no free memslot"
         self.cost.seconds += (perf_counter_ns() - began) / 1e9
+        self._done += len(words)
 
     def runs(self) -> Runs | None:
         """The final runs, None if it stopped."""
