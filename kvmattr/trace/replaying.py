@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, TextIO
 
 import numpy as np
@@ -50,6 +51,7 @@ class Summary:
     differences: list[Difference] = field(default_factory=list)
     sides: list[Cost] = field(default_factory=list)
     equal: bool | None = None
+    rounds: int = 1
 
 
 def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = None) -> VM:
@@ -126,6 +128,22 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     summary.silent_deletions = answering.silent_deletions
     compared.finish(summary, answering)
     return summary
+
+
+def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: int) -> None:
+    """Replay a trace on new machines until there were `rounds`; each side's time is then the median.
+
+    A recording of some tens of calls is over before the caches are warm: its first time says little. Both
+    sides run in each round, one after the other.
+    """
+    times = [[side.seconds] for side in summary.sides]
+    while summary.sides and summary.rounds < rounds:
+        again = replay(trace, make())
+        summary.rounds += 1
+        for seconds, side in zip(times, again.sides, strict=True):
+            seconds.append(side.seconds)
+    for side, seconds in zip(summary.sides, times, strict=True):
+        side.seconds = median(seconds)
 
 
 def _note_differences(summary: Summary, block: Block, errnos: NDArray[np.int16]) -> None:

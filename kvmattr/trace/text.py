@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from kvmattr.trace.replaying import Summary
 from kvmattr.trace.sides import Cost
@@ -29,7 +29,7 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield f"... and {_count(summary.different - len(summary.differences), 'more such answer')}"
     if summary.sides:
         yield ""
-        yield from _table(summary.sides)
+        yield from _table(summary.sides, summary.rounds)
         yield ""
         yield _verdict(summary)
 
@@ -42,8 +42,8 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _table(sides: Iterable[Cost]) -> Iterator[str]:
-    sides = list(sides)
+def _table(sides: list[Cost], rounds: int) -> Iterator[str]:
+    time = "time" if rounds == 1 else f"time, median of {rounds} rounds"
     rows = [
         ("", *(side.side for side in sides)),
         ("ioctls", *(f"{side.ioctls:,}" for side in sides)),
@@ -51,7 +51,7 @@ def _table(sides: Iterable[Cost]) -> Iterator[str]:
         ("slot changes", *(f"{side.slot_changes:,}" for side in sides)),
         ("metadata bytes built", *(f"{side.metadata_bytes:,}" for side in sides)),
         ("guest pages without a slot meanwhile", *(f"{side.pages_without_slot:,}" for side in sides)),
-        ("time", *(_time(side.seconds) for side in sides)),
+        (time, *(_time(side.seconds) for side in sides)),
         ("runs at the end", *(f"{side.runs:,}" for side in sides)),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
