@@ -80,15 +80,17 @@ cdef object integers(object value, str name):
 
 cdef object batch_arrays(object starts, object stops, object attributes, object operation, object mask,
                          uint64_t npages):
-    """(first, last, keep, flip) of updates whose arguments broadcast; raises what the first wrong one would."""
+    """(first, last, keep, flip) of updates whose arguments broadcast; raises for the first wrong one."""
     cdef uint64_t first, last
     names = ("starts", "stops", "attributes", "operation", "mask")
-    arrays = [integers(value, name) for value, name in zip((starts, stops, attributes, operation, mask), names)]
+    values = (starts, stops, attributes, operation, mask)
+    arrays = [integers(value, name) for value, name in zip(values, names)]
     try:
-        starts, stops, attributes, operation, mask = [array.ravel() for array in np.broadcast_arrays(*arrays)]
+        values = [array.ravel() for array in np.broadcast_arrays(*arrays)]
     except ValueError:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays))
         raise ValueError(f"lengths do not broadcast: {shapes}") from None
+    starts, stops, attributes, operation, mask = values
     wrong = ((starts < 0) | (starts > stops) | (stops > npages) | (attributes < 0) | (attributes > 0xFF)
              | (mask < 0) | (mask > 0xFF) | (operation < OPERATION_WRITE) | (operation > OPERATION_AND))
     if wrong.any():

@@ -5,8 +5,8 @@
 #   gfn_track     u16 for each page                         } tracking has them: METADATA_FULL builds them
 #
 # The block is cleared and its lpage_info set here, not left to calloc's untouched pages: that work is what
-# the first split of a big slot costs. The dirty bitmaps (two bits a page) are a block of their own: a flag change
-# makes them.
+# the first split of a big slot costs. The dirty bitmaps (two bits a page) are a block of their own: a
+# flag change makes them.
 
 cdef enum:
     SHIFT_2M = 9                # pages of 2 MiB and of 1 GiB, as shifts of a gfn

@@ -306,9 +306,9 @@ cdef class SplittingBaseline:
     def update_many(self, starts, stops, attributes, operation=Operation.WRITE, mask=0xFF):
         """Many updates in order, in one call; the number of those that changed something.
 
-        All five arguments are scalars or arrays and broadcast; everything is checked first. Cost: as many `update`
-        calls, without Python between them. An update that fails, or Ctrl-C, ends the batch: those before it stand,
-        and the exception's ``done`` counts them.
+        All five arguments are scalars or arrays and broadcast; everything is checked first. Cost: as many
+        `update` calls, without Python between them. An update that fails, or Ctrl-C, ends the batch: those
+        before it stand, and the exception's ``done`` counts them.
 
         >>> SplittingBaseline(100).update_many([0, 5, 7], [10, 6, 7], [1, 1, 2])
         1
@@ -383,7 +383,7 @@ cdef class SplittingBaseline:
         return slot.attributes
 
     def take(self, gfns, /):
-        """The attributes of many pages: a uint8 array, one lookup each, GIL released.
+        """The attributes of many pages: a uint8 array, one lookup each.
 
         IndexError for a gfn outside [0, npages), plain LookupError for one in a hole (``rollback=False``).
 
@@ -401,13 +401,13 @@ cdef class SplittingBaseline:
         pages = asked.astype(np.uint64, copy=False)
         taken = np.empty(len(asked), np.uint8)
         values = taken
-        with nogil:
-            while done < pages.shape[0]:
-                slot = slot_at(&self.slots, pages[done])
-                if slot == NULL:
-                    break
-                values[done] = slot.attributes
-                done += 1
+        # Under the GIL: a change by another thread must not turn the tree round below a lookup.
+        while done < pages.shape[0]:
+            slot = slot_at(&self.slots, pages[done])
+            if slot == NULL:
+                break
+            values[done] = slot.attributes
+            done += 1
         if done < len(asked):
             raise LookupError(f"gfn {pages[done]} lies in a hole: no memslot holds it")
         return taken

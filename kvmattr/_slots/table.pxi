@@ -140,8 +140,8 @@ cdef class MemslotTable:
 
         Raises OSError with KVM's errno, in KVM's order: EINVAL for flags, ids, alignment, ranges and what a
         slot cannot change into, EEXIST for an overlap, EBADF for a closed descriptor, EINVAL for a
-        guest_memfd that does not fit, EINVAL beyond ``phys_bits``, ENOMEM. ValueError or TypeError for what does not fit
-        its field. A call that raises has changed nothing.
+        guest_memfd that does not fit, EINVAL beyond ``phys_bits``, ENOMEM. ValueError or TypeError
+        for what does not fit its field. A call that raises has changed nothing.
 
         O(log memslots), plus the metadata of a slot that is created or moved: 4 bytes each 2 MiB. Source:
         __kvm_set_memory_region in virt/kvm/kvm_main.c.
