@@ -153,3 +153,15 @@ def test_array_index_forms_are_put_and_take(Map):
     assert m[gfns].tolist() == [8, 8, 8]
     m[np.array([2, 2])] = np.array([1, 2])
     assert m.get(2) == 2
+
+
+def test_put_bitmap_raises_the_version_however_many_bits_a_block_has(Map):
+    """One bit, a few, many, all: each way of writing a block tells that it changed."""
+    for bits in (1, 3, 6, 7, 8, 100, 511, 512):
+        m = Map(2048)
+        assert m.run_count == 1
+        version = m.version
+        assert m.put_bitmap(512, np.packbits(np.arange(512) < bits, bitorder="little"), 1) == bits
+        assert m.version > version
+        assert m.run_count == 3
+        m.validate()

@@ -6,6 +6,7 @@ The campaign: KVMATTR_FUZZ_EXAMPLES=5000 python -m pytest tests/test_store_machi
 from __future__ import annotations
 
 import os
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.reference import DenseMap, ReferenceMap, SparseMap, assert_same, plai
 from tests.strategies import attributes, bounds, combs, gfns, masks, neighbours, operations, patterns, ranges
 
 LARGEST_READ = 2**15
+ITERATED_RUNS = 600
 
 
 class Pair:
@@ -128,6 +130,12 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
             pair.call("put", random.integers(start, stop, count, dtype=np.uint64),
                       random.choice(np.array(palette, dtype=np.uint8), count), operation, mask)
 
+        @stateful.rule(pair=maps, start=a_bound, words=st.lists(st.integers(0, 2**64 - 1), max_size=20),
+                       attributes=attributes, operation=operations, mask=masks)
+        def put_bitmap(self, pair: Pair, start: int, words: list[int], attributes: int, operation: int,
+                       mask: int) -> None:
+            pair.call("put_bitmap", start, np.array(words, dtype="<u8"), attributes, operation, mask)
+
         @stateful.rule(pair=maps, attributes=attributes)
         def fill(self, pair: Pair, attributes: int) -> None:
             pair.call("fill", attributes)
@@ -154,6 +162,11 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
             twin.call("update_many", runs["start"].copy(), runs["stop"].copy(), runs["attributes"].copy())
             return self.join(twin)
 
+        @stateful.rule(target=maps, pair=maps)
+        def reload(self, pair: Pair) -> Pair:
+            """The same map by way of its bytes."""
+            return self.join(Pair(AttributeMap.from_bytes(pair.store.to_bytes()), pair.model.copy()))
+
         @stateful.rule(pair=maps, other=maps)
         def restore(self, pair: Pair, other: Pair) -> None:
             versions = pair.store.version, pair.model.version
@@ -176,6 +189,11 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
         def compare(self, pair: Pair, other: Pair) -> None:
             assert (pair.store == other.store) == (pair.model == other.model)
 
+        @stateful.rule(pair=maps, other=maps, where=a_range)
+        def diff(self, pair: Pair, other: Pair, where: tuple[int, int]) -> None:
+            wanted = pair.model.diff(other.model, *where)
+            assert plain(pair.store.diff(other.store, *where)) == plain(wanted)
+
         # Look up.
 
         @stateful.rule(pair=maps, where=a_range, attributes=attributes, mask=masks)
@@ -190,12 +208,16 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
             pair.call("uniform", start, stop)
             pair.call("values", start, stop)
             pair.call("runs", start, stop)
+            some = islice(pair.store.iter_runs(start, stop), ITERATED_RUNS)
+            assert list(some) == runs[:ITERATED_RUNS].tolist()
             assert pair.store.run_count == pair.model.run_count
 
-        @stateful.rule(pair=maps, where=a_range)
-        def read(self, pair: Pair, where: tuple[int, int]) -> None:
+        @stateful.rule(pair=maps, where=a_range, mask=masks)
+        def read(self, pair: Pair, where: tuple[int, int], mask: int) -> None:
             start, stop = where
-            pair.call("to_numpy", start, min(stop, start + LARGEST_READ))
+            end = min(stop, start + LARGEST_READ)
+            pair.call("to_numpy", start, end)
+            pair.call("bitmap", start, end, mask)
             points = neighbours([start, stop, *pair.model.runs(start, stop)["start"][:20].tolist()], npages)
             pair.call("take", np.array(points, dtype=np.uint64))
             for gfn in points[:12]:
