@@ -16,9 +16,15 @@ from hypothesis import HealthCheck, settings
 from kvmattr import AttributeMap
 from tests.reference import DenseMap, SparseMap
 
-QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much,
-         HealthCheck.large_base_example]
-settings.register_profile("suite", deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
+QUIET = [
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.large_base_example,
+]
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=QUIET
+)
 settings.register_profile("campaign", deadline=None, print_blob=True, suppress_health_check=QUIET)
 settings.load_profile("campaign" if "KVMATTR_FUZZ_EXAMPLES" in os.environ else "suite")
 

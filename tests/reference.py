@@ -14,6 +14,7 @@ import operator
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -155,21 +156,37 @@ class ReferenceMap(ABC):
     def and_(self, start: int, stop: int, attributes: int) -> bool:
         return self.update(start, stop, attributes, Operation.AND)
 
-    def update(self, start: int, stop: int, attributes: int, operation: int = Operation.WRITE,
-               mask: int = 0xFF) -> bool:
+    def update(
+        self, start: int, stop: int, attributes: int, operation: int = Operation.WRITE, mask: int = 0xFF
+    ) -> bool:
         self._check_writable()
         start, stop = self._checked_range(start, stop)
         attributes = checked_byte(attributes, "attributes")
         operation = checked_operation(operation)
         mask = checked_byte(mask, "mask")
-        return bool(self._note(self._edit(start, stop, lambda old: updated(old, attributes, operation, mask))))
+        return bool(
+            self._note(self._edit(start, stop, lambda old: updated(old, attributes, operation, mask)))
+        )
 
-    def update_many(self, starts: Any, stops: Any, attributes: Any, operation: Any = Operation.WRITE,
-                    mask: Any = 0xFF) -> int:
+    def update_many(
+        self, starts: Any, stops: Any, attributes: Any, operation: Any = Operation.WRITE, mask: Any = 0xFF
+    ) -> int:
         self._check_writable()
-        calls = list(zip(*(column.flat for column in np.broadcast_arrays(
-            integers(starts, "starts"), integers(stops, "stops"), integers(attributes, "attributes"),
-            integers(operation, "operation"), integers(mask, "mask"))), strict=True))
+        calls = list(
+            zip(
+                *(
+                    column.flat
+                    for column in np.broadcast_arrays(
+                        integers(starts, "starts"),
+                        integers(stops, "stops"),
+                        integers(attributes, "attributes"),
+                        integers(operation, "operation"),
+                        integers(mask, "mask"),
+                    )
+                ),
+                strict=True,
+            )
+        )
         for start, stop, one_attributes, one_operation, one_mask in calls:
             self._checked_range(start, stop)
             checked_byte(one_attributes, "attributes")
@@ -182,19 +199,29 @@ class ReferenceMap(ABC):
         gfns = self._checked_gfns(gfns)
         return self.update_many(gfns, gfns + 1, attributes, operation, mask)
 
-    def put_bitmap(self, start: int, bits: Any, attributes: int, operation: int = Operation.WRITE,
-                   mask: int = 0xFF, npages: int | None = None) -> int:
+    def put_bitmap(
+        self,
+        start: int,
+        bits: Any,
+        attributes: int,
+        operation: int = Operation.WRITE,
+        mask: int = 0xFF,
+        npages: int | None = None,
+    ) -> int:
         self._check_writable()
         start, _ = self._checked_tail(start, None)
-        array = np.frombuffer(bits, dtype=np.uint8) if isinstance(bits, bytes | bytearray) else np.asarray(bits)
+        array = (
+            np.frombuffer(bits, dtype=np.uint8) if isinstance(bits, bytes | bytearray) else np.asarray(bits)
+        )
         if array.dtype not in (np.dtype("u1"), np.dtype("<u8")):
             raise TypeError(f"bits must be uint8 or little-endian uint64, not {array.dtype}")
         chosen = np.flatnonzero(np.unpackbits(array.view(np.uint8), bitorder="little"))
         limit = self._npages - start if npages is None else operator.index(npages)
         if chosen.size and (chosen[-1] >= limit or start + int(chosen[-1]) >= self._npages):
             raise ValueError(f"bit {chosen[-1]} is set, but only {limit} pages follow gfn {start}")
-        return self.put([start + int(bit) for bit in chosen] or np.empty(0, np.uint64),
-                        attributes, operation, mask)
+        return self.put(
+            [start + int(bit) for bit in chosen] or np.empty(0, np.uint64), attributes, operation, mask
+        )
 
     def fill(self, attributes: int) -> None:
         self._check_writable()
@@ -319,7 +346,10 @@ class ReferenceMap(ABC):
         return self._version
 
     def validate(self) -> None:
-        """The store checks its invariants here; an array has none."""
+        """What the store checks against its tree, here against the definition of a run."""
+        runs = self.runs()
+        assert (runs["start"][1:] == runs["stop"][:-1]).all(), "runs tile the pages"
+        assert (runs["attributes"][1:] != runs["attributes"][:-1]).all(), "neighbouring runs differ"
 
 
 class DenseMap(ReferenceMap):
@@ -335,8 +365,8 @@ class DenseMap(ReferenceMap):
         return int(np.count_nonzero(old != self._pages[start:stop]))
 
     def _assign(self, start: int, pages: np.ndarray) -> bool:
-        changed = not np.array_equal(self._pages[start:start + len(pages)], pages)
-        self._pages[start:start + len(pages)] = pages
+        changed = not np.array_equal(self._pages[start : start + len(pages)], pages)
+        self._pages[start : start + len(pages)] = pages
         return changed
 
     def _adopt(self, other: DenseMap) -> None:
@@ -393,7 +423,7 @@ class DenseMap(ReferenceMap):
 
 
 class SparseMap(ReferenceMap):
-    """Runs in order: run i begins at `_starts[i]`, has the value `_values[i]`, and ends where the next begins."""
+    """Runs in order: run i begins at `_starts[i]`, has `_values[i]`, and ends where the next begins."""
 
     def __init__(self, npages: int = MAX_PAGES, default: int = 0) -> None:
         super().__init__(npages, default)
@@ -405,7 +435,7 @@ class SparseMap(ReferenceMap):
         if start == stop:
             return []
         first, last = bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop)
-        edges = [start, *self._starts[first + 1:last], stop]
+        edges = [start, *self._starts[first + 1 : last], stop]
         return list(zip(edges[:-1], edges[1:], self._values[first:last], strict=True))
 
     def _replace(self, start: int, stop: int, pieces: list[tuple[int, int, int]]) -> None:
@@ -452,7 +482,7 @@ class SparseMap(ReferenceMap):
         start, stop = self._checked_range(start, stop)
         out = checked_out(out, stop - start)
         for piece_start, piece_stop, value in self._pieces(start, stop):
-            out[piece_start - start:piece_stop - start] = value
+            out[piece_start - start : piece_stop - start] = value
         return out
 
     def count(self, start: int, stop: int, attributes: int, mask: int = 0xFF) -> int:
@@ -475,9 +505,11 @@ class SparseMap(ReferenceMap):
     def diff(self, other: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
         self._check_same_size(other)
         start, stop = self._checked_tail(start, stop)
-        edges = sorted({edge for each in (self, other) for piece in each._pieces(start, stop) for edge in piece[:2]})
+        edges = sorted(
+            {edge for each in (self, other) for piece in each._pieces(start, stop) for edge in piece[:2]}
+        )
         changes: list[tuple[int, int, int, int]] = []
-        for left, right in zip(edges[:-1], edges[1:], strict=True):
+        for left, right in pairwise(edges):
             pair = (other.get(left), self.get(left))
             if pair[0] == pair[1]:
                 continue
@@ -500,7 +532,11 @@ def assert_same(store: Any, model: Any) -> None:
     assert len(store) == len(model)
     got, wanted = store.runs(), model.runs()
     if plain(got) != plain(wanted):
-        differing = next((i for i, (a, b) in enumerate(zip(got.tolist(), wanted.tolist(), strict=False)) if a != b),
-                         min(len(got), len(wanted)))
-        raise AssertionError(f"run {differing} of {len(got)} (of {len(wanted)} wanted): "
-                             f"{got[differing:differing + 2]}, wanted {wanted[differing:differing + 2]}")
+        differing = next(
+            (i for i, (a, b) in enumerate(zip(got.tolist(), wanted.tolist(), strict=False)) if a != b),
+            min(len(got), len(wanted)),
+        )
+        raise AssertionError(
+            f"run {differing} of {len(got)} (of {len(wanted)} wanted): "
+            f"{got[differing : differing + 2]}, wanted {wanted[differing : differing + 2]}"
+        )

@@ -11,8 +11,14 @@ def test_update_many_applies_in_order(Map):
     changed = m.update_many(np.array([0, 500, 510, 0]), np.array([1000, 520, 515, 0]), np.array([1, 2, 3, 9]))
     assert changed == 3
     assert type(changed) is int
-    assert m.runs().tolist() == [(0, 500, 1), (500, 510, 2), (510, 515, 3), (515, 520, 2), (520, 1000, 1),
-                                 (1000, 2000, 0)]
+    assert m.runs().tolist() == [
+        (0, 500, 1),
+        (500, 510, 2),
+        (510, 515, 3),
+        (515, 520, 2),
+        (520, 1000, 1),
+        (1000, 2000, 0),
+    ]
 
 
 def test_all_five_arguments_broadcast(Map):
@@ -60,7 +66,12 @@ def test_put_with_operations_and_masks(Map):
     assert m.take(gfns).tolist() == [0xAF] * 7
     assert m.put(gfns, 0x00, operation=Operation.AND, mask=0xA0) == 7
     assert m.take(gfns).tolist() == [0x0F] * 7
-    assert m.put(gfns, np.array([1, 2, 3, 4, 5, 6, 7]), np.array([0, 1, 2, 0, 1, 2, 0]), np.array([0xFF] * 6 + [0])) == 4
+    assert (
+        m.put(
+            gfns, np.array([1, 2, 3, 4, 5, 6, 7]), np.array([0, 1, 2, 0, 1, 2, 0]), np.array([0xFF] * 6 + [0])
+        )
+        == 4
+    )
     assert m.take(gfns).tolist() == [1, 0x0F, 3, 4, 0x0F, 6, 0x0F]
     m.put(5, np.array([1, 2, 4]), Operation.OR)
     assert m.get(5) == 0xAF

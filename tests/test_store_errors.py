@@ -134,8 +134,9 @@ def test_an_unknown_operation(m, operation):
     raises(ValueError, operation, m.put, np.array([1]), 77, operation=operation)
     raises(ValueError, operation, m.put_bitmap, 0, np.array([1], dtype=np.uint8), 77, operation=operation)
     raises(ValueError, operation, m.update_many, np.array([0]), np.array([9]), 77, operation=operation)
-    raises(ValueError, operation, m.update_many, np.array([0, 1]), np.array([9, 9]), 77,
-           operation=[0, operation])
+    raises(
+        ValueError, operation, m.update_many, np.array([0, 1]), np.array([9, 9]), 77, operation=[0, operation]
+    )
 
 
 @pytest.mark.parametrize("wrong", [1.0, 1.5, "1", b"1", None, (), {}, 1j, np.float64(1)])
@@ -162,8 +163,17 @@ def test_what_is_no_integer_is_a_type_error(Map, m, wrong):
         Map(wrong)
 
 
-@pytest.mark.parametrize("wrong", [np.array([True, False]), np.array([1.0, 2.0]), np.array(["1"]),
-                                   np.array([1, 2], dtype="m8[s]"), np.array([None, 1])], ids=lambda a: str(a.dtype))
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.array([True, False]),
+        np.array([1.0, 2.0]),
+        np.array(["1"]),
+        np.array([1, 2], dtype="m8[s]"),
+        np.array([None, 1]),
+    ],
+    ids=lambda a: str(a.dtype),
+)
 def test_index_arrays_are_of_integers(m, wrong):
     for call in (m.take, m.__getitem__):
         with pytest.raises(TypeError):
@@ -178,7 +188,9 @@ def test_index_arrays_are_of_integers(m, wrong):
         m.update_many(0, wrong, 1)
 
 
-@pytest.mark.parametrize("wrong", [np.array([1.0, 2.0]), np.array(["1", "2"]), np.array([1j, 2]), [1.5, 2.5]], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [np.array([1.0, 2.0]), np.array(["1", "2"]), np.array([1j, 2]), [1.5, 2.5]], ids=str
+)
 def test_arrays_of_attributes_are_of_integers(m, wrong):
     with pytest.raises(TypeError):
         m[0:2] = wrong
@@ -190,9 +202,14 @@ def test_arrays_of_attributes_are_of_integers(m, wrong):
 
 def test_lengths_that_do_not_broadcast(m):
     two, three = np.array([1, 2]), np.array([5, 6, 7])
-    for call, arguments in ((m.put, (two, three)), (m.put, (two, 1, three % 3)), (m.put, (two, 1, 0, three)),
-                            (m.update_many, (two, three, 1)), (m.update_many, (two, 9, three)),
-                            (m.update_many, (two, 9, 1, 0, three))):
+    for call, arguments in (
+        (m.put, (two, three)),
+        (m.put, (two, 1, three % 3)),
+        (m.put, (two, 1, 0, three)),
+        (m.update_many, (two, three, 1)),
+        (m.update_many, (two, 9, three)),
+        (m.update_many, (two, 9, 1, 0, three)),
+    ):
         raises(ValueError, 3, call, *arguments)
     raises(ValueError, 3, m.__setitem__, slice(0, 2), three)
     raises(ValueError, 2, m.__setitem__, slice(0, 0), two)
@@ -226,8 +243,17 @@ def test_a_bad_gfn_leaves_out_alone_or_says_so(m):
         m.take(np.array([PAGES] + [0] * 9), out=np.empty(10, dtype=np.uint8))
 
 
-@pytest.mark.parametrize("bits", [np.array([1.0]), np.array([1], dtype=np.int8), np.array([1], dtype=np.uint32),
-                                  np.array([1], dtype=">u8"), np.array([True])], ids=lambda a: str(a.dtype))
+@pytest.mark.parametrize(
+    "bits",
+    [
+        np.array([1.0]),
+        np.array([1], dtype=np.int8),
+        np.array([1], dtype=np.uint32),
+        np.array([1], dtype=">u8"),
+        np.array([True]),
+    ],
+    ids=lambda a: str(a.dtype),
+)
 def test_bits_are_bytes_or_little_endian_words(m, bits):
     with pytest.raises(TypeError):
         m.put_bitmap(0, bits, 1)
@@ -251,11 +277,17 @@ EXACT = [
     (lambda m: m.get(2000), IndexError, "gfn 2000 is outside [0, 2000)"),
     (lambda m: m[-1], IndexError, "gfn -1 is outside [0, 2000)"),
     (lambda m: m.take(np.array([1, -5])), IndexError, "gfn -5 is outside [0, 2000)"),
-    (lambda m: m.put(np.array([1, 2**64 - 1], dtype=np.uint64), 1), IndexError,
-     "gfn 18446744073709551615 is outside [0, 2000)"),
+    (
+        lambda m: m.put(np.array([1, 2**64 - 1], dtype=np.uint64), 1),
+        IndexError,
+        "gfn 18446744073709551615 is outside [0, 2000)",
+    ),
     (lambda m: m.write(0, 2001, 1), ValueError, "range [0, 2001): need 0 <= start <= stop <= 2000"),
-    (lambda m: m.write(-(2**70), 5, 1), ValueError,
-     "range [-1180591620717411303424, 5): need 0 <= start <= stop <= 2000"),
+    (
+        lambda m: m.write(-(2**70), 5, 1),
+        ValueError,
+        "range [-1180591620717411303424, 5): need 0 <= start <= stop <= 2000",
+    ),
     (lambda m: m.update_many([0, 9], [5, 8], 1), ValueError, "range [9, 8): need 0 <= start <= stop <= 2000"),
     (lambda m: m[7:3], ValueError, "range [7, 3): need 0 <= start <= stop <= 2000"),
     (lambda m: m[0:10:2], ValueError, "slice step 2: need 1"),
@@ -263,19 +295,47 @@ EXACT = [
     (lambda m: m.put(np.array([1]), np.array([-7])), ValueError, "attributes -7 is outside 0..255"),
     (lambda m: m.count(0, 5, 1, 300), ValueError, "mask 300 is outside 0..255"),
     (lambda m: AttributeMap(10, 256), ValueError, "default 256 is outside 0..255"),
-    (lambda m: AttributeMap(2**52 + 1), ValueError, "npages 4503599627370497 is outside 0..4503599627370496 (2^52)"),
+    (
+        lambda m: AttributeMap(2**52 + 1),
+        ValueError,
+        "npages 4503599627370497 is outside 0..4503599627370496 (2^52)",
+    ),
     (lambda m: m.update(0, 5, 1, 3), ValueError, "operation 3 is none of WRITE = 0, OR = 1, AND = 2"),
-    (lambda m: m.put(np.array([1]), 1, np.array([9])), ValueError, "operation 9 is none of WRITE = 0, OR = 1, AND = 2"),
+    (
+        lambda m: m.put(np.array([1]), 1, np.array([9])),
+        ValueError,
+        "operation 9 is none of WRITE = 0, OR = 1, AND = 2",
+    ),
     (lambda m: m.take(np.array([True])), TypeError, "gfns must be integers, not bool"),
     (lambda m: m["a"], TypeError, "index must be an integer, a slice or an array of integers, not str"),
     (lambda m: m.take(np.arange(4), out=np.empty(5, np.uint8)), ValueError, "out has 5 cells: need 4"),
-    (lambda m: m.take(np.arange(4), out=np.empty(4, np.int8)), TypeError, "out must be a uint8 array, not int8"),
-    (lambda m: m.restore(AttributeMap(5)), ValueError, "can only restore a map of as many pages: 5 is not 2000"),
+    (
+        lambda m: m.take(np.arange(4), out=np.empty(4, np.int8)),
+        TypeError,
+        "out must be a uint8 array, not int8",
+    ),
+    (
+        lambda m: m.restore(AttributeMap(5)),
+        ValueError,
+        "can only restore a map of as many pages: 5 is not 2000",
+    ),
     (lambda m: m.restore(None), TypeError, "can only restore an AttributeMap, not NoneType"),
-    (lambda m: m.snapshot().clear(), TypeError, "a snapshot or live view is read-only: change a copy() of it"),
-    (iter, TypeError, "an AttributeMap is not iterable (it may have 2^52 pages): use iter_runs() or to_numpy()"),
-    (np.asarray, TypeError, "an AttributeMap is not converted to an array by itself (it may have 2^52 pages): "
-                            "use to_numpy(start, stop)"),
+    (
+        lambda m: m.snapshot().clear(),
+        TypeError,
+        "a snapshot or live view is read-only: change a copy() of it",
+    ),
+    (
+        iter,
+        TypeError,
+        "an AttributeMap is not iterable (it may have 2^52 pages): use iter_runs() or to_numpy()",
+    ),
+    (
+        np.asarray,
+        TypeError,
+        "an AttributeMap is not converted to an array by itself (it may have 2^52 pages): "
+        "use to_numpy(start, stop)",
+    ),
 ]
 
 

@@ -22,8 +22,22 @@ def mixed(Map):
     return m, pages
 
 
-RANGES = [(0, 4096), (0, 512), (511, 513), (512, 1024), (513, 1023), (600, 1600), (1536, 2048), (2048, 3072),
-          (2000, 3100), (3072, 4096), (4095, 4096), (4000, 4095), (576, 640), (577, 639)]
+RANGES = [
+    (0, 4096),
+    (0, 512),
+    (511, 513),
+    (512, 1024),
+    (513, 1023),
+    (600, 1600),
+    (1536, 2048),
+    (2048, 3072),
+    (2000, 3100),
+    (3072, 4096),
+    (4095, 4096),
+    (4000, 4095),
+    (576, 640),
+    (577, 639),
+]
 
 
 def test_get_take_and_to_numpy_agree(mixed):
@@ -78,8 +92,10 @@ def test_range_questions_agree_with_the_pages(mixed, mask):
     m, pages = mixed
     for start, stop in RANGES:
         part = pages[start:stop]
-        assert np.array_equal(np.frombuffer(bytes(m.bitmap(start, stop, mask)), np.uint8),
-                              np.packbits(part & mask != 0, bitorder="little"))
+        assert np.array_equal(
+            np.frombuffer(bytes(m.bitmap(start, stop, mask)), np.uint8),
+            np.packbits(part & mask != 0, bitorder="little"),
+        )
         assert m.values(start, stop).tolist() == np.unique(part).tolist()
         for attributes in (0, 1, 2, 3, 4, 0xFF, 0x80, 0xFE):
             matching = (part & mask) == attributes

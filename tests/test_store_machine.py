@@ -35,7 +35,9 @@ class Pair:
         got, got_error = self._answer(self.store, method, arguments, keywords)
         assert got_error == wanted_error, f"{method}{arguments}: {got_error}, wanted {wanted_error}"
         assert plain(got) == plain(wanted), f"{method}{arguments}: {got!r}, wanted {wanted!r}"
-        assert (self.store.version > versions[0]) == (self.model.version > versions[1]), f"version: {method}{arguments}"
+        assert (self.store.version > versions[0]) == (self.model.version > versions[1]), (
+            f"version: {method}{arguments}"
+        )
         assert self.store.version >= versions[0], "version went back"
         return got
 
@@ -73,11 +75,14 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
         # Update.
 
         @stateful.rule(pair=maps, where=a_range, attributes=attributes, operation=operations, mask=masks)
-        def update(self, pair: Pair, where: tuple[int, int], attributes: int, operation: int, mask: int) -> None:
+        def update(
+            self, pair: Pair, where: tuple[int, int], attributes: int, operation: int, mask: int
+        ) -> None:
             pair.call("update", *where, attributes, operation, mask)
 
-        @stateful.rule(pair=maps, where=a_range, attributes=attributes,
-                       method=st.sampled_from(["write", "or_", "and_"]))
+        @stateful.rule(
+            pair=maps, where=a_range, attributes=attributes, method=st.sampled_from(["write", "or_", "and_"])
+        )
         def plain_update(self, pair: Pair, where: tuple[int, int], attributes: int, method: str) -> None:
             pair.call(method, *where, attributes)
 
@@ -91,49 +96,104 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
 
         @stateful.rule(pair=maps, start=a_bound, pages=patterns(largest_pattern))
         def assign(self, pair: Pair, start: int, pages: np.ndarray) -> None:
-            pages = pages[:npages - start]
+            pages = pages[: npages - start]
             pair.call("__setitem__", slice(start, start + len(pages)), pages)
 
         @stateful.rule(pair=maps, where=a_range)
         def delete(self, pair: Pair, where: tuple[int, int]) -> None:
             pair.call("__delitem__", slice(*where))
 
-        @stateful.rule(pair=maps, comb=combs(npages, bases), palette=st.lists(attributes, min_size=1, max_size=5),
-                       operation=operations, mask=masks)
-        def update_comb(self, pair: Pair, comb: tuple[np.ndarray, np.ndarray], palette: list[int],
-                        operation: int, mask: int) -> None:
+        @stateful.rule(
+            pair=maps,
+            comb=combs(npages, bases),
+            palette=st.lists(attributes, min_size=1, max_size=5),
+            operation=operations,
+            mask=masks,
+        )
+        def update_comb(
+            self,
+            pair: Pair,
+            comb: tuple[np.ndarray, np.ndarray],
+            palette: list[int],
+            operation: int,
+            mask: int,
+        ) -> None:
             starts, stops = comb
-            pair.call("update_many", starts, stops, np.resize(np.array(palette, dtype=np.uint8), len(starts)),
-                      operation, mask)
+            pair.call(
+                "update_many",
+                starts,
+                stops,
+                np.resize(np.array(palette, dtype=np.uint8), len(starts)),
+                operation,
+                mask,
+            )
 
-        @stateful.rule(pair=maps, calls=st.lists(st.tuples(a_range, attributes, operations, masks), max_size=12))
+        @stateful.rule(
+            pair=maps, calls=st.lists(st.tuples(a_range, attributes, operations, masks), max_size=12)
+        )
         def update_many(self, pair: Pair, calls: list[Any]) -> None:
             starts = np.array([where[0] for where, *_ in calls], dtype=np.uint64)
             stops = np.array([where[1] for where, *_ in calls], dtype=np.uint64)
             columns = [np.array([call[i] for call in calls], dtype=np.uint8) for i in (1, 2, 3)]
             pair.call("update_many", starts, stops, *columns)
 
-        @stateful.rule(pair=maps, puts=st.lists(st.tuples(a_gfn, attributes), max_size=40), operation=operations,
-                       mask=masks)
+        @stateful.rule(
+            pair=maps,
+            puts=st.lists(st.tuples(a_gfn, attributes), max_size=40),
+            operation=operations,
+            mask=masks,
+        )
         def put(self, pair: Pair, puts: list[tuple[int, int]], operation: int, mask: int) -> None:
-            pair.call("put", np.array([gfn for gfn, _ in puts], dtype=np.uint64),
-                      np.array([value for _, value in puts], dtype=np.uint8), operation, mask)
+            pair.call(
+                "put",
+                np.array([gfn for gfn, _ in puts], dtype=np.uint64),
+                np.array([value for _, value in puts], dtype=np.uint8),
+                operation,
+                mask,
+            )
 
-        @stateful.rule(pair=maps, seed=st.integers(0, 2**32), where=a_range, operation=operations, mask=masks,
-                       palette=st.lists(attributes, min_size=1, max_size=6), count=st.sampled_from([60, 700]))
-        def scatter(self, pair: Pair, seed: int, where: tuple[int, int], operation: int, mask: int,
-                    palette: list[int], count: int) -> None:
+        @stateful.rule(
+            pair=maps,
+            seed=st.integers(0, 2**32),
+            where=a_range,
+            operation=operations,
+            mask=masks,
+            palette=st.lists(attributes, min_size=1, max_size=6),
+            count=st.sampled_from([60, 700]),
+        )
+        def scatter(
+            self,
+            pair: Pair,
+            seed: int,
+            where: tuple[int, int],
+            operation: int,
+            mask: int,
+            palette: list[int],
+            count: int,
+        ) -> None:
             start, stop = where
             if start == stop:
                 return
             random = np.random.default_rng(seed)
-            pair.call("put", random.integers(start, stop, count, dtype=np.uint64),
-                      random.choice(np.array(palette, dtype=np.uint8), count), operation, mask)
+            pair.call(
+                "put",
+                random.integers(start, stop, count, dtype=np.uint64),
+                random.choice(np.array(palette, dtype=np.uint8), count),
+                operation,
+                mask,
+            )
 
-        @stateful.rule(pair=maps, start=a_bound, words=st.lists(st.integers(0, 2**64 - 1), max_size=20),
-                       attributes=attributes, operation=operations, mask=masks)
-        def put_bitmap(self, pair: Pair, start: int, words: list[int], attributes: int, operation: int,
-                       mask: int) -> None:
+        @stateful.rule(
+            pair=maps,
+            start=a_bound,
+            words=st.lists(st.integers(0, 2**64 - 1), max_size=20),
+            attributes=attributes,
+            operation=operations,
+            mask=masks,
+        )
+        def put_bitmap(
+            self, pair: Pair, start: int, words: list[int], attributes: int, operation: int, mask: int
+        ) -> None:
             pair.call("put_bitmap", start, np.array(words, dtype="<u8"), attributes, operation, mask)
 
         @stateful.rule(pair=maps, attributes=attributes)
@@ -255,5 +315,8 @@ SIZES = {
 def test_store_is_what_the_reference_is(size: str) -> None:
     stateful.run_state_machine_as_test(
         machine(*SIZES[size]),
-        settings=settings(max_examples=int(os.environ.get("KVMATTR_FUZZ_EXAMPLES", 20)),
-                          stateful_step_count=int(os.environ.get("KVMATTR_FUZZ_STEPS", 40))))
+        settings=settings(
+            max_examples=int(os.environ.get("KVMATTR_FUZZ_EXAMPLES", 20)),
+            stateful_step_count=int(os.environ.get("KVMATTR_FUZZ_STEPS", 40)),
+        ),
+    )

@@ -53,7 +53,14 @@ def test_negative_gfns_do_not_count_from_the_end(Map):
 def test_slices_have_step_one_and_are_not_clamped(Map):
     m = Map(10)
     assert m[2:4:1].tolist() == [0, 0]
-    for wrong in (slice(0, 10, 2), slice(0, 10, -1), slice(10, 0, -1), slice(0, 11), slice(5, 4), slice(11, 11)):
+    for wrong in (
+        slice(0, 10, 2),
+        slice(0, 10, -1),
+        slice(10, 0, -1),
+        slice(0, 11),
+        slice(5, 4),
+        slice(11, 11),
+    ):
         with pytest.raises(ValueError, match=r"\d"):
             m[wrong]
         with pytest.raises(ValueError, match=r"\d"):
@@ -144,7 +151,7 @@ def test_bytes_come_back_when_pages_go_uniform():
 
 def test_a_snapshot_costs_nothing_until_a_page_changes():
     m = AttributeMap(2**24)
-    m[0:2**20] = np.resize(np.array([0, 1], dtype=np.uint8), 2**20)
+    m[0 : 2**20] = np.resize(np.array([0, 1], dtype=np.uint8), 2**20)
     before = m.nbytes
     kept = [m.snapshot() for _ in range(100)]
     assert m.nbytes <= before + 100 * 512

@@ -1,5 +1,7 @@
 """run, runs, iter_runs, run_count, find, level: where equal pages begin and end."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -35,7 +37,7 @@ def test_runs_go_on_across_blocks_of_different_kinds(Map):
     m[2 * 512 + 100] = 9
     wanted = m.to_numpy(0, 8 * 512)
     edges = [0, *(np.flatnonzero(np.diff(wanted)) + 1).tolist(), 8 * 512]
-    assert m.runs().tolist() == [(a, b, int(wanted[a])) for a, b in zip(edges, edges[1:], strict=False)]
+    assert m.runs().tolist() == [(a, b, int(wanted[a])) for a, b in pairwise(edges)]
     assert m.run_count == len(edges) - 1
     for start, stop, attributes in m.runs().tolist():
         for gfn in {start, (start + stop) // 2, stop - 1}:

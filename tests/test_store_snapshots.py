@@ -56,14 +56,25 @@ def test_every_writing_method_of_a_snapshot_raises(Map):
     kept = m.snapshot()
     before, version = kept.runs().tobytes(), kept.version
     some = np.array([1, 2])
-    for write in (lambda: kept.write(0, 1, 1), lambda: kept.or_(0, 1, 1), lambda: kept.and_(0, 1, 1),
-                  lambda: kept.update(0, 1, 1), lambda: kept.update_many(some, some + 1, 1),
-                  lambda: kept.put(some, 1), lambda: kept.put_bitmap(0, np.array([1], dtype=np.uint8), 1),
-                  lambda: kept.fill(0), lambda: kept.clear(), lambda: kept.restore(m),
-                  lambda: kept.__setitem__(0, 1), lambda: kept.__setitem__(slice(0, 9), 1),
-                  lambda: kept.__setitem__(slice(0, 2), some), lambda: kept.__setitem__(some, 1),
-                  lambda: kept.__delitem__(slice(0, 9)), lambda: kept.write(0, 0, 1),
-                  lambda: kept.put(np.empty(0, dtype=np.uint64), 1)):
+    for write in (
+        lambda: kept.write(0, 1, 1),
+        lambda: kept.or_(0, 1, 1),
+        lambda: kept.and_(0, 1, 1),
+        lambda: kept.update(0, 1, 1),
+        lambda: kept.update_many(some, some + 1, 1),
+        lambda: kept.put(some, 1),
+        lambda: kept.put_bitmap(0, np.array([1], dtype=np.uint8), 1),
+        lambda: kept.fill(0),
+        lambda: kept.clear(),
+        lambda: kept.restore(m),
+        lambda: kept.__setitem__(0, 1),
+        lambda: kept.__setitem__(slice(0, 9), 1),
+        lambda: kept.__setitem__(slice(0, 2), some),
+        lambda: kept.__setitem__(some, 1),
+        lambda: kept.__delitem__(slice(0, 9)),
+        lambda: kept.write(0, 0, 1),
+        lambda: kept.put(np.empty(0, dtype=np.uint64), 1),
+    ):
         with pytest.raises(TypeError, match="read-only"):
             write()
     assert kept.runs().tobytes() == before
@@ -149,7 +160,7 @@ def test_equality_is_of_pages(Map):
     for start, stop, attributes in m.runs().tolist():
         other.write(start, stop, attributes)
     assert m == other
-    assert not m != other
+    assert (m != other) is False
     other.or_(0, 4096, 0x10)
     assert m != other
     m.put(np.arange(4096), 0x10, 1)
@@ -170,8 +181,13 @@ def test_diff_is_packed_coalesced_and_clipped(Map):
     assert m.diff(kept).tolist() == []
     m.or_(4, 8, 0x10)
     m.write(3600, 3700, 7)
-    assert m.diff(kept).tolist() == [(4, 5, 0, 0x10), (5, 6, 1, 0x11), (6, 7, 0, 0x10), (7, 8, 1, 0x11),
-                                     (3600, 3700, 0, 7)]
+    assert m.diff(kept).tolist() == [
+        (4, 5, 0, 0x10),
+        (5, 6, 1, 0x11),
+        (6, 7, 0, 0x10),
+        (7, 8, 1, 0x11),
+        (3600, 3700, 0, 7),
+    ]
     assert m.diff(kept, 6, 3650).tolist() == [(6, 7, 0, 0x10), (7, 8, 1, 0x11), (3600, 3650, 0, 7)]
     assert kept.diff(m, 3690).tolist() == [(3690, 3700, 7, 0)]
     assert m.diff(kept, stop=5).tolist() == [(4, 5, 0, 0x10)]
@@ -206,7 +222,9 @@ def test_a_leaf_that_is_a_root_stays_shared_when_the_map_grows_higher(Map):
 def test_diff_with_another_family(Map):
     m, other = fragmented(Map), Map(4096)
     changes = m.diff(other).tolist()
-    assert changes == [(start, stop, 0, attributes) for start, stop, attributes in m.runs().tolist() if attributes]
+    assert changes == [
+        (start, stop, 0, attributes) for start, stop, attributes in m.runs().tolist() if attributes
+    ]
 
 
 def test_a_page_changed_and_changed_back_does_not_differ(Map):

@@ -13,12 +13,20 @@ def test_write_replaces_or_sets_and_keeps(Map):
     assert m.write(10, 20, 0b0101) is True
     assert m.or_(15, 25, 0b0010) is True
     assert m.and_(0, 18, 0b0110) is True
-    assert m.runs(0, 32).tolist() == [(0, 10, 0), (10, 15, 0b0100), (15, 18, 0b0110), (18, 20, 0b0111),
-                                      (20, 25, 0b0010), (25, 32, 0)]
+    assert m.runs(0, 32).tolist() == [
+        (0, 10, 0),
+        (10, 15, 0b0100),
+        (15, 18, 0b0110),
+        (18, 20, 0b0111),
+        (20, 25, 0b0010),
+        (25, 32, 0),
+    ]
 
 
-@pytest.mark.parametrize(("operation", "wanted"), [(Operation.WRITE, 0b1010_0101), (Operation.OR, 0b1010_1111),
-                                                   (Operation.AND, 0b1010_0000)])
+@pytest.mark.parametrize(
+    ("operation", "wanted"),
+    [(Operation.WRITE, 0b1010_0101), (Operation.OR, 0b1010_1111), (Operation.AND, 0b1010_0000)],
+)
 def test_bits_outside_the_mask_never_change(Map, operation, wanted):
     m = Map(600, 0b1010_1010)
     m.update(511, 513, 0b0101_0101, operation, mask=0x0F)
@@ -62,7 +70,7 @@ def test_true_only_if_a_page_changed(WideMap, size):
 def test_one_differing_page_in_the_middle_decides(Map):
     """An OR over a fragmented range changes something exactly if one page lacks the bit."""
     m = Map(2**15)
-    m[0:2**15] = np.resize(np.array([1, 3], dtype=np.uint8), 2**15)
+    m[0 : 2**15] = np.resize(np.array([1, 3], dtype=np.uint8), 2**15)
     assert m.or_(0, 2**15, 1) is False
     assert m.and_(0, 2**15, 3) is False
     for gfn in (0, 511, 512, 777, 2**14, 2**15 - 1):
@@ -98,7 +106,7 @@ def test_pending_operations_compose(Map):
 
 def test_a_pending_operation_reaches_pages_written_before_it_only(Map):
     m = Map(2**18)
-    m[0:2**18] = np.resize(np.array([0, 1], dtype=np.uint8), 2**18)
+    m[0 : 2**18] = np.resize(np.array([0, 1], dtype=np.uint8), 2**18)
     m.or_(0, 2**18, 0x10)
     m[5] = 0
     m.write(700, 1300, 2)
@@ -162,9 +170,25 @@ def test_python_words_for_updates(Map):
     m[np.array([40, 42])] = 8
     m[np.array([50, 52])] = np.array([9, 10], dtype=np.uint8)
     assert m.runs(0, 60).tolist() == [
-        (0, 5, 1), (5, 6, 2), (6, 10, 1), (10, 20, 3), (20, 30, 1), (30, 31, 4), (31, 32, 5), (32, 33, 6),
-        (33, 34, 7), (34, 40, 1), (40, 41, 8), (41, 42, 1), (42, 43, 8), (43, 50, 1), (50, 51, 9), (51, 52, 1),
-        (52, 53, 10), (53, 60, 1)]
+        (0, 5, 1),
+        (5, 6, 2),
+        (6, 10, 1),
+        (10, 20, 3),
+        (20, 30, 1),
+        (30, 31, 4),
+        (31, 32, 5),
+        (32, 33, 6),
+        (33, 34, 7),
+        (34, 40, 1),
+        (40, 41, 8),
+        (41, 42, 1),
+        (42, 43, 8),
+        (43, 50, 1),
+        (50, 51, 9),
+        (51, 52, 1),
+        (52, 53, 10),
+        (53, 60, 1),
+    ]
     del m[0:2000]
     assert m.runs().tolist() == [(0, 2000, 1)]
     m[:] = 6
