@@ -23,7 +23,7 @@ masks = st.one_of(st.just(0xFF), st.sampled_from([1 << bit for bit in range(8)])
 
 
 def edges(npages: int, bases: Iterable[int] = (0,)) -> list[int]:
-    """The bounds in [0, npages] where a node, a leaf or a word begins or ends, and those beside them."""
+    """The bounds in [0, npages] where a node, a leaf or a word begins or ends, and the next ones."""
     marks = {0, npages}
     for base in bases:
         marks |= {base + mark for mark in (8, 64, 128, 448, 576, 640)}
