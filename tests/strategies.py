@@ -36,7 +36,7 @@ def edges(npages: int, bases: Iterable[int] = (0,)) -> list[int]:
 
 
 def bounds(npages: int, bases: Iterable[int] = (0,)) -> st.SearchStrategy[int]:
-    """A bound in [0, npages]: at an edge, in the few blocks about a base (so that draws meet), or anywhere."""
+    """A bound in [0, npages]: at an edge, in the few blocks about a base (draws meet there), anywhere."""
     bases = [base for base in bases if base <= npages]
     near_base = st.builds(
         lambda base, offset: min(max(base + offset, 0), npages),
