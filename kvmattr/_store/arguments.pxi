@@ -106,9 +106,14 @@ cdef object integer_array(object values, str name):
     array = np.asarray(values)
     if array.dtype.kind in "ui":
         return array
-    if array.size == 0 and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        return array.astype(np.uint64)          # [] has no type of its own
-    if array.dtype.kind == "O" and all(isinstance(value, int) for value in array.flat):
+    if isinstance(values, (list, tuple)):
+        if array.size == 0:
+            return array.astype(np.uint64)          # [] has no type of its own
+        if array.dtype.kind in "fO":                # numpy makes floats of integers around 2^63
+            integers = np.asarray(values, dtype=object)
+            if all(isinstance(value, int) for value in integers.flat):
+                return integers
+    elif array.dtype.kind == "O" and all(isinstance(value, int) for value in array.flat):
         return array
     raise TypeError(f"{name} must be integers, not {array.dtype}")
 
@@ -157,11 +162,13 @@ cdef object operation_array(object values):
     return array.astype(np.uint8)
 
 
-cdef object change_arrays(object attributes, object operation, object mask):
-    """k and x of updates whose attributes, operations and masks are arrays that broadcast."""
+cdef object change_arrays(object attributes, object operation, object mask, str name, object pages):
+    """k and x of updates whose attributes, operations and masks are arrays that broadcast, with each other and with
+    the pages or ranges called `name`."""
     attributes = byte_array(attributes, "attributes")
     operation = operation_array(operation)
     mask = byte_array(mask, "mask")
+    broadcast((pages, attributes, operation, mask), (name, "attributes", "operation", "mask"))
     masked = attributes & mask
     k = np.select([operation == 0, operation == 1], [~mask, ~masked], attributes | ~mask)
     x = np.where(operation == 2, np.uint8(0), masked)

@@ -22,7 +22,7 @@ cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0
             if not sound:
                 raise MemoryError(f"out of memory after {batch.done} of {count} operations")
             PyErr_CheckSignals()
-    except (MemoryError, KeyboardInterrupt) as stopped:
+    except BaseException as stopped:        # whatever a signal handler raises
         stopped.done = batch.done
         raise
     finally:
@@ -234,8 +234,8 @@ cdef class AttributeMap:
         batch.done = 0
         batch.changed = 0
         if batch.step:
-            ks, xs = change_arrays(attributes, operation, mask)
-            starts, stops, ks, xs = broadcast((starts, stops, ks, xs), ("starts", "stops", "attributes", "mask"))
+            ks, xs = change_arrays(attributes, operation, mask, "starts", starts)
+            starts, stops, ks, xs = broadcast((starts, stops, ks, xs), ("starts", "stops", "attributes", "attributes"))
             if starts.size == 0:
                 return 0
             PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
@@ -285,8 +285,8 @@ cdef class AttributeMap:
         batch.changed = 0
         batch.stops = NULL
         if batch.step:
-            ks, xs = change_arrays(attributes, operation, mask)
-            gfns, ks, xs = broadcast((gfns, ks, xs), ("gfns", "attributes", "mask"))
+            ks, xs = change_arrays(attributes, operation, mask, "gfns", gfns)
+            gfns, ks, xs = broadcast((gfns, ks, xs), ("gfns", "attributes", "attributes"))
             if gfns.size == 0:
                 return 0
             PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
@@ -333,6 +333,8 @@ cdef class AttributeMap:
         elif kvmattr_integer(npages, &count) or count < 0:
             raise ValueError(f"npages {npages}: need 0 or more")
         gfn_or_end(start, self.map.pages, &lo)
+        if not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask)):
+            return self.put_selected(lo, words, attributes, operation, mask, npages)
         change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
         if self.frozen:
             raise_readonly()
@@ -362,7 +364,7 @@ cdef class AttributeMap:
                     if not sound:
                         raise MemoryError(f"out of memory after {batch.done} operations")
                     PyErr_CheckSignals()
-            except (MemoryError, KeyboardInterrupt) as stopped:
+            except BaseException as stopped:        # whatever a signal handler raises
                 stopped.done = batch.done
                 raise
             finally:
@@ -372,6 +374,18 @@ cdef class AttributeMap:
         if KVMATTR_DEBUG_BUILD:
             self.validate()
         return batch.changed
+
+    cdef object put_selected(self, uint64_t start, words, attributes, operation, mask, npages):
+        """put_bitmap with arrays: a cell of theirs for each bit. Goes the way of ``put``, page by page."""
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        chosen = np.flatnonzero(bits)
+        length = int(chosen.max()) + 1 if chosen.size else 0
+        arrays = broadcast((attributes, operation, mask), ("attributes", "operation", "mask"))
+        count = len(arrays[0]) if npages is None else int(npages)
+        if length > count:
+            raise ValueError(f"bit {length - 1} is set beyond npages {count}")
+        arrays = [np.broadcast_to(array, (count,))[chosen] for array in arrays]
+        return self.put(chosen.astype(np.uint64) + np.uint64(start), *arrays)
 
     def fill(self, attributes, /):
         """Give every page these attributes. Cost: constant, plus freeing what was stored, in later calls.
