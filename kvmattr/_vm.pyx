@@ -31,7 +31,7 @@ import numpy as np
 
 from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, Map, UpdateResult, map_announce, map_apply,
-                            map_enter, map_is_uniform, map_leave, map_of, map_page, map_refused, map_run_stop)
+                            map_enter, map_block_is_uniform, map_leave, map_of, map_page, map_refused, map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
 from kvmattr._core import AttributeMap
@@ -338,14 +338,14 @@ cdef class Machine:
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
         cdef uint8_t attributes = <uint8_t>record.attributes
         cdef int operation = <int>record.last
+        cdef uint8_t keep = 0 if operation == WRITE else attributes if operation == AND else ~attributes
         cdef Hull before = self.invalidation.range
         cdef bint invalidates
         cdef UpdateResult result
         if not self.keeps[operation][attributes] and self.makes_illegal(start, stop, attributes, operation, refused):
             return REFUSED
         invalidates = self.begin_invalidation(start, stop)
-        result = map_apply(self.map, start, stop, 0 if operation == WRITE else attributes if operation == AND
-                           else ~attributes, 0 if operation == AND else attributes)
+        result = map_apply(self.map, start, stop, keep, 0 if operation == AND else attributes)
         if invalidates and result == UPDATE_CHANGED:
             self.invalidation.close()
         elif invalidates:
@@ -417,7 +417,7 @@ cdef class Machine:
             if block < slot.start or block + pages > slot.stop:
                 return
             if block < start or block + pages > stop:
-                if not map_is_uniform(self.map, block, block + pages):
+                if not map_block_is_uniform(self.map, block, level):
                     return  # mixed at this level, so at all above
                 self.invalidation.widen(block, block + pages)
             pages *= PAGES_PER_BLOCK
@@ -768,7 +768,7 @@ cdef class Machine:
         for level in range(2, MAPPING_LEVELS + 1):
             block = gfn & ~(pages - 1)
             if (askew & (pages - 1) or block < slot.start or block + pages > slot.stop
-                    or not map_is_uniform(self.map, block, block + pages)):
+                    or not map_block_is_uniform(self.map, block, level)):
                 break
             highest = level
             pages *= PAGES_PER_BLOCK

@@ -21,9 +21,22 @@ cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
     """The attributes of one page."""
     return map_get(map, gfn)
 
-cdef bint map_is_uniform(const Map *map, uint64_t start, uint64_t stop) noexcept nogil:
-    """Whether all pages of [start, stop), not empty, have the same attributes."""
-    return map_find(map, start, stop, map_get(map, start), 0xff, False) < 0
+cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
+    """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""
+    cdef uint64_t start = gfn & ~(level_span(level) - 1)
+    cdef Entry e = map.root
+    cdef uint32_t handle = entry_handle(e)
+    cdef int at = map.level
+    if gfn < level_span(at) and at >= level:
+        while at > level and handle and is_node(handle):
+            at -= 1
+            e = node_at(map.family, handle)[(gfn >> level_shift(at)) & 511]
+            handle = entry_handle(e)
+        if handle == 0:
+            return True
+        if at == 2:
+            return False            # a leaf is never uniform
+    return map_find(map, start, start + level_span(level), map_get(map, start), 0xff, False) < 0
 
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil:
     """How far the run that holds gfn extends, at most to stop."""
