@@ -26,6 +26,7 @@ class Invalidation:
     def retry(self, sequence: int, gfn: int | None = None) -> bool: ...
 
 class Machine:
+    observer: Callable[..., object] | None
     @property
     def profile(self) -> Profile: ...
     @property

@@ -17,6 +17,7 @@ them; ``commit`` comes between 5 and 6. See ``listeners.py``.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.long cimport PyLong_Check
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
                                PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
                                PyThread_type_lock)
@@ -101,15 +102,19 @@ cdef uint64_t U64 = <uint64_t>-1
 
 cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFFFFFFFFFE:
     """Return the value of an unsigned field; ValueError if it does not fit, TypeError if it is no integer."""
-    cdef uint64_t number
+    cdef uint64_t number = 0
     cdef bint fits = True
+    if not PyLong_Check(value):
+        try:
+            value = as_integer(value)
+        except TypeError:
+            raise TypeError(f"{name} {value!r}: must be an integer") from None
     try:
         number = value
     except OverflowError:
-        number = 0
         fits = False
     if not fits or number > largest:
-        raise ValueError(f"{name} {as_integer(value):#x}: must be in 0..{largest:#x}")
+        raise ValueError(f"{name} {value:#x}: must be in 0..{largest:#x}")
     return number
 
 
@@ -179,7 +184,7 @@ cdef class Invalidation:
         """Widen the hull of the changes in progress to hold the gfns [start, stop); ValueError if it is empty."""
         cdef uint64_t first = field(start, MAX_GFN, "start"), end = field(stop, MAX_GFN, "stop")
         if first >= end:
-            raise ValueError(f"range {start}..{stop}: start must be below stop")
+            raise ValueError(f"range {first:#x}..{end:#x}: start must be below stop")
         if not self.in_progress:
             raise ValueError("no change is in progress: begin one first")
         self.widen(first, end)
@@ -654,12 +659,13 @@ cdef class Machine:
         Exit(reason=6, flags=0, gpa=4660, size=4, is_write=False)
         """
         cdef uint64_t first = field(gpa, U64, "gpa")
-        cdef uint64_t last = first + field(size, U64, "size") - 1
+        cdef uint64_t length = field(size, U64, "size")
+        cdef uint64_t last = first + length - 1
         cdef uint64_t wanted = field(access, 7, "access")
         if wanted == 0:
             raise ValueError("access 0: must be READ, WRITE, EXEC or several of them")
-        if last < first:
-            raise ValueError(f"gpa {gpa:#x}, size {size}: must be at least a byte, and end at or below 2^64")
+        if length == 0 or last < first:
+            raise ValueError(f"gpa {first:#x}, size {length:#x}: must be at least a byte, and end at or below 2^64")
         cdef int claimed = -1 if private is None else bool(private)
         cdef uint64_t gfn = first >> PAGE_SHIFT, end = last >> PAGE_SHIFT
         cdef const Slot *slot

@@ -140,6 +140,8 @@ class VM(Machine):
         """
         if not self.profile.mail_calls:
             raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_GET_MEMORY_ATTRIBUTES")
+        if self.observer is not None:
+            self.observer("get", address, size)
         self._check(address, size)
         runs = self.attributes.runs(address >> uapi.PAGE_SHIFT, address + size >> uapi.PAGE_SHIFT)
         ranges = np.empty(len(runs), RANGES)
@@ -149,6 +151,8 @@ class VM(Machine):
         return ranges
 
     def _get_attributes(self, asked: uapi.kvm_memory_attributes) -> int:
+        if self.observer is not None:
+            self.observer("get", asked.address, asked.size)
         self._check(asked.address, asked.size, asked.operation, asked.flags)
         start, stop = asked.address >> uapi.PAGE_SHIFT, asked.address + asked.size >> uapi.PAGE_SHIFT
         _, run_stop, asked.attributes = self.attributes.run(start)
@@ -205,6 +209,8 @@ class VM(Machine):
         having changed nothing (:meth:`kvmattr.memslots.MemslotTable.set_region` says which), EBUSY from
         inside a listener; ValueError for a value that fits no field of the structure.
         """
+        if self.observer is not None:
+            self.observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr)
         with self._changing():
             self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         return 0
@@ -228,6 +234,9 @@ class VM(Machine):
         >>> vm.set_user_memory_region2(0, 0, 1 << 20, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=memory)
         0
         """
+        if self.observer is not None:
+            self.observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd,
+                          guest_memfd_offset)
         with self._changing():
             self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
                                      guest_memfd=guest_memfd, guest_memfd_offset=guest_memfd_offset)
@@ -345,14 +354,15 @@ class VM(Machine):
 
 
 def _through_memory(structure: type[ctypes.Structure], answer: Callable[[Any, Any], int]) -> Handler:
-    """Return the handler that copies the structure out of ``arg``, answers it and copies it back, as the kernel."""
+    """Return a handler that copies the structure out of ``arg``, answers it and copies it back."""
     size = ctypes.sizeof(structure)
 
     def handler(vm: VM, arg: Any, mutate_flag: bool) -> int | bytes:
         try:
             memory = memoryview(arg).cast("B")
         except (TypeError, BufferError, ValueError) as refused:
-            raise OSError(EFAULT, f"{arg!r}: must be a buffer with a {structure.__name__} ({refused})") from None
+            text = f"{arg!r}: must be a buffer with a {structure.__name__} ({refused})"
+            raise OSError(EFAULT, text) from None
         if len(memory) < size:
             raise OSError(EFAULT, f"a buffer of {len(memory)} bytes: {structure.__name__} has {size}")
         request = structure.from_buffer_copy(memory)
@@ -376,7 +386,9 @@ _KVM_CALLS: dict[int, Handler] = {
 #: The same with the calls of the mail.
 _ALL_CALLS: dict[int, Handler] = _KVM_CALLS | {
     uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._get_attributes),
-    uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES: _through_memory(uapi.supported_memory_attributes, VM._get_supported),
+    uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES: _through_memory(
+        uapi.supported_memory_attributes, VM._get_supported
+    ),
     uapi.KVM_MEMORY_ENCRYPT_REG_REGION: _through_memory(uapi.kvm_enc_region, VM._register_region),
     uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION: _through_memory(uapi.kvm_enc_region, VM._unregister_region),
 }

@@ -26,8 +26,10 @@ PROBED = slice(0x100, 0x140)  # the 64 pages whose state the recording probed
 
 ROWS = {}
 NOT_RUN = {
-    "ioctl from a forked child (other mm): valid, invalid, NULL pointer": "a forked child has a model of its own",
-    "out of memory (memcg limit 32 MiB, process exempt from the OOM killer), 2^28 pages private": "one word here; that a failed allocation changes nothing is tested with the store",
+    "ioctl from a forked child (other mm): valid, invalid, NULL pointer":
+        "a forked child has a model of its own",
+    "out of memory (memcg limit 32 MiB, process exempt from the OOM killer), 2^28 pages private":
+        "one word here; that a failed allocation changes nothing is tested with the store",
     "same, process killable": "needs the kernel's OOM killer",
     "out of memory, 2^28 pages to SHARED with 4 pages private": "nothing is reserved to clear",
     "afterwards: small sets over the leftovers": "nothing is reserved, so nothing is left over",
@@ -35,7 +37,8 @@ NOT_RUN = {
     " read EINVAL": "a handle is no file descriptor and has no contents",
     "guest_memfd slot over PROT_NONE memory, shared": "there are no host mappings to refuse it",
     "type-0 VM over PROT_NONE": "there are no host mappings to refuse it",
-    "no memslot, PRIVATE set AFTER an MMIO access there": "there are no cached MMIO mappings: it is a MEMORY_FAULT at once, as VM.access says",
+    "no memslot, PRIVATE set AFTER an MMIO access there":
+        "there are no cached MMIO mappings: it is a MEMORY_FAULT at once, as VM.access says",
     "back to shared / back to private": "there are no memory contents",
     "emulated movsb from MMIO into a PRIVATE page of a plain slot": "needs KVM's instruction emulator",
     "movsb from a PRIVATE page to MMIO": "needs KVM's instruction emulator",
