@@ -32,7 +32,8 @@ import numpy as np
 
 from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, Map, UpdateResult, map_announce, map_apply,
-                            map_enter, map_block_is_uniform, map_leave, map_of, map_page, map_refused, map_run_stop)
+                            map_block_is_uniform, map_enter, map_leave, map_of, map_page, map_refused,
+                            map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
 from kvmattr._core import AttributeMap
@@ -181,7 +182,7 @@ cdef class Invalidation:
         self.open()
 
     def add(self, start, stop):
-        """Widen the hull of the changes in progress to hold the gfns [start, stop); ValueError if it is empty."""
+        """Widen the hull of the changes in progress to hold the gfns [start, stop)."""
         cdef uint64_t first = field(start, MAX_GFN, "start"), end = field(stop, MAX_GFN, "stop")
         if first >= end:
             raise ValueError(f"range {first:#x}..{end:#x}: start must be below stop")
@@ -258,7 +259,7 @@ cdef class Machine:
         self.find_operations_that_keep_legality()
 
     cdef void find_operations_that_keep_legality(self) noexcept:
-        """Note for each OR and AND whether it leaves every legal byte legal: then nothing stored need be read."""
+        """Note for each OR and AND whether it keeps every legal byte legal: then nothing need be read."""
         cdef int attributes, byte
         for attributes in range(256):
             self.keeps[OR][attributes] = self.keeps[AND][attributes] = True
@@ -328,7 +329,7 @@ cdef class Machine:
         return f"size {size:#x}: must be a multiple of 4096"
 
     def _check(self, address, size, operation=0, flags=0):
-        """Raise OSError(EINVAL) for a range, operation or flags that KVM refuses; ValueError as the methods."""
+        """Raise OSError(EINVAL) for what KVM refuses, ValueError for what fits no field."""
         cdef Record record
         record.address = field(address, U64, "address")
         record.size = field(size, U64, "size")
@@ -338,7 +339,7 @@ cdef class Machine:
             raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
 
     cdef Outcome change(self, const Record *record, uint8_t *refused) noexcept nogil:
-        """Make one checked change that nobody listens to, under the lock; ``refused``: a byte that may not be."""
+        """Make one checked change that nobody listens to, under the lock and the store's mutex."""
         cdef uint64_t start = record.address >> PAGE_SHIFT
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
         cdef uint8_t attributes = <uint8_t>record.attributes
@@ -347,7 +348,8 @@ cdef class Machine:
         cdef Hull before = self.invalidation.range
         cdef bint invalidates
         cdef UpdateResult result
-        if not self.keeps[operation][attributes] and self.makes_illegal(start, stop, attributes, operation, refused):
+        if (not self.keeps[operation][attributes]
+                and self.makes_illegal(start, stop, attributes, operation, refused)):
             return REFUSED
         invalidates = self.begin_invalidation(start, stop)
         result = map_apply(self.map, start, stop, keep, 0 if operation == AND else attributes)
@@ -381,7 +383,7 @@ cdef class Machine:
         return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
 
     cdef bint begin_invalidation(self, uint64_t start, uint64_t stop) noexcept nogil:
-        """Begin an invalidation of what the memslots in [start, stop) map; False if there is none to begin."""
+        """Begin an invalidation of what the memslots in [start, stop) map; False if there are none."""
         cdef bint begun = False
         cdef int space
         cdef uint16_t index
@@ -402,8 +404,9 @@ cdef class Machine:
     cdef void invalidate_slot(self, uint64_t start, uint64_t stop, const Slot *slot) noexcept nogil:
         """Widen the hull by the part of [start, stop) in a slot, and by the huge pages across its two ends.
 
-        A huge page whose pages are equal so far may be mapped; the change makes it mixed, so a fault on one of
-        its unchanged pages must not map it now (``arch/x86/kvm/mmu/mmu.c``, kvm_arch_pre_set_memory_attributes).
+        A huge page whose pages are equal so far may be mapped; the change makes it mixed, so a fault on one
+        of its unchanged pages must not map it now (``arch/x86/kvm/mmu/mmu.c``,
+        kvm_arch_pre_set_memory_attributes).
         """
         start = max(start, slot.start)
         stop = min(stop, slot.stop)
@@ -640,7 +643,7 @@ cdef class Machine:
     # Faults ------------------------------------------------------------------------------------------------
 
     def access(self, gpa, access, size=1, private=None):
-        """Let a guest access memory: None if it may, else the :class:`kvmattr.Exit` that KVM gives user space.
+        """Let a guest access memory: None if it may, else the :class:`kvmattr.Exit` to user space.
 
         ``gpa``: byte address; ``access``: one or several of :class:`kvmattr.Access`; ``size``: bytes from
         ``gpa``; ``private``: whether the access is to private memory, None for what the attribute says. In
@@ -665,7 +668,8 @@ cdef class Machine:
         if wanted == 0:
             raise ValueError("access 0: must be READ, WRITE, EXEC or several of them")
         if length == 0 or last < first:
-            raise ValueError(f"gpa {first:#x}, size {length:#x}: must be at least a byte, and end at or below 2^64")
+            raise ValueError(f"gpa {first:#x}, size {length:#x}: "
+                             "must be at least a byte, and end at or below 2^64")
         cdef int claimed = -1 if private is None else bool(private)
         cdef uint64_t gfn = first >> PAGE_SHIFT, end = last >> PAGE_SHIFT
         cdef const Slot *slot
@@ -696,7 +700,8 @@ cdef class Machine:
         map_leave(self.map, entered)
         return end
 
-    cdef int fault_flags(self, uint8_t attributes, const Slot *slot, uint64_t wanted, int claimed) noexcept nogil:
+    cdef int fault_flags(self, uint8_t attributes, const Slot *slot, uint64_t wanted,
+                         int claimed) noexcept nogil:
         """Return the flags of the MEMORY_FAULT of one page, NO_FAULT if there is none, MMIO if it is that."""
         cdef int page_private = (attributes & self.private_bit) != 0
         cdef int private = page_private if claimed < 0 else claimed

@@ -1,7 +1,9 @@
 """The mail's own examples and rules, in its words, each a single ioctl; docs/mail.md points here."""
 
 import errno
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +32,7 @@ def ioctl(vm, attributes, operation=Operation.WRITE, address=0, size=2 * MIB):
 
 
 def test_rw_private_to_ro_shared(vm):
-    """ "converting from RW+PRIVATE => RO+SHARED" """
+    """Quoting "converting from RW+PRIVATE => RO+SHARED"."""
     ioctl(vm, PRIVATE | NO_EXEC)
     assert vm.protection(0) == R | W
     assert ioctl(vm, NO_WRITE | NO_EXEC) == 0
@@ -39,7 +41,7 @@ def test_rw_private_to_ro_shared(vm):
 
 
 def test_rw_private_to_none_shared(vm):
-    """ "or even RW+PRIVATE => NONE+SHARED so that the guest can't write/access the memory" """
+    """Quoting "or even RW+PRIVATE => NONE+SHARED so that the guest can't write/access the memory"."""
     ioctl(vm, PRIVATE | NO_EXEC)
     assert ioctl(vm, NONE) == 0
     assert vm.protection(0) == Access(0)
@@ -48,7 +50,7 @@ def test_rw_private_to_none_shared(vm):
 
 
 def test_rwx_to_r(vm):
-    """ "dropping from RWX=>R, i.e. dropping WX permissions, would also be a common operation" """
+    """Quoting "dropping from RWX=>R, i.e. dropping WX permissions, would also be a common operation"."""
     ioctl(vm, PRIVATE, address=MIB, size=4096)
     assert ioctl(vm, NO_WRITE | NO_EXEC, Operation.OR) == 0
     assert vm.protection(0) == R
@@ -56,7 +58,7 @@ def test_rwx_to_r(vm):
 
 
 def test_block_a_range_for_a_while(vm):
-    """ "to temporarily block access to memory without needing to delete the memslot" """
+    """Quoting "to temporarily block access to memory without needing to delete the memslot"."""
     ioctl(vm, PRIVATE, address=MIB, size=4096)
     before, memslots = vm.snapshot(), list(vm.memslots)
     assert ioctl(vm, NONE, Operation.OR) == 0
@@ -68,7 +70,7 @@ def test_block_a_range_for_a_while(vm):
 
 
 def test_a_read_only_memslot_is_never_writable(vm):
-    """ "a read-only memslot couldn't be made writable via attributes" """
+    """Quoting "a read-only memslot couldn't be made writable via attributes"."""
     for attributes in range(16):
         if vm.profile.legality(True, Capabilities(no_exec=True))[attributes]:
             ioctl(vm, attributes, address=64 * MIB)
@@ -84,7 +86,7 @@ def test_dropping_one_protection_leaves_the_other_attributes(vm):
 
 
 def test_there_is_no_unset_and_no_need_for_one(vm):
-    """ "No need if the setter operates on all attributes": WRITE 0 clears them all."""
+    """Quoting "No need if the setter operates on all attributes": WRITE 0 clears them all."""
     ioctl(vm, PRIVATE | NO_EXEC)
     assert ioctl(vm, 0) == 0
     assert vm.attributes.uniform(0, 512) == 0
@@ -180,3 +182,13 @@ def test_vsm_rule():
         with pytest.raises(OSError, match="cannot have the effective protection") as caught:
             vm.set_memory_attributes(0, 4096, illegal)
         assert caught.value.errno == errno.EINVAL
+
+
+def test_the_page_about_the_mail_names_tests_that_exist():
+    """docs/mail.md: every test that it names is in this suite."""
+    here = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (here.parent / "docs" / "mail.md").read_text()))
+    suite = "".join(path.read_text() for path in here.glob("test_*.py"))
+    written = set(re.findall(r"^def (test_\w+)", suite, re.MULTILINE))
+    assert len(named) > 15
+    assert named <= written
