@@ -138,9 +138,11 @@ cdef class Invalidation:
     >>> vm = VM()
     >>> sequence = vm.invalidation.sequence
     >>> vm.set_user_memory_region(0, 0, 1 << 20)
+    0
     >>> vm.set_memory_attributes(0, 4096, 1)
+    0
     >>> vm.invalidation.retry(sequence), vm.invalidation.hull
-    (True, (0, 256))
+    (True, (0, 1))
     """
 
     cdef readonly uint64_t sequence

@@ -1,13 +1,14 @@
 """``vm.ioctl`` takes and returns what ``fcntl.ioctl`` does; the methods answer and fail alike."""
 
 import ctypes
+import doctest
 import errno
 import re
 
 import numpy as np
 import pytest
 
-from kvmattr import VM, AttributeMap, Operation, uapi
+from kvmattr import VM, AttributeMap, Operation, _vm, uapi
 from kvmattr.profiles import Profile
 
 SET, GET = uapi.KVM_SET_MEMORY_ATTRIBUTES, uapi.KVM_GET_MEMORY_ATTRIBUTES
@@ -346,3 +347,10 @@ def test_observer_hears_each_call_before_it_is_made():
 def test_machines_that_cannot_be(arguments):
     with pytest.raises(ValueError, match="must be"):
         VM(**arguments)
+
+
+def test_the_compiled_examples():
+    """pytest collects the doctests of .py files; those of the compiled part run here."""
+    results = doctest.testmod(_vm)
+    assert results.attempted > 20
+    assert results.failed == 0

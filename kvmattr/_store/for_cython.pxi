@@ -1,6 +1,6 @@
-# What other Cython code calls (declared in _core.pxd): one tree operation each, on the Map of an AttributeMap.
-# The caller holds the family's mutex around them where it must (map_enter, map_leave), so that several make
-# one step; a writer that gives up the GIL announces itself before (map_announce).
+# What other Cython code calls (declared in _core.pxd): one tree operation each, on the Map of an
+# AttributeMap. The caller holds the family's mutex around them where it must (map_enter, map_leave), so that
+# several make one step; a writer that gives up the GIL announces itself before (map_announce).
 
 cdef Map *map_of(object attribute_map) except NULL:
     """The Map inside an AttributeMap, valid as long as that lives."""
@@ -52,8 +52,8 @@ cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, 
 
 # ---- is there a value that may not be? ----
 
-cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
-                       const uint8_t *refused) noexcept nogil:
+cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                       uint8_t x, const uint8_t *refused) noexcept nogil:
     """A value of a page in [lo, hi), not empty, that is refused, or -1.
 
     The values that F and V leave possible settle most entries without a look below; only where one of them is
