@@ -1,10 +1,24 @@
 """Per-page memory attributes for KVM guests: the public names, nothing else."""
 
+from typing import TYPE_CHECKING, Any
+
 from kvmattr._core import AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.operation import Operation
 from kvmattr.protection import Access
 from kvmattr.vm import VM
 
-__all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation"]
+if TYPE_CHECKING:
+    from kvmattr.trace import record
+
+__all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation", "record"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``record`` on first use: the parsers of the trace formats are not needed by whoever embeds the store."""
+    if name == "record":
+        from kvmattr.trace import record
+
+        return record
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ class Memslot(NamedTuple):
 
 @final
 class GuestMemfd:
-    def __init__(self, table: MemslotTable, size: SupportsIndex) -> None: ...
+    def __new__(cls, table: MemslotTable, size: SupportsIndex) -> GuestMemfd: ...
     @property
     def table(self) -> MemslotTable: ...
     @property
@@ -37,8 +37,8 @@ class GuestMemfd:
 
 @final
 class MemslotTable:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         nr_memslots: SupportsIndex = 32764,
         *,
         phys_bits: SupportsIndex = 52,
@@ -46,7 +46,7 @@ class MemslotTable:
         private_memory: bool = False,
         metadata: Literal["tdp", "full"] = "tdp",
         resolve_guest_memfd: Callable[[int], object] | None = None,
-    ) -> None: ...
+    ) -> MemslotTable: ...
     @property
     def nr_memslots(self) -> int: ...
     @property
@@ -83,14 +83,14 @@ class MemslotTable:
 
 @final
 class SplittingBaseline:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         npages: SupportsIndex,
         nr_memslots: SupportsIndex = 32764,
         rollback: bool = True,
         *,
         metadata: Literal["tdp", "full"] = "tdp",
-    ) -> None: ...
+    ) -> SplittingBaseline: ...
     @property
     def npages(self) -> int: ...
     @property

@@ -417,7 +417,8 @@ cdef class AttributeMap:
             try:
                 values = np.broadcast_to(values, (hi - lo,))
             except ValueError:
-                raise ValueError(f"cannot write an array of shape {values.shape} to a range of {hi - lo} pages") from None
+                raise ValueError(f"cannot write an array of shape {values.shape} to a range of {hi - lo} "
+                                 "pages") from None
         if self.frozen:
             raise_readonly()
         if lo == hi:
