@@ -50,7 +50,7 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
     axes = figure.subplots()
     for index, backend in enumerate(dict.fromkeys(cell.backend for cell in cells)):
         own = [cell for cell in cells if cell.backend == backend]
@@ -63,8 +63,10 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
             axes.plot(sizes, [spread.median for _, spread in measured], color=colour,
                       marker=_MARKERS[index % len(_MARKERS)], label=backend)
         ends = [cell.reached for cell in own if cell.status == "failed" and cell.reached]
-        if ends and "conversions" in scenario.size_name:
-            axes.axvline(min(ends), color=colour, linestyle=":", label=f"{backend} fails")
+        if ends and scenario.size_name == "earlier conversions":
+            axes.axvline(min(ends), color=colour, linestyle=":")
+            axes.annotate(f" {backend} ends at {min(ends):,}", (min(ends), 0.03), rotation=90, color=colour,
+                          xycoords=axes.get_xaxis_transform(), fontsize="small", ha="right")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(scenario.size_name)
@@ -72,7 +74,7 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: text.size(round(value), scenario.size_name)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, scenario.unit)))
-    if scenario.size_name.startswith("pages"):
+    if scenario.size_name in text.MEMORY_SIZES:
         axes.set_xticks(sorted({cell.size for cell in cells}))
         axes.minorticks_off()
     axes.grid(True, alpha=0.25)

@@ -160,16 +160,16 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              "attributes: flat; memslots: grows with the slot, whose metadata is rebuilt",
-             "pages of the guest", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
+             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
              "attributes: flat; memslots: metadata of the guest; per-page stores: pages of the guest",
-             "pages of the guest", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole),
+             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole),
     Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
              "as conversion; per-page stores pay for 512 pages",
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
              "attributes: flat; memslots: end when slots = pages",
-             "pages of the guest", "ns/conversion", (1_024, 16_384, 262_144, 4_194_304), (),
+             "guest size", "ns/conversion", (1_024, 16_384, 262_144, 4_194_304), (),
              _alternating),
     Scenario("rmw", "What does changing one bit over a range of r runs cost?",
              "one OR: O(height) by attributes; GET of the runs and a WRITE each: O(r)",
@@ -180,7 +180,7 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "earlier conversions", "ns/lookup", _CONVERSIONS, (10_000, ), _lookup),
     Scenario("has", "Do all pages of an aligned block have these attributes (2 MiB, 1 GiB)?",
              "attributes: O(height); per-page stores: O(pages)",
-             "pages of the block", "ns/query", (PAGES_2M, GIB), (PAGES_2M, ), _has),
+             "block size", "ns/query", (PAGES_2M, GIB), (PAGES_2M, ), _has),
     Scenario("export", "What does the export of all runs cost after k conversions?",
              "O(runs); dense: O(pages)",
              "earlier conversions", "ns/export", _CONVERSIONS, (), _after_conversions("export", 0)),
@@ -195,3 +195,8 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "attributes: O(runs); dense: O(pages)",
              "earlier conversions", "bytes", _CONVERSIONS, (10_000, ), _after_conversions("nbytes", 0)),
 )}
+
+
+def size_name(scenario: str) -> str:
+    """What the sizes of a scenario count; of one that this version does not know, nothing in particular."""
+    return ALL[scenario].size_name if scenario in ALL else "size"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvmattr.study import scenarios, text
-from kvmattr.study.results import Result, comparisons
+from kvmattr.study.results import Comparison, Result, comparisons
 
 #: More than this part of a CPU taken by others, and a reader should know.
 _NOTABLE_LOAD = 0.1
+#: So many of one kind are named, the rest counted.
+_LISTED = 4
 
 
 def sentences(results: Sequence[Result], load: dict[str, float] | None = None) -> list[str]:
@@ -29,6 +31,10 @@ def _cells(results: Sequence[Result], scenario: str, backend: str) -> dict[int, 
 def _medians(cells: dict[int, Result], sizes: list[int]) -> str:
     return text.listed([text.quantity(cells[size].spread.median, cells[size].unit)  # type: ignore[union-attr]
                         for size in sizes])
+
+
+def _place(cell: Result | Comparison) -> str:
+    return f"{cell.scenario} at {text.size(cell.size, scenarios.size_name(cell.scenario))}"
 
 
 def _counts(sizes: list[int]) -> str:
@@ -92,7 +98,7 @@ def _rmw(results: Sequence[Result]) -> list[str]:
 
 
 def _wrong(results: Sequence[Result]) -> list[str]:
-    return [f"WRONG: {result.backend} in {result.scenario} at {result.size:,}: {result.note}."
+    return [f"WRONG: {result.backend} in {_place(result)}: {result.note}."
             for result in results if result.status == "wrong"]
 
 
@@ -100,16 +106,15 @@ def _untold(results: Sequence[Result]) -> list[str]:
     untold = [ratio for ratio in comparisons(results) if not ratio.ratio.told_apart]
     if not untold:
         return []
-    places = [f"{ratio.backend} and {ratio.reference} in {ratio.scenario} at "
-              f"{text.size(ratio.size, scenarios.ALL[ratio.scenario].size_name)}" for ratio in untold]
-    return [f"Could not be told apart: {'; '.join(places)}."]
+    places = [f"{ratio.backend} and {ratio.reference} in {_place(ratio)}" for ratio in untold[:_LISTED]]
+    more = f"; and {len(untold) - _LISTED} more (x...? in the tables)" if len(untold) > _LISTED else ""
+    return [f"Could not be told apart: {'; '.join(places)}{more}."]
 
 
 def _overhead(results: Sequence[Result]) -> list[str]:
     heavy = [result for result in results if result.overhead is not None and result.overhead > 0.05]
     if not heavy:
         return []
-    places = [f"{result.backend} in {result.scenario} at {result.size:,} ({result.overhead:.0%})"
-              for result in heavy]
-    return [f"An empty call is over 5 % of what was measured for {text.listed(places)}: "
-            "the true cost is lower."]
+    worst = max(heavy, key=lambda result: result.overhead or 0)
+    return [f"The fixed cost of a call is over 5 % of what was measured in {len(heavy)} cells, at most "
+            f"{worst.overhead:.0%} ({worst.backend} in {_place(worst)}): there an operation costs less than shown."]

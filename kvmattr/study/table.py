@@ -82,10 +82,14 @@ def plain(results: Sequence[Result]) -> str:
     for table in tables(results):
         lines += ["", f"{table.scenario} ({table.kind}): {table.title}"]
         if table.rows:
-            widths = [max(len(row[column]) for row in (table.header, *table.rows))
-                      for column in range(len(table.header))]
-            for row in (table.header, ["-" * width for width in widths], *table.rows):
-                cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-                lines.append("  ".join(cells).rstrip())
+            lines.append(aligned(table.header, table.rows))
         lines += [f"  {note}" for note in table.notes]
     return "\n".join([*lines[1:], "", *textwrap.wrap(LEGEND, 100)])
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as their widest cell, set to the right, under a ruled header."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    ruled = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in ruled)

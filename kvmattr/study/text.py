@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+#: Sizes that are counted in pages and read as memory.
+MEMORY_SIZES = ("guest size", "block size")
 _PAGES = ((1 << 28, "TiB"), (1 << 18, "GiB"), (1 << 8, "MiB"))
 
 
@@ -50,10 +52,10 @@ def spread(median: float, low: float, high: float, unit: str) -> str:
 def size(value: int, size_name: str) -> str:
     """A size: pages as memory, everything else as a count.
 
-    >>> size(1 << 18, "pages of the guest"), size(10_000, "earlier conversions")
+    >>> size(1 << 18, "guest size"), size(10_000, "earlier conversions")
     ('1 GiB', '10,000')
     """
-    if size_name.startswith("pages"):
+    if size_name in MEMORY_SIZES:
         for pages, name in _PAGES:
             if value >= pages:
                 return f"{digits(value / pages)} {name}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import Operation
+from kvmattr.study import extras
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, coalesced
 
@@ -23,9 +23,7 @@ class SortedRuns(Backend):
     @classmethod
     def missing(cls) -> str | None:
         """The library must be installed."""
-        if importlib.util.find_spec("sortedcontainers") is None:
-            return "sortedcontainers is not installed: pip install 'kvmattr[peers]'"
-        return None
+        return extras.missing("sortedcontainers")
 
     def __init__(self, npages: int) -> None:
         from sortedcontainers import SortedDict

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import Operation, uapi
+from kvmattr.study import extras
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, Failed, Footprint, Unsupported, coalesced
 
@@ -24,9 +24,7 @@ class Unicorn(Backend):
     @classmethod
     def missing(cls) -> str | None:
         """The library must be installed."""
-        if importlib.util.find_spec("unicorn") is None:
-            return "unicorn is not installed: pip install 'kvmattr[unicorn]'"
-        return None
+        return extras.missing("unicorn")
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
