@@ -66,8 +66,10 @@ def measure(units: list[Unit], options: Options) -> Report:
     """Run the units here, with progress on stderr; Ctrl-C ends it with what is done."""
     machine, before = describe(), Load.now()
     cells = sum(len(unit.backends) for unit in units)
-    print(f"{len(units)} units, {cells} cells, {options.rounds} rounds; a cell stops after "
-          f"{options.cell_seconds:g} s", file=sys.stderr)
+    minutes = options.expected_seconds(cells) / 60
+    print(f"{len(units)} units, {cells} cells, {options.rounds} rounds: about {minutes:.1f} min; a cell stops "
+          f"after {options.cell_seconds:g} s, so at most {cells * options.cell_seconds / 60:.0f} min",
+          file=sys.stderr)
     results: list[Result] = []
     interrupted = False
     try:

@@ -65,8 +65,8 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
         ends = [cell.reached for cell in own if cell.status == "failed" and cell.reached]
         if ends and scenario.size_name == "earlier conversions":
             axes.axvline(min(ends), color=colour, linestyle=":")
-            axes.annotate(f" {backend} ends at {min(ends):,}", (min(ends), 0.03), rotation=90, color=colour,
-                          xycoords=axes.get_xaxis_transform(), fontsize="small", ha="right")
+            axes.annotate(f"{backend} ends at {min(ends):,}", (min(ends), 0.97), rotation=90, color=colour,
+                          xycoords=axes.get_xaxis_transform(), fontsize="small", ha="left", va="top")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(scenario.size_name)

@@ -30,9 +30,13 @@ class Unit:
 class Options:
     """Rounds a unit, seconds that one arm's round aims at, and seconds after which a cell is stopped."""
 
-    rounds: int = 21
-    round_seconds: float = 0.2
-    cell_seconds: float = 60.0
+    rounds: int = 15
+    round_seconds: float = 0.1
+    cell_seconds: float = 30.0
+
+    def expected_seconds(self, cells: int) -> float:
+        """What so many cells take where none is slow: their rounds, and two more to open and to warm up."""
+        return cells * (self.rounds + 2) * self.round_seconds
 
 
 QUICK = Options(rounds=9, round_seconds=0.04, cell_seconds=10.0)

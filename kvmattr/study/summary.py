@@ -117,4 +117,4 @@ def _overhead(results: Sequence[Result]) -> list[str]:
         return []
     worst = max(heavy, key=lambda result: result.overhead or 0)
     return [f"The fixed cost of a call is over 5 % of what was measured in {len(heavy)} cells, at most "
-            f"{worst.overhead:.0%} ({worst.backend} in {_place(worst)}): there an operation costs less than shown."]
+            f"{worst.overhead:.0%} ({worst.backend} in {_place(worst)}): there an operation costs less."]

@@ -25,7 +25,7 @@ class Dense(Backend):
         return footprint.npages
 
     def __init__(self, npages: int) -> None:
-        # Written, not np.zeros: else the first touch of each 4 KiB of the array would be charged to the rounds.
+        # Written, unlike np.zeros: else the rounds would pay for the first touch of each 4 KiB of it.
         self.pages = np.full(npages, 0, np.uint8)
 
     def update(self, prepared: Batch) -> None:

@@ -1,0 +1,132 @@
+"""The command line: what it says, writes and returns."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kvmattr import cli
+from kvmattr.study import command, extras, runner
+from kvmattr.study.runner import Options
+
+BRIEF = ["scaling", "--quick", "--rounds", "3", "--seconds", "5"]
+SMALL = [*BRIEF, "--scenario", "has", "--backend", "store", "--backend", "xarray"]
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Hide optional libraries."""
+    real = extras.importlib.util.find_spec
+
+    def hide(*names):
+        monkeypatch.setattr(extras.importlib.util, "find_spec",
+                            lambda name, *rest: None if name in names else real(name, *rest))
+    return hide
+
+
+def test_scaling_prints_a_table_and_writes_json_and_csv(tmp_path, capsys):
+    json_path, csv_path = tmp_path / "a.json", tmp_path / "a.csv"
+    assert cli.main([*SMALL, "--json", str(json_path), "--csv", str(csv_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "has (model): Do all pages of an aligned block" in out
+    assert "1 units, 2 cells, 3 rounds: about 0.0 min; a cell stops after 5 s" in err
+    record = json.loads(json_path.read_text())
+    assert [(result["backend"], result["status"]) for result in record["results"]] == [
+        ("store", "ok"), ("xarray", "ok")]
+    assert all(len(result["samples"]) == 3 for result in record["results"])
+    assert record["machine"]["kvm"]
+    assert csv_path.read_text().count("\n") == 3
+
+
+def test_scaling_lists_what_it_knows(capsys):
+    assert cli.main(["scaling", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "conversion         What does converting one random 4 KiB page cost" in out
+    assert "empty-ioctl        [kernel] the floor" in out
+
+
+@pytest.mark.parametrize(("words", "complaint"), [
+    (["--scenario", "nope"], "unknown scenario 'nope': known are conversion, guest, whole, "),
+    (["--backend", "nope"], "unknown backend 'nope': known are store, store-get-write, memslots, "),
+    (["--quick", "--scenario", "export"], "--quick leaves out export: run it without --quick"),
+])
+def test_scaling_names_what_is_known(words, complaint, capsys):
+    assert cli.main(["scaling", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"kvmattr scaling: {complaint}")
+
+
+def test_scaling_refuses_a_number_that_is_none(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["scaling", "--rounds", "0"])
+    assert raised.value.code == 2
+    assert "0 is not a positive number" in capsys.readouterr().err
+
+
+def test_html_without_the_extra_names_the_command_before_measuring(tmp_path, capsys, without, monkeypatch):
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    without("matplotlib", "jinja2")
+    assert cli.main([*SMALL, "--html", str(tmp_path / "a.html")]) == 2
+    assert capsys.readouterr().err == (
+        "kvmattr scaling: matplotlib and jinja2 not installed: pip install 'kvmattr[study]'\n")
+
+
+def test_table_and_json_need_no_extra(tmp_path):
+    # A process of its own, where the libraries cannot be imported at all.
+    program = ("import sys\nfor name in ('matplotlib', 'jinja2', 'rich', 'scipy'): sys.modules[name] = None\n"
+               "from kvmattr.cli import main\nsys.exit(main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", program, *SMALL, "--json", str(tmp_path / "a.json")],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "has (model)" in done.stdout
+    assert json.loads((tmp_path / "a.json").read_text())["schema"] == 1
+
+
+def test_ctrl_c_writes_what_is_done(tmp_path, capsys, monkeypatch):
+    real = runner.run_unit
+
+    def interrupted(unit, options):
+        if unit.size > 1:
+            raise KeyboardInterrupt
+        return real(unit, options)
+    monkeypatch.setattr(runner, "run_unit", interrupted)
+    path = tmp_path / "a.json"
+    assert cli.main([*BRIEF, "--scenario", "conversion", "--backend", "numpy", "--json", str(path)]) == 130
+    record = json.loads(path.read_text())
+    assert record["interrupted"] is True
+    assert [result["size"] for result in record["results"]] == [1]
+    out, err = capsys.readouterr()
+    assert "interrupted: 1 of 5 cells are done" in err
+    assert "conversion (model)" in out
+
+
+def test_full_run_says_how_long_it_may_take(capsys, monkeypatch):
+    monkeypatch.setattr(runner, "run", lambda units, options, started: iter([]))
+    command.measure(runner.plan(["conversion"], ["store"], quick=False), Options())
+    assert "7 units, 7 cells, 15 rounds: about 0.2 min; a cell stops after 30 s, so at most 4 min" in (
+        capsys.readouterr().err)
+
+
+def test_compare_of_what_cannot_be_compared(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    assert cli.main(["compare", str(path), str(path)]) == 2
+    assert capsys.readouterr().err == f'kvmattr compare: {path} is not a report: it has no "schema"\n'
+    assert cli.main(["compare", str(tmp_path / "none"), str(path)]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_info_says_what_runs_here(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "store: yes" in out
+    assert "vm.max_map_count" in out
+
+
+def test_every_command_has_help():
+    parser = argparse.ArgumentParser()
+    for name in ("scaling", "compare", "info"):
+        module = __import__(cli.COMMANDS[name], fromlist=["HELP"])
+        assert module.HELP
+        module.add_arguments(parser.add_argument_group(name))

@@ -1,0 +1,277 @@
+"""The study's machinery: what it measures with, how a cell ends, and that a wrong backend is called wrong."""
+
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from kvmattr import Operation
+from kvmattr.study import arm as arm_module
+from kvmattr.study import backends, extras, runner, scenarios
+from kvmattr.study.arm import Arm
+from kvmattr.study.backends import Backend
+from kvmattr.study.results import Result, comparisons
+from kvmattr.study.runner import Options, Unit
+from kvmattr.study.scenarios import Scenario, Workload
+from kvmattr.study.statistics import Ratio, Spread
+from kvmattr.study.work import Batch, Failed, Reference, Unsupported, coalesced, pages_to_runs
+
+BRIEF = Options(rounds=3, round_seconds=0.001, cell_seconds=30)
+
+
+class TestWork:
+    def test_reference_by_hand(self):
+        reference = Reference(100, Batch.of([10, 12], 5, 1))
+        reference.apply(Batch.of([10], 5, 1)).apply(Batch.of([12], 5, 6, Operation.OR))
+        assert reference.runs().tolist() == [(0, 10, 0), (10, 12, 1), (12, 15, 7), (15, 17, 6), (17, 100, 0)]
+        reference.apply(Batch.of([12], 5, 2, Operation.AND))
+        assert reference.lookup(np.array([0, 11, 12, 16, 99], np.uint64)).tolist() == [0, 1, 2, 2, 0]
+        assert reference.changed_by(Batch.of([10], 5, 2)) == 2
+
+    def test_reference_equals_a_dense_array(self):
+        random = np.random.default_rng(3)
+        starts = random.integers(0, 900, 200).astype(np.uint64)
+        batch = Batch(starts, starts + random.integers(1, 100, 200).astype(np.uint64),
+                      *(random.integers(0, top, 200).astype(np.uint8) for top in (8, 3)))
+        dense = np.zeros(1000, np.uint8)
+        for start, stop, attributes, operation in batch.rows():
+            before = dense[start:stop]
+            dense[start:stop] = {Operation.WRITE: np.full_like(before, attributes),
+                                 Operation.OR: before | attributes,
+                                 Operation.AND: before & attributes}[operation]
+        reference = Reference(1000, batch).apply(batch)
+        assert np.array_equal(reference.lookup(np.arange(1000, dtype=np.uint64)), dense)
+        pages = np.arange(1000, dtype=np.uint64)
+        assert np.array_equal(reference.runs(), coalesced(pages, pages + np.uint64(1), dense))
+
+    def test_pages_to_runs(self):
+        gfns = np.array([0, 1, 5, 9], np.uint64)
+        runs = pages_to_runs(gfns, np.array([1, 1, 2, 2], np.uint8), 10)
+        assert runs.tolist() == [(0, 2, 1), (2, 5, 0), (5, 6, 2), (6, 9, 0), (9, 10, 2)]
+        assert pages_to_runs(gfns[:0], np.zeros(0, np.uint8), 10).tolist() == [(0, 10, 0)]
+
+
+class TestStatistics:
+    def test_spread(self):
+        spread = Spread.of([float(number) for number in range(1, 102)])
+        assert (spread.median, spread.p10, spread.p90) == (51, 11, 91)
+        assert spread.low < 51 < spread.high
+
+    def test_ratio_is_of_pairs(self):
+        # A round that is ten times as slow for both arms says nothing against either.
+        reference = [10.0, 100.0, 12.0, 11.0]
+        ratio = Ratio.of([30.0, 300.0, 36.0, 33.0], reference)
+        assert (ratio.median, ratio.low, ratio.high, ratio.told_apart) == (3, 3, 3, True)
+
+    def test_what_cannot_be_told_apart(self):
+        ratio = Ratio.of([9.0, 11.0, 10.0, 10.5, 9.5], [10.0] * 5)
+        assert not ratio.told_apart
+
+
+@pytest.mark.parametrize("name", scenarios.ALL)
+def test_every_scenario_makes_the_same_work_again(name):
+    scenario = scenarios.ALL[name]
+    assert scenario.question.endswith("?")
+    assert set(scenario.quick_sizes) <= {*scenario.sizes, *(16 * scenarios.GIB, )}
+    one, two = (scenario.make(scenario.sizes[1], np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(one.setup.starts, two.setup.starts)
+    assert (one.setup.stops <= one.npages).all()
+    operations = min(one.operations, 64)
+    first, again = one.argument(0, operations), two.argument(0, operations)
+    if isinstance(first, Batch):
+        assert np.array_equal(first.starts, again.starts)
+        assert (first.stops <= one.npages).all()
+        assert (first.starts < first.stops).all()
+        if one.action == "update" and not one.whole:
+            assert len(first) == operations
+            reference = Reference(one.npages, one.setup, first).apply(one.setup)
+            before = reference.runs()
+            # The rounds leave the state as it was, however many there are.
+            assert np.array_equal(reference.apply(first).runs(), before)
+            assert not np.array_equal(reference.apply(first.part(0, operations // 2 | 1)).runs(), before)
+    elif first is not None:
+        assert np.array_equal(first, again)
+
+
+def _workload(npages: int = 1000, whole: bool = False) -> Workload:
+    def argument(index: int, operations: int) -> Batch:
+        pages = np.arange(operations // 2) * 2 + 101
+        return Batch.joined(Batch.of(pages, 1, 1), Batch.of(pages, 1, 0))
+    return Workload(npages, Batch.of(np.arange(1, 99, 2), 1, 1), "update", argument, 8, whole)
+
+
+SCENARIO = Scenario("conversion", "?", "", "earlier conversions", "ns/conversion", (49, ), (),
+                    lambda *_: _workload())
+
+
+class Array(Backend):
+    """A right and simple backend, for tests that break it in one way."""
+
+    name, kind, about = "array", "model", "test"
+
+    def __init__(self, npages):
+        self.pages = np.zeros(npages, np.uint8)
+        self.calls = 0
+
+    def update(self, prepared):
+        self.calls += 1
+        for start, stop, attributes, _ in prepared.rows():
+            self.pages[start:stop] = attributes
+
+    def runs(self):
+        pages = np.arange(len(self.pages))
+        return coalesced(pages, pages + 1, self.pages)
+
+
+def _result(backend: type[Backend], seconds: float = 30, workload: Workload | None = None) -> Result:
+    tested = Arm(backend, SCENARIO, 49, workload or _workload(), seconds)
+    tested.open()
+    if tested.alive:
+        tested.warm_up(0.001)
+    for index in range(3):
+        tested.sample(index)
+    tested.check()
+    tested.close()
+    return tested.result()
+
+
+class TestHowACellEnds:
+    def test_ok(self):
+        result = _result(Array)
+        assert (result.status, len(result.samples), result.note) == ("ok", 3, "")
+        assert result.operations % 2 == 0
+        assert min(result.samples) > 0
+        assert result.overhead is not None
+
+    def test_a_backend_that_does_nothing_in_the_rounds_is_wrong(self):
+        class Idle(Array):
+            def update(self, prepared):
+                if self.calls < 1:
+                    super().update(prepared)
+        result = _result(Idle)
+        assert (result.status, result.samples) == ("wrong", [])
+        assert result.note.startswith("its state is [")
+
+    def test_a_wrong_answer_is_wrong(self, monkeypatch):
+        class Liar(Array):
+            def lookup(self, gfns):
+                return np.ones(len(gfns), np.uint8)
+        workload = Workload(1000, Batch.empty(), "lookup",
+                            lambda index, operations: np.arange(operations, dtype=np.uint64), 8)
+        result = _result(Liar, workload=workload)
+        assert result.status == "wrong"
+        assert result.note == "lookup gave [1 1 1 1 1 1 1 1], should be [0 0 0 0 0 0 0 0]"
+
+    def test_failing_in_the_setup(self):
+        class Full(Array):
+            def update(self, prepared):
+                raise Failed(7, "EINVAL")
+        result = _result(Full)
+        assert (result.status, result.note, result.reached) == ("failed", "failed at k = 8: EINVAL", 7)
+
+    def test_failing_in_a_round(self):
+        class Full(Array):
+            def update(self, prepared):
+                if self.calls >= 1:
+                    raise Failed(1, "ENOMEM")
+                super().update(prepared)
+        result = _result(Full)
+        assert (result.status, result.note) == ("failed", "failed at k = 51: ENOMEM")
+
+    def test_out_of_memory(self):
+        class Big(Array):
+            def __init__(self, npages):
+                raise MemoryError("cannot have it")
+        assert _result(Big).note == "in the setup: cannot have it"
+
+    def test_stopped(self):
+        result = _result(Array, seconds=0)
+        assert (result.status, result.samples) == ("stopped", [])
+        assert result.note.startswith("stopped after 0 s")
+
+    def test_refused_before_it_starts(self, monkeypatch):
+        class Huge(Array):
+            @classmethod
+            def bytes_needed(cls, footprint):
+                return 1001
+
+            def __init__(self, npages):
+                raise AssertionError("was started")
+        monkeypatch.setattr(arm_module, "available_bytes", lambda: 4000)
+        result = _result(Huge)
+        assert (result.status, result.note) == ("refused", "would take 1e-06 GB of 4e-06 GB free")
+
+    def test_unavailable_and_unsupported(self):
+        class Absent(Array):
+            @classmethod
+            def missing(cls):
+                return "kernel has no such thing"
+
+        class Unable(Array):
+            def prepare(self, batch):
+                raise Unsupported("has one bit")
+        assert (_result(Absent).status, _result(Absent).note) == ("unavailable", "kernel has no such thing")
+        assert (_result(Unable).status, _result(Unable).note) == ("unsupported", "has one bit")
+        workload = Workload(10, Batch.empty(), "export", lambda *_: None, 1)
+        assert _result(Array, workload=workload).note == "has no export"
+
+
+class TestRunner:
+    def test_all_arms_take_turns_forwards_and_backwards(self, monkeypatch):
+        turns = []
+
+        class First(Array):
+            name = "first"
+
+            def update(self, prepared):
+                turns.append(self.name)
+                super().update(prepared)
+
+        class Second(First):
+            name = "second"
+        monkeypatch.setattr(backends, "ALL", {"first": First, "second": Second})
+        monkeypatch.setitem(scenarios.ALL, "conversion", Scenario(
+            "conversion", "?", "", "earlier conversions", "ns", (1, ), (), lambda *_: _workload(whole=True)))
+        results = runner.run_unit(Unit("conversion", 1, ("first", "second")), Options(3, 0.001, 30))
+        assert [result.status for result in results] == ["ok", "ok"]
+        # Setup, warm-up and five empty calls of each come first; the last of each is the check's.
+        assert turns[-8:-2] == ["first", "second", "second", "first", "first", "second"]
+
+    def test_units_keep_their_backends_together(self):
+        units = runner.plan(["conversion", "rmw"], ["store", "memslots", "store-get-write"], quick=True)
+        assert {unit.backends for unit in units if unit.scenario == "conversion"} == {("store", "memslots")}
+        assert [unit.backends for unit in units if unit.scenario == "rmw"] == [
+            ("store", "memslots", "store-get-write")]
+
+    def test_a_process_pool_gives_the_same_cells(self):
+        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", "xarray"))]
+        with ProcessPoolExecutor(1) as pool:
+            pooled = [result for results in runner.run(units, BRIEF, executor=pool) for result in results]
+        here = [result for results in runner.run(units, BRIEF) for result in results]
+        assert {(cell.scenario, cell.backend, cell.status) for cell in pooled} == {
+            (cell.scenario, cell.backend, cell.status) for cell in here}
+        assert all(cell.status == "ok" and cell.host for cell in pooled)
+
+
+def cell(backend: str, samples: list[float], kind: str = "model", **changes) -> Result:
+    fields = {"scenario": "conversion", "backend": backend, "kind": kind, "size": 100,
+              "unit": "ns/conversion", "status": "ok" if samples else "failed", "samples": samples,
+              "operations": 2} | changes
+    return Result(**fields)
+
+
+def test_ratios_stay_within_a_kind_and_a_unit():
+    results = [cell("store", [1.0, 1.0]), cell("memslots", [5.0, 5.0]), cell("kvm-memslots", [9.0], "kernel"),
+               cell("empty-ioctl", [1.0], "kernel"), cell("numpy", [2.0], size=200)]
+    assert [(ratio.backend, ratio.reference, ratio.ratio.median) for ratio in comparisons(results)] == [
+        ("memslots", "store", 5.0)]
+
+
+def test_a_missing_library_names_the_extra():
+    extras.EXTRA_OF["nosuchlibrary"] = "study"
+    try:
+        with pytest.raises(ImportError) as raised:
+            extras.require("json", "nosuchlibrary")
+    finally:
+        del extras.EXTRA_OF["nosuchlibrary"]
+    assert str(raised.value) == "nosuchlibrary not installed: pip install 'kvmattr[study]'"

@@ -1,0 +1,289 @@
+"""Every backend of the study against the reference, and what the kernel's ones send at the ioctl boundary."""
+
+import errno
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from kvmattr import AttributeMap, Operation, uapi
+from kvmattr.bridges import kvm
+from kvmattr.study import backends
+from kvmattr.study._xarray import XArray
+from kvmattr.study.backends import kvm_attributes, kvm_memslots
+from kvmattr.study.backends.kvm_attributes import KernelAttributes
+from kvmattr.study.backends.kvm_memslots import KernelMemslots
+from kvmattr.study.slot_plan import SlotPlan
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Unsupported
+
+NPAGES = 4096
+#: Backends that take any attributes and operation, and those that know one attribute and WRITE.
+GENERAL = ["store", "store-get-write", "memslots", "xarray", "numpy", "sortedcontainers"]
+ONE_BIT = ["pyroaring", "unicorn", "mprotect", "kvm-memslots", "kvm-memslots-vcpu"]
+
+
+def random_batch(seed: int, count: int = 300, bits: int = 7, operations: int = 3) -> Batch:
+    random = np.random.default_rng(seed)
+    starts = random.integers(0, NPAGES, count).astype(np.uint64)
+    lengths = np.choose(random.integers(0, 3, count), (1, 64, 513)).astype(np.uint64)
+    return Batch(starts, np.minimum(starts + lengths, np.uint64(NPAGES)),
+                 random.integers(0, bits + 1, count).astype(np.uint8),
+                 random.integers(0, operations, count).astype(np.uint8))
+
+
+def opened(name: str, npages: int = NPAGES) -> backends.Backend:
+    reason = backends.ALL[name].missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return backends.ALL[name](npages)
+
+
+def test_every_backend_is_tested_here():
+    assert {*GENERAL, *ONE_BIT, "kvm-attributes", "empty-ioctl"} == backends.ALL.keys()
+
+
+@pytest.mark.parametrize("name", [*GENERAL, *ONE_BIT])
+def test_state_equals_the_reference(name):
+    batch = random_batch(1) if name in GENERAL else random_batch(2, 60, bits=1, operations=1)
+    backend = opened(name)
+    try:
+        backend.update(backend.prepare(batch.part(0, 40)))
+        backend.update(backend.prepare(batch.part(40, len(batch))))
+        assert np.array_equal(backend.runs(), Reference(NPAGES, batch).apply(batch).runs())
+    finally:
+        backend.close()
+
+
+@pytest.mark.parametrize("name", [name for name in GENERAL if hasattr(backends.ALL[name], "lookup")])
+def test_lookup_equals_the_reference(name):
+    batch, gfns = random_batch(3), np.arange(NPAGES, dtype=np.uint64)
+    backend = opened(name)
+    backend.update(backend.prepare(batch))
+    assert np.array_equal(backend.lookup(gfns), Reference(NPAGES, batch).apply(batch).lookup(gfns))
+
+
+@pytest.mark.parametrize("name", [name for name, backend in backends.ALL.items()
+                                  if hasattr(backend, "has") and name in GENERAL])
+def test_has_equals_the_reference(name):
+    setup = random_batch(4, 30, bits=1)
+    blocks = np.arange(0, NPAGES, 64)
+    queries = Batch.joined(Batch.of(blocks, 64, 0), Batch.of(blocks, 64, 1),
+                           Batch.of(np.arange(0, NPAGES, 16), 1, 1))
+    backend, reference = opened(name), Reference(NPAGES, setup, queries).apply(setup)
+    backend.update(backend.prepare(setup))
+    wanted = reference.has(queries)
+    assert wanted.any()
+    assert not wanted.all()
+    assert np.array_equal(backend.has(queries), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, backend in backends.ALL.items()
+                                  if hasattr(backend, "migrate")])
+def test_migrate_counts_changed_pages_and_snapshot_restore_leaves_none(name):
+    setup, changes = random_batch(5), random_batch(6)
+    backend, reference = opened(name), Reference(NPAGES, setup, changes).apply(setup)
+    backend.update(backend.prepare(setup))
+    backend.snapshot_restore(backend.prepare(changes))
+    assert np.array_equal(backend.runs(), reference.runs())
+    assert backend.migrate(backend.prepare(changes)) == reference.changed_by(changes)
+    assert np.array_equal(backend.export(), reference.runs())
+
+
+class TestXArray:
+    """The counts of the kernel's structure: 64 entries a node, a node of 576 bytes freed when it is empty."""
+
+    @staticmethod
+    def update(array: XArray, batch: Batch) -> None:
+        assert array.update_many(batch.starts, batch.stops, batch.attributes, batch.operations) == len(batch)
+
+    @pytest.mark.parametrize(("start", "pages", "nodes"), [
+        (0, 1, 1), (0, 64, 1), (63, 2, 3), (64, 1, 2), (0, 4096, 65), (4096, 1, 3), (0, 512, 9),
+        (1 << 28, 1, 5), ((1 << 52) - 1, 1, 9),
+    ])
+    def test_nodes(self, start, pages, nodes):
+        array = XArray()
+        self.update(array, Batch.of([start], pages, 1))
+        assert array.nodes == nodes
+        assert array.nbytes == 576 * nodes
+        self.update(array, Batch.of([start], pages, 0))
+        assert array.nodes == 0
+
+    def test_height_shrinks_with_what_is_stored(self):
+        array = XArray()
+        self.update(array, Batch.of([3, 1 << 30], 1, 1))
+        self.update(array, Batch.of([1 << 30], 1, 0))
+        assert array.nodes == 1
+        gfns, attributes = array.entries()
+        assert (gfns.tolist(), attributes.tolist()) == ([3], [1])
+
+    def test_equal_value_allocates_nothing(self):
+        array = XArray()
+        self.update(array, Batch.of([0], 1 << 40, 0))
+        assert array.nodes == 0
+
+
+class TestSlotPlan:
+    """The calls of a VMM: deletions first, then the new pieces; a list of the slots that stay."""
+
+    @staticmethod
+    def calls(plan: SlotPlan, batch: Batch) -> list[tuple[int, ...]]:
+        records, _ = plan.plan(batch)
+        return [(int(record["slot"]), int(record["flags"]), int(record["guest_phys_addr"]) >> 12,
+                 int(record["memory_size"]) >> 12) for record in records]
+
+    def test_split_and_merge(self):
+        plan = SlotPlan(100, 1 << 40)
+        assert self.calls(plan, Batch.of([10], 5, 1)) == [
+            (0, 0, 0, 0), (0, 0, 0, 10), (1, uapi.KVM_MEM_READONLY, 10, 5), (2, 0, 15, 85)]
+        assert self.calls(plan, Batch.of([10], 5, 1)) == []
+        assert self.calls(plan, Batch.of([10], 5, 0)) == [
+            (0, 0, 0, 0), (1, 0, 0, 0), (2, 0, 0, 0), (2, 0, 0, 100)]
+        assert plan.runs().tolist() == [(0, 100, 0)]
+
+    def test_user_addresses_follow_guest_addresses(self):
+        plan = SlotPlan(100, 1 << 40)
+        records, ends = plan.plan(Batch.of([10, 20], 5, 1))
+        created = records[records["memory_size"] > 0]
+        assert (created["userspace_addr"] - created["guest_phys_addr"] == 1 << 40).all()
+        assert ends.tolist() == [4, 8]
+
+    def test_refuses_what_a_memslot_cannot_say(self):
+        with pytest.raises(Unsupported, match="a memslot can say read-only and nothing else"):
+            SlotPlan(100, 0).plan(Batch.of([0], 1, 2))
+        with pytest.raises(Unsupported):
+            SlotPlan(100, 0).plan(Batch.of([0], 1, 1, Operation.OR))
+
+    def test_load_stops_below_the_limit(self):
+        plan = SlotPlan(100, 0)
+        done, slots = plan.load(Batch.of(np.arange(1, 100, 2), 1, 1), 8)
+        assert (done, len(slots)) == (4, 9)
+
+
+class FakeVM:
+    """The ioctl boundary: a VM of the merged interface that keeps attributes in a map and notes its slots."""
+
+    instances: ClassVar[list["FakeVM"]] = []
+    capability = uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE
+    fail_at: int | None = None
+
+    def __init__(self, vm_type: int = 0, path: str = "") -> None:
+        self.vm_type, self.closed = vm_type, False
+        self.map, self.slots = AttributeMap(1 << 30), []
+        self.instances.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def check_extension(self, capability):
+        return self.capability if capability == uapi.KVM_CAP_MEMORY_ATTRIBUTES else 1
+
+    def ioctl_many(self, request, records):
+        for done, record in enumerate(records):
+            if done == self.fail_at:
+                raise kvm.BatchError(errno.ENOMEM, done)
+            if request == uapi.KVM_SET_MEMORY_ATTRIBUTES:
+                assert record["flags"] == 0
+                first = int(record["address"]) >> 12
+                self.map.write(first, first + (int(record["size"]) >> 12), int(record["attributes"]))
+            else:
+                assert request == uapi.KVM_SET_USER_MEMORY_REGION
+                self.slots.append(record)
+        return len(records)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def fake_vm(monkeypatch):
+    monkeypatch.setattr(kvm, "KernelVM", FakeVM)
+    monkeypatch.setattr(kvm, "missing", lambda: None)
+    monkeypatch.setattr(FakeVM, "instances", [])
+    return FakeVM
+
+
+class TestKernelAttributes:
+    """kvm-attributes on a kernel that has them, which the machine that runs the tests need not be."""
+
+    def test_sends_one_set_an_update_over_one_slot(self, fake_vm):
+        assert KernelAttributes.missing() is None
+        backend = KernelAttributes(NPAGES)
+        vm = fake_vm.instances[-1]
+        batch = random_batch(8, bits=1, operations=1)
+        backend.update(backend.prepare(batch))
+        assert vm.vm_type == uapi.KVM_X86_SW_PROTECTED_VM
+        assert [int(slot["memory_size"]) for slot in vm.slots] == [NPAGES * 4096]
+        expected = Reference(NPAGES, batch).apply(batch).runs()
+        expected["attributes"] *= uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE
+        assert np.array_equal(vm.map.runs(0, NPAGES), expected)
+        backend.close()
+        assert all(vm.closed for vm in fake_vm.instances)
+
+    def test_says_what_the_kernel_lacks(self, fake_vm, monkeypatch):
+        monkeypatch.setattr(fake_vm, "capability", 0)
+        assert KernelAttributes.missing() == "kernel has no KVM_CAP_MEMORY_ATTRIBUTES with PRIVATE"
+
+        def refuse(*arguments):
+            raise OSError(errno.EINVAL, "no such type")
+        monkeypatch.setattr(kvm, "KernelVM", refuse)
+        assert "kernel has no VM type with private memory" in KernelAttributes.missing()
+
+    def test_a_failing_call_says_how_many_stand(self, fake_vm, monkeypatch):
+        backend = KernelAttributes(NPAGES)
+        monkeypatch.setattr(fake_vm, "fail_at", 2)
+        with pytest.raises(Failed, match="failed after 2 updates: ENOMEM"):
+            backend.update(backend.prepare(Batch.of([1, 3, 5], 1, 1)))
+
+    def test_refuses_what_the_merged_interface_lacks(self, fake_vm):
+        backend = KernelAttributes(NPAGES)
+        with pytest.raises(Unsupported, match="WRITE of PRIVATE alone"):
+            backend.prepare(Batch.of([1], 1, 1, Operation.OR))
+
+
+class TestKernelMemslots:
+    """Real memslots, where /dev/kvm opens."""
+
+    def test_loaded_and_split_states_are_the_same(self):
+        setup = random_batch(9, 40, bits=1, operations=1)
+        loaded, split = opened("kvm-memslots"), opened("kvm-memslots")
+        assert loaded.load(setup) == len(setup)
+        split.update(split.prepare(setup))
+        assert np.array_equal(loaded.runs(), split.runs())
+        loaded.close()
+        split.close()
+
+    def test_runs_sees_a_slot_that_is_not_there(self):
+        backend = opened("kvm-memslots")
+        backend.update(backend.prepare(Batch.of([10], 5, 1)))
+        gone = backend._plan.slots()[1:2]
+        gone["memory_size"] = 0
+        backend._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, gone)
+        assert len(backend.runs()) == 0
+        backend.close()
+
+    def test_failure_names_the_update(self, fake_vm, monkeypatch):
+        backend = KernelMemslots(NPAGES)
+        prepared = backend.prepare(Batch.of([10, 20, 30], 1, 1))
+        monkeypatch.setattr(fake_vm, "fail_at", 6)
+        with pytest.raises(Failed) as raised:
+            backend.update(prepared)
+        assert (raised.value.done, raised.value.why) == (1, "ENOMEM")
+
+    def test_why_it_is_missing(self, monkeypatch):
+        monkeypatch.setattr(kvm, "missing", lambda: "no permission to open /dev/kvm")
+        assert kvm_memslots.KernelMemslots.missing() == "no permission to open /dev/kvm"
+        assert kvm_attributes.KernelAttributes.missing() == "no permission to open /dev/kvm"
+        assert backends.ALL["empty-ioctl"].missing() == "no permission to open /dev/kvm"
+
+
+def test_bytes_needed_grows_with_what_a_backend_stores():
+    whole = Footprint(1 << 30, Batch.of([0], 1 << 30, 1))
+    nothing = Footprint(1 << 30, Batch.empty())
+    assert backends.ALL["numpy"].bytes_needed(nothing) == 1 << 30
+    assert backends.ALL["xarray"].bytes_needed(whole) > 9 * (1 << 30)
+    assert backends.ALL["xarray"].bytes_needed(nothing) < 4096
+    assert backends.ALL["unicorn"].bytes_needed(nothing) > 4096 << 30
+    assert backends.ALL["store"].bytes_needed(whole) == 0

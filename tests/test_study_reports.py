@@ -1,0 +1,222 @@
+"""What the study writes: tables, words, JSON, CSV, plots and the page, which a real browser opens."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from kvmattr.study import compare, html, plots, report, summary, table, text
+from kvmattr.study.report import Report
+from kvmattr.study.results import Result
+
+MACHINE = {"host": "here", "kernel": "6.12", "cpu": "a CPU", "cpus": 2, "memory_bytes": 8_000_000_000,
+           "python": "3.11", "numpy": "2", "kvmattr": "0", "kvm": {"memslots": 32764},
+           "started": "2026-11-22"}
+METHOD = {"rounds": 3, "round_seconds": 0.1, "cell_seconds": 10, "order": "in turn", "clock": "a clock"}
+QUIET = {"seconds": 1.0, "other_cpus": 0.0, "stolen_cpus": 0.0}
+
+
+def cell(backend: str, size: int, samples: list[float], kind: str = "model", **changes) -> Result:
+    fields = {"scenario": "conversion", "backend": backend, "kind": kind, "size": size,
+              "unit": "ns/conversion", "status": "ok" if samples else "failed", "samples": samples,
+              "operations": 64, "host": "here"} | changes
+    return Result(**fields)
+
+
+@pytest.fixture
+def whole_report() -> Report:
+    results = []
+    for size in (100, 10_000):
+        results += [cell("store", size, [50.0, 52.0, 51.0]), cell("memslots", size, [1500.0, 1560.0, 1530.0]),
+                    cell("numpy", size, [50.0, 53.0, 50.5]),
+                    cell("kvm-memslots", size, [100_000.0, 110_000.0, 105_000.0], "kernel"),
+                    cell("empty-ioctl", size, [160.0, 170.0, 180.0], "kernel"),
+                    cell("kvm-attributes", size, [], "kernel", status="unavailable",
+                         note="kernel has no <attributes>")]
+    results += [cell("store", 100_000, [60.0, 61.0, 62.0]),
+                cell("memslots", 100_000, [], note="failed at k = 16399: EINVAL", reached=16398),
+                cell("numpy", 100_000, [], status="wrong", note="its state is [], should be [(0, 1, 1)]")]
+    return Report(MACHINE, METHOD, QUIET, results)
+
+
+class TestText:
+    @pytest.mark.parametrize(("value", "unit", "shown"), [
+        (0.4, "ns/x", "0.4 ns"), (999, "ns/x", "999 ns"), (1000, "ns/x", "1 us"), (2.5e9, "ns/x", "2.5 s"),
+        (822_000, "bytes", "822 kB"), (17, "bytes", "17 B"),
+    ])
+    def test_quantity(self, value, unit, shown):
+        assert text.quantity(value, unit) == shown
+
+    def test_sizes(self):
+        assert text.size(1 << 32, "guest size") == "16 TiB"
+        assert text.size(512, "block size") == "2 MiB"
+        assert text.size(512, "runs") == "512"
+
+
+class TestTable:
+    def test_cells(self, whole_report):
+        model, kernel = table.tables(whole_report.results)
+        assert model.header == ["earlier conversions", "store", "memslots", "numpy"]
+        assert model.rows[0] == ["100", "51 ns (50.2..51.8)", "1.53 us (1.51..1.55) x30",
+                                 "50.5 ns (50.1..52.5) x1?"]
+        assert model.rows[2] == ["100,000", "61 ns (60.2..61.8)",
+                                 "failed at k = 16399: EINVAL", "wrong"]
+        assert model.notes == ["numpy at 100,000: its state is [], should be [(0, 1, 1)]"]
+        assert kernel.header == ["earlier conversions", "kvm-memslots", "empty-ioctl"]
+        assert all(" x" not in word for row in kernel.rows for word in row)
+        assert kernel.notes == ["kvm-attributes: kernel has no <attributes>"]
+
+    def test_plain_is_aligned(self, whole_report):
+        lines = table.plain(whole_report.results).splitlines()
+        assert lines[0].startswith("conversion (model): What does converting")
+        assert len({len(line) for line in lines[1:4]}) == 1
+        assert "could not be told apart" in lines[-1]
+
+
+class TestSummary:
+    def test_says_what_was_measured(self, whole_report):
+        said = summary.sentences(whole_report.results, QUIET)
+        assert said == [
+            "After 100 and 10,000 earlier conversions, converting one page costs 51 ns and 51 ns by "
+            "attributes (store) and 1.53 us and 1.53 us by splitting memslots (memslots): 30 and 30 times as "
+            "much.",
+            "By attributes it still costs 61 ns after 100,000.",
+            "Memslots stop working in the model (memslots) after 16,398 random conversions: failed at k = "
+            "16399: EINVAL.",
+            "In this kernel a conversion by kvm-memslots takes 105 us and 105 us after 100 and 10,000 "
+            "earlier ones; an empty ioctl takes 170 ns.",
+            "kvm-attributes did not run: kernel has no <attributes>.",
+            "WRONG: numpy in conversion at 100,000: its state is [], should be [(0, 1, 1)].",
+            "Could not be told apart: numpy and store in conversion at 100; numpy and store in conversion at "
+            "10,000.",
+        ]
+
+    def test_every_number_comes_from_the_results(self, whole_report):
+        nothing = [cell("store", 100, [], status="stopped", note="stopped after 1 s")]
+        assert summary.sentences(nothing) == ["Nothing was measured."]
+
+    def test_a_busy_machine_is_mentioned(self, whole_report):
+        busy = {"seconds": 1.0, "other_cpus": 0.9, "stolen_cpus": 0.2}
+        assert "The machine was not quiet" in summary.sentences(whole_report.results, busy)[-1]
+
+
+class TestData:
+    def test_json_there_and_back(self, whole_report, tmp_path):
+        path = tmp_path / "a.json"
+        whole_report.save_json(path)
+        assert report.load(path) == whole_report
+        record = json.loads(path.read_text())
+        assert record["schema"] == 1
+        first = record["results"][0]
+        assert (first["scenario"], first["backend"], first["size"], first["median"]) == (
+            "conversion", "store", 100, 51.0)
+        assert record["comparisons"][0]["ratio"] == 30.0
+        assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+    @pytest.mark.parametrize(("content", "complaint"), [
+        ("{", "is not JSON"), ("[]", 'has no "schema"'),
+        ('{"schema": 2}', "has schema 2: this version reads"),
+        ('{"schema": 1}', "is not a whole report: 'results' is missing"),
+    ])
+    def test_what_is_no_report(self, tmp_path, content, complaint):
+        path = tmp_path / "b.json"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=complaint) as raised:
+            report.load(path)
+        assert str(path) in str(raised.value)
+
+    def test_csv(self, whole_report, tmp_path):
+        path = tmp_path / "a.csv"
+        whole_report.save_csv(path)
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        assert len(rows) == len(whole_report.results)
+        assert (rows[1]["backend"], float(rows[1]["median"])) == ("memslots", 1530.0)
+        assert "samples" not in rows[0]
+
+
+class TestCompare:
+    def verdicts(self, whole_report: Report) -> dict[str, str]:
+        cells = [cell("store", 100, [50.0, 52.0, 51.0]), cell("memslots", 100, [50.0, 52.0, 51.0]),
+                 cell("numpy", 100, [], note="no")]
+        other = Report(MACHINE, METHOD, QUIET, cells)
+        return {row[2]: row[-1] for row in compare.compared(whole_report, other)}
+
+    def test_only_ratios_are_judged(self, whole_report):
+        assert self.verdicts(whole_report) == {"store": "", "memslots": "faster against store",
+                                               "numpy": "was ok, is failed"}
+
+    def test_a_report_equals_itself(self, whole_report):
+        rows = list(compare.compared(whole_report, whole_report))
+        assert len(rows) == len(whole_report.results)
+        assert {row[-1] for row in rows} == {"", "no difference seen", "same end"}
+
+
+@pytest.fixture
+def page(whole_report, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    path = tmp_path / "report.html"
+    html.save_html(whole_report, path)
+    return path
+
+
+class TestPage:
+    def test_needs_no_network(self, page):
+        content = page.read_text()
+        addresses = set(re.findall(r"""(?:https?:)?//[^\s"'<>)]+""", content))
+        assert all(address.startswith(("http://www.w3.org/", "//www.w3.org/")) for address in addresses)
+        assert not re.search(r"<(link|img|iframe)\b|<script[^>]+src|@import|url\((?!#)", content)
+
+    def test_shows_all_and_escapes_what_it_shows(self, page, whole_report):
+        content = page.read_text()
+        assert content.count("<svg") == 2
+        assert "kernel has no &lt;attributes&gt;" in content
+        assert "<attributes>" not in content
+        rows = content.partition('class="sortable"')[2].partition("</table>")[0]
+        assert rows.count("<tr>") == len(whole_report.results) + 1
+
+    def test_ids_of_the_plots_differ(self, page):
+        ids = re.findall(r'<clipPath id="([^"]+)"', page.read_text())
+        assert len(ids) == len(set(ids)) > 1
+
+    def test_opens_sorts_and_fits_in_a_browser(self, page, tmp_path):
+        names = ("chromium", "chromium-browser", "google-chrome")
+        browser = next(filter(None, map(shutil.which, names)), None)
+        if browser is None:
+            pytest.skip("no browser is installed (chromium)")
+        # The page sorts itself by median and reports what it sees in its title, which --dump-dom prints.
+        probe = """<script>
+          const headings = [...document.querySelectorAll("table.sortable th button")];
+          headings[4].click(); headings[4].click();
+          const first = document.querySelector("table.sortable tbody tr").cells[1].textContent;
+          const wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
+          const ink = getComputedStyle(document.querySelector("figure svg text")).fill;
+          document.title = JSON.stringify([first, wide, ink, getComputedStyle(document.body).color]);
+        </script>"""
+        probed = tmp_path / "probed.html"
+        probed.write_text(page.read_text().replace("</body>", probe + "</body>"))
+        for scheme, width in (("1", 1200), ("1", 500), ("0", 1200)):
+            printed = subprocess.run(
+                [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                 f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom",
+                 f"--blink-settings=preferredColorScheme={scheme}", probed.as_uri()],
+                capture_output=True, text=True, timeout=120, check=True).stdout
+            title = re.search(r"<title>(.*?)</title>", printed).group(1)
+            first, fits, ink, body_ink = json.loads(title)
+            assert first == "kvm-memslots"
+            assert fits
+            assert ink == body_ink
+            assert (sum(map(int, re.findall(r"\d+", ink))) > 384) == (scheme == "0")
+
+
+def test_plots_are_written(whole_report, tmp_path):
+    pytest.importorskip("matplotlib")
+    written = plots.save_plots(whole_report.results, tmp_path / "plots")
+    assert [path.name for path in written] == ["conversion-model.png", "conversion-model.svg",
+                                               "conversion-kernel.png", "conversion-kernel.svg"]
+    assert written[0].read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in written[1].read_text()
