@@ -10,9 +10,9 @@ cdef enum:
 
 def mprotect_many(uint64_t address, const uint64_t[::1] starts, const uint64_t[::1] stops,
                   const uint8_t[::1] attributes):
-    """Protect ranges of pages of the mapping at ``address``, in order: attributes 0 is read-write, else read-only.
+    """Protect ranges of the mapping at ``address``, in order: attributes 0 is read-write, else read-only.
 
-    Returns ``(done, error)``: how many calls succeeded and the errno of the one after them, or 0. GIL released.
+    Returns ``(done, error)``: how many calls succeeded and the errno of the next, or 0. GIL released.
     """
     cdef Py_ssize_t done = 0
     cdef int error = 0

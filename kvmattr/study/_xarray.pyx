@@ -8,7 +8,8 @@ largest index needs, an empty entry for value 0. A set of [start, stop)
 2. reserves an entry for every page, one walk from the root each, so that no store can fail;
 3. stores every page, one walk from the root each; storing 0 empties the entry and frees a node that is empty.
 
-Left out: KVM's locks but the xarray's own, memslot callbacks and zapping. The kernel does more than this.
+Left out: KVM's locks but the xarray's own, memslot callbacks and zapping (the kernel does more than this),
+and that the kernel keeps a lone entry of index 0 without a node.
 
 An entry is 0 (empty), 1 (reserved: reads as empty) or ``value << 1 | 1`` with value != 0; inner entries are
 pointers, told from values by the level they stand on.
@@ -123,7 +124,7 @@ cdef Node *leaf_made(Array *array, uint64_t index) noexcept nogil:
 
 
 cdef void prune(Array *array, Node *node) noexcept nogil:
-    """Free node and its parents while they are empty, then lower the tree while only its first child is left."""
+    """Free node and its parents while empty, then lower the tree while only its first child is left."""
     cdef Node *parent
     while node != NULL and node.count == 0:
         parent = node.parent
@@ -182,7 +183,7 @@ cdef uint8_t load(Array *array, uint64_t index) noexcept nogil:
 
 
 cdef uint64_t next_nonempty(Array *array, uint64_t index, uint64_t stop) noexcept nogil:
-    """The first index in [index, stop) with a value, or stop: holes are stepped over a whole subtree at a time."""
+    """The first index in [index, stop) with a value, or stop: a hole is one step for a whole subtree."""
     cdef Node *node
     cdef uint64_t entry
     cdef uint8_t shift
@@ -220,7 +221,7 @@ cdef bint range_has(Array *array, uint64_t start, uint64_t stop, uint8_t value) 
 
 cdef bint set_range(Array *array, uint64_t start, uint64_t stop, uint8_t attributes,
                     uint8_t operation) noexcept nogil:
-    """kvm_vm_set_mem_attributes, with the mail's operation; False without memory, with every value as before."""
+    """kvm_vm_set_mem_attributes, with the mail's operation; False without memory, every value as before."""
     cdef uint64_t index
     cdef uint8_t value
     if operation == WRITE and range_has(array, start, stop, attributes):

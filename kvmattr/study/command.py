@@ -67,8 +67,8 @@ def measure(units: list[Unit], options: Options) -> Report:
     machine, before = describe(), Load.now()
     cells = sum(len(unit.backends) for unit in units)
     minutes = options.expected_seconds(cells) / 60
-    print(f"{len(units)} units, {cells} cells, {options.rounds} rounds: about {minutes:.1f} min; a cell stops "
-          f"after {options.cell_seconds:g} s, so at most {cells * options.cell_seconds / 60:.0f} min",
+    print(f"{len(units)} units, {cells} cells, {options.rounds} rounds: about {minutes:.1f} min; a cell "
+          f"stops after {options.cell_seconds:g} s, so at most {cells * options.cell_seconds / 60:.0f} min",
           file=sys.stderr)
     results: list[Result] = []
     interrupted = False
