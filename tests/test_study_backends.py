@@ -17,6 +17,7 @@ from kvmattr.study.slot_plan import SlotPlan
 from kvmattr.study.work import Batch, Failed, Footprint, Reference, Unsupported
 
 NPAGES = 4096
+GIB = 1 << 18  # pages
 #: Backends that take any attributes and operation, and those that know one attribute and WRITE.
 GENERAL = ["store", "store-get-write", "memslots", "xarray", "numpy", "sortedcontainers"]
 ONE_BIT = ["pyroaring", "unicorn", "mprotect", "kvm-memslots", "kvm-memslots-vcpu"]
@@ -75,6 +76,23 @@ def test_has_equals_the_reference(name):
     assert wanted.any()
     assert not wanted.all()
     assert np.array_equal(backend.has(queries), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, backend in backends.ALL.items()
+                                  if hasattr(backend, "mixed")])
+def test_mixed_blocks_equal_a_dense_array(name):
+    npages = 2 * GIB + 700
+    setup = Batch.joined(Batch.of([0], GIB // 2, 1), Batch.of([512 * 7], 512, 2),
+                         Batch.of([512 * 9 + 3], 4, 5), Batch.of([GIB], GIB, 3), Batch.of([2 * GIB + 600], 10, 1))
+    backend = opened(name, npages)
+    backend.update(backend.prepare(setup))
+    pages = Reference(npages, setup).apply(setup).lookup(np.arange(npages, dtype=np.uint64))
+    expected = []
+    for block in (512, GIB):
+        blocks = pages[:npages // block * block].reshape(-1, block)
+        expected += (blocks != blocks[:, :1]).any(axis=1).tolist()
+    assert expected.count(True) == 2
+    assert backend.mixed().tolist() == expected
 
 
 @pytest.mark.parametrize("name", [name for name, backend in backends.ALL.items()

@@ -31,6 +31,7 @@ cdef enum:
     BITS = 6
     ENTRIES = 64
     RESERVED = 1
+    PAGES_2M = 512              # and so many 2 MiB blocks in 1 GiB
 
 ctypedef enum Operation:
     WRITE
@@ -276,6 +277,28 @@ cdef class XArray:
         with nogil:
             for i in range(starts.shape[0]):
                 out[i] = range_has(&self.array, starts[i], stops[i], attributes[i])
+
+    def mixed(self, uint8_t[::1] small, uint8_t[::1] large):
+        """Which blocks hold unequal attributes: those of 2 MiB into ``small``, of 1 GiB into ``large``.
+
+        As KVM finds it when a slot is made: a small block against its first page, a large one by its small
+        ones and their first pages.
+        """
+        cdef Py_ssize_t i, child
+        cdef uint64_t first
+        cdef uint8_t value
+        with nogil:
+            for i in range(small.shape[0]):
+                first = <uint64_t> i * PAGES_2M
+                small[i] = not range_has(&self.array, first, first + PAGES_2M, load(&self.array, first))
+            for i in range(large.shape[0]):
+                first = <uint64_t> i * PAGES_2M * PAGES_2M
+                value = load(&self.array, first)
+                large[i] = False
+                for child in range(i * PAGES_2M, (i + 1) * PAGES_2M):
+                    if small[child] or load(&self.array, <uint64_t> child * PAGES_2M) != value:
+                        large[i] = True
+                        break
 
     def entries(self):
         """Every page with a value: ``(gfns, attributes)`` as uint64 and uint8 arrays, in order."""

@@ -62,7 +62,8 @@ class Arm:
     def warm_up(self, round_seconds: float) -> None:
         """Find how many operations fit a round, which also brings code and data into the caches."""
         if self._workload.whole:
-            self._timed(self._workload.argument(0, self._operations))
+            # Where rounds alternate, this is the odd one: it finds nothing to undo, and round 0 comes next.
+            self._timed(self._workload.argument(1, self._operations))
         else:
             operations = 2
             while self.alive:
@@ -230,6 +231,8 @@ def answer(reference: Reference, action: str, argument: Any) -> Any:
             return reference.has(argument)
         case "export":
             return reference.runs()
+        case "mixed":
+            return reference.mixed()
         case "migrate":
             return reference.changed_by(argument)
     return None

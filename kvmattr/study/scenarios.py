@@ -139,6 +139,38 @@ def _has(length: int, random: Generator) -> Workload:
     return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, 1024)
 
 
+def _boot(npages: int, random: Generator) -> Workload:
+    # The recordings of QEMU boots show it: the firmware makes the shadow areas below 1 MiB writable and
+    # read-only again, 16 KiB at a time and 64 KiB for the BIOS, inside the slot that holds the guest's memory.
+    starts = np.append(np.arange(0xC0, 0xF0, 4), 0xF0).astype(np.uint64)
+    stops = np.append(starts[1:], np.uint64(0x100))
+
+    def shadow(attributes: int) -> Batch:
+        return Batch(starts, stops, np.full(len(starts), attributes, np.uint8),
+                     np.zeros(len(starts), np.uint8))
+
+    def argument(index: int, operations: int) -> Batch:
+        one_pass = Batch.joined(shadow(PRIVATE), shadow(0))
+        return Batch.joined(*[one_pass] * -(-operations // len(one_pass))).part(0, operations)
+    return Workload(npages, Batch.empty(), "update", argument, 26 * 40, whole=True)
+
+
+def _notify(runs: int, random: Generator) -> Workload:
+    private = np.arange(runs // 2, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+    def argument(index: int, operations: int) -> Batch:
+        if index % 2 == 0:
+            return Batch.of([0], max(runs, 1), OTHER_BIT, Operation.OR)
+        return Batch.of([0], max(runs, 1), 0xFF ^ OTHER_BIT, Operation.AND)
+    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "migrate", argument, 1, whole=True)
+
+
+def _slot(npages: int, random: Generator) -> Workload:
+    places = _distinct(random, npages, 1000)
+    return Workload(npages, Batch.of(places, 1, PRIVATE), "mixed", lambda index, operations: None, 1,
+                    whole=True)
+
+
 def _after_conversions(action: str, updates: int) -> Callable[[int, Generator], Workload]:
     """One ``action`` a round, in a guest with earlier conversions and with so many new ones a round."""
     def make(earlier: int, random: Generator) -> Workload:
@@ -191,6 +223,14 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("migrate", "What does a pass of live migration cost: snapshot, 1,000 conversions, what changed?",
              "attributes: O(changes); copies: O(state)",
              "earlier conversions", "ns/pass", _CONVERSIONS, (), _after_conversions("migrate", 1000)),
+    Scenario("slot", "What does it cost a new slot to learn which of its 2 MiB and 1 GiB blocks are mixed?",
+             "attributes: O(runs); KVM: every block, and its pages up to the first that differs",
+             "guest size", "ns/slot", _GUESTS, (), _slot),
+    Scenario("notify", "What does it cost to change r runs and to tell which pages changed?",
+             "O(runs)", "runs", "ns/change", (1, 10, 100, 1_000, 10_000, 100_000), (), _notify),
+    Scenario("boot", "What does a firmware's toggle of a BIOS shadow area cost in a guest of this size?",
+             "attributes: flat; memslots: metadata of the slot beside it",
+             "guest size", "ns/conversion", _GUESTS, (), _boot),
     Scenario("memory", "How many bytes hold the state after k conversions?",
              "attributes: O(runs); dense: O(pages)",
              "earlier conversions", "bytes", _CONVERSIONS, (10_000, ), _after_conversions("nbytes", 0)),

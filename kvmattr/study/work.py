@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from kvmattr import Operation
 
+#: Pages of the blocks that KVM maps huge: 2 MiB and 1 GiB.
+BLOCKS = (1 << 9, 1 << 18)
 #: A run as every backend reports it: the dtype of ``AttributeMap.runs``.
 RUN = np.dtype([("start", "<u8"), ("stop", "<u8"), ("attributes", "u1")])
 
@@ -125,6 +127,10 @@ class Reference:
         return np.array([bool((self._values[low:high] == attributes).all())
                          for low, high, attributes in zip(first, last, ranges.attributes, strict=True)])
 
+    def mixed(self) -> NDArray[np.bool_]:
+        """For each block of 2 MiB, then of 1 GiB, that lies in the guest: do its attributes differ?"""
+        return mixed_blocks(self.runs())
+
     def changed_by(self, batch: Batch) -> int:
         """Do the updates and tell how many pages differ from what they were before."""
         before = self._values.copy()
@@ -143,6 +149,17 @@ def coalesced(starts: Any, stops: Any, attributes: Any) -> NDArray[Any]:
     runs["stop"] = np.asarray(stops, np.uint64)[last]
     runs["attributes"] = values[first]
     return runs
+
+
+def mixed_blocks(runs: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which whole blocks of 2 MiB, then of 1 GiB, hold more than one run: those with a run's start inside."""
+    npages, starts = int(runs["stop"][-1]), runs["start"]
+    levels = []
+    for block in BLOCKS:
+        mixed = np.zeros(npages // block + 1, np.bool_)
+        mixed[(starts[starts % block != 0] // block).astype(np.intp)] = True
+        levels.append(mixed[:npages // block])
+    return np.concatenate(levels)
 
 
 def pages_to_runs(gfns: NDArray[np.uint64], attributes: NDArray[np.uint8], npages: int) -> NDArray[Any]:

@@ -10,6 +10,7 @@ optional, and a scenario that needs what a backend lacks shows "has no ..." in i
 ``has(ranges)``                 bool array: does every page of each range have the batch's attributes?
 ``snapshot_restore(prepared)``  keep the state, apply the batch, bring the state back
 ``migrate(prepared)``           keep the state, apply the batch, tell how many pages now differ
+``mixed()``                     bool array: which blocks of 2 MiB, then of 1 GiB, hold unequal attributes
 ``export()``                    the state as runs, as a caller of the backend would get it
 ``nbytes()``                    bytes of memory that hold the state
 ==============================  ===============================================================

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvmattr import AttributeMap
 from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import Batch
+from kvmattr.study.work import Batch, mixed_blocks
 
 
 class Store(Backend):
@@ -50,6 +50,10 @@ class Store(Backend):
         """One ``all`` a range."""
         return np.fromiter(map(self.map.all, ranges.starts.tolist(), ranges.stops.tolist(),
                                ranges.attributes.tolist()), np.bool_, len(ranges))
+
+    def mixed(self) -> NDArray[np.bool_]:
+        """The runs, and the blocks that a run starts inside."""
+        return mixed_blocks(self.map.runs())
 
     def snapshot_restore(self, prepared: Callable[[], int]) -> None:
         """A snapshot, the updates, and the way back."""

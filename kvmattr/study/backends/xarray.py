@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvmattr.study._xarray import XArray
 from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import Batch, Failed, Footprint, pages_to_runs
+from kvmattr.study.work import BLOCKS, Batch, Failed, Footprint, pages_to_runs
 
 _NODE_BYTES = 576
 _NODE_PAGES = 64
@@ -58,6 +58,13 @@ class XArrayModel(Backend):
         """kvm_range_has_memory_attributes a range."""
         out = np.empty(len(ranges), np.uint8)
         self._array.has(ranges.starts, ranges.stops, ranges.attributes, out)
+        return out.view(np.bool_)
+
+    def mixed(self) -> NDArray[np.bool_]:
+        """kvm_mmu_init_memslot_memory_attributes: every block of 2 MiB, then the children of 1 GiB."""
+        small, large = (self._npages // block for block in BLOCKS)
+        out = np.empty(small + large, np.uint8)
+        self._array.mixed(out[:small], out[small:])
         return out.view(np.bool_)
 
     def nbytes(self) -> int:
