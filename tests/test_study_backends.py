@@ -14,7 +14,7 @@ from kvmattr.study.backends import kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
 from kvmattr.study.backends.kvm_memslots import KernelMemslots
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed, Footprint, Reference, Unsupported
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
 
 NPAGES = 4096
 GIB = 1 << 18  # pages
@@ -83,7 +83,8 @@ def test_has_equals_the_reference(name):
 def test_mixed_blocks_equal_a_dense_array(name):
     npages = 2 * GIB + 700
     setup = Batch.joined(Batch.of([0], GIB // 2, 1), Batch.of([512 * 7], 512, 2),
-                         Batch.of([512 * 9 + 3], 4, 5), Batch.of([GIB], GIB, 3), Batch.of([2 * GIB + 600], 10, 1))
+                         Batch.of([512 * 9 + 3], 4, 5), Batch.of([GIB], GIB, 3),
+                         Batch.of([2 * GIB + 600], 10, 1))
     backend = opened(name, npages)
     backend.update(backend.prepare(setup))
     pages = Reference(npages, setup).apply(setup).lookup(np.arange(npages, dtype=np.uint64))
@@ -196,7 +197,8 @@ class FakeVM:
         self.close()
 
     def check_extension(self, capability):
-        return self.capability if capability == uapi.KVM_CAP_MEMORY_ATTRIBUTES else 1
+        known = {uapi.KVM_CAP_MEMORY_ATTRIBUTES: self.capability, uapi.KVM_CAP_NR_MEMSLOTS: 32764}
+        return known.get(capability, 1)
 
     def ioctl_many(self, request, records):
         for done, record in enumerate(records):
@@ -267,11 +269,16 @@ class TestKernelMemslots:
     def test_loaded_and_split_states_are_the_same(self):
         setup = random_batch(9, 40, bits=1, operations=1)
         loaded, split = opened("kvm-memslots"), opened("kvm-memslots")
-        assert loaded.load(setup) == len(setup)
+        assert loaded.load(setup, seconds=60) == len(setup)
         split.update(split.prepare(setup))
         assert np.array_equal(loaded.runs(), split.runs())
         loaded.close()
         split.close()
+
+    def test_loading_keeps_the_time_limit(self, fake_vm):
+        setup = Batch.of(np.arange(0, NPAGES, 2), 1, 1)
+        with pytest.raises(Stopped, match=r"stopped after 0 s with 256 of 4096 slots created"):
+            KernelMemslots(NPAGES).load(setup, seconds=0)
 
     def test_runs_sees_a_slot_that_is_not_there(self):
         backend = opened("kvm-memslots")

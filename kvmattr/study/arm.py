@@ -12,7 +12,7 @@ from kvmattr.study.backends import Backend
 from kvmattr.study.machine import available_bytes
 from kvmattr.study.results import Result
 from kvmattr.study.scenarios import Scenario, Workload
-from kvmattr.study.work import Batch, Failed, Footprint, Reference, Unsupported
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
 
 #: The setup goes in parts that take about so long, so that the time limit can be kept.
 _PART_SECONDS = 0.05
@@ -56,6 +56,8 @@ class Arm:
             self._set_up()
         except Unsupported as error:
             self._end("unsupported", str(error))
+        except Stopped as error:
+            self._end("stopped", str(error))
         except (OSError, MemoryError) as error:
             self._end("failed", f"in the setup: {error}", 0)
 
@@ -147,7 +149,7 @@ class Arm:
         assert self._backend is not None
         setup, part = self._workload.setup, 64
         started = time.perf_counter()
-        first = self._backend.load(setup)
+        first = self._backend.load(setup, self._seconds)
         self._spent += time.perf_counter() - started
         while first < len(setup):
             if self._spent > self._seconds:

@@ -141,7 +141,7 @@ def _has(length: int, random: Generator) -> Workload:
 
 def _boot(npages: int, random: Generator) -> Workload:
     # The recordings of QEMU boots show it: the firmware makes the shadow areas below 1 MiB writable and
-    # read-only again, 16 KiB at a time and 64 KiB for the BIOS, inside the slot that holds the guest's memory.
+    # read-only again, 16 KiB at a time and 64 KiB for the BIOS, inside the slot of the guest's memory.
     starts = np.append(np.arange(0xC0, 0xF0, 4), 0xF0).astype(np.uint64)
     stops = np.append(starts[1:], np.uint64(0x100))
 

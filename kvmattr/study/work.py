@@ -78,6 +78,10 @@ class Failed(Exception):
         self.why = why
 
 
+class Stopped(Exception):
+    """A backend reached the time limit of its cell; the text says after how long and where."""
+
+
 class Unsupported(Exception):
     """A backend has no way to express what a scenario asks of it; the text says what."""
 

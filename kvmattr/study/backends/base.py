@@ -49,8 +49,11 @@ class Backend(ABC):
     @abstractmethod
     def __init__(self, npages: int) -> None: ...
 
-    def load(self, setup: Batch) -> int:
-        """Reach the state after the first updates of ``setup`` by a shorter way; returns their number."""
+    def load(self, setup: Batch, seconds: float) -> int:
+        """Reach the state after the first updates of ``setup`` by a shorter way; returns their number.
+
+        Raises :class:`Stopped` when that takes longer than ``seconds``.
+        """
         return 0
 
     def prepare(self, batch: Batch) -> Any:

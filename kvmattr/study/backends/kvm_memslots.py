@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from kvmattr.bridges import kvm
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed
+from kvmattr.study.work import Batch, Failed, Stopped
 
 #: So near the limit every conversion is a real one, so that the kernel itself says which is the last.
 _LEFT_TO_SPLIT = 64
+#: Slots that are created between two looks at the clock.
+_PART = 256
 
 
 class KernelMemslots(Backend):
@@ -44,7 +47,7 @@ class KernelMemslots(Backend):
         self._vm = kvm.KernelVM()
         self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, self._plan.slots())
 
-    def load(self, setup: Batch) -> int:
+    def load(self, setup: Batch, seconds: float) -> int:
         """Create the slots of the state outright, but leave the last below the limit to be split."""
         if not len(setup):
             return 0
@@ -53,7 +56,11 @@ class KernelMemslots(Backend):
         whole_guest["memory_size"] = 0
         done, slots = self._plan.load(setup, limit)
         self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, whole_guest)
-        self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, slots)
+        started = time.perf_counter()
+        for first in range(0, len(slots), _PART):
+            if first and time.perf_counter() - started > seconds:
+                raise Stopped(f"stopped after {seconds:g} s with {first} of {len(slots)} slots created")
+            self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, slots[first:first + _PART])
         return done
 
     def prepare(self, batch: Batch) -> tuple[NDArray[Any], NDArray[np.int64]]:
