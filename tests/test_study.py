@@ -1,13 +1,14 @@
 """The study's machinery: what it measures with, how a cell ends, and that a wrong backend is called wrong."""
 
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kvmattr import Operation
 from kvmattr.study import arm as arm_module
-from kvmattr.study import backends, extras, runner, scenarios
+from kvmattr.study import backends, extras, runner, scenarios, work
 from kvmattr.study.arm import Arm
 from kvmattr.study.backends import Backend
 from kvmattr.study.results import Result, comparisons
@@ -169,6 +170,21 @@ class TestHowACellEnds:
         result = _result(Full)
         assert (result.status, result.note, result.reached) == ("failed", "failed at k = 8: EINVAL", 7)
 
+    def test_what_ended_is_closed_at_once(self):
+        class Full(Array):
+            closed = 0
+
+            def update(self, prepared):
+                raise Failed(0, "ENOMEM")
+
+            def close(self):
+                Full.closed += 1
+        tested = Arm(Full, SCENARIO, 49, _workload(), 30)
+        tested.open()
+        assert Full.closed == 1
+        tested.close()
+        assert Full.closed == 1
+
     def test_failing_in_a_round(self):
         class Full(Array):
             def update(self, prepared):
@@ -251,6 +267,29 @@ class TestRunner:
         assert {(cell.scenario, cell.backend, cell.status) for cell in pooled} == {
             (cell.scenario, cell.backend, cell.status) for cell in here}
         assert all(cell.status == "ok" and cell.host for cell in pooled)
+
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("default")  # a cluster's own threads and sockets are not ours to close
+    def test_a_dask_cluster_takes_whole_units(self):
+        distributed = pytest.importorskip("distributed")
+        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", "xarray"))]
+        with (distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None,
+                                       processes=False) as cluster, distributed.Client(cluster) as client):
+            batches = list(runner.run(units, BRIEF, executor=client.get_executor()))
+        assert sorted((cell.scenario, cell.backend, cell.status) for cells in batches for cell in cells) == [
+            ("conversion", "numpy", "ok"), ("conversion", "store", "ok"), ("has", "store", "ok"),
+            ("has", "xarray", "ok")]
+
+
+class TestDocs:
+    def test_the_backend_of_the_docs_works_and_is_short(self):
+        page = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
+        program = page.partition("```python\n")[2].partition("```")[0]
+        assert program.count("\n") < 60
+        names = dict(vars(work), Backend=Backend, Operation=Operation)
+        exec(program, names)
+        assert _result(names["Dictionary"]).status == "ok"
 
 
 def cell(backend: str, samples: list[float], kind: str = "model", **changes) -> Result:

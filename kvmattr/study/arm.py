@@ -220,6 +220,8 @@ class Arm:
 
     def _end(self, status: str, note: str, reached: int | None = None) -> None:
         self._status, self._note, self._reached = status, note, reached
+        # At once: a backend that ended at a limit of the process (mprotect's regions) would starve the others.
+        self.close()
 
 
 def answer(reference: Reference, action: str, argument: Any) -> Any:
