@@ -220,7 +220,7 @@ class Arm:
 
     def _end(self, status: str, note: str, reached: int | None = None) -> None:
         self._status, self._note, self._reached = status, note, reached
-        # At once: a backend that ended at a limit of the process (mprotect's regions) would starve the others.
+        # At once: a backend that ended at a limit of the process (mprotect's regions) would starve others.
         self.close()
 
 

@@ -201,7 +201,7 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
              "attributes: flat; memslots: end when slots = pages",
-             "guest size", "ns/conversion", (1_024, 16_384, 262_144, 4_194_304), (),
+             "guest size", "ns/conversion", (1_024, 16_384, 262_144, 1_048_576), (),
              _alternating),
     Scenario("rmw", "What does changing one bit over a range of r runs cost?",
              "one OR: O(height) by attributes; GET of the runs and a WRITE each: O(r)",
