@@ -21,8 +21,8 @@ class Dense(Backend):
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
-        """One byte a page."""
-        return footprint.npages
+        """One byte a page, and as much again while pages are compared."""
+        return 2 * footprint.npages
 
     def __init__(self, npages: int) -> None:
         # Written, unlike np.zeros: else the rounds would pay for the first touch of each 4 KiB of it.
