@@ -94,6 +94,13 @@ def test_every_scenario_makes_the_same_work_again(name):
         assert np.array_equal(first, again)
 
 
+def test_a_round_at_10000_earlier_conversions_stays_below_the_slot_limit():
+    workload = scenarios.ALL["conversion"].make(10_000, np.random.default_rng(1))
+    converted = np.cumsum(workload.argument(0, workload.operations).attributes.astype(int) * 2 - 1)
+    assert converted.max() + 10_000 < 16_381
+    assert converted[-1] == 0
+
+
 def _workload(npages: int = 1000, whole: bool = False) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         pages = np.arange(operations // 2) * 2 + 101

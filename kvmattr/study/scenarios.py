@@ -25,6 +25,8 @@ PRIVATE = 1
 OTHER_BIT = 2
 #: Operations of a round that take tens of nanoseconds each: a call's fixed cost must vanish among them.
 _CHEAP = 16384
+#: So few that a round at 10,000 earlier conversions stays below the limit of memslots.
+_CONVERTED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ def _distinct(random: Generator, below: int, count: int) -> NDArray[np.uint64]:
     return random.choice(below, size=count, replace=False, shuffle=True).astype(np.uint64)
 
 
-def _there_and_back(places: NDArray[np.uint64], length: int) -> Callable[[int, int], Batch]:
+def _there_and_back(places: NDArray[np.uint64], length: int,
+                    at_once: int = _CONVERTED_AT_ONCE) -> Callable[[int, int], Batch]:
     """Rounds that convert fresh places and then convert them back, so that the state stays what it was."""
     def argument(index: int, operations: int) -> Batch:
         count = max(operations // 2, 1)
         chosen = np.take(places, np.arange(index * count, (index + 1) * count), mode="wrap")
-        return Batch.joined(Batch.of(chosen, length, PRIVATE), Batch.of(chosen, length, 0))
+        groups = [chosen[first:first + at_once] for first in range(0, count, at_once)]
+        return Batch.joined(*(Batch.of(group, length, attributes)
+                              for group in groups for attributes in (PRIVATE, 0)))
     return argument
 
 
@@ -105,7 +110,8 @@ def _whole(npages: int, random: Generator) -> Workload:
 
 def _alternating(npages: int, random: Generator) -> Workload:
     places = np.arange(1, npages, 2, dtype=np.uint64)
-    return Workload(npages, Batch.empty(), "update", _there_and_back(places, 1), 2 * len(places), whole=True)
+    return Workload(npages, Batch.empty(), "update", _there_and_back(places, 1, len(places)),
+                    2 * len(places), whole=True)
 
 
 def _rmw(runs: int, random: Generator) -> Workload:
