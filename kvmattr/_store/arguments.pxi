@@ -126,7 +126,7 @@ cdef object gfn_cells(object gfns):
     if gfns.dtype.kind == "i":
         return np.ascontiguousarray(gfns, np.int64).view(np.uint64)
     if gfns.dtype.kind == "O":
-        return np.array([gfn if 0 <= gfn < GFN_LIMIT else GFN_LIMIT for gfn in gfns.flat], np.uint64)
+        return np.array([gfn if 0 <= gfn <= GFN_LIMIT else GFN_LIMIT + 1 for gfn in gfns.flat], np.uint64)
     return np.ascontiguousarray(gfns, np.uint64)
 
 
@@ -165,18 +165,41 @@ cdef object operation_array(object values):
 cdef object change_arrays(object attributes, object operation, object mask, str name, object pages):
     """k and x of updates whose attributes, operations and masks are arrays that broadcast, with each other and with
     the pages or ranges called `name`."""
+    cdef Py_buffer attributes_view, k_view, x_view
+    cdef Change change
+    cdef int kind, masked
+    cdef Py_ssize_t i
     attributes = byte_array(attributes, "attributes")
+    if is_scalar(operation) and is_scalar(mask) and attributes.ndim == 1 and len(attributes) == pages.size:
+        kind = operation_of(operation)
+        masked = byte_of(mask, "mask")
+        attributes = np.ascontiguousarray(attributes)
+        k = np.empty(attributes.size, np.uint8)
+        x = np.empty(attributes.size, np.uint8)
+        PyObject_GetBuffer(attributes, &attributes_view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(k, &k_view, PyBUF_WRITABLE)
+        PyObject_GetBuffer(x, &x_view, PyBUF_WRITABLE)
+        for i in range(attributes_view.len):
+            change = change_of((<const uint8_t *>attributes_view.buf)[i], kind, <uint8_t>masked)
+            (<uint8_t *>k_view.buf)[i] = change.k
+            (<uint8_t *>x_view.buf)[i] = change.x
+        PyBuffer_Release(&attributes_view)
+        PyBuffer_Release(&k_view)
+        PyBuffer_Release(&x_view)
+        return k, x
     operation = operation_array(operation)
     mask = byte_array(mask, "mask")
     broadcast((pages, attributes, operation, mask), (name, "attributes", "operation", "mask"))
-    masked = attributes & mask
-    k = np.select([operation == 0, operation == 1], [~mask, ~masked], attributes | ~mask)
-    x = np.where(operation == 2, np.uint8(0), masked)
+    value = attributes & mask
+    k = np.select([operation == 0, operation == 1], [~mask, ~value], attributes | ~mask)
+    x = np.where(operation == 2, np.uint8(0), value)
     return k.astype(np.uint8), x.astype(np.uint8)
 
 
 cdef object broadcast(arrays, names):
     """Contiguous 1-d arrays of one length."""
+    if all(array.ndim == 1 and array.size == arrays[0].size for array in arrays):
+        return [np.ascontiguousarray(array) for array in arrays]
     try:
         arrays = np.broadcast_arrays(*arrays)
     except ValueError:
@@ -187,16 +210,32 @@ cdef object broadcast(arrays, names):
 
 cdef object bound_arrays(object starts, object stops, uint64_t pages):
     """uint64 arrays of range bounds, broadcast and checked."""
+    cdef Py_buffer starts_view, stops_view
+    cdef const uint64_t *first
+    cdef const uint64_t *last
+    cdef Py_ssize_t i, count
     starts = integer_array(starts, "starts")
     stops = integer_array(stops, "stops")
     starts, stops = broadcast((starts, stops), ("starts", "stops"))
-    wrong = (starts < 0) | (stops > pages) | (stops < 0) | (starts > pages)
-    if not wrong.any():
-        wrong = starts.astype(np.uint64) > stops.astype(np.uint64)
-    if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
-        raise_range(starts[first], stops[first], pages)
-    return starts.astype(np.uint64), stops.astype(np.uint64)
+    # A negative bound becomes one beyond any map.
+    start_cells = gfn_cells(starts)
+    stop_cells = gfn_cells(stops)
+    if starts.size == 0:
+        return start_cells, stop_cells
+    PyObject_GetBuffer(start_cells, &starts_view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(stop_cells, &stops_view, PyBUF_SIMPLE)
+    first = <const uint64_t *>starts_view.buf
+    last = <const uint64_t *>stops_view.buf
+    count = starts_view.len // 8
+    i = 0
+    with nogil:
+        while i < count and first[i] <= last[i] <= pages:
+            i += 1
+    PyBuffer_Release(&starts_view)
+    PyBuffer_Release(&stops_view)
+    if i < count:
+        raise_range(starts[i], stops[i], pages)
+    return start_cells, stop_cells
 
 
 cdef object output_array(object out, uint64_t count, shape):

@@ -380,7 +380,8 @@ cdef class AttributeMap:
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         chosen = np.flatnonzero(bits)
         length = int(chosen.max()) + 1 if chosen.size else 0
-        arrays = broadcast((attributes, operation, mask), ("attributes", "operation", "mask"))
+        arrays = broadcast([np.asarray(values) for values in (attributes, operation, mask)],
+                           ("attributes", "operation", "mask"))
         count = len(arrays[0]) if npages is None else int(npages)
         if length > count:
             raise ValueError(f"bit {length - 1} is set beyond npages {count}")
