@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kvmattr import VM, Access, Exit, uapi
+from kvmattr import VM, Access, Exit, Operation, uapi
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 R, W, X = Access.READ, Access.WRITE, Access.EXEC
@@ -262,3 +262,14 @@ def test_invalidations_that_cannot_be():
         invalidation.add(5, 5)
     with pytest.raises(ValueError, match=r"^a change must begin and add a range before it ends$"):
         invalidation.end()
+
+
+def test_a_pending_operation_can_make_a_block_uniform():
+    """AND over a GiB takes the bit in which one block varies; another block keeps the operation pending above both."""
+    vm = VM(no_exec=True)
+    vm.set_user_memory_region(0, 0, 1 << 31, userspace_addr=1 << 40)
+    vm.set_memory_attributes(0x1000, 0x1000, 1)                     # PRIVATE: mixed in block 0
+    vm.set_memory_attributes(0x201000, 0x1000, 4)                   # NO_WRITE: mixed in block 1
+    assert (vm.mapping_level(0), vm.mapping_level(0x200000)) == (1, 1)
+    vm.set_memory_attributes(0, 1 << 30, 0xE, Operation.AND)
+    assert (vm.mapping_level(0), vm.mapping_level(0x200000)) == (2, 1)

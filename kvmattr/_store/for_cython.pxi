@@ -26,16 +26,18 @@ cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept
     cdef uint64_t start = gfn & ~(level_span(level) - 1)
     cdef Entry e = map.root
     cdef uint32_t handle = entry_handle(e)
+    cdef uint8_t k = 0xff           # what is pending above may leave nothing of what varies below
     cdef int at = map.level
     if gfn < level_span(at) and at >= level:
         while at > level and handle and is_node(handle):
+            k &= entry_k(e)
             at -= 1
             e = node_at(map.family, handle)[(gfn >> level_shift(at)) & 511]
             handle = entry_handle(e)
-        if handle == 0:
+        if entry_varying(e) & k == 0:
             return True
         if at == 2:
-            return False            # a leaf is never uniform
+            return False            # a leaf's V is exact
     return map_find(map, start, start + level_span(level), map_get(map, start), 0xff, False) < 0
 
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil:
