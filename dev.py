@@ -81,7 +81,7 @@ def test(words: list[str]) -> None:
 
 def lint(words: list[str]) -> None:
     python = make_environment("lint")
-    install(python, "--editable", ".[test]", "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16")
+    install(python, "--editable", ".[test,study,peers,unicorn]", "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16")
     run(python, "-m", "ruff", "check", ".")
     sources = [source for pattern in ("pyx", "pxd", "pxi") for source in sorted(HERE.glob(f"kvmattr/**/*.{pattern}"))]
     # cython-lint starts pycodestyle by its name.

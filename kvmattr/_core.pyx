@@ -115,6 +115,7 @@ cdef extern from "pyint.h":
 cdef extern from "sync.h" nogil:
     const bint KVMATTR_FREE_THREADED
     const bint KVMATTR_DEBUG_BUILD
+    void kvmattr_assert(bint condition)
 
 cdef extern from "simd.h" nogil:
     ctypedef struct kvmattr_walk:

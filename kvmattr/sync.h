@@ -17,9 +17,12 @@
 #endif
 
 #if defined(KVMATTR_DEBUG)
+#include <assert.h>
 #define KVMATTR_DEBUG_BUILD 1
+#define kvmattr_assert(condition) assert(condition)
 #else
 #define KVMATTR_DEBUG_BUILD 0
+#define kvmattr_assert(condition) ((void)0)
 #endif
 
 #define KVMATTR_STORE_RELEASE(where, value) __atomic_store_n((where), (value), __ATOMIC_RELEASE)

@@ -181,6 +181,7 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
     cdef uint32_t page = family.free_pages
     cdef int number
     cdef PageInfo *info
+    kvmattr_assert(available_pages(family) > 0)
     if page:
         info = page_info(family, page)
         family.free_pages = info.next
@@ -275,6 +276,7 @@ cdef void record_give_back(Family *family, uint32_t handle) noexcept nogil:
     cdef PageInfo *info = page_info(family, page)
     cdef int size_class = info.kind - PAGE_SLAB
     cdef Slab *slab = slab_of(family, handle)
+    kvmattr_assert(info.kind >= PAGE_SLAB and info.references > 0)
     (<uint16_t *>address_of(family, handle))[0] = slab.free_record
     slab.free_record = <uint16_t>record_number(size_class, handle)
     if info.references == slab_records(size_class):     # it was full, so in no list
@@ -313,6 +315,7 @@ cdef void release(Family *family, uint32_t handle) noexcept nogil:
     if not handle:
         return
     count = reference_count(family, handle)
+    kvmattr_assert(count[0] > 0)
     count[0] -= 1
     if count[0]:
         return

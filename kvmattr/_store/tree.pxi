@@ -68,6 +68,7 @@ cdef uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogi
     cdef Entry *entries
     cdef uint32_t copy
     cdef int i
+    kvmattr_assert(info.kind == PAGE_NODE and info.level == level)
     if info.references == 1:
         return handle
     copy = node_new(family, level)
@@ -104,6 +105,7 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
     cdef Runs runs
     cdef int shift, first, last, i
     cdef uint64_t base
+    kvmattr_assert(lo < hi and hi <= level_span(level))
     if hi - lo == level_span(level):
         entries_apply(family, slot, 1, k, x)
         return
