@@ -1,0 +1,166 @@
+"""The rows of the table that have no opponent: times of one call, against limits in seconds.
+
+The limits are those of a machine on which numpy's scalar ``a[i]`` takes 34 ns when hot; the table scales them by what
+it takes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import thread_time_ns
+from typing import Any
+
+import numpy as np
+
+from bench.guest import Guest, alternating
+from bench.rounds import Alone
+from kvmattr import AttributeMap
+
+#: ns that numpy's hot scalar a[i] takes on the machine that the limits were written for.
+YARDSTICK = 34.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A line of the table: the work and the time that it may take, in ns; None: told, not judged."""
+
+    name: str
+    limit: float | None
+    rounds: int
+    make: Callable[[Guest], Alone]
+
+
+LIMITS: list[Limit] = []
+
+
+def limit(name: str, limit: float | None,
+          rounds: int = 21) -> Callable[[Callable[[Guest], Alone]], Callable[[Guest], Alone]]:
+    def add(make: Callable[[Guest], Alone]) -> Callable[[Guest], Alone]:
+        LIMITS.append(Limit(name, limit, rounds, make))
+        return make
+    return add
+
+
+def flat_in_size(name: str, limit_ns: float, make: Callable[[Guest, int], Alone]) -> None:
+    """A row for 1 GiB, 64 GiB and 1 TiB each: read down, they should be one figure."""
+    for words, pages in (("1 GiB", lambda guest: guest.gigabyte), ("64 GiB", lambda guest: guest.pages),
+                         ("1 TiB", lambda guest: guest.terabyte)):
+        limit(f"{name} {words}", limit_ns)(lambda guest, pages=pages: make(guest, pages(guest)))
+
+
+def write_everything(guest: Guest, pages: int) -> Alone:
+    m = AttributeMap(pages)
+
+    def work(last: int) -> None:
+        for _ in range(500):
+            m.write(0, pages, 1)
+            m.write(0, pages, 2)
+        m.write(0, pages, last)
+
+    return Alone(draw=lambda: int(guest.rng.integers(3, 256)), work=work, calls=1001,
+                 check=lambda last, _: m.uniform(0, pages) == last)
+
+
+def or_everything(guest: Guest, pages: int) -> Alone:
+    m = alternating(pages)
+
+    def work(last: int) -> None:
+        for _ in range(500):
+            m.or_(0, pages, 2)
+            m.and_(0, pages, 1)
+        m.or_(0, pages, last)
+
+    def check(last: int, _: None) -> bool:
+        sound = m.values().tolist() == [last, last + 1] and m.count(0, pages, 1, 1) == pages // 2
+        m.and_(0, pages, 1)
+        return sound
+
+    return Alone(draw=lambda: int(guest.rng.integers(1, 128)) * 2, work=work, calls=1001, check=check)
+
+
+flat_in_size("write, uniform", 2e3, write_everything)
+flat_in_size("or_, every other page set", 2e3, or_everything)
+
+
+def changed(guest: Guest) -> AttributeMap:
+    m = AttributeMap(guest.pages)
+    m.put(guest.gfns(guest.earlier), 1)
+    return m
+
+
+@limit("snapshot after 1e5 changes", 1e3)
+def snapshot(guest: Guest) -> Alone:
+    m = changed(guest)
+
+    def work(kept: list[AttributeMap]) -> None:
+        for _ in range(100):
+            kept.append(m.snapshot())
+
+    return Alone(draw=list, work=work, calls=100,
+                 check=lambda kept, _: kept[0] == m and kept[-1] == m)
+
+
+@limit("first write after a snapshot, one page", 6e3, rounds=101)
+def first_write(guest: Guest) -> Alone:
+    m = changed(guest)
+    kept: list[AttributeMap] = []
+
+    def draw() -> tuple[int, int]:
+        kept[:] = [m.snapshot()]
+        gfn = int(guest.gfns(1)[0])
+        return gfn, m[gfn] ^ 1
+
+    return Alone(draw=draw, work=lambda drawn: m.write(drawn[0], drawn[0] + 1, drawn[1]),
+                 check=lambda drawn, changed: changed and m[drawn[0]] == drawn[1] != kept[0][drawn[0]])
+
+
+@limit("put of 1e5 random pages after a snapshot, per page", 60)
+def scattered_puts(guest: Guest) -> Alone:
+    m = changed(guest)
+    kept: list[AttributeMap] = []
+
+    def draw() -> Any:
+        kept[:] = [m.snapshot()]
+        gfns = np.unique(guest.gfns(guest.earlier))
+        guest.rng.shuffle(gfns)
+        return gfns, m.take(gfns) ^ 1
+
+    def check(drawn: Any, count: int) -> bool:
+        gfns, attributes = drawn
+        sound = count == len(gfns) and np.array_equal(m.take(gfns), attributes)
+        m.restore(kept[0])
+        return bool(sound)
+
+    return Alone(draw=draw, work=lambda drawn: m.put(*drawn), check=check, calls=guest.earlier)
+
+
+@limit("del m of a fragmented 1 TiB guest", 50e6, rounds=3)
+def delete(guest: Guest) -> Alone:
+    return Alone(draw=lambda: [alternating(guest.terabyte)], work=list.clear, check=lambda kept, _: kept == [])
+
+
+@limit("longest call while a fragmented 64 GiB collapses (and_, then 1000 writes)", 0.3e6)
+def collapse(guest: Guest) -> Alone:
+    """What the and_ drops is freed in slices: the longest of that call and of the calls after it."""
+    writes = 1000
+
+    def work(drawn: tuple[AttributeMap, list[int]]) -> int:
+        m, gfns = drawn
+        times = [thread_time_ns()]
+        m.and_(0, guest.pages, 0xFE)
+        times.append(thread_time_ns())
+        for gfn in gfns:
+            m.write(gfn, gfn + 1, 4)
+            times.append(thread_time_ns())
+        return int(np.diff(times).max())
+
+    return Alone(draw=lambda: (alternating(guest.pages), np.unique(guest.gfns(writes)).tolist()), work=work,
+                 check=lambda drawn, _: drawn[0].count(0, guest.pages, 4) == len(drawn[1])
+                 and drawn[0].count(0, guest.pages, 0) == guest.pages - len(drawn[1]), own_clock=True)
+
+
+@limit("the and_ of it alone", 0.3e6)
+def collapse_alone(guest: Guest) -> Alone:
+    return Alone(draw=lambda: alternating(guest.pages), work=lambda m: m.and_(0, guest.pages, 0xFE),
+                 check=lambda m, changed: changed and m.uniform(0, guest.pages) == 0)
