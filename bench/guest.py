@@ -22,7 +22,7 @@ class Guest:
     terabyte: int = 1 << 28
     batch: int = 1_000_000              # gfns of a take, a put
     earlier: int = 100_000              # pages that were changed before
-    calls: int = 100_000                # calls of a row that is a loop of calls
+    calls: int = 300_000                # calls of a row that is a loop of calls
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20221122))
 
     def gfns(self, count: int) -> Gfns:
