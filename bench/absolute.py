@@ -1,7 +1,7 @@
 """The rows of the table that have no opponent: times of one call, against limits in seconds.
 
-The limits are those of a machine on which numpy's scalar ``a[i]`` takes 34 ns when hot; the table scales them by what
-it takes here.
+The limits are those of a machine on which numpy's scalar ``a[i]`` takes 34 ns when hot; the table scales
+them by what it takes here.
 """
 
 from __future__ import annotations
@@ -34,18 +34,23 @@ class Limit:
 LIMITS: list[Limit] = []
 
 
-def limit(name: str, limit: float | None,
-          rounds: int = 21) -> Callable[[Callable[[Guest], Alone]], Callable[[Guest], Alone]]:
+def limit(
+    name: str, limit: float | None, rounds: int = 21
+) -> Callable[[Callable[[Guest], Alone]], Callable[[Guest], Alone]]:
     def add(make: Callable[[Guest], Alone]) -> Callable[[Guest], Alone]:
         LIMITS.append(Limit(name, limit, rounds, make))
         return make
+
     return add
 
 
 def flat_in_size(name: str, limit_ns: float, make: Callable[[Guest, int], Alone]) -> None:
     """A row for 1 GiB, 64 GiB and 1 TiB each: read down, they should be one figure."""
-    for words, pages in (("1 GiB", lambda guest: guest.gigabyte), ("64 GiB", lambda guest: guest.pages),
-                         ("1 TiB", lambda guest: guest.terabyte)):
+    for words, pages in (
+        ("1 GiB", lambda guest: guest.gigabyte),
+        ("64 GiB", lambda guest: guest.pages),
+        ("1 TiB", lambda guest: guest.terabyte),
+    ):
         limit(f"{name} {words}", limit_ns)(lambda guest, pages=pages: make(guest, pages(guest)))
 
 
@@ -58,8 +63,12 @@ def write_everything(guest: Guest, pages: int) -> Alone:
             m.write(0, pages, 2)
         m.write(0, pages, last)
 
-    return Alone(draw=lambda: int(guest.rng.integers(3, 256)), work=work, calls=1001,
-                 check=lambda last, _: m.uniform(0, pages) == last)
+    return Alone(
+        draw=lambda: int(guest.rng.integers(3, 256)),
+        work=work,
+        calls=1001,
+        check=lambda last, _: m.uniform(0, pages) == last,
+    )
 
 
 def or_everything(guest: Guest, pages: int) -> Alone:
@@ -89,7 +98,7 @@ def changed(guest: Guest) -> AttributeMap:
     return m
 
 
-@limit("snapshot after 1e5 changes", 1e3)
+@limit("one snapshot after 1e5 changes", 1e3)
 def snapshot(guest: Guest) -> Alone:
     m = changed(guest)
 
@@ -97,8 +106,7 @@ def snapshot(guest: Guest) -> Alone:
         for _ in range(100):
             kept.append(m.snapshot())
 
-    return Alone(draw=list, work=work, calls=100,
-                 check=lambda kept, _: kept[0] == m and kept[-1] == m)
+    return Alone(draw=list, work=work, calls=100, check=lambda kept, _: kept[0] == m and kept[-1] == m)
 
 
 @limit("first write after a snapshot, one page", 6e3, rounds=101)
@@ -111,8 +119,11 @@ def first_write(guest: Guest) -> Alone:
         gfn = int(guest.gfns(1)[0])
         return gfn, m[gfn] ^ 1
 
-    return Alone(draw=draw, work=lambda drawn: m.write(drawn[0], drawn[0] + 1, drawn[1]),
-                 check=lambda drawn, changed: changed and m[drawn[0]] == drawn[1] != kept[0][drawn[0]])
+    return Alone(
+        draw=draw,
+        work=lambda drawn: m.write(drawn[0], drawn[0] + 1, drawn[1]),
+        check=lambda drawn, changed: changed and m[drawn[0]] == drawn[1] != kept[0][drawn[0]],
+    )
 
 
 @limit("put of 1e5 random pages after a snapshot, per page", 60)
@@ -137,7 +148,9 @@ def scattered_puts(guest: Guest) -> Alone:
 
 @limit("del m of a fragmented 1 TiB guest", 50e6, rounds=3)
 def delete(guest: Guest) -> Alone:
-    return Alone(draw=lambda: [alternating(guest.terabyte)], work=list.clear, check=lambda kept, _: kept == [])
+    return Alone(
+        draw=lambda: [alternating(guest.terabyte)], work=list.clear, check=lambda kept, _: kept == []
+    )
 
 
 @limit("longest call while a fragmented 64 GiB collapses (and_, then 1000 writes)", 0.3e6)
@@ -155,12 +168,21 @@ def collapse(guest: Guest) -> Alone:
             times.append(thread_time_ns())
         return int(np.diff(times).max())
 
-    return Alone(draw=lambda: (alternating(guest.pages), np.unique(guest.gfns(writes)).tolist()), work=work,
-                 check=lambda drawn, _: drawn[0].count(0, guest.pages, 4) == len(drawn[1])
-                 and drawn[0].count(0, guest.pages, 0) == guest.pages - len(drawn[1]), own_clock=True)
+    return Alone(
+        draw=lambda: (alternating(guest.pages), np.unique(guest.gfns(writes)).tolist()),
+        work=work,
+        check=lambda drawn, _: (
+            drawn[0].count(0, guest.pages, 4) == len(drawn[1])
+            and drawn[0].count(0, guest.pages, 0) == guest.pages - len(drawn[1])
+        ),
+        own_clock=True,
+    )
 
 
 @limit("the and_ of it alone", 0.3e6)
 def collapse_alone(guest: Guest) -> Alone:
-    return Alone(draw=lambda: alternating(guest.pages), work=lambda m: m.and_(0, guest.pages, 0xFE),
-                 check=lambda m, changed: changed and m.uniform(0, guest.pages) == 0)
+    return Alone(
+        draw=lambda: alternating(guest.pages),
+        work=lambda m: m.and_(0, guest.pages, 0xFE),
+        check=lambda m, changed: changed and m.uniform(0, guest.pages) == 0,
+    )

@@ -1,8 +1,8 @@
 """The rows of the table that compare the store with a dense numpy array of one byte a page.
 
-Each row is a function of the guest that makes both sides and says what a round of either does. Where numpy has
-several ways to say it, all are given and the fastest on this machine is the opponent. Rows that change pages change
-them for good in every round: a write of what is there already would be a query.
+Each row is a function of the guest that makes both sides and says what a round of either does. Where numpy
+has several ways to say it, all are given and the fastest on this machine is the opponent. Rows that change
+pages change them for good in every round: a write of what is there already would be a query.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ class Row:
 ROWS: list[Row] = []
 
 
-def row(name: str, target: float | None, rounds: int = 21) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
+def row(
+    name: str, target: float | None, rounds: int = 21
+) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
     def add(make: Callable[[Guest], Arms]) -> Callable[[Guest], Arms]:
         ROWS.append(Row(name, target, rounds, make))
         return make
+
     return add
 
 
@@ -45,15 +48,20 @@ def equal(drawn: Any, ours: Any, theirs: Any) -> bool:
 
 # ---- many pages in one call ----
 
+
 def take(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     ours, theirs = np.empty(guest.batch, np.uint8), np.empty(guest.batch, np.uint8)
     return Arms(
         draw=lambda: guest.gfns(guest.batch),
         store=lambda gfns: m.take(gfns, out=ours),
-        numpy={"a.take(i, out=, mode='wrap')": lambda gfns: a.take(gfns, out=theirs, mode="wrap"),
-               "a.take(i, out=, mode='clip')": lambda gfns: a.take(gfns, out=theirs, mode="clip"),
-               "a[i]": lambda gfns: a[gfns]},
-        check=equal, calls=guest.batch)
+        numpy={
+            "a.take(i, out=, mode='wrap')": lambda gfns: a.take(gfns, out=theirs, mode="wrap"),
+            "a.take(i, out=, mode='clip')": lambda gfns: a.take(gfns, out=theirs, mode="clip"),
+            "a[i]": lambda gfns: a[gfns],
+        },
+        check=equal,
+        calls=guest.batch,
+    )
 
 
 @row("take 1e6 random: uniform", 0.65)
@@ -78,7 +86,7 @@ def put_changed(guest: Guest) -> Arms:
     put: list[Any] = []
 
     def draw() -> Any:
-        if put:                                 # bring the last round's pages back
+        if put:  # bring the last round's pages back
             gfns = put.pop()
             m.put(gfns, before[gfns])
             a[gfns] = before[gfns]
@@ -88,9 +96,13 @@ def put_changed(guest: Guest) -> Arms:
     def assign(gfns: Any) -> None:
         a[gfns] = 1
 
-    return Arms(draw=draw, store=lambda gfns: m.put(gfns, 1),
-                numpy={"a[i] = v": assign, "a.put(i, v, mode='wrap')": lambda gfns: a.put(gfns, 1, mode="wrap")},
-                check=lambda gfns, ours, theirs: same(m, a), calls=guest.batch)
+    return Arms(
+        draw=draw,
+        store=lambda gfns: m.put(gfns, 1),
+        numpy={"a[i] = v": assign, "a.put(i, v, mode='wrap')": lambda gfns: a.put(gfns, 1, mode="wrap")},
+        check=lambda gfns, ours, theirs: same(m, a),
+        calls=guest.batch,
+    )
 
 
 def update_many(guest: Guest, values: int) -> Arms:
@@ -99,15 +111,21 @@ def update_many(guest: Guest, values: int) -> Arms:
     def draw() -> Any:
         starts, stops = guest.short_ranges(guest.batch)
         attributes = guest.rng.integers(0, values, guest.batch, np.uint8)
-        return (starts, stops, attributes), list(zip(starts.tolist(), stops.tolist(), attributes.tolist(),
-                                                     strict=True))
+        return (starts, stops, attributes), list(
+            zip(starts.tolist(), stops.tolist(), attributes.tolist(), strict=True)
+        )
 
     def assign(drawn: Any) -> None:
         for start, stop, attributes in drawn[1]:
             a[start:stop] = attributes
 
-    return Arms(draw=draw, store=lambda drawn: m.update_many(*drawn[0]), numpy={"loop of a[s:e] = v": assign},
-                check=lambda drawn, ours, theirs: same(m, a), calls=guest.batch)
+    return Arms(
+        draw=draw,
+        store=lambda drawn: m.update_many(*drawn[0]),
+        numpy={"loop of a[s:e] = v": assign},
+        check=lambda drawn, ours, theirs: same(m, a),
+        calls=guest.batch,
+    )
 
 
 @row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 2 values", 0.50, rounds=5)
@@ -121,6 +139,7 @@ def update_many_8(guest: Guest) -> Arms:
 
 
 # ---- one page a call ----
+
 
 def get(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     look_up, item = m.get, a.item
@@ -141,10 +160,14 @@ def get(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
         for _ in gfns:
             pass
 
-    return Arms(draw=lambda: guest.gfns(guest.calls).tolist(), store=store,
-                numpy={"a[i]": subscript, "a.item(i)": items}, floor=loop,
-                check=lambda gfns, ours, theirs: [look_up(gfn) for gfn in gfns] == a[gfns].tolist(),
-                calls=guest.calls)
+    return Arms(
+        draw=lambda: guest.gfns(guest.calls).tolist(),
+        store=store,
+        numpy={"a[i]": subscript, "a.item(i)": items},
+        floor=loop,
+        check=lambda gfns, ours, theirs: [look_up(gfn) for gfn in gfns] == a[gfns].tolist(),
+        calls=guest.calls,
+    )
 
 
 @row("get one random page, per call: uniform", 0.22)
@@ -164,7 +187,7 @@ def write_changed(guest: Guest) -> Arms:
     written: list[Any] = []
 
     def draw() -> Any:
-        if written:                             # bring the last round's pages back
+        if written:  # bring the last round's pages back
             gfns, old = written.pop()
             m.put(gfns, old)
             a[gfns] = old
@@ -185,11 +208,18 @@ def write_changed(guest: Guest) -> Arms:
         for _start, _stop, _attributes in drawn:
             pass
 
-    return Arms(draw=draw, store=store, numpy={"a[i] = v": assign}, floor=loop,
-                check=lambda drawn, ours, theirs: same(m, a), calls=guest.calls)
+    return Arms(
+        draw=draw,
+        store=store,
+        numpy={"a[i] = v": assign},
+        floor=loop,
+        check=lambda drawn, ours, theirs: same(m, a),
+        calls=guest.calls,
+    )
 
 
 # ---- one range a call ----
+
 
 @row("write 1 TiB", 1.5e-5, rounds=9)
 def write_terabyte(guest: Guest) -> Arms:
@@ -204,9 +234,14 @@ def write_terabyte(guest: Guest) -> Arms:
     def slice_(last: int) -> None:
         a[:] = last
 
-    return Arms(draw=lambda: int(guest.rng.integers(3, 256)), store=store,
-                numpy={"a[:] = v": slice_, "a.fill(v)": a.fill}, calls=1001, numpy_calls=1,
-                check=lambda last, ours, theirs: m.uniform(0, guest.terabyte) == a[0] == a[-1] == last)
+    return Arms(
+        draw=lambda: int(guest.rng.integers(3, 256)),
+        store=store,
+        numpy={"a[:] = v": slice_, "a.fill(v)": a.fill},
+        calls=1001,
+        numpy_calls=1,
+        check=lambda last, ours, theirs: m.uniform(0, guest.terabyte) == a[0] == a[-1] == last,
+    )
 
 
 def masked_all(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
@@ -228,12 +263,17 @@ def masked_all(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     return Arms(
         draw=lambda: guest.windows(100, aligned=False),
         store=lambda windows: [every(start, stop, 0, 0xFE) for start, stop in windows],
-        numpy={"((a[s:e] & mask) == v).all()":
-               lambda windows: [bool(((a[start:stop] & 0xFE) == 0).all()) for start, stop in windows],
-               "the same with out=": reused,
-               "bitwise_or.reduce(a[s:e]) (for v = 0)": reduced},
+        numpy={
+            "((a[s:e] & mask) == v).all()": lambda windows: [
+                bool(((a[start:stop] & 0xFE) == 0).all()) for start, stop in windows
+            ],
+            "the same with out=": reused,
+            "bitwise_or.reduce(a[s:e]) (for v = 0)": reduced,
+        },
         floor=lambda windows: [True for _start, _stop in windows],
-        check=lambda windows, ours, theirs: ours == theirs == [True] * len(windows), calls=100)
+        check=lambda windows, ours, theirs: ours == theirs == [True] * len(windows),
+        calls=100,
+    )
 
 
 @row("all over 1 GiB with a mask: uniform", 0.02)
@@ -278,8 +318,14 @@ def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool) -> Arms:
         for _start, _stop in windows:
             pass
 
-    return Arms(draw=draw, store=store, numpy={"bitwise_or(w, v, out=w)": in_place, "a[s:e] |= v": augmented},
-                check=lambda windows, ours, theirs: same(m, a), floor=loop, calls=101)
+    return Arms(
+        draw=draw,
+        store=store,
+        numpy={"bitwise_or(w, v, out=w)": in_place, "a[s:e] |= v": augmented},
+        check=lambda windows, ours, theirs: same(m, a),
+        floor=loop,
+        calls=101,
+    )
 
 
 @row("or_ over 1 GiB: uniform", 0.03)
@@ -335,8 +381,12 @@ def or_everywhere(guest: Guest, timed_writes: bool) -> Arms:
         else:
             np.bitwise_and(a, 0xFD, out=a)
 
-    return Arms(draw=draw, store=store, numpy={"bitwise_or(a, v, out=a)": in_place},
-                check=lambda drawn, ours, theirs: same(m, a))
+    return Arms(
+        draw=draw,
+        store=store,
+        numpy={"bitwise_or(a, v, out=a)": in_place},
+        check=lambda drawn, ours, theirs: same(m, a),
+    )
 
 
 @row("or_ over fragmented 64 GiB, 10 page writes before it", 0.01, rounds=101)
@@ -350,6 +400,7 @@ def or_and_writes(guest: Guest) -> Arms:
 
 
 # ---- out of the map ----
+
 
 def materialise(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     ours, theirs = np.zeros(guest.gigabyte, np.uint8), np.zeros(guest.gigabyte, np.uint8)
@@ -374,8 +425,14 @@ def materialise(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
         for _start, _stop in windows:
             pass
 
-    return Arms(draw=lambda: guest.windows(100, aligned=False), store=store,
-                numpy={"copyto(out, a[s:e])": copyto, "out[:] = a[s:e]": assign}, check=equal, floor=loop, calls=100)
+    return Arms(
+        draw=lambda: guest.windows(100, aligned=False),
+        store=store,
+        numpy={"copyto(out, a[s:e])": copyto, "out[:] = a[s:e]": assign},
+        check=equal,
+        floor=loop,
+        calls=100,
+    )
 
 
 @row("to_numpy of 1 GiB: uniform", 0.60)
@@ -389,17 +446,27 @@ def to_numpy_fragmented(guest: Guest) -> Arms:
 
 
 def runs(m: AttributeMap, a: Pages) -> Arms:
-    """numpy finds only where runs start, 8 bytes a run; the store also says where they stop and what they hold, 17."""
-    return Arms(draw=lambda: None, store=lambda _: m.runs(),
-                numpy={"flatnonzero(a[1:] != a[:-1])": lambda _: np.flatnonzero(a[1:] != a[:-1]),
-                       "flatnonzero(diff(a))": lambda _: np.flatnonzero(np.diff(a))},
-                check=lambda _, ours, theirs: bool(len(ours) == len(theirs) + 1
-                                                   and (ours["start"][1:] == theirs + 1).all()
-                                                   and (ours["attributes"] == a[ours["start"].astype(np.int64)]).all()))
+    """numpy finds only where runs start, 8 bytes a run; the store also says where they stop and what they
+    hold, 17.
+    """
+    return Arms(
+        draw=lambda: None,
+        store=lambda _: m.runs(),
+        numpy={
+            "flatnonzero(a[1:] != a[:-1])": lambda _: np.flatnonzero(a[1:] != a[:-1]),
+            "flatnonzero(diff(a))": lambda _: np.flatnonzero(np.diff(a)),
+        },
+        check=lambda _, ours, theirs: bool(
+            len(ours) == len(theirs) + 1
+            and (ours["start"][1:] == theirs + 1).all()
+            and (ours["attributes"] == a[ours["start"].astype(np.int64)]).all()
+        ),
+    )
 
 
 def same_runs(m: AttributeMap, a: Pages) -> Arms:
     """numpy makes what the store makes: start, stop and attributes of every run."""
+
     def records(_: Any) -> Any:
         changes = np.flatnonzero(a[1:] != a[:-1])
         made = np.empty(len(changes) + 1, RUN_DTYPE)
@@ -411,8 +478,12 @@ def same_runs(m: AttributeMap, a: Pages) -> Arms:
         made["attributes"][1:] = a[changes]
         return made
 
-    return Arms(draw=lambda: None, store=lambda _: m.runs(), numpy={"flatnonzero, then the same records": records},
-                check=equal)
+    return Arms(
+        draw=lambda: None,
+        store=lambda _: m.runs(),
+        numpy={"flatnonzero, then the same records": records},
+        check=equal,
+    )
 
 
 def few_runs(guest: Guest) -> tuple[AttributeMap, Pages]:
@@ -453,12 +524,19 @@ def count(guest: Guest) -> Arms:
         np.not_equal(masked, 0, out=matching)
         return int(np.count_nonzero(matching))
 
-    return Arms(draw=lambda: None, store=lambda _: m.count(0, guest.pages, 4, 4),
-                numpy={"count_nonzero(a & bit)": lambda _: np.count_nonzero(a & 4), "the same in bools, out=": reused},
-                check=lambda _, ours, theirs: ours == theirs == guest.pages // 2)
+    return Arms(
+        draw=lambda: None,
+        store=lambda _: m.count(0, guest.pages, 4, 4),
+        numpy={
+            "count_nonzero(a & bit)": lambda _: np.count_nonzero(a & 4),
+            "the same in bools, out=": reused,
+        },
+        check=lambda _, ours, theirs: ours == theirs == guest.pages // 2,
+    )
 
 
 # ---- whole maps ----
+
 
 @row("snapshot after 1e5 changes", 3e-4)
 def snapshot(guest: Guest) -> Arms:
@@ -481,8 +559,14 @@ def snapshot(guest: Guest) -> Arms:
         np.copyto(other, a)
         return other
 
-    return Arms(draw=draw, store=store, numpy={"a.copy()": lambda _: a.copy(), "copyto(b, a)": copyto},
-                check=lambda kept, ours, theirs: same(ours, theirs), calls=100, numpy_calls=1)
+    return Arms(
+        draw=draw,
+        store=store,
+        numpy={"a.copy()": lambda _: a.copy(), "copyto(b, a)": copyto},
+        check=lambda kept, ours, theirs: same(ours, theirs),
+        calls=100,
+        numpy_calls=1,
+    )
 
 
 def restore(guest: Guest, changes: int) -> Arms:
@@ -494,8 +578,12 @@ def restore(guest: Guest, changes: int) -> Arms:
         m.put(gfns, 2)
         a[gfns] = 2
 
-    return Arms(draw=draw, store=lambda _: m.restore(before),
-                numpy={"copyto(a, b)": lambda _: np.copyto(a, saved)}, check=lambda _, ours, theirs: same(m, a))
+    return Arms(
+        draw=draw,
+        store=lambda _: m.restore(before),
+        numpy={"copyto(a, b)": lambda _: np.copyto(a, saved)},
+        check=lambda _, ours, theirs: same(m, a),
+    )
 
 
 @row("restore after 10 changes", 5e-3, rounds=51)
@@ -525,10 +613,15 @@ def diff(guest: Guest) -> Arms:
         np.not_equal(drawn[1], a, out=differ)
         return np.flatnonzero(differ)
 
-    def starts(runs: Any) -> Any:               # neighbours that differ alike are one run: compare page by page
+    def starts(runs: Any) -> Any:  # neighbours that differ alike are one run: compare page by page
         return np.concatenate([np.arange(start, stop) for start, stop, _, _ in runs.tolist()])
 
-    return Arms(draw=draw, store=lambda drawn: drawn[0].diff(m),
-                numpy={"flatnonzero(b != a)": lambda drawn: np.flatnonzero(drawn[1] != a),
-                       "the same with out=": reused},
-                check=lambda drawn, ours, theirs: bool(np.array_equal(starts(ours), theirs)))
+    return Arms(
+        draw=draw,
+        store=lambda drawn: drawn[0].diff(m),
+        numpy={
+            "flatnonzero(b != a)": lambda drawn: np.flatnonzero(drawn[1] != a),
+            "the same with out=": reused,
+        },
+        check=lambda drawn, ours, theirs: bool(np.array_equal(starts(ours), theirs)),
+    )

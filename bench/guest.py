@@ -1,4 +1,4 @@
-"""The guests that the table measures: how large, how fragmented, and the same content as a map and as an array."""
+"""The guests that the table measures: how large, how fragmented; the same content as a map and as an array."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Gfns = NDArray[np.int64]
 class Guest:
     """Sizes in pages and counts of one run of the table, and where its random numbers come from."""
 
-    pages: int = 1 << 24                # 64 GiB
+    pages: int = 1 << 24  # 64 GiB
     gigabyte: int = 1 << 18
     terabyte: int = 1 << 28
-    batch: int = 1_000_000              # gfns of a take, a put
-    earlier: int = 100_000              # pages that were changed before
-    calls: int = 300_000                # calls of a row that is a loop of calls
+    batch: int = 1_000_000  # gfns of a take, a put
+    earlier: int = 100_000  # pages that were changed before
+    calls: int = 300_000  # calls of a row that is a loop of calls
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20221122))
 
     def gfns(self, count: int) -> Gfns:

@@ -1,8 +1,8 @@
 """The rows of the table about memory: ``nbytes`` against a target, and how much the process grew.
 
-Each row is built in a fresh process: what it grew by (resident pages, before and after) is then the store's own. All
-arguments are made, and every code path is run once on a small map, before the first look. The process may grow by a
-quarter over nbytes and by the 64 kB that the store may keep in reserve.
+Each row is built in a fresh process: what it grew by (resident pages, before and after) is then the store's
+own. All arguments are made, and every code path is run once on a small map, before the first look. The
+process may grow by a quarter over nbytes and by the 64 kB that the store may keep in reserve.
 
 Run as ``python bench/memory.py NAME``, by the table, it prints a row's two numbers.
 """
@@ -20,10 +20,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from bench.guest import TINY, Guest  # noqa: E402
-from kvmattr import AttributeMap  # noqa: E402
+from bench.guest import TINY, Guest
+from kvmattr import AttributeMap
 
 GROWTH = 1.25
 RESERVE = 64_000
@@ -56,7 +56,7 @@ def everywhere(guest: Guest, values: int) -> Any:
     pages = guest.rng.integers(0, values, guest.pages, np.uint8)
 
     def make(m: AttributeMap) -> None:
-        m[0:len(m)] = pages[: len(m)]
+        m[0 : len(m)] = pages[: len(m)]
 
     return guest.pages, make
 
@@ -103,8 +103,13 @@ def weigh(content: Content, guest: Guest) -> dict[str, int]:
 def weigh_apart(content: Content, tiny: bool) -> dict[str, int]:
     """The same in a process of its own, in which numpy's large temporary arrays go back at once."""
     command = [sys.executable, str(Path(__file__).resolve()), content.name, *(["--tiny"] if tiny else [])]
-    done = subprocess.run(command, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}, check=True,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     weighed: dict[str, int] = json.loads(done.stdout)
     return weighed
 

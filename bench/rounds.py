@@ -1,12 +1,14 @@
-"""Interleaved rounds: the store and numpy take turns on the same work, and every round's answers are compared.
+"""Interleaved rounds: the store and numpy take turns on the same work, and every round's answers are
+compared.
 
-A round draws its arguments before the clock starts, runs both arms on them (the store first in even rounds, numpy
-first in odd ones: ABBA), times beside them a *floor* that does what is common to both (the Python loop, the call of
-the arm) and nothing else, and checks the answers when the clocks have stopped. What is quoted is the median of the
-rounds' ratios, both arms less the floor.
+A round draws its arguments before the clock starts, runs both arms on them (the store first in even rounds,
+numpy first in odd ones: ABBA), times beside them a *floor* that does what is common to both (the Python
+loop, the call of the arm) and nothing else, and checks the answers when the clocks have stopped. What is
+quoted is the median of the rounds' ratios, both arms less the floor.
 
-The clock is the thread's CPU time: nothing that is measured here waits or uses a second thread, and what other processes
-take while a round is interrupted is not the round's. Caches that they empty are; the table names the load.
+The clock is the thread's CPU time: nothing that is measured here waits or uses a second thread, and what
+other processes take while a round is interrupted is not the round's. Caches that they empty are; the table
+names the load.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ def nothing(drawn: Any) -> None:
 
 @dataclass(frozen=True)
 class Arms:
-    """The work of one row. ``draw`` makes a round's arguments, off the clock, and may bring both sides back to where
-    they were; ``numpy`` has the forms that might be the fastest, by name; ``check`` gets what was drawn and what both
-    answered."""
+    """The work of one row. ``draw`` makes a round's arguments, off the clock, and may bring both sides back
+    to where they were; ``numpy`` has the forms that might be the fastest, by name; ``check`` gets what was
+    drawn and what both answered.
+    """
 
     draw: Callable[[], Any]
     store: Callable[[Any], Any]
     numpy: dict[str, Callable[[Any], Any]]
     check: Callable[[Any, Any, Any], bool]
     floor: Callable[[Any], Any] = nothing
-    calls: int = 1                      # operations of the store in a round, and of numpy where not said
+    calls: int = 1  # operations of the store in a round, and of numpy where not said
     numpy_calls: int | None = None
 
 
@@ -95,11 +98,13 @@ def round_of(arms: Arms, form: str, store_first: bool, samples: Samples) -> None
 
 
 def compare(arms: Arms, rounds: int) -> Samples:
-    """Find the fastest of numpy's forms in two rounds each, which warm both sides up, then measure against it."""
+    """Find the fastest of numpy's forms in three rounds each, which warm both sides up, then measure
+    against it.
+    """
     tried = {}
     for form in arms.numpy:
         trial = Samples()
-        for index in range(2):
+        for index in range(3):
             round_of(arms, form, index % 2 == 0, trial)
         tried[form] = min(trial.numpy)
     samples = Samples(form=min(tried, key=tried.__getitem__))

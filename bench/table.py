@@ -5,7 +5,7 @@
     python bench/table.py --only take --only put            the rows whose names contain a word
     python bench/table.py --simd avx2,portable              the ratios under other kernels beside it
     python bench/table.py --results bench/results/NAME      writes NAME.json and NAME.txt
-    python bench/table.py --quick                           a tiny guest, seconds: shows that it works, nothing else
+    python bench/table.py --quick                           a tiny guest, seconds; figures mean nothing
 
 How to read it: bench/README.md.
 """
@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))           # behind an installed kvmattr: the tree's own is for work in the tree
+sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own is for work in the tree
 
 import numpy as np  # noqa: E402
 
 from bench.absolute import LIMITS, YARDSTICK, Limit  # noqa: E402
 from bench.against_numpy import ROWS, Row  # noqa: E402
+from bench.curves import CURVES, measure_curve  # noqa: E402
 from bench.guest import TINY, Guest  # noqa: E402
 from bench.memory import CONTENTS, GROWTH, RESERVE, Content, weigh_apart  # noqa: E402
 from bench.rounds import compare, hot_scalar_ns, time_alone  # noqa: E402
@@ -41,6 +42,7 @@ Record = dict[str, Any]
 
 # ---- measuring: a record for each row ----
 
+
 def spread(samples: list[float]) -> Record:
     p10, median, p90 = np.percentile(samples, (10, 50, 90))
     return {"median": float(median), "p10": float(p10), "p90": float(p90)}
@@ -49,21 +51,34 @@ def spread(samples: list[float]) -> Record:
 def against_numpy(row: Row, guest: Guest, quick: bool) -> Record:
     samples = compare(row.make(guest), 2 if quick else row.rounds)
     ratio = spread(samples.ratios)
+    verdict = judged(ratio["median"], row.target)
     if ratio["median"] > 1:
-        verdict = "slower"
-    else:
-        verdict = judged(ratio["median"], row.target)
-    return {"kind": "ratio", "name": row.name, "target": row.target, "ratio": ratio, "form": samples.form,
-            "store_ns": spread(samples.store), "numpy_ns": spread(samples.numpy), "checked": samples.checked,
-            "verdict": verdict}
+        verdict = f"{verdict}, slower".lstrip(", ")
+    return {
+        "kind": "ratio",
+        "name": row.name,
+        "target": row.target,
+        "ratio": ratio,
+        "form": samples.form,
+        "store_ns": spread(samples.store),
+        "numpy_ns": spread(samples.numpy),
+        "checked": samples.checked,
+        "verdict": verdict,
+    }
 
 
 def against_limit(limit: Limit, guest: Guest, quick: bool, scale: float) -> Record:
     samples = time_alone(limit.make(guest), 2 if quick else limit.rounds)
     time = spread(samples.store)
     target = limit.limit and limit.limit * scale
-    return {"kind": "time", "name": limit.name, "target": target, "store_ns": time, "checked": samples.checked,
-            "verdict": judged(time["median"], target)}
+    return {
+        "kind": "time",
+        "name": limit.name,
+        "target": target,
+        "store_ns": time,
+        "checked": samples.checked,
+        "verdict": judged(time["median"], target),
+    }
 
 
 def against_bytes(content: Content, quick: bool) -> Record:
@@ -71,8 +86,14 @@ def against_bytes(content: Content, quick: bool) -> Record:
     verdict = judged(weighed["nbytes"], content.target)
     if weighed["growth"] > GROWTH * weighed["nbytes"] + RESERVE:
         verdict = "grows" if verdict == "ok" else f"{verdict}, grows"
-    return {"kind": "memory", "name": content.name, "target": content.target, **weighed, "checked": 1,
-            "verdict": verdict}
+    return {
+        "kind": "memory",
+        "name": content.name,
+        "target": content.target,
+        **weighed,
+        "checked": 1,
+        "verdict": verdict,
+    }
 
 
 def judged(value: float, target: float | None) -> str:
@@ -83,12 +104,13 @@ def judged(value: float, target: float | None) -> str:
 
 def measure(arguments: argparse.Namespace) -> Record:
     """All rows that were asked for, in the order of the table."""
+
     def wanted(rows: list[Any]) -> list[Any]:
         return [row for row in rows if not arguments.only or any(word in row.name for word in arguments.only)]
 
     machine = {**describe(), "kernels": AttributeMap(1).stats()["kernels"], "caches": caches()}
     load, average = Load.now(), os.getloadavg()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})     # the first CPUs serve most interrupts
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the first CPUs serve most interrupts
     gc.disable()
     guest = TINY if arguments.quick else Guest()
     machine["scalar_ns"] = yardstick = hot_scalar_ns()
@@ -102,13 +124,23 @@ def measure(arguments: argparse.Namespace) -> Record:
     for content in wanted(CONTENTS):
         say(content.name)
         rows.append(against_bytes(content, arguments.quick))
+    curves = []
+    for curve in CURVES if arguments.results or arguments.json else ():
+        if wanted([curve]):
+            say(curve.name)
+            curves.append(measure_curve(curve, guest, *([2] if arguments.quick else [])))
     say("")
     if arguments.quick:
-        for record in rows:                 # a tiny guest says nothing about the targets
+        for record in rows:  # a tiny guest says nothing about the targets
             record["verdict"] = ""
-    return {"schema": 1, "quick": arguments.quick, "machine": machine,
-            "load": {"average_before": average, "average_after": os.getloadavg(), **Load.now().since(load)},
-            "rows": rows}
+    return {
+        "schema": 1,
+        "quick": arguments.quick,
+        "machine": machine,
+        "load": {"average_before": average, "average_after": os.getloadavg(), **Load.now().since(load)},
+        "rows": rows,
+        "curves": curves,
+    }
 
 
 def caches() -> dict[str, str]:
@@ -130,8 +162,13 @@ def under_kernels(name: str, words: list[str]) -> Record:
     """The same table from a process that was told to use other kernels."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "table.json"
-        done = subprocess.run([sys.executable, __file__, "--json", str(out), *words], text=True,
-                              stdout=subprocess.PIPE, env={**os.environ, "KVMATTR_SIMD": name}, check=False)
+        done = subprocess.run(
+            [sys.executable, __file__, "--json", str(out), *words],
+            text=True,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "KVMATTR_SIMD": name},
+            check=False,
+        )
         if done.returncode:
             raise SystemExit(f"table.py: kernels {name!r} cannot be measured (see above)")
         table: Record = json.loads(out.read_text())
@@ -140,28 +177,52 @@ def under_kernels(name: str, words: list[str]) -> Record:
 
 # ---- printing ----
 
+
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
     """Columns: the first to the left, the others to the right, the last two to the left again."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = []
     for row in (header, ["-" * width for width in widths], *rows):
-        cells = [cell.ljust(width) if column in (0, len(header) - 1) else cell.rjust(width)
-                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if column in (0, len(header) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
 def ratio_lines(rows: list[Record], others: dict[str, Record]) -> list[str]:
-    header = ["work, 64 GiB guest", "at most", "ratio", "p10..p90", "kvmattr", "numpy", *others, "", "numpy's form"]
+    header = [
+        "work, 64 GiB guest",
+        "at most",
+        "ratio",
+        "p10..p90",
+        "kvmattr",
+        "numpy",
+        *others,
+        "",
+        "numpy's form",
+    ]
     lines = []
     for row in rows:
         ratio = row["ratio"]
-        elsewhere = [next(other for other in table["rows"] if other["name"] == row["name"])["ratio"]["median"]
-                     for table in others.values()]
-        lines.append([row["name"], "" if row["target"] is None else digits(row["target"]), digits(ratio["median"]),
-                      f"{digits(ratio['p10'])}..{digits(ratio['p90'])}", quantity(row["store_ns"]["median"], "ns"),
-                      quantity(row["numpy_ns"]["median"], "ns"), *map(digits, elsewhere), row["verdict"],
-                      row["form"]])
+        elsewhere = [
+            next(other for other in table["rows"] if other["name"] == row["name"])["ratio"]["median"]
+            for table in others.values()
+        ]
+        lines.append(
+            [
+                row["name"],
+                "" if row["target"] is None else digits(row["target"]),
+                digits(ratio["median"]),
+                f"{digits(ratio['p10'])}..{digits(ratio['p90'])}",
+                quantity(row["store_ns"]["median"], "ns"),
+                quantity(row["numpy_ns"]["median"], "ns"),
+                *map(digits, elsewhere),
+                row["verdict"],
+                row["form"],
+            ]
+        )
     return aligned(header, lines)
 
 
@@ -170,20 +231,39 @@ def time_lines(rows: list[Record], others: dict[str, Record]) -> list[str]:
     lines = []
     for row in rows:
         time = row["store_ns"]
-        elsewhere = [next(other for other in table["rows"] if other["name"] == row["name"])["store_ns"]["median"]
-                     for table in others.values()]
-        lines.append([row["name"], "" if row["target"] is None else quantity(row["target"], "ns"),
-                      quantity(time["median"], "ns"),
-                      f"{quantity(time['p10'], 'ns')}..{quantity(time['p90'], 'ns')}",
-                      *(quantity(value, "ns") for value in elsewhere), row["verdict"]])
+        elsewhere = [
+            next(other for other in table["rows"] if other["name"] == row["name"])["store_ns"]["median"]
+            for table in others.values()
+        ]
+        lines.append(
+            [
+                row["name"],
+                "" if row["target"] is None else quantity(row["target"], "ns"),
+                quantity(time["median"], "ns"),
+                f"{quantity(time['p10'], 'ns')}..{quantity(time['p90'], 'ns')}",
+                *(quantity(value, "ns") for value in elsewhere),
+                row["verdict"],
+            ]
+        )
     return aligned(header, lines)
 
 
 def memory_lines(rows: list[Record]) -> list[str]:
     header = ["content", "at most", "nbytes", "process grew", "over nbytes", ""]
-    return aligned(header, [[row["name"], quantity(row["target"], "bytes"), quantity(row["nbytes"], "bytes"),
-                             quantity(row["growth"], "bytes"), f"{row['growth'] / row['nbytes'] - 1:+.0%}",
-                             row["verdict"]] for row in rows])
+    return aligned(
+        header,
+        [
+            [
+                row["name"],
+                quantity(row["target"], "bytes"),
+                quantity(row["nbytes"], "bytes"),
+                quantity(row["growth"], "bytes"),
+                f"{row['growth'] / row['nbytes'] - 1:+.0%}",
+                row["verdict"],
+            ]
+            for row in rows
+        ],
+    )
 
 
 def printed(table: Record, others: dict[str, Record]) -> str:
@@ -206,19 +286,30 @@ def printed(table: Record, others: dict[str, Record]) -> str:
             lines += ["", *print_rows(rows, others)]
     if rows := [row for row in table["rows"] if row["kind"] == "memory"]:
         lines += ["", *memory_lines(rows)]
-    trouble = [f"{row['name']} ({row['verdict']})" for row in table["rows"] if row["verdict"] not in ("ok", "")]
+    trouble = [
+        f"{row['name']} ({row['verdict']})" for row in table["rows"] if row["verdict"] not in ("ok", "")
+    ]
     if table["quick"]:
         return "\n".join(lines)
-    lines += ["", f"{len(table['rows']) - len(trouble)} of {len(table['rows'])} rows without trouble"
-              + (": all but " + "; ".join(trouble) if trouble else "")]
+    lines += [
+        "",
+        f"{len(table['rows']) - len(trouble)} of {len(table['rows'])} rows without trouble"
+        + (": all but " + "; ".join(trouble) if trouble else ""),
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny guest and two rounds")
-    parser.add_argument("--only", action="append", metavar="WORD", help="rows whose names contain WORD; may be repeated")
-    parser.add_argument("--simd", default="", metavar="NAMES", help="also under these kernels, e.g. avx2,portable")
+    parser.add_argument(
+        "--only", action="append", metavar="WORD", help="rows whose names contain WORD; may be repeated"
+    )
+    parser.add_argument(
+        "--simd", default="", metavar="NAMES", help="also under these kernels, e.g. avx2,portable"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--results", type=Path, metavar="PATH", help="write PATH.json and PATH.txt")
     arguments = parser.parse_args()
