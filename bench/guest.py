@@ -1,4 +1,4 @@
-"""The guests that the table measures: how large, how fragmented; the same content as a map and as an array."""
+"""The guests that the table measures: how large, how fragmented; one content as a map and as an array."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The store and what one would use without it, behind three words: write, get and pages.
 
-A peer that is not installed is left out of a family, and pytest says so. ``one_bit`` peers hold one
-attribute bit.
+A peer that is not installed is left out of a family, and pytest says so. bitarray and pyroaring
+hold one attribute bit.
 """
 
 from __future__ import annotations

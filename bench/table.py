@@ -273,8 +273,8 @@ def printed(table: Record, others: dict[str, Record]) -> str:
         f"{machine['cpu']}, {machine['cpus']} CPUs, {caches}; Linux {machine['kernel']}",
         f"Python {machine['python']}, numpy {machine['numpy']}, kvmattr {machine['kvmattr']}, "
         f"kernels {machine['kernels']}; {machine['started']}",
-        f"numpy's scalar a[i], hot: {machine['scalar_ns']:.1f} ns (limits in time are for {YARDSTICK:.0f} ns and "
-        "scaled by it)",
+        f"numpy's scalar a[i], hot: {machine['scalar_ns']:.1f} ns (limits in time are for "
+        f"{YARDSTICK:.0f} ns and scaled by it)",
         f"load {load['average_before'][0]:.2f} before, {load['average_after'][0]:.2f} after; others kept "
         f"{load['other_cpus']:.2f} CPUs busy, the hypervisor took {load['stolen_cpus']:.2f}",
     ]
