@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def pyplot() -> Any:
 def draw_curve(axes: Any, curve: dict[str, Any]) -> None:
     axes.loglog(curve["sizes"], curve["numpy_ns"], "s-", color=NUMPY, markersize=3, label="numpy")
     axes.loglog(curve["sizes"], curve["store_ns"], "o-", color=STORE, markersize=3, label="kvmattr")
-    axes.set(title=curve["name"], xlabel=curve["size"])
+    axes.set(title=textwrap.fill(curve["name"], 36), xlabel=curve["size"])
     axes.set_yticks(
         [1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8], ["100 ns", "1 us", "10 us", "100 us", "1 ms", "10 ms", "100 ms"]
     )

@@ -321,10 +321,12 @@ def main() -> None:
         table["kernels"] = {name: other["rows"] for name, other in others.items()}
     text = printed(table, others)
     print(text)
-    for path in filter(None, (arguments.json, arguments.results and arguments.results.with_suffix(".json"))):
-        path.write_text(json.dumps(table, indent=1) + "\n")
-    if arguments.results:
-        arguments.results.with_suffix(".txt").write_text(text + "\n")
+    as_json = json.dumps(table, indent=1) + "\n"
+    if arguments.json:
+        arguments.json.write_text(as_json)
+    if arguments.results:                   # not with_suffix(): a name may have dots
+        Path(f"{arguments.results}.json").write_text(as_json)
+        Path(f"{arguments.results}.txt").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def run_table(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
-    results = tmp_path_factory.mktemp("results") / "tiny"
+    results = tmp_path_factory.mktemp("results") / "tiny-0.1"
     done = run_table("--quick", "--results", str(results))
     assert done.returncode == 0, done.stderr
-    return json.loads(results.with_suffix(".json").read_text()), done.stdout, results
+    return json.loads(Path(f"{results}.json").read_text()), done.stdout, results
 
 
 def test_every_row_was_measured_and_checked(quick: tuple[dict[str, Any], str, Path]) -> None:
@@ -56,7 +56,7 @@ def test_every_row_was_measured_and_checked(quick: tuple[dict[str, Any], str, Pa
 
 def test_the_print_names_every_row_and_the_machine(quick: tuple[dict[str, Any], str, Path]) -> None:
     table, printed, results = quick
-    assert results.with_suffix(".txt").read_text() == printed
+    assert Path(f"{results}.txt").read_text() == printed
     for row in table["rows"]:
         assert row["name"] in printed
     for word in (table["machine"]["cpu"], table["machine"]["kernels"], f"numpy {np.__version__}"):
@@ -103,7 +103,7 @@ def test_the_plot_is_drawn_from_results(quick: tuple[dict[str, Any], str, Path],
         [
             sys.executable,
             str(ROOT / "bench" / "plot.py"),
-            str(quick[2].with_suffix(".json")),
+            str(f"{quick[2]}.json"),
             "--out",
             str(out),
         ],
