@@ -116,6 +116,10 @@ cdef extern from "sync.h" nogil:
     const bint KVMATTR_FREE_THREADED
     const bint KVMATTR_DEBUG_BUILD
     void kvmattr_assert(bint condition)
+    void kvmattr_raise_version(uint64_t *version, uint64_t by)
+    uint64_t kvmattr_read_version(const uint64_t *version)
+    void kvmattr_store_int(int *where, int value)
+    int kvmattr_load_int(const int *where)
 
 cdef extern from "simd.h" nogil:
     ctypedef struct kvmattr_walk:

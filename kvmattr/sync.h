@@ -25,7 +25,20 @@
 #define kvmattr_assert(condition) ((void)0)
 #endif
 
-#define KVMATTR_STORE_RELEASE(where, value) __atomic_store_n((where), (value), __ATOMIC_RELEASE)
-#define KVMATTR_LOAD_ACQUIRE(where) __atomic_load_n((where), __ATOMIC_ACQUIRE)
+/* A change is counted after its last page was written. Only the holder of the mutex writes. */
+static inline void kvmattr_raise_version(uint64_t *version, uint64_t by)
+{
+    __atomic_store_n(version, *version + by, __ATOMIC_RELEASE);
+}
+
+static inline uint64_t kvmattr_read_version(const uint64_t *version)
+{
+    return __atomic_load_n(version, __ATOMIC_ACQUIRE);
+}
+
+/* Numbers that are changed under the mutex and read without it. */
+static inline void kvmattr_store_int(int *where, int value) { __atomic_store_n(where, value, __ATOMIC_RELEASE); }
+
+static inline int kvmattr_load_int(const int *where) { return __atomic_load_n(where, __ATOMIC_ACQUIRE); }
 
 #endif /* KVMATTR_SYNC_H */

@@ -149,7 +149,7 @@ cdef int family_grow(Family *family) noexcept nogil:
     segment.capacity = capacity
     segment.touched = 0
     family.bias[number] = <uintptr_t>memory - 8 * (<uintptr_t>number << SEGMENT_SHIFT)
-    family.segment_count = number + 1
+    kvmattr_store_int(&family.segment_count, number + 1)
     return 0
 
 

@@ -745,7 +745,7 @@ cdef class AttributeMap:
         """
         cdef Map pinned
         cdef uint64_t result
-        if self.counted_at != self.map.version:
+        if self.counted_at != kvmattr_read_version(&self.map.version):
             pin(&pinned, self.map)
             with nogil:
                 result = map_run_count(&pinned, 0, pinned.pages)
@@ -1099,7 +1099,7 @@ cdef class AttributeMap:
         It rises after the last page of the change, so whoever reads it before the pages can trust what he cached
         for as long as it stays.
         """
-        return self.map.version
+        return kvmattr_read_version(&self.map.version)
 
     @property
     def nbytes(self):

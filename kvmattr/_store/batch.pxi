@@ -13,7 +13,7 @@ cdef enum:
 
 
 cdef inline bint family_enter(Family *family) noexcept nogil:
-    if KVMATTR_FREE_THREADED or family.announced:
+    if KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced):
         pthread_mutex_lock(&family.mutex)
         return True
     return False
@@ -24,7 +24,7 @@ cdef inline void family_leave(Family *family, bint entered) noexcept nogil:
 
 cdef inline void family_announce(Family *family, int change) noexcept nogil:
     pthread_mutex_lock(&family.mutex)
-    family.announced += change
+    kvmattr_store_int(&family.announced, family.announced + change)
     pthread_mutex_unlock(&family.mutex)
 
 
@@ -53,7 +53,7 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.root = map.root
     walk.span = level_span(map.level)
     walk.level = map.level
-    walk.nsegments = map.family.segment_count
+    walk.nsegments = kvmattr_load_int(&map.family.segment_count)
     walk.rest = map.rest
     walk.get = walk_get
     return walk
@@ -119,7 +119,7 @@ cdef size_t put_located(Map *map, const Batch *batch, size_t first, size_t upto,
     else:
         i = count
     changed[0] += flips
-    map.version += flips
+    kvmattr_raise_version(&map.version, flips)
     return i
 
 

@@ -37,7 +37,7 @@ cdef void map_swing(Map *map, Map *aside) noexcept nogil:
     map.root = aside.root
     map.level = aside.level
     map.rest = aside.rest
-    map.version += 1
+    kvmattr_raise_version(&map.version, 1)
     map_unlink(aside)
     release_dead(map.family, DEAD_SLICE)
 

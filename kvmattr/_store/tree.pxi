@@ -237,7 +237,7 @@ cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t
             map.level = 2
     elif start >= level_span(map.level - 1):
         map_lower(map)
-    map.version += 1
+    kvmattr_raise_version(&map.version, 1)
     if map.family.dead_nodes:
         release_dead(map.family, DEAD_SLICE)
 
@@ -298,7 +298,7 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
     if word + 1 <= 1 and words_uniform(words - ((gfn >> 6) & 7), (gfn >> 6) & 7, word):
         return map_update(map, gfn, gfn + 1, k, x)
     words[0] = word
-    map.version += 1
+    kvmattr_raise_version(&map.version, 1)
     return UPDATE_CHANGED
 
 
@@ -315,4 +315,4 @@ cdef void map_fill(Map *map, uint8_t value) noexcept nogil:
     map.root = entry_uniform(value)
     map.rest = value
     map.level = 2
-    map.version += 1
+    kvmattr_raise_version(&map.version, 1)
