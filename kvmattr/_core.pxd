@@ -65,6 +65,8 @@ cdef struct Family:
     pthread_mutex_t mutex
     int announced               # writers that run, or are about to run, without the GIL
     Map *maps                   # list of the maps, snapshots and pinned roots of this family
+    Family *next_family         # in the list of all families (fork.pxi)
+    Family *previous_family
 
 # One map: a root in its family.
 cdef struct Map:
@@ -77,6 +79,7 @@ cdef struct Map:
     uint8_t default
     Map *next                   # in the family's list
     Map *previous
+    uintptr_t pinned_by         # a root pinned on a thread's stack: that thread; else 0
 
 cdef enum UpdateResult:
     UPDATE_NO_MEMORY = -1

@@ -166,6 +166,7 @@ include "_store/maps.pxi"
 include "_store/validate.pxi"
 include "_store/arguments.pxi"
 include "_store/batch.pxi"
+include "_store/fork.pxi"
 include "_store/bitmap.pxi"
 include "_store/records.pxi"
 include "_store/serial.pxi"
@@ -191,3 +192,5 @@ def _choose_kernels():
 
 
 _choose_kernels()
+if fork_register() < 0:
+    raise MemoryError("out of memory for the fork handlers")

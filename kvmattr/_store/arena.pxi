@@ -88,11 +88,13 @@ cdef Family *family_new() noexcept nogil:
     family.bias[0] = <uintptr_t>&zero_page[0]
     family.segment_count = 1
     pthread_mutex_init(&family.mutex, NULL)
+    families_add(family)
     return family
 
 
 cdef void family_free(Family *family) noexcept nogil:
     cdef int i
+    families_remove(family)
     for i in range(1, family.segment_count):
         munmap(family.segments[i].memory, <size_t>family.segments[i].capacity * PAGE_BYTES)
         free(family.segments[i].pages)

@@ -32,13 +32,12 @@ cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0
     return batch.changed
 
 
-cdef AttributeMap share(AttributeMap source, bint readonly):
+cdef AttributeMap share(const Map *source, bint readonly):
     """A map with the content of `source`: one reference more to its root."""
     cdef AttributeMap result = AttributeMap.__new__(AttributeMap, BARE)
-    result.map = <Map *>malloc(sizeof(Map))
+    result.map = map_twin(source)
     if result.map == NULL:
         raise MemoryError("out of memory for a map")
-    pin(result.map, source.map)
     result.frozen = readonly
     return result
 
@@ -91,44 +90,19 @@ cdef class AttributeMap:
     def __cinit__(self, npages=GFN_LIMIT, default=0):
         cdef int64_t pages
         cdef int value
-        cdef Family *family
         self.counted_at = <uint64_t>-1
         if npages is BARE:
             return
         if kvmattr_integer(npages, &pages) or pages < 0 or pages > GFN_LIMIT:
             raise ValueError(f"npages {npages} is outside 0..{GFN_LIMIT} (2^52)")
         value = byte_of(default, "default")
-        family = family_new()
-        self.map = <Map *>calloc(1, sizeof(Map))
-        if family == NULL or self.map == NULL:
-            if family != NULL:
-                family_free(family)
-            free(self.map)
-            self.map = NULL
+        self.map = map_new(<uint64_t>pages, <uint8_t>value)
+        if self.map == NULL:
             raise MemoryError("out of memory for a map")
-        self.map.family = family
-        self.map.pages = <uint64_t>pages
-        self.map.level = 2
-        self.map.root = entry_uniform(<uint8_t>value)
-        self.map.rest = <uint8_t>value
-        self.map.default = <uint8_t>value
-        map_link(self.map)
 
     def __dealloc__(self):
-        cdef Family *family
-        cdef bint entered, last
-        if self.map == NULL or self.owner is not None:
-            return
-        family = self.map.family
-        entered = family_enter(family)
-        map_drop(self.map)
-        last = family.maps == NULL
-        if not last:
-            release_dead(family, -1)
-        family_leave(family, entered)
-        if last:
-            family_free(family)
-        free(self.map)
+        if self.map != NULL and self.owner is None:
+            map_free(self.map)
 
     # ---- update ----
 
@@ -719,7 +693,7 @@ cdef class AttributeMap:
         """
         cdef uint64_t lo, hi
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
-        return iterate_runs(share(self, True), lo, hi)
+        return iterate_runs(share(self.map, True), lo, hi)
 
     cdef object some_runs(self, uint64_t lo, uint64_t hi, size_t limit):
         """The first runs of [lo, hi), at most `limit`."""
@@ -779,7 +753,7 @@ cdef class AttributeMap:
         >>> m[5], c[5]
         (0, 1)
         """
-        return share(self, False)
+        return share(self.map, False)
 
     def snapshot(self):
         """The present state as a read-only map. Cost: constant. Writing to it is a TypeError.
@@ -788,7 +762,7 @@ cdef class AttributeMap:
         >>> before[5], m == before
         (0, False)
         """
-        return share(self, True)
+        return share(self.map, True)
 
     def _readonly_view(self):
         """A read-only map that always shows this map's current state (the VM's ``attributes``)."""
@@ -809,29 +783,9 @@ cdef class AttributeMap:
         0
         """
         cdef AttributeMap source = other_map(self, other, "restore")
-        cdef Map aside, pinned
-        cdef bint entered
-        cdef int result = 0
         if self.frozen:
             raise_readonly()
-        if source.map.family == self.map.family:
-            entered = family_enter(self.map.family)
-            map_share(&aside, source.map)
-            map_swing(self.map, &aside)
-            family_leave(self.map.family, entered)
-        else:
-            pin(&pinned, source.map)
-            entered = family_enter(self.map.family)
-            aside = self.map[0]
-            map_link(&aside)
-            result = map_import(&aside, &pinned)
-            if result < 0:
-                map_drop(&aside)
-            else:
-                map_swing(self.map, &aside)
-            family_leave(self.map.family, entered)
-            unpin(&pinned)
-        if result < 0:
+        if map_restore(self.map, source.map) < 0:
             raise MemoryError("out of memory for the other map's content: nothing has changed")
         if KVMATTR_DEBUG_BUILD:
             self.validate()
@@ -883,7 +837,7 @@ cdef class AttributeMap:
         return not found
 
     def __copy__(self):
-        return share(self, False)
+        return share(self.map, False)
 
     def __deepcopy__(self, memo):
         result = AttributeMap(self.map.pages, self.map.default)

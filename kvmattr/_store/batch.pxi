@@ -32,6 +32,7 @@ cdef void pin(Map *pinned, const Map *map) noexcept nogil:
     """Hold a map's present state: a bulk read goes over *pinned, without the mutex and without the GIL."""
     cdef bint entered = family_enter(map.family)
     map_share(pinned, map)
+    pinned.pinned_by = <uintptr_t>pthread_self()
     family_leave(map.family, entered)
 
 cdef void unpin(Map *pinned) noexcept nogil:
@@ -57,6 +58,82 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.rest = map.rest
     walk.get = walk_get
     return walk
+
+
+# ---- whole maps ----
+
+cdef Map *map_new(uint64_t pages, uint8_t value) noexcept nogil:
+    """A map of its own family; NULL when out of memory."""
+    cdef Family *family = family_new()
+    cdef Map *map = <Map *>calloc(1, sizeof(Map))
+    if family == NULL or map == NULL:
+        if family != NULL:
+            family_free(family)
+        free(map)
+        return NULL
+    map.family = family
+    map.pages = pages
+    map.level = 2
+    map.root = entry_uniform(value)
+    map.rest = value
+    map.default = value
+    map_link(map)
+    return map
+
+
+cdef Map *map_twin(const Map *source) noexcept nogil:
+    """One map more with the content of `source`; NULL when out of memory."""
+    cdef Map *map = <Map *>malloc(sizeof(Map))
+    cdef bint entered
+    if map != NULL:
+        entered = family_enter(source.family)
+        map_share(map, source)
+        family_leave(source.family, entered)
+    return map
+
+
+cdef void map_leave_family(Map *map) noexcept nogil:
+    """Give up what a map holds; the last one takes the family with it."""
+    cdef Family *family = map.family
+    cdef bint entered = family_enter(family)
+    cdef bint last
+    map_drop(map)
+    last = family.maps == NULL
+    if not last:
+        release_dead(family, -1)
+    family_leave(family, entered)
+    if last:
+        family_free(family)
+
+
+cdef void map_free(Map *map) noexcept nogil:
+    map_leave_family(map)
+    free(map)
+
+
+cdef int map_restore(Map *map, const Map *source) noexcept nogil:
+    """Take over the content of a map of as many pages. -1 when out of memory: then nothing has changed."""
+    cdef Map aside, pinned
+    cdef bint entered
+    cdef int result = 0
+    if source.family == map.family:
+        entered = family_enter(map.family)
+        map_share(&aside, source)
+        map_swing(map, &aside)
+        family_leave(map.family, entered)
+        return 0
+    pin(&pinned, source)
+    entered = family_enter(map.family)
+    aside = map[0]
+    map_link(&aside)
+    result = map_import(&aside, &pinned)
+    if result < 0:
+        map_drop(&aside)
+    else:
+        map_swing(map, &aside)
+    family_leave(map.family, entered)
+    unpin(&pinned)
+    return result
 
 
 # ---- batches: groups under the mutex, without the GIL ----

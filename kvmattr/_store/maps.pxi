@@ -21,6 +21,7 @@ cdef void map_share(Map *map, const Map *source) noexcept nogil:
     """Make *map hold what another map of the family holds: one reference more to its root. It is how a
     snapshot, a copy and a pinned root come to be."""
     map[0] = source[0]
+    map.pinned_by = 0
     retain(map.family, entry_handle(map.root))
     map_link(map)
 

@@ -1,0 +1,76 @@
+# fork(): the child has one thread, and finds every map between two operations.
+#
+# The threads that held a family's mutex or read from a pinned root are not there in the child. So fork waits until
+# it holds every mutex itself, and the child drops what other threads had pinned: those pins lie on their stacks,
+# which the child will use for threads of its own.
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+                       void (*child)() noexcept nogil)
+    ctypedef uintptr_t pthread_t
+    pthread_t pthread_self()
+
+cdef Family *families = NULL                # list of all families of this process
+cdef pthread_mutex_t families_mutex         # taken before the mutex of a family, never after one
+
+
+cdef void families_add(Family *family) noexcept nogil:
+    global families
+    pthread_mutex_lock(&families_mutex)
+    family.previous_family = NULL
+    family.next_family = families
+    if families != NULL:
+        families.previous_family = family
+    families = family
+    pthread_mutex_unlock(&families_mutex)
+
+
+cdef void families_remove(Family *family) noexcept nogil:
+    global families
+    pthread_mutex_lock(&families_mutex)
+    if family.previous_family != NULL:
+        family.previous_family.next_family = family.next_family
+    else:
+        families = family.next_family
+    if family.next_family != NULL:
+        family.next_family.previous_family = family.previous_family
+    pthread_mutex_unlock(&families_mutex)
+
+
+cdef void fork_prepare() noexcept nogil:
+    cdef Family *family
+    pthread_mutex_lock(&families_mutex)
+    family = families
+    while family != NULL:
+        pthread_mutex_lock(&family.mutex)
+        family = family.next_family
+
+
+cdef void fork_parent() noexcept nogil:
+    cdef Family *family = families
+    while family != NULL:
+        pthread_mutex_unlock(&family.mutex)
+        family = family.next_family
+    pthread_mutex_unlock(&families_mutex)
+
+
+cdef void fork_child() noexcept nogil:
+    cdef Family *family = families
+    cdef Map *map
+    cdef Map *next
+    cdef uintptr_t self = <uintptr_t>pthread_self()
+    while family != NULL:
+        map = family.maps
+        while map != NULL:
+            next = map.next
+            if map.pinned_by and map.pinned_by != self:
+                map_drop(map)
+            map = next
+        family = family.next_family
+    fork_parent()
+
+
+cdef int fork_register() noexcept nogil:
+    """Once, at import. -1 when out of memory."""
+    pthread_mutex_init(&families_mutex, NULL)
+    return -1 if pthread_atfork(fork_prepare, fork_parent, fork_child) else 0
