@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from kvmattr._core import AttributeMap
+from kvmattr.embedding import get_include
 from kvmattr.faults import Exit
 from kvmattr.operation import Operation
 from kvmattr.protection import Access
@@ -11,7 +12,7 @@ from kvmattr.vm import VM
 if TYPE_CHECKING:
     from kvmattr.trace import record
 
-__all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation", "record"]
+__all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation", "get_include", "record"]
 __version__ = "0.1.0"
 
 

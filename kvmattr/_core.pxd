@@ -79,6 +79,7 @@ cdef struct Map:
     uint8_t default
     Map *next                   # in the family's list
     Map *previous
+    uint32_t seal               # whether C may use it, and what for (embedding.pxi)
     uintptr_t pinned_by         # a root pinned on a thread's stack: that thread; else 0
 
 cdef enum UpdateResult:

@@ -172,6 +172,7 @@ include "_store/records.pxi"
 include "_store/serial.pxi"
 include "_store/attribute_map.pxi"
 include "_store/for_cython.pxi"
+include "_store/embedding.pxi"
 
 
 def _choose_kernels():

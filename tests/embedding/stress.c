@@ -1,0 +1,161 @@
+/* Threads without the GIL on one shared family: a writer, readers on snapshots, readers with cursors.
+ *
+ * The writer gives BLOCK pages at a time one value, then the next value, and counts how far it is. So in the state of
+ * any one moment every group of BLOCK pages is uniform, and no page ever goes back. Prints "sound" if all saw that.
+ * With the argument "python", a Python thread reads and writes the same family beside them.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvmattr.h"
+
+enum { PAGES = 1 << 14, BLOCK = 24, GROUPS = PAGES / BLOCK, ROUNDS = 12, READERS = 2 };
+
+static kvmattr_map *map;
+static int finished;
+
+static void demand(int truth, const char *what)
+{
+    if (!truth) {
+        fprintf(stderr, "not sound: %s\n", what);
+        abort();
+    }
+}
+
+static void *write_groups(void *unused)
+{
+    for (int round = 1; round <= ROUNDS; round++)
+        for (int group = 0; group < GROUPS; group++) {
+            uint64_t start = (uint64_t)group * BLOCK;
+            const uint64_t *version = kvmattr_version(map);
+            uint64_t before = kvmattr_load(version);
+            demand(kvmattr_update(map, start, start + BLOCK, (uint8_t)round, KVMATTR_WRITE, 0x0f) == 1, "update");
+            demand(kvmattr_load(version) > before, "a change raises the version");
+        }
+    __atomic_store_n(&finished, 1, __ATOMIC_RELEASE);
+    return unused;
+}
+
+/* A snapshot shows one moment: a group has one value, and no group is ahead of one before it. */
+static int check_run(void *context, const kvmattr_run *run)
+{
+    int *last = context;
+    int value = run->attributes & 0x0f; /* the other bits are Python's */
+    demand(*last < 0 || value == *last || run->start % BLOCK == 0, "a group has one value in a snapshot");
+    demand(*last < 0 || value <= *last, "the writer goes upwards");
+    *last = value;
+    return 0;
+}
+
+static void *read_snapshots(void *unused)
+{
+    uint64_t gfns[256];
+    uint8_t values[256];
+    do {
+        const kvmattr_map *snapshot;
+        int last = -1;
+        demand(kvmattr_snapshot(map, &snapshot) == 0, "snapshot");
+        demand(kvmattr_runs(snapshot, 0, (uint64_t)GROUPS * BLOCK, check_run, &last) == 0, "runs");
+        for (int i = 0; i < 256; i++)
+            gfns[i] = (uint64_t)(i * 61 % GROUPS) * BLOCK + (uint64_t)i % BLOCK;
+        demand(kvmattr_take(snapshot, gfns, values, 256) == 0, "take");
+        for (int i = 0; i < 256; i++)
+            demand(kvmattr_get(snapshot, gfns[i]) == values[i], "a snapshot does not change");
+        demand(kvmattr_release(snapshot) == 0, "release");
+    } while (!__atomic_load_n(&finished, __ATOMIC_ACQUIRE));
+    return unused;
+}
+
+static void *read_cursor(void *unused)
+{
+    kvmattr_cursor *cursor;
+    int *seen = calloc(PAGES, sizeof *seen);
+    demand(seen != NULL && kvmattr_cursor_open(map, &cursor) == 0, "cursor");
+    do {
+        for (uint64_t gfn = 0; gfn < (uint64_t)GROUPS * BLOCK; gfn++) {
+            int value = kvmattr_cursor_get(cursor, gfn) & 0x0f;
+            demand(value >= seen[gfn], "a page never goes back");
+            seen[gfn] = value;
+            if (gfn % 97 == 0)
+                demand((kvmattr_get(map, gfn) & 0x0f) >= value, "the map is not behind the cursor");
+        }
+    } while (!__atomic_load_n(&finished, __ATOMIC_ACQUIRE));
+    demand(kvmattr_cursor_close(cursor) == 0, "close");
+    free(seen);
+    return unused;
+}
+
+static const char *python_code =
+    "import threading\n"
+    "def work(m, stop):\n"
+    "    turn = 0\n"
+    "    while not stop.is_set():\n"
+    "        m.or_(0, len(m), 0x80) if turn % 2 else m.and_(0, len(m), 0x7f)\n"
+    "        m[turn % len(m)], m.version, m.take([1, 2, 3]), m.run(5)\n"
+    "        m.put(range(0, 2000, 3), 0x40, 1)\n"
+    "        turn += 1\n"
+    "stop = threading.Event()\n"
+    "thread = threading.Thread(target=work, args=(m, stop))\n"
+    "thread.start()\n";
+
+int main(int argc, char **argv)
+{
+    pthread_t writer, snapshots[READERS], cursors[READERS];
+    int with_python = argc > 1 && strcmp(argv[1], "python") == 0;
+    PyObject *module, *names, *object, *answer;
+    PyThreadState *state;
+
+    Py_Initialize();
+    if (kvmattr_import() < 0) {
+        PyErr_Print();
+        return 2;
+    }
+    module = PyImport_AddModule("__main__");
+    names = PyModule_GetDict(module);
+    answer = PyRun_String("import kvmattr\nm = kvmattr.AttributeMap(1 << 14)\n", Py_file_input, names, names);
+    demand(answer != NULL, "an AttributeMap");
+    Py_DECREF(answer);
+    object = PyDict_GetItemString(names, "m");
+    map = kvmattr_map_of(object);
+    demand(map != NULL && kvmattr_pages(map) == PAGES, "its map");
+    demand(kvmattr_share(map) == 0, "share");
+    if (with_python) {
+        answer = PyRun_String(python_code, Py_file_input, names, names);
+        demand(answer != NULL, "a Python thread");
+        Py_DECREF(answer);
+    }
+    state = PyEval_SaveThread();
+    pthread_create(&writer, NULL, write_groups, NULL);
+    for (int i = 0; i < READERS; i++) {
+        pthread_create(&snapshots[i], NULL, read_snapshots, NULL);
+        pthread_create(&cursors[i], NULL, read_cursor, NULL);
+    }
+    pthread_join(writer, NULL);
+    for (int i = 0; i < READERS; i++) {
+        pthread_join(snapshots[i], NULL);
+        pthread_join(cursors[i], NULL);
+    }
+    PyEval_RestoreThread(state);
+    if (with_python) {
+        answer = PyRun_String("stop.set()\nthread.join()\n", Py_file_input, names, names);
+        demand(answer != NULL, "the end of the Python thread");
+        Py_DECREF(answer);
+    }
+    demand(kvmattr_unshare(map) == 0, "unshare");
+    demand(kvmattr_all(map, 0, (uint64_t)GROUPS * BLOCK, ROUNDS, 0x0f) == 1, "all is written in the end");
+    answer = PyRun_String("m.validate()\n", Py_file_input, names, names);
+    if (answer == NULL) {
+        PyErr_Print();
+        return 1;
+    }
+    Py_DECREF(answer);
+    if (Py_FinalizeEx() < 0)
+        return 1;
+    puts("sound");
+    return 0;
+}
