@@ -45,30 +45,36 @@ static PyObject *client_create(PyObject *module, PyObject *args)
     unsigned long long pages;
     unsigned char attributes;
     kvmattr_map *map = NULL;
+    int result;
     (void)module;
     if (!PyArg_ParseTuple(args, "Kb", &pages, &attributes))
         return NULL;
-    return made(kvmattr_create(pages, attributes, &map), map);
+    result = kvmattr_create(pages, attributes, &map);
+    return made(result, map);
 }
 
 static PyObject *client_copy(PyObject *module, PyObject *args)
 {
     unsigned long long source;
     kvmattr_map *map = NULL;
+    int result;
     (void)module;
     if (!PyArg_ParseTuple(args, "K", &source))
         return NULL;
-    return made(kvmattr_copy(HANDLE(source), &map), map);
+    result = kvmattr_copy(HANDLE(source), &map);
+    return made(result, map);
 }
 
 static PyObject *client_snapshot(PyObject *module, PyObject *args)
 {
     unsigned long long source;
     const kvmattr_map *map = NULL;
+    int result;
     (void)module;
     if (!PyArg_ParseTuple(args, "K", &source))
         return NULL;
-    return made(kvmattr_snapshot(HANDLE(source), &map), map);
+    result = kvmattr_snapshot(HANDLE(source), &map);
+    return made(result, map);
 }
 
 #define ONE_HANDLE(name)                                                  \
