@@ -23,6 +23,7 @@ cdef struct PageInfo:
     uint8_t kind                # PageKind
     uint8_t level               # a node's level (kept for freeing it)
     uint8_t shares              # a node: some child may have more than one reference
+    uint8_t leaving             # a slab: its records are being moved out
     uint8_t loosened            # a node: single-page updates since its V was last computed
     uint32_t next
     uint32_t previous
@@ -55,12 +56,19 @@ cdef struct Family:
     uintptr_t bias[SEGMENTS]
     Segment segments[SEGMENTS]
     int segment_count
-    uint32_t partial[CODED_CLASSES + 1]
-    uint32_t free_pages         # list of pages that hold nothing, most recently freed first
+    uint32_t partial[CODED_CLASSES + 1]     # lists of slabs with room, for each size class
+    uint32_t leaving[CODED_CLASSES + 1]     # lists of slabs whose records are being moved out
+    uint32_t free_pages         # list of resident pages that hold nothing, most recently freed first
     uint32_t free_count
+    uint32_t clean_pages        # list of pages that hold nothing and whose memory the system has
+    uint32_t clean_count
     uint32_t dead_nodes         # list of nodes whose children are still to be released
     uint32_t dead_count
     uint64_t pages_in_use
+    uint64_t header_bytes       # of slabs in use
+    uint64_t slack_settled      # slack when records were last moved, or less
+    Map *moving                 # the map whose records are being moved, or NULL
+    uint64_t moving_gfn         # how far that has come
     Counters counters
     pthread_mutex_t mutex
     int announced               # writers that run, or are about to run, without the GIL
@@ -77,6 +85,7 @@ cdef struct Map:
     int level                   # the root entry's: it covers 512^(level-1) pages
     uint8_t rest                # the value of every page above what the root covers
     uint8_t default
+    uint8_t movable             # nobody reads it without the mutex or the GIL: its records may be moved
     Map *next                   # in the family's list
     Map *previous
     uint32_t seal               # whether C may use it, and what for (embedding.pxi)

@@ -84,6 +84,7 @@ diff, ==                           sides_diff (walk.pxi)                        
 copy, snapshot, restore            map_share (maps.pxi)                                 constant
 m[a:b] = array                     map_store (maps.pxi), built aside, swung in          blocks
 validate                           audit_family (validate.pxi)                          everything
+what updates leave to be tidied    family_settle (compact.pxi)                          a slice an update
 ================================== ==================================================== ====================
 
 Roads not taken
@@ -160,6 +161,7 @@ include "_store/arena.pxi"
 include "_store/leaf.pxi"
 include "_store/runlist.pxi"
 include "_store/tree.pxi"
+include "_store/compact.pxi"
 include "_store/query.pxi"
 include "_store/walk.pxi"
 include "_store/maps.pxi"

@@ -24,6 +24,8 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void *address, size_t length)
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     void *MAP_FAILED
+    int madvise(void *address, size_t length, int advice)
+    int MADV_DONTNEED
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
@@ -41,7 +43,10 @@ cdef enum:
     BITMAP_SLAB_HEADER = 256
     NO_RECORD = 0xffff
     RESERVE_PAGES = 96              # the worst case of one update: see update_needs()
-    DEAD_SLICE = 2                  # dead nodes taken apart for each update
+    DEAD_SLICE = 8                  # dead nodes taken apart after an update: at most about 40 us
+    TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
+    KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use
+    SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
 
 cdef enum PageKind:
     PAGE_FREE = 0
@@ -63,10 +68,15 @@ cdef struct Slab:                   # at the beginning of each slab page
 
 cdef struct Record:                 # at the beginning of each coded record
     uint32_t references
-    uint8_t kind                    # CodedKind
-    uint8_t size_class
-    uint8_t count                   # runs, or values of a palette
-    uint8_t writes                  # single-page updates since it was encoded
+    uint8_t coding              # CodedKind << 5 | size class
+    uint8_t count               # runs, or values of a palette
+    uint8_t[2] starts           # a run leaf's starts begin here; the others' payload comes after it
+
+cdef inline int record_kind(const Record *record) noexcept nogil:
+    return record.coding >> 5
+
+cdef inline int record_class(const Record *record) noexcept nogil:
+    return record.coding & 31
 
 # Aligned like a page only so that simd.h may read it as a node; never written.
 cdef uint64_t[512] zero_page
@@ -144,7 +154,7 @@ cdef int family_grow(Family *family) noexcept nogil:
     while last.touched < last.capacity:
         page = <uint32_t>(number - 1) << (SEGMENT_SHIFT - 9) | last.touched
         last.touched += 1
-        page_list_free(family, page)
+        page_list_clean(family, page)
     segment = &family.segments[number]
     segment.memory = memory
     segment.pages = pages
@@ -155,6 +165,9 @@ cdef int family_grow(Family *family) noexcept nogil:
     return 0
 
 
+# Pages that hold nothing are in two lists: those that are resident, used first, and the clean ones, whose memory
+# the system has (back) and which read as zeros.
+
 cdef inline void page_list_free(Family *family, uint32_t page) noexcept nogil:
     cdef PageInfo *info = page_info(family, page)
     info.kind = PAGE_FREE
@@ -163,9 +176,43 @@ cdef inline void page_list_free(Family *family, uint32_t page) noexcept nogil:
     family.free_count += 1
 
 
+cdef inline void page_list_clean(Family *family, uint32_t page) noexcept nogil:
+    cdef PageInfo *info = page_info(family, page)
+    info.kind = PAGE_FREE
+    info.next = family.clean_pages
+    family.clean_pages = page
+    family.clean_count += 1
+
+
 cdef inline uint32_t available_pages(const Family *family) noexcept nogil:
     cdef const Segment *last = &family.segments[family.segment_count - 1]
-    return family.free_count + last.capacity - last.touched
+    return family.free_count + family.clean_count + last.capacity - last.touched
+
+
+cdef void arena_trim(Family *family, int pages) noexcept nogil:
+    """Give the memory of up to so many free pages back to the system, neighbours in one call."""
+    cdef uint32_t page, lowest, highest
+    while pages > 0 and family.free_pages:
+        lowest = highest = family.free_pages
+        while True:
+            page = family.free_pages
+            family.free_pages = page_info(family, page).next
+            family.free_count -= 1
+            page_list_clean(family, page)
+            lowest = page if page < lowest else lowest
+            highest = page if page > highest else highest
+            pages -= 1
+            page = family.free_pages
+            if not page or (page + 1 != lowest and page != highest + 1) or \
+                    page >> (SEGMENT_SHIFT - 9) != lowest >> (SEGMENT_SHIFT - 9):
+                break
+        madvise(address_of(family, lowest << 9), <size_t>(highest - lowest + 1) * PAGE_BYTES, MADV_DONTNEED)
+
+
+cdef inline uint64_t arena_slack(const Family *family) noexcept nogil:
+    """Resident bytes of the arena that hold nothing live; slabs' headers hold their records' reference counts."""
+    return (<uint64_t>(family.pages_in_use + family.free_count) * PAGE_BYTES - family.counters.live_bytes
+            - family.header_bytes - <uint64_t>family.dead_count * PAGE_BYTES)
 
 
 cdef int arena_reserve(Family *family, uint32_t pages) noexcept nogil:
@@ -188,12 +235,18 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
         info = page_info(family, page)
         family.free_pages = info.next
         family.free_count -= 1
+    elif family.clean_pages:
+        page = family.clean_pages
+        info = page_info(family, page)
+        family.clean_pages = info.next
+        family.clean_count -= 1
     else:
         number = family.segment_count - 1
         page = <uint32_t>number << (SEGMENT_SHIFT - 9) | family.segments[number].touched
         family.segments[number].touched += 1
         info = page_info(family, page)
     info.kind = kind
+    info.leaving = 0
     info.shares = 0
     info.loosened = 0
     info.next = 0
@@ -216,6 +269,9 @@ cdef inline uint32_t slab_records(int size_class) noexcept nogil:
     if size_class == BITMAP_CLASS:
         return BITMAPS_PER_SLAB
     return (PAGE_BYTES - 8) // class_bytes[size_class]
+
+cdef inline uint32_t slab_header(int size_class) noexcept nogil:
+    return BITMAP_SLAB_HEADER if size_class == BITMAP_CLASS else sizeof(Slab)
 
 cdef inline uint32_t record_offset(int size_class, uint32_t record) noexcept nogil:
     """Granules from the beginning of the slab's page."""
@@ -240,6 +296,7 @@ cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:
         page = page_take(family, <uint8_t>(PAGE_SLAB + size_class))
         info = page_info(family, page)
         info.references = 0
+        family.header_bytes += slab_header(size_class)
         slab = <Slab *>address_of(family, page << 9)
         slab.free_record = NO_RECORD
         slab.touched = 0
@@ -265,12 +322,22 @@ cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:
 cdef inline void slab_unlist(Family *family, PageInfo *info, int size_class) noexcept nogil:
     if info.previous:
         page_info(family, info.previous).next = info.next
+    elif info.leaving:
+        family.leaving[size_class] = info.next
     else:
         family.partial[size_class] = info.next
     if info.next:
         page_info(family, info.next).previous = info.previous
     info.next = 0
     info.previous = 0
+
+
+cdef inline void slab_list(Family *family, uint32_t page, PageInfo *info, int size_class) noexcept nogil:
+    info.next = family.partial[size_class]
+    info.previous = 0
+    if info.next:
+        page_info(family, info.next).previous = page
+    family.partial[size_class] = page
 
 
 cdef void record_give_back(Family *family, uint32_t handle) noexcept nogil:
@@ -282,14 +349,11 @@ cdef void record_give_back(Family *family, uint32_t handle) noexcept nogil:
     (<uint16_t *>address_of(family, handle))[0] = slab.free_record
     slab.free_record = <uint16_t>record_number(size_class, handle)
     if info.references == slab_records(size_class):     # it was full, so in no list
-        info.next = family.partial[size_class]
-        info.previous = 0
-        if info.next:
-            page_info(family, info.next).previous = page
-        family.partial[size_class] = page
+        slab_list(family, page, info, size_class)
     info.references -= 1
     if info.references == 0:
         slab_unlist(family, info, size_class)
+        family.header_bytes -= slab_header(size_class)
         page_give_back(family, page)
 
 
@@ -367,15 +431,15 @@ cdef inline void count_leaf(Family *family, uint32_t handle, int change) noexcep
         family.counters.live_bytes += change * 64
         return
     record = <Record *>address_of(family, handle)
-    if record.kind == CODED_PALETTE:
+    if record_kind(record) == CODED_PALETTE:
         family.counters.palette_leaves += change
-    elif record.kind == CODED_RUNS:
+    elif record_kind(record) == CODED_RUNS:
         family.counters.run_leaves += change
-    elif record.kind == CODED_BYTES:
+    elif record_kind(record) == CODED_BYTES:
         family.counters.byte_leaves += change
     else:
         family.counters.run_lists += change
-    family.counters.live_bytes += change * <int>class_bytes[record.size_class]
+    family.counters.live_bytes += change * <int>class_bytes[record_class(record)]
 
 
 cdef uint32_t node_new(Family *family, int level) noexcept nogil:
@@ -394,9 +458,7 @@ cdef uint32_t leaf_new(Family *family, int size_class, int kind) noexcept nogil:
     cdef Record *record
     if size_class != BITMAP_CLASS:
         record = <Record *>address_of(family, handle)
-        record.kind = <uint8_t>kind
-        record.size_class = <uint8_t>size_class
-        record.writes = 0
+        record.coding = <uint8_t>(kind << 5 | size_class)
     count_leaf(family, handle, 1)
     family.counters.leaf_allocations += 1
     return handle

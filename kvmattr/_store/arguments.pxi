@@ -9,6 +9,8 @@ DIFF_DTYPE = np.dtype([("start", "<u8"), ("stop", "<u8"), ("old", "u1"), ("new",
 #: The number of pages of KVM's guest-physical space: addresses are 64 bits, a page is 4 KiB.
 GFN_LIMIT = 1 << 52
 
+cdef object GFN_SHOWN = 1 << 1024
+
 
 # An update as the tree wants it: new = (old & k) ^ x.
 cdef struct Change:
@@ -37,8 +39,15 @@ cdef inline uint64_t gfn_of(object value, uint64_t pages) except? 0xffffffffffff
     return <uint64_t>number
 
 
+cdef object shown(object value):
+    """An integer for an error text; Python refuses to print those of thousands of digits as decimals."""
+    if isinstance(value, int) and not -GFN_SHOWN < value < GFN_SHOWN:
+        return f"{value:#x}"
+    return value
+
+
 cdef int raise_gfn(object value, uint64_t pages) except -1:
-    raise IndexError(f"gfn {value} is outside [0, {pages})")
+    raise IndexError(f"gfn {shown(value)} is outside [0, {pages})")
 
 
 cdef inline int range_of(object start, object stop, uint64_t pages, uint64_t *lo, uint64_t *hi) except -1:
@@ -54,7 +63,7 @@ cdef inline int range_of(object start, object stop, uint64_t pages, uint64_t *lo
 
 
 cdef int raise_range(object start, object stop, uint64_t pages) except -1:
-    raise ValueError(f"range [{start}, {stop}): need 0 <= start <= stop <= {pages}")
+    raise ValueError(f"range [{shown(start)}, {shown(stop)}): need 0 <= start <= stop <= {pages}")
 
 
 cdef inline int byte_of(object value, str name) except -1:
@@ -65,7 +74,7 @@ cdef inline int byte_of(object value, str name) except -1:
 
 
 cdef int raise_byte(object value, str name) except -1:
-    raise ValueError(f"{name} {value} is outside 0..255")
+    raise ValueError(f"{name} {shown(value)} is outside 0..255")
 
 
 cdef inline int operation_of(object value) except -1:
@@ -73,7 +82,7 @@ cdef inline int operation_of(object value) except -1:
     if value is WRITE:
         return 0
     if kvmattr_integer(value, &number) or number < 0 or number > 2:
-        raise ValueError(f"operation {value} is none of WRITE = 0, OR = 1, AND = 2")
+        raise ValueError(f"operation {shown(value)} is none of WRITE = 0, OR = 1, AND = 2")
     return <int>number
 
 
@@ -81,7 +90,7 @@ cdef int gfn_or_end(object value, uint64_t pages, uint64_t *result) except -1:
     """Where a range may begin: a gfn, or npages."""
     cdef int64_t number
     if kvmattr_integer(value, &number) or number < 0 or <uint64_t>number > pages:
-        raise ValueError(f"start {value} is outside 0..{pages}")
+        raise ValueError(f"start {shown(value)} is outside 0..{pages}")
     result[0] = <uint64_t>number
     return 0
 

@@ -38,6 +38,7 @@ cdef AttributeMap share(const Map *source, bint readonly):
     result.map = map_twin(source)
     if result.map == NULL:
         raise MemoryError("out of memory for a map")
+    result.map.movable = True
     result.frozen = readonly
     return result
 
@@ -94,7 +95,7 @@ cdef class AttributeMap:
         if npages is BARE:
             return
         if kvmattr_integer(npages, &pages) or pages < 0 or pages > GFN_LIMIT:
-            raise ValueError(f"npages {npages} is outside 0..{GFN_LIMIT} (2^52)")
+            raise ValueError(f"npages {shown(npages)} is outside 0..{GFN_LIMIT} (2^52)")
         value = byte_of(default, "default")
         self.map = map_new(<uint64_t>pages, <uint8_t>value)
         if self.map == NULL:
@@ -305,7 +306,7 @@ cdef class AttributeMap:
         if npages is None:
             count = INT64_MAX
         elif kvmattr_integer(npages, &count) or count < 0:
-            raise ValueError(f"npages {npages}: need 0 or more")
+            raise ValueError(f"npages {shown(npages)}: need 0 or more")
         gfn_or_end(start, self.map.pages, &lo)
         if not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask)):
             return self.put_selected(lo, words, attributes, operation, mask, npages)
@@ -1077,19 +1078,16 @@ cdef class AttributeMap:
         """
         cdef Family *family = self.map.family
         cdef Counters counters
-        cdef uint64_t touched = 0
-        cdef int i
         runs = self.run_count
         size = self.nbytes
         entered = family_enter(family)
         counters = family.counters
-        for i in range(1, family.segment_count):
-            touched += family.segments[i].touched
+        slack = arena_slack(family)
         height = self.map.level - 1
         family_leave(family, entered)
         return {
             "bytes": size,
-            "slack": touched * PAGE_BYTES - counters.live_bytes,
+            "slack": slack,
             "runs": runs,
             "height": height,
             "nodes": counters.nodes,

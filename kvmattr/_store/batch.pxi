@@ -74,6 +74,7 @@ cdef Map *map_new(uint64_t pages, uint8_t value) noexcept nogil:
     map.family = family
     map.pages = pages
     map.level = 2
+    map.movable = True
     map.root = entry_uniform(value)
     map.rest = value
     map.default = value

@@ -2,7 +2,7 @@
 #
 #   bitmap    64 bytes       two values: the entry holds them (x where the bit is 0, k ^ x where it is 1)
 #   palette   144 bytes      three or four values: two planes of bits, then the values
-#   runs      8 + 3n bytes   n runs: n - 1 starts (16 bits), then n values; while it is the smallest
+#   runs      4 + 3n bytes   n runs: n - 1 starts (16 bits), then n values; while it is the smallest
 #   bytes     528 bytes      anything
 #
 # Every leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf. All encodings go
@@ -22,12 +22,8 @@ cdef enum:
     LEAF_RUNS = 40                  # more than that and a search costs more than the bytes are worth
 
 
-cdef inline uint8_t *record_payload(const Family *family, uint32_t handle) noexcept nogil:
-    return <uint8_t *>address_of(family, handle) + sizeof(Record)
-
-cdef inline uint8_t *run_leaf_values(uint8_t *payload, int count) noexcept nogil:
-    return payload + 2 * (count - 1)
-
+cdef inline int run_leaf_bytes(int runs) noexcept nogil:
+    return <int>sizeof(Record) - 2 + 3 * runs - 2
 
 cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
     """The stored value of one page of a block, before the entry's k and x."""
@@ -41,13 +37,13 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
         return <uint8_t>(0 - (words[page >> 6] >> (page & 63) & 1))
     record = <const Record *>address_of(family, handle)
     payload = <const uint8_t *>record + sizeof(Record)
-    if record.kind == CODED_BYTES:
+    if record_kind(record) == CODED_BYTES:
         return payload[page]
-    if record.kind == CODED_PALETTE:
+    if record_kind(record) == CODED_PALETTE:
         words = <const uint64_t *>payload
         code = (words[page >> 6] >> (page & 63) & 1) | (words[8 + (page >> 6)] >> (page & 63) & 1) << 1
         return payload[128 + code]
-    starts = <const uint16_t *>payload
+    starts = <const uint16_t *>record.starts
     low = 0
     high = record.count - 1         # the number of starts that are <= page gives the run
     while low < high:
@@ -56,7 +52,7 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
             low = middle + 1
         else:
             high = middle
-    return (payload + 2 * (record.count - 1))[low]
+    return (<const uint8_t *>(starts + record.count - 1))[low]
 
 
 cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8_t *block) noexcept nogil:
@@ -78,10 +74,10 @@ cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8
         return
     record = <const Record *>address_of(family, handle)
     payload = <const uint8_t *>record + sizeof(Record)
-    if record.kind == CODED_BYTES:
+    if record_kind(record) == CODED_BYTES:
         memcpy(block, payload, 512)
         kernels.affine(block, 512, keep, toggle)
-    elif record.kind == CODED_PALETTE:
+    elif record_kind(record) == CODED_PALETTE:
         # value = p0 ^ (plane 0: p0 ^ p1) ^ (plane 1: p0 ^ p2) ^ (both: p0 ^ p1 ^ p2 ^ p3)
         words = <const uint64_t *>payload
         payload += 128
@@ -94,8 +90,8 @@ cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8
             xor_block(block, plane)
         kernels.affine(block, 512, keep, toggle)
     else:
-        starts = <const uint16_t *>payload
-        payload += 2 * (record.count - 1)
+        starts = <const uint16_t *>record.starts
+        payload = <const uint8_t *>(starts + record.count - 1)
         for i in range(record.count):
             stop = starts[i] if i < record.count - 1 else 512
             memset(block + start, (payload[i] & keep) ^ toggle, stop - start)
@@ -147,7 +143,7 @@ cdef int count_transitions(const uint8_t *block, int pages) noexcept nogil:
 cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
     """Choose the smallest encoding of a block."""
     cdef uint64_t[8] seen
-    cdef int i, runs, bytes_of_runs
+    cdef int i, runs
     plan.count = 0
     memset(seen, 0, sizeof(seen))
     # Peel off one value at a time: the first page that no value so far explains gives the next one.
@@ -179,11 +175,10 @@ cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
         plan.kind = CODED_BYTES
         plan.size_class = class_of_units[(BYTES_BYTES + 15) // 16]
     runs = count_transitions(block, 512) + 1
-    bytes_of_runs = <int>sizeof(Record) + 3 * runs - 2
-    if runs <= LEAF_RUNS and bytes_of_runs < class_bytes[plan.size_class]:
+    if runs <= LEAF_RUNS and run_leaf_bytes(runs) < class_bytes[plan.size_class]:
         plan.kind = CODED_RUNS
         plan.count = runs
-        plan.size_class = class_of_units[(bytes_of_runs + 15) // 16]
+        plan.size_class = class_of_units[(run_leaf_bytes(runs) + 15) // 16]
 
 
 cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
@@ -199,7 +194,6 @@ cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
         return
     record = <Record *>address_of(family, handle)
     record.count = <uint8_t>plan.count
-    record.writes = 0
     payload = <uint8_t *>record + sizeof(Record)
     if plan.kind == CODED_BYTES:
         memcpy(payload, block, 512)
@@ -211,8 +205,8 @@ cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
         for i in range(4):
             payload[128 + i] = plan.values[i if i < plan.count else 0]
     else:
-        starts = <uint16_t *>payload
-        payload += 2 * (plan.count - 1)
+        starts = <uint16_t *>record.starts
+        payload = <uint8_t *>(starts + plan.count - 1)
         payload[0] = block[0]
         for i in range(1, 512):
             if block[i] != block[i - 1]:
@@ -242,8 +236,8 @@ cdef Entry leaf_store(Family *family, uint32_t old, const uint8_t *block) noexce
     reuse = False
     if old and reference_count(family, old)[0] == 1:
         if is_coded(old):
-            reuse = (plan.kind > 0 and (<Record *>address_of(family, old)).kind == plan.kind
-                     and (<Record *>address_of(family, old)).size_class == plan.size_class)
+            reuse = plan.kind > 0 and (<Record *>address_of(family, old)).coding == (plan.kind << 5
+                                                                                     | plan.size_class)
         else:
             reuse = plan.kind == -1
         if not reuse:

@@ -9,6 +9,8 @@ cdef void map_link(Map *map) noexcept nogil:
 
 
 cdef void map_unlink(Map *map) noexcept nogil:
+    if map.family.moving == map:
+        compact_next(map.family)
     if map.previous != NULL:
         map.previous.next = map.next
     else:
@@ -22,6 +24,7 @@ cdef void map_share(Map *map, const Map *source) noexcept nogil:
     snapshot, a copy and a pinned root come to be."""
     map[0] = source[0]
     map.pinned_by = 0
+    map.movable = False
     retain(map.family, entry_handle(map.root))
     map_link(map)
 
@@ -40,7 +43,7 @@ cdef void map_swing(Map *map, Map *aside) noexcept nogil:
     map.rest = aside.rest
     kvmattr_raise_version(&map.version, 1)
     map_unlink(aside)
-    release_dead(map.family, DEAD_SLICE)
+    family_settle(map.family)
 
 
 # ---- writing blocks of given values ----

@@ -102,7 +102,7 @@ cdef Entry run_list_store(Family *family, uint32_t old, const Runs *runs) noexce
     cdef uint8_t varying = 0
     cdef int i
     if (not old or reference_count(family, old)[0] != 1
-            or (<Record *>address_of(family, old)).size_class != size_class):
+            or record_class(<Record *>address_of(family, old)) != size_class):
         release(family, old)
         handle = leaf_new(family, size_class, CODED_RUN_LIST)
     record = <Record *>address_of(family, handle)

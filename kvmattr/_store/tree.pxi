@@ -238,8 +238,7 @@ cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t
     elif start >= level_span(map.level - 1):
         map_lower(map)
     kvmattr_raise_version(&map.version, 1)
-    if map.family.dead_nodes:
-        release_dead(map.family, DEAD_SLICE)
+    family_settle(map.family)
 
 
 cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
@@ -316,3 +315,4 @@ cdef void map_fill(Map *map, uint8_t value) noexcept nogil:
     map.rest = value
     map.level = 2
     kvmattr_raise_version(&map.version, 1)
+    family_settle(map.family)

@@ -77,9 +77,9 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
         if not is_coded(handle) or info.kind < PAGE_SLAB:
             return audit_fail(audit, "a run list lies in a slab", level, gfn)
         record = run_list_at(family, handle, &starts, &values)
-        if record.kind != CODED_RUN_LIST or record.count < 2 or record.count > RUN_LIST_RUNS:
+        if record_kind(record) != CODED_RUN_LIST or record.count < 2 or record.count > RUN_LIST_RUNS:
             return audit_fail(audit, "a run list has 2 .. RUN_LIST_RUNS runs", level, gfn)
-        if run_list_size(record.count) > class_bytes[record.size_class]:
+        if run_list_size(record.count) > class_bytes[record_class(record)]:
             return audit_fail(audit, "a run list fits its record", level, gfn)
         raw_first = values[0]
         for i in range(record.count - 1):
@@ -92,7 +92,7 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
             return audit_fail(audit, "a run list's V is exact", level, gfn)
         if seen[0] == 1:
             audit.run_lists += 1
-            audit.live_bytes += class_bytes[record.size_class]
+            audit.live_bytes += class_bytes[record_class(record)]
     else:
         if info.kind < PAGE_SLAB:
             return audit_fail(audit, "a leaf lies in a slab", level, gfn)
@@ -105,7 +105,7 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
             return audit_fail(audit, "a leaf's V is exact", level, gfn)
         if not is_coded(handle) and entry_k(e) != entry_varying(e):
             return audit_fail(audit, "a bitmap leaf's k is what its two values differ in", level, gfn)
-        if is_coded(handle) and (<Record *>address_of(family, handle)).size_class != info.kind - PAGE_SLAB:
+        if is_coded(handle) and record_class(<Record *>address_of(family, handle)) != info.kind - PAGE_SLAB:
             return audit_fail(audit, "a record's size class is its slab's", level, gfn)
         if seen[0] == 1:
             audit.leaves += 1

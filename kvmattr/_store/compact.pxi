@@ -1,0 +1,125 @@
+# Bounded slack: what an update leaves to be tidied is tidied after it, a slice at a time.
+#
+# Dropped nodes are taken apart, free pages are given back, and where records have become sparse in their slabs the live
+# ones are moved together, so that pages become free. A pass over the records goes in slices, one node each,
+# remembering only a gfn: a record is found from above, through its entry, which is the one place that names it.
+# Only what one map alone holds is moved, never under a pin, so no reader can see it. A pass
+# begins when slack has grown by as much as it may be, which bounds what moving costs by what was freed.
+
+cdef inline uint64_t allowed_slack(const Family *family) noexcept nogil:
+    return family.counters.live_bytes // 8 + SPARE_SLACK
+
+
+cdef void family_settle(Family *family) noexcept nogil:
+    """One slice of whatever is to be tidied; called under the mutex after an update."""
+    if family.dead_nodes:
+        release_dead(family, DEAD_SLICE)
+    if family.free_count > KEPT_PAGES + (family.pages_in_use >> 5):
+        arena_trim(family, TRIM_SLICE)
+    if family.moving != NULL:
+        compact_slice(family)
+    elif arena_slack(family) > allowed_slack(family):
+        if family.free_count > KEPT_PAGES:
+            arena_trim(family, TRIM_SLICE)
+        elif arena_slack(family) > family.slack_settled + allowed_slack(family) // 2:
+            compact_begin(family)
+    elif arena_slack(family) < family.slack_settled:
+        family.slack_settled = arena_slack(family)
+
+
+cdef void compact_begin(Family *family) noexcept nogil:
+    """Mark the slabs that are less than 7/8 full; nothing new goes into them."""
+    cdef uint32_t page, next_page
+    cdef PageInfo *info
+    cdef int size_class
+    for size_class in range(CODED_CLASSES + 1):
+        page = family.partial[size_class]
+        while page:
+            info = page_info(family, page)
+            next_page = info.next
+            if 8 * info.references < 7 * slab_records(size_class):
+                slab_unlist(family, info, size_class)
+                info.leaving = 1
+                info.next = family.leaving[size_class]
+                if info.next:
+                    page_info(family, info.next).previous = page
+                family.leaving[size_class] = page
+            page = next_page
+    family.moving = family.maps
+    family.moving_gfn = 0
+
+
+cdef void compact_end(Family *family) noexcept nogil:
+    """What could not be emptied has room for new records again."""
+    cdef uint32_t page
+    cdef PageInfo *info
+    cdef int size_class
+    for size_class in range(CODED_CLASSES + 1):
+        while family.leaving[size_class]:
+            page = family.leaving[size_class]
+            info = page_info(family, page)
+            slab_unlist(family, info, size_class)
+            info.leaving = 0
+            slab_list(family, page, info, size_class)
+    family.moving = NULL
+    family.slack_settled = arena_slack(family)
+
+
+cdef void compact_slice(Family *family) noexcept nogil:
+    """Move the records that one node leads to, and remember where to go on."""
+    cdef Map *map = family.moving
+    cdef Entry *slot = &map.root
+    cdef int level = map.level
+    cdef uint64_t gfn = family.moving_gfn
+    cdef uint32_t handle = entry_handle(map.root)
+    cdef uint64_t span = level_span(level)
+    cdef int i
+    # At most one new slab for each size class, and each node's records fit into few pages.
+    if gfn >= span or not map.movable or arena_reserve(family, RESERVE_PAGES) < 0:
+        compact_next(family)
+        return
+    if handle and (level == 2 or not is_node(handle)):
+        record_move(family, slot)
+        compact_next(family)
+        return
+    while True:
+        # *slot is an entry of `level` that covers gfn and is no record.
+        handle = entry_handle(slot[0])
+        if handle == 0 or reference_count(family, handle)[0] != 1:
+            family.moving_gfn = (gfn | (level_span(level) - 1)) + 1
+            return
+        level -= 1
+        slot = node_at(family, handle)
+        i = <int>((gfn >> level_shift(level)) & 511)
+        # Records from here on, up to the next child that is a node.
+        while i < 512 and (entry_handle(slot[i]) == 0 or level == 2 or not is_node(entry_handle(slot[i]))):
+            if entry_handle(slot[i]):
+                record_move(family, &slot[i])
+            i += 1
+            gfn = (gfn | (level_span(level) - 1)) + 1
+        if i == 512 or gfn > family.moving_gfn:
+            family.moving_gfn = gfn
+            return
+        slot = &slot[i]
+
+
+cdef inline void compact_next(Family *family) noexcept nogil:
+    family.moving = family.moving.next
+    family.moving_gfn = 0
+    if family.moving == NULL:
+        compact_end(family)
+
+
+cdef inline void record_move(Family *family, Entry *slot) noexcept nogil:
+    """A record that only this entry names, out of a slab that is being emptied."""
+    cdef uint32_t handle = entry_handle(slot[0]), copy
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    cdef int size_class
+    if not info.leaving or reference_count(family, handle)[0] != 1:
+        return
+    size_class = info.kind - PAGE_SLAB
+    copy = record_take(family, size_class)
+    memcpy(address_of(family, copy), address_of(family, handle),
+           64 if size_class == BITMAP_CLASS else class_bytes[size_class])
+    record_give_back(family, handle)
+    slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | copy
