@@ -27,6 +27,23 @@ cdef void family_settle(Family *family) noexcept nogil:
         family.slack_settled = arena_slack(family)
 
 
+cdef inline bint family_unsettled(const Family *family) noexcept nogil:
+    """Whether a slice is due, for those ways through an update that do not settle by themselves."""
+    return (family.dead_nodes != 0 or family.moving != NULL
+            or family.free_count > KEPT_PAGES + (family.pages_in_use >> 5))
+
+
+cdef void family_tidy(Family *family) noexcept nogil:
+    """All slices at once, for whoever asks what the family holds."""
+    release_dead(family, -1)
+    if family.moving == NULL and arena_slack(family) > allowed_slack(family):
+        compact_begin(family)
+    while family.moving != NULL:
+        compact_slice(family)
+    if family.free_count > KEPT_PAGES:
+        arena_trim(family, <int>family.free_count - KEPT_PAGES)
+
+
 cdef void compact_begin(Family *family) noexcept nogil:
     """Mark the slabs that are less than 7/8 full; nothing new goes into them."""
     cdef uint32_t page, next_page
