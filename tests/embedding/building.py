@@ -42,23 +42,17 @@ def compiler(name: str) -> str:
 
 
 def install(directory: Path) -> Path:
-    """A directory that holds kvmattr as a wheel installs it. In a source tree the wheel is made of what is built
-    there; where the tests run against an installed kvmattr, it is the one that is installed."""
+    """A directory that holds kvmattr as its wheel does, and nothing else of ours: in a source tree what setuptools
+    packs, with the extensions that are built; where the tests run against an installed kvmattr, that one."""
     if not (ROOT / "setup.py").exists():
         return ROOT
     for module in ("setuptools", "Cython"):
         if importlib.util.find_spec(module) is None:
-            pytest.skip(f"no {module} here to make a wheel of the source tree")
-    library = directory / "lib"
-    for built in PACKAGE.rglob(f"*{SUFFIX}"):
-        target = library / built.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(built, target)
-    run(sys.executable, "setup.py", "-q", "build", f"--build-base={directory}/build", f"--build-lib={library}",
-        "build_py", "egg_info", f"--egg-base={directory}", "bdist_wheel", "--skip-build", f"--dist-dir={directory}/dist",
-        cwd=ROOT)
+            pytest.skip(f"no {module} here to pack the source tree")
     site = directory / "site"
-    shutil.unpack_archive(next((directory / "dist").glob("*.whl")), site, "zip")
+    run(sys.executable, "setup.py", "-q", "build_py", f"--build-lib={site}", cwd=ROOT)
+    for built in PACKAGE.rglob(f"*{SUFFIX}"):
+        shutil.copy2(built, site / built.relative_to(ROOT))
     return site
 
 
