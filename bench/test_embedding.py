@@ -1,10 +1,11 @@
 """What does a call cost at C level, in units of numpy's scalar ``a[i]`` on the same machine?
 
-The guest has 64 GiB, every other page differs: the most fragmented there is. Each benchmark runs a loop of C over a
-million operations; ``extra_info`` has nanoseconds an operation and, so that machines can be compared, their ratio to
-numpy's scalar look-up, taken in the same round. The targets were set for a machine on which that takes 34 ns: a random
-``get`` 10 ns (0.29), a sequential page through a cursor 2 ns (0.06), a callback 20 ns a run (0.59), and a call
-through the table at most 2 ns (0.06) dearer than a plain one: compare ``table_call`` with ``plain_call``.
+The guest has 64 GiB, every other page differs: the most fragmented there is. Each benchmark runs a loop of C
+over a million operations; ``extra_info`` has nanoseconds an operation and, so that machines can be compared,
+their ratio to numpy's scalar look-up, taken in the same round. The targets were set for a machine on which
+that takes 34 ns: a random ``get`` 10 ns (0.29), a sequential page through a cursor 2 ns (0.06), a callback
+20 ns a run (0.59), and a call through the table at most 2 ns (0.06) dearer than a plain one: compare
+``table_call`` with ``plain_call``.
 """
 
 from __future__ import annotations
@@ -23,16 +24,26 @@ from tests.embedding import building
 
 PAGES = 1 << 24
 CALLS = 1 << 20
-TARGETS = {"random_get": 10 / 34, "sequential": 2 / 34, "callback": 20 / 34, "table_call": None, "plain_call": None}
+TARGETS = {
+    "random_get": 10 / 34,
+    "sequential": 2 / 34,
+    "callback": 20 / 34,
+    "table_call": None,
+    "plain_call": None,
+}
 
 
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     directory = tmp_path_factory.mktemp("embedding")
     site = building.install(directory)
-    path = building.compile_module("embedding", Path(__file__).parent / "embedding.c",
-                                   ["-D_POSIX_C_SOURCE=199309L", *building.include_options(site)], directory,
-                                   building.compiler("gcc"))
+    path = building.compile_module(
+        "embedding",
+        Path(__file__).parent / "embedding.c",
+        building.include_options(site),
+        directory,
+        building.compiler("gcc"),
+    )
     return building.load("embedding", path)
 
 
@@ -48,7 +59,11 @@ def numpy_scalar() -> float:
     cells = np.zeros(1000, np.uint8)
     count = 100_000
     loop = timeit.timeit("for i in turns: pass", globals={"turns": range(count)}, number=1)
-    return (timeit.timeit("for i in turns: a[7]", globals={"turns": range(count), "a": cells}, number=1) - loop) / count * 1e9
+    return (
+        (timeit.timeit("for i in turns: a[7]", globals={"turns": range(count), "a": cells}, number=1) - loop)
+        / count
+        * 1e9
+    )
 
 
 @pytest.mark.parametrize("work", TARGETS)

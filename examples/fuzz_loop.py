@@ -1,7 +1,7 @@
-"""A fuzz loop: bring a guest's attributes into a known state, run a case, put the state back, thousands of times a second.
+"""A fuzz loop: bring a guest into a known state, run a case, restore, thousands of times a second.
 
-``restore`` costs what the case changed, not what the guest holds: the snapshot and the map share everything that
-did not change. The example fragments a guest of 64 GiB, then runs cases of 1, 10, 100 and 1000 changes.
+``restore`` costs what the case changed, not what the guest holds: the snapshot and the map share everything
+that did not change. The example fragments a guest of 64 GiB, then runs cases of 1, 10, 100 and 1000 changes.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def main() -> None:
     print(f"{guest!r}: {guest.run_count} runs")
     for changes in (1, 10, 100, 1000):
         changed, running, restoring = fuzz(guest, arguments.cases, changes)
-        print(f"{changes:5} changes a case: {changed} had an effect, {arguments.cases / (running + restoring):8.0f} "
-              f"cases a second, {arguments.cases / restoring:8.0f} restores a second")
+        print(
+            f"{changes:5} changes a case: {changed} had an effect, "
+            f"{arguments.cases / (running + restoring):8.0f} cases a second, {arguments.cases / restoring:8.0f} restores a second"
+        )
 
 
 if __name__ == "__main__":

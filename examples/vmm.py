@@ -1,7 +1,7 @@
 """A VMM in miniature: attributes live in kvmattr, and real memslots of /dev/kvm follow them.
 
-Kernels without per-page protections know three kinds of guest memory: a slot, a read-only slot, and no slot at
-all (every access comes to the VMM). This VMM keeps what the guest asked for as attributes, one call a
+Kernels without per-page protections know three kinds of guest memory: a slot, a read-only slot, and no slot
+at all (every access comes to the VMM). This VMM keeps what the guest asked for as attributes, one call a
 conversion, and turns what changed into memslots: the slots that touch the changed range are deleted and made
 anew. How many memslot calls that takes is what the proposal of memory attributes wants to save.
 """
@@ -16,7 +16,7 @@ import random
 from kvmattr import AttributeMap, Operation, uapi
 from kvmattr.bridges.kvm import KernelVM, missing
 
-HIDDEN = uapi.KVM_MEM_ATTR_PRIVATE | uapi.KVM_MEM_ATTR_NO_READ     # the VMM must see these accesses
+HIDDEN = uapi.KVM_MEM_ATTR_PRIVATE | uapi.KVM_MEM_ATTR_NO_READ  # the VMM must see these accesses
 
 
 class Vmm:
@@ -27,7 +27,7 @@ class Vmm:
         self.ram = mmap.mmap(-1, pages << 12)
         self.ram_address = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
         self.kernel = KernelVM()
-        self.slots: dict[int, tuple[int, int]] = {}                 # first gfn: (slot number, gfn after the last)
+        self.slots: dict[int, tuple[int, int]] = {}  # first gfn: (slot number, gfn after the last)
         self.free_numbers = list(range(uapi.KVM_USER_MEM_SLOTS - 1, -1, -1))
         self.conversions = self.calls = 0
         self.renew(0, pages)
@@ -67,8 +67,9 @@ class Vmm:
 
     def set_slot(self, number: int, first: int, last: int, flags: int) -> None:
         """KVM_SET_USER_MEMORY_REGION; an empty range deletes the slot."""
-        region = uapi.kvm_userspace_memory_region(number, flags, first << 12, (last - first) << 12,
-                                                  self.ram_address + (first << 12))
+        region = uapi.kvm_userspace_memory_region(
+            number, flags, first << 12, (last - first) << 12, self.ram_address + (first << 12)
+        )
         self.kernel.ioctl(uapi.KVM_SET_USER_MEMORY_REGION, bytes(region))
         self.calls += 1
 
@@ -96,7 +97,10 @@ def main() -> int:
     if [(first, last) for first, (_, last) in sorted(vmm.slots.items())] != [slot[:2] for slot in expected]:
         print("the memslots do not follow the attributes")
         return 1
-    print(f"{vmm.conversions} conversions took {vmm.calls} memslot calls; the kernel holds {len(vmm.slots)} slots")
+    print(
+        f"{vmm.conversions} conversions took {vmm.calls} memslot calls; "
+        f"the kernel holds {len(vmm.slots)} slots"
+    )
     vmm.kernel.close()
     return 0
 

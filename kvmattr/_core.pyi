@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 RUN_DTYPE: Final[np.dtype[np.void]]
 DIFF_DTYPE: Final[np.dtype[np.void]]
 GFN_LIMIT: Final[int]
+C_API: Final[object]
 
 _Progress = Callable[[int, int], object]
 

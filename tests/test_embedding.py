@@ -1,6 +1,7 @@
 """The C API: what each function answers, what wrong input gives, who may use what, and which clients fit.
 
-The client is compiled from an installed kvmattr with gcc and with clang; its functions take handles as addresses.
+The client is compiled from an installed kvmattr with gcc and with clang; its functions take handles as
+addresses.
 """
 
 from __future__ import annotations
@@ -30,9 +31,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["gcc", "clang"])
-def client(request: pytest.FixtureRequest, site: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    path = building.compile_module("client", building.SOURCES / "client.c", building.include_options(site),
-                                   tmp_path_factory.mktemp("client"), building.compiler(request.param))
+def client(
+    request: pytest.FixtureRequest, site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ModuleType:
+    path = building.compile_module(
+        "client",
+        building.SOURCES / "client.c",
+        building.include_options(site),
+        tmp_path_factory.mktemp("client"),
+        building.compiler(request.param),
+    )
     return building.load("client", path)
 
 
@@ -71,7 +79,10 @@ def test_c_and_python_see_the_same(client: ModuleType, pages: int, shared: bool)
             assert client.update(handle, start, stop, attributes, operation, mask) == changed
         else:
             expected = theirs.diff(before).tolist() if changed else []
-            assert client.update_changes(handle, start, stop, attributes, operation, mask, 0) == (changed, expected)
+            assert client.update_changes(handle, start, stop, attributes, operation, mask, 0) == (
+                changed,
+                expected,
+            )
         assert (client.version(handle) > version) == changed
         gfn = chance.choice([min(start, pages - 1), min(stop, pages - 1), chance.randrange(pages)])
         assert client.get(handle, gfn) == client.cursor_get(cursor, gfn) == theirs[gfn]
@@ -146,7 +157,7 @@ def test_a_map_of_c_goes_to_python_as_a_copy(client: ModuleType) -> None:
     assert (m[5], m[8], client.get(handle, 8)) == (3, 1, 3)
     assert client.destroy(handle) == 0
     m.validate()
-    with pytest.raises(ValueError, match="^NULL, not a map, or a map that was released or destroyed$"):
+    with pytest.raises(ValueError, match=r"^NULL, not a map, or a map that was released or destroyed$"):
         client.object_of(0)
 
 
@@ -175,7 +186,9 @@ def test_gfns_outside(client: ModuleType, gfn: int) -> None:
     client.cursor_close(cursor)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(1, 0), (PAGES, 0), (0, PAGES + 1), ((1 << 64) - 1, 1), (0, (1 << 64) - 1)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(1, 0), (PAGES, 0), (0, PAGES + 1), ((1 << 64) - 1, 1), (0, (1 << 64) - 1)]
+)
 def test_bad_ranges_change_nothing(client: ModuleType, start: int, stop: int) -> None:
     m = AttributeMap(PAGES)
     handle = client.map_of(m)
@@ -269,7 +282,7 @@ def test_a_live_view_shows_every_change(client: ModuleType) -> None:
 @pytest.mark.parametrize("value", [None, 5, "map"])
 def test_objects_that_are_no_maps(client: ModuleType, value: Any) -> None:
     for function in (client.map_of, client.view_of):
-        with pytest.raises(TypeError, match=f"^need an AttributeMap, not {type(value).__name__}$"):
+        with pytest.raises(TypeError, match=rf"^need an AttributeMap, not {type(value).__name__}$"):
             function(value)
 
 
@@ -294,15 +307,23 @@ def import_with_header(site: Path, directory: Path, change: Any) -> subprocess.C
     (directory / "kvmattr.h").write_text(changed)
     (directory / "small.c").write_text(
         '#include <Python.h>\n#include "kvmattr.h"\n'
-        'static struct PyModuleDef small = {PyModuleDef_HEAD_INIT, "small", NULL, -1, NULL, NULL, NULL, NULL, NULL};\n'
+        'static struct PyModuleDef small = {PyModuleDef_HEAD_INIT, "small", NULL, -1, NULL, '
+        "NULL, NULL, NULL, NULL};\n"
         "PyMODINIT_FUNC PyInit_small(void)\n{\n    kvmattr_map *map;\n"
         "    if (kvmattr_import() < 0)\n        return NULL;\n"
-        "    if (kvmattr_create(9, 5, &map) < 0 || kvmattr_get(map, 8) != 5)\n        Py_FatalError(\"wrong\");\n"
-        "    return PyModule_Create(&small);\n}\n")
+        '    if (kvmattr_create(9, 5, &map) < 0 || kvmattr_get(map, 8) != 5)\n'
+        '        Py_FatalError("wrong");\n'
+        "    return PyModule_Create(&small);\n}\n"
+    )
     options = [f"-I{directory}", *building.include_options(site)]
     building.compile_module("small", directory / "small.c", options, directory, building.compiler("gcc"))
-    return subprocess.run([sys.executable, "-c", "import small"], cwd=directory, capture_output=True, text=True,
-                          env={"PYTHONPATH": f"{directory}:{site}:{':'.join(sys.path[1:])}"})
+    return subprocess.run(
+        [sys.executable, "-c", "import small"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{directory}:{site}:{':'.join(sys.path[1:])}"},
+    )
 
 
 def without_cursors(header: str) -> str:
@@ -318,34 +339,64 @@ def test_an_old_client_works_with_this_library(site: Path, tmp_path: Path) -> No
 
 
 def test_a_client_with_functions_that_we_lack_is_refused(site: Path, tmp_path: Path) -> None:
-    done = import_with_header(site, tmp_path, lambda header: FUNCTION.sub(
-        lambda match: match[0] + "    int (*later)(void);\n", header))
+    done = import_with_header(
+        site,
+        tmp_path,
+        lambda header: FUNCTION.sub(lambda match: match[0] + "    int (*later)(void);\n", header),
+    )
     assert done.returncode == 1
-    assert re.search(r"ImportError: the installed kvmattr is older than the one that this module was compiled with: "
-                     r"its C API has \d+ bytes, \d+ are needed", done.stderr)
+    assert re.search(
+        r"ImportError: the installed kvmattr is older than the one that this module was compiled with: "
+        r"its C API has \d+ bytes, \d+ are needed",
+        done.stderr,
+    )
 
 
 def test_a_client_of_another_abi_is_refused(site: Path, tmp_path: Path) -> None:
-    done = import_with_header(site, tmp_path, lambda header: header.replace(
-        "#define KVMATTR_ABI_VERSION 1\n", "#define KVMATTR_ABI_VERSION 2\n"))
+    done = import_with_header(
+        site,
+        tmp_path,
+        lambda header: header.replace("#define KVMATTR_ABI_VERSION 1\n", "#define KVMATTR_ABI_VERSION 2\n"),
+    )
     assert done.returncode == 1
-    assert ("ImportError: the installed kvmattr has C API version 1: this module was compiled for version 2"
-            in done.stderr)
+    assert (
+        "ImportError: the installed kvmattr has C API version 1: this module was compiled for version 2"
+        in done.stderr
+    )
 
 
 def test_the_headers_compile_without_python(site: Path, tmp_path: Path) -> None:
     """Only the file that imports needs Python.h; the others share its table."""
-    (tmp_path / "plain.c").write_text('#include "kvmattr.h"\n'
-                                      "int look(const kvmattr_map *map);\n"
-                                      "int look(const kvmattr_map *map) { return kvmattr_get(map, 0); }\n")
-    (tmp_path / "plain.cpp").write_text('#include "kvmattr.hpp"\n'
-                                        "int look(const kvmattr::View &map);\n"
-                                        "int look(const kvmattr::View &map) { return map.get(0); }\n")
+    (tmp_path / "plain.c").write_text(
+        '#include "kvmattr.h"\n'
+        "int look(const kvmattr_map *map);\n"
+        "int look(const kvmattr_map *map) { return kvmattr_get(map, 0); }\n"
+    )
+    (tmp_path / "plain.cpp").write_text(
+        '#include "kvmattr.hpp"\n'
+        "int look(const kvmattr::View &map);\n"
+        "int look(const kvmattr::View &map) { return map.get(0); }\n"
+    )
     include = f"-I{site / 'kvmattr' / 'include'}"
-    for command, source, standard in [("gcc", "plain.c", "c11"), ("clang", "plain.c", "c11"), ("gcc", "plain.c", "c99"),
-                                      ("g++", "plain.cpp", "c++17"), ("clang++", "plain.cpp", "c++20")]:
-        building.run(building.compiler(command), f"-std={standard}", "-pedantic", *building.WARNINGS, "-c", include,
-                     source, "-o", "plain.o", cwd=tmp_path)
+    for command, source, standard in [
+        ("gcc", "plain.c", "c11"),
+        ("clang", "plain.c", "c11"),
+        ("gcc", "plain.c", "c99"),
+        ("g++", "plain.cpp", "c++17"),
+        ("clang++", "plain.cpp", "c++20"),
+    ]:
+        building.run(
+            building.compiler(command),
+            f"-std={standard}",
+            "-pedantic",
+            *building.WARNINGS,
+            "-c",
+            include,
+            source,
+            "-o",
+            "plain.o",
+            cwd=tmp_path,
+        )
 
 
 # ---- Cython ----
@@ -390,13 +441,25 @@ def test_another_package_may_cimport_kvmattr(site: Path, tmp_path: Path) -> None
     building.run(sys.executable, "-m", "cython", "-3", "-Werror", "other.pyx", cwd=tmp_path, site=site)
     assert "numpy" not in (tmp_path / "other.c").read_text()
     for command in ("gcc", "clang"):
-        building.run(building.compiler(command), "-std=c11", "-O2", "-Wall", "-Werror", "-fPIC", "-shared",
-                     *building.include_options(site), "other.c", "-o", f"other{building.SUFFIX}", cwd=tmp_path)
+        building.run(
+            building.compiler(command),
+            "-std=c11",
+            "-O2",
+            "-Wall",
+            "-Werror",
+            "-fPIC",
+            "-shared",
+            *building.include_options(site),
+            "other.c",
+            "-o",
+            f"other{building.SUFFIX}",
+            cwd=tmp_path,
+        )
         other = building.load("other", tmp_path / f"other{building.SUFFIX}")
         m = AttributeMap(PAGES, 2)
         assert other.change(m, 10, 20, 1) == 1
         assert other.total(m) == (2 * PAGES + 10,) * 2
-        with pytest.raises(ValueError, match="^bad range: need start <= stop <= pages$"):
+        with pytest.raises(ValueError, match=r"^bad range: need start <= stop <= pages$"):
             other.change(m, 0, PAGES + 1, 1)
         with pytest.raises(TypeError, match="read-only"):
             other.change(m.snapshot(), 0, 1, 1)
@@ -426,7 +489,12 @@ print("caught")
 @pytest.mark.slow
 def test_a_released_snapshot_is_caught_in_the_debug_build(site: Path, tmp_path: Path) -> None:
     debug = building.rebuilt_core(site, tmp_path, "-DKVMATTR_DEBUG=1")
-    building.compile_module("client", building.SOURCES / "client.c", building.include_options(site), tmp_path,
-                            building.compiler("gcc"))
+    building.compile_module(
+        "client",
+        building.SOURCES / "client.c",
+        building.include_options(site),
+        tmp_path,
+        building.compiler("gcc"),
+    )
     (tmp_path / "released.py").write_text(RELEASED)
     assert building.run(sys.executable, "released.py", cwd=tmp_path, site=debug) == "caught\n"

@@ -23,8 +23,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", ["gcc", "clang"])
 def test_readers_and_cursors_beside_a_writer(site: Path, tmp_path: Path, command: str) -> None:
-    program = building.compile_program(building.SOURCES / "stress.c", ["-O2", *building.include_options(site)],
-                                       tmp_path, building.compiler(command))
+    program = building.compile_program(
+        building.SOURCES / "stress.c",
+        ["-O2", *building.include_options(site)],
+        tmp_path,
+        building.compiler(command),
+    )
     for words in ([], ["python"]):
         assert building.run(program, *words, cwd=tmp_path, site=site) == "sound\n"
 
@@ -39,14 +43,21 @@ def test_thread_sanitizer_finds_nothing(site: Path, tmp_path: Path) -> None:
     except pytest.fail.Exception as failed:
         pytest.skip(f"no ThreadSanitizer here: {failed}")
     watched = building.rebuilt_core(site, tmp_path, "-fsanitize=thread")
-    program = building.compile_program(building.SOURCES / "stress.c",
-                                       ["-O1", "-fsanitize=thread", *building.include_options(site)], tmp_path,
-                                       building.compiler("gcc"))
+    program = building.compile_program(
+        building.SOURCES / "stress.c",
+        ["-O1", "-fsanitize=thread", *building.include_options(site)],
+        tmp_path,
+        building.compiler("gcc"),
+    )
     for words in ([], ["python"]):
-        assert building.run(program, *words, cwd=tmp_path, site=watched, TSAN_OPTIONS="halt_on_error=1") == "sound\n"
+        assert (
+            building.run(program, *words, cwd=tmp_path, site=watched, TSAN_OPTIONS="halt_on_error=1")
+            == "sound\n"
+        )
 
 
 # ---- fork ----
+
 
 def in_child(work: Callable[[], None]) -> int:
     """Run work in a forked child that is killed if it hangs; its exit status, 0 if all was well."""

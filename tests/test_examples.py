@@ -28,22 +28,42 @@ def test_the_simulator(site: Path, tmp_path: Path) -> None:
         shutil.copy(source, tmp_path)
     building.run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tmp_path, site=site)
     lines = building.run(sys.executable, "run.py", cwd=tmp_path, site=site).splitlines()
-    assert lines[:4] == ["refused: store at 0x9000", "refused: store at 0x11000", "halt: end at 0x34", "stored: 42 42"]
+    assert lines[:4] == [
+        "refused: store at 0x9000",
+        "refused: store at 0x11000",
+        "halt: end at 0x34",
+        "stored: 42 42",
+    ]
     assert re.fullmatch(r"halt: 80000010 checked accesses, \d+ million a second", lines[4])
 
 
 @pytest.mark.parametrize("command", ["g++", "clang++"])
 def test_the_host_in_cpp(site: Path, tmp_path: Path, command: str) -> None:
-    program = building.compile_program(EXAMPLES / "host.cpp", ["-std=c++17", "-O2", *building.include_options(site)],
-                                       tmp_path, building.compiler(command))
+    program = building.compile_program(
+        EXAMPLES / "host.cpp",
+        ["-std=c++17", "-O2", *building.include_options(site)],
+        tmp_path,
+        building.compiler(command),
+    )
     assert building.run(program, cwd=tmp_path, site=site).splitlines() == [
-        "attributes:", "  [0x0, 0x100) 1", "  [0x100, 0x180) 9", "  [0x180, 0x200) 8", "  [0x200, 0x280) 0",
-        "  [0x280, 0x400) 1", "pages changed: 768", "restored: yes", "looked up beside a writer: yes",
-        "every other page private: 9 8", "error -4: gfn is outside the map: need gfn < pages"]
+        "attributes:",
+        "  [0x0, 0x100) 1",
+        "  [0x100, 0x180) 9",
+        "  [0x180, 0x200) 8",
+        "  [0x200, 0x280) 0",
+        "  [0x280, 0x400) 1",
+        "pages changed: 768",
+        "restored: yes",
+        "looked up beside a writer: yes",
+        "every other page private: 9 8",
+        "error -4: gfn is outside the map: need gfn < pages",
+    ]
 
 
 def test_the_fuzz_loop(site: Path, tmp_path: Path) -> None:
-    lines = building.run(sys.executable, EXAMPLES / "fuzz_loop.py", "--cases", "20", cwd=tmp_path, site=site).splitlines()
+    lines = building.run(
+        sys.executable, EXAMPLES / "fuzz_loop.py", "--cases", "20", cwd=tmp_path, site=site
+    ).splitlines()
     assert re.fullmatch(r"<AttributeMap of 16777216 pages, version \d+>: \d+ runs", lines[0])
     assert [int(line.split()[0]) for line in lines[1:]] == [1, 10, 100, 1000]
     assert [int(re.search(r": (\d+) had", line)[1]) for line in lines[1:3]] == [20, 200]
@@ -53,7 +73,9 @@ def test_the_vmm(site: Path, tmp_path: Path) -> None:
     reason = missing()
     if reason:
         pytest.skip(reason)
-    answer = building.run(sys.executable, EXAMPLES / "vmm.py", "--conversions", "100", cwd=tmp_path, site=site)
+    answer = building.run(
+        sys.executable, EXAMPLES / "vmm.py", "--conversions", "100", cwd=tmp_path, site=site
+    )
     counts = re.fullmatch(r"100 conversions took (\d+) memslot calls; the kernel holds (\d+) slots\n", answer)
     assert counts is not None
     assert int(counts[1]) > 2 * 100

@@ -25,11 +25,20 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 def run(*words: object, cwd: Path, site: Path | None = None, timeout: int = 600, **environment: str) -> str:
     """A command's output; a test failure with all that it said, if it fails."""
     path = os.pathsep.join([str(site), *sys.path[1:]] if site else sys.path[1:])
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "PYTHONPATH": path, **environment})
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
     if done.returncode:
-        pytest.fail(f"{' '.join(str(word) for word in words)}\nended with {done.returncode}\n{done.stdout}{done.stderr}",
-                    pytrace=False)
+        pytest.fail(
+            f"{' '.join(str(word) for word in words)}\nended with {done.returncode}\n"
+            f"{done.stdout}{done.stderr}",
+            pytrace=False,
+        )
     return done.stdout
 
 
@@ -42,8 +51,8 @@ def compiler(name: str) -> str:
 
 
 def install(directory: Path) -> Path:
-    """A directory that holds kvmattr as its wheel does, and nothing else of ours: in a source tree what setuptools
-    packs, with the extensions that are built; where the tests run against an installed kvmattr, that one."""
+    """A directory that holds kvmattr as its wheel does, and nothing else of ours: in a source tree what
+    setuptools packs, with the extensions that are built; where the tests run against an installed kvmattr, that one."""
     if not (ROOT / "setup.py").exists():
         return ROOT
     for module in ("setuptools", "Cython"):
@@ -63,7 +72,19 @@ def include_options(site: Path) -> list[str]:
 def compile_module(name: str, source: Path, options: list[str], directory: Path, command: str) -> Path:
     """An extension module of one C file."""
     target = directory / f"{name}{SUFFIX}"
-    run(command, "-std=c11", "-O2", *WARNINGS, "-fPIC", "-shared", *options, source, "-o", target, cwd=directory)
+    run(
+        command,
+        "-std=c11",
+        "-O2",
+        *WARNINGS,
+        "-fPIC",
+        "-shared",
+        *options,
+        source,
+        "-o",
+        target,
+        cwd=directory,
+    )
     return target
 
 
@@ -74,8 +95,22 @@ def compile_program(source: Path, options: list[str], directory: Path, command: 
     if not (libraries / name).exists():
         pytest.skip(f"no {libraries / name} to link a program with")
     target = directory / source.stem
-    run(command, "-g", *options, *WARNINGS, source, "-o", target, libraries / name, f"-Wl,-rpath,{libraries}",
-        "-Wl,--export-dynamic", *sysconfig.get_config_var("LIBS").split(), "-lm", "-lpthread", cwd=directory)
+    run(
+        command,
+        "-g",
+        *options,
+        *WARNINGS,
+        source,
+        "-o",
+        target,
+        libraries / name,
+        f"-Wl,-rpath,{libraries}",
+        "-Wl,--export-dynamic",
+        *sysconfig.get_config_var("LIBS").split(),
+        "-lm",
+        "-lpthread",
+        cwd=directory,
+    )
     return target
 
 
@@ -95,6 +130,20 @@ def rebuilt_core(site: Path, directory: Path, *options: str) -> Path:
         pytest.skip("an installed kvmattr has no sources to compile again")
     copy = directory / "site"
     shutil.copytree(site, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    run(compiler("gcc"), "-std=c11", "-O1", "-g", "-fno-strict-aliasing", "-fPIC", "-shared", *options, f"-I{PACKAGE}",
-        *include_options(site), generated, "-o", copy / "kvmattr" / f"_core{SUFFIX}", cwd=directory)
+    run(
+        compiler("gcc"),
+        "-std=c11",
+        "-O1",
+        "-g",
+        "-fno-strict-aliasing",
+        "-fPIC",
+        "-shared",
+        *options,
+        f"-I{PACKAGE}",
+        *include_options(site),
+        generated,
+        "-o",
+        copy / "kvmattr" / f"_core{SUFFIX}",
+        cwd=directory,
+    )
     return copy
