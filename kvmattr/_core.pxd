@@ -49,6 +49,8 @@ cdef struct Counters:
     uint64_t leaf_allocations
     uint64_t leaf_frees
     uint64_t leaf_conversions
+    uint64_t nodes_visited      # these two stay 0 but in the counting build (counting.h)
+    uint64_t pages_compared
 
 cdef struct Map
 

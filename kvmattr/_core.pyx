@@ -122,6 +122,11 @@ cdef extern from "sync.h" nogil:
     void kvmattr_store_int(int *where, int value)
     int kvmattr_load_int(const int *where)
 
+cdef extern from "counting.h" nogil:
+    const bint KVMATTR_COUNTING_BUILD
+    void kvmattr_count_visit(const Family *family)
+    void kvmattr_count_pages(const Family *family, uint64_t pages)
+
 cdef extern from "simd.h" nogil:
     ctypedef struct kvmattr_walk:
         const uintptr_t *bias

@@ -116,6 +116,7 @@ cdef inline void *address_of(const Family *family, uint32_t handle) noexcept nog
     return <void *>(family.bias[handle >> SEGMENT_SHIFT] + 8 * <uintptr_t>handle)
 
 cdef inline Entry *node_at(const Family *family, uint32_t handle) noexcept nogil:
+    kvmattr_count_visit(family)
     return <Entry *>address_of(family, handle)
 
 cdef inline PageInfo *page_info(const Family *family, uint32_t page) noexcept nogil:

@@ -1081,21 +1081,26 @@ cdef class AttributeMap:
 
         bytes, slack (resident bytes of the arena that hold nothing live), runs (of this map), height, nodes and the
         leaves of each encoding are the present state; allocations, frees, copies (on write) and conversions (from
-        one encoding to another) are counted since the family began.
+        one encoding to another) are counted since the family began. The counting build (KVMATTR_BUILD=counting)
+        has nodes_visited and pages_compared too; what stats() itself looks at is not in them.
 
         >>> AttributeMap(1000).stats()["nodes"]
         0
         """
         cdef Family *family = self.map.family
         cdef Counters counters
+        cdef uint64_t visited = family.counters.nodes_visited
+        cdef uint64_t compared = family.counters.pages_compared
         runs = self.run_count
         size = self.nbytes
         entered = family_enter(family)
+        family.counters.nodes_visited = visited
+        family.counters.pages_compared = compared
         counters = family.counters
         slack = arena_slack(family)
         height = self.map.level - 1
         family_leave(family, entered)
-        return {
+        result = {
             "bytes": size,
             "slack": slack,
             "runs": runs,
@@ -1114,6 +1119,10 @@ cdef class AttributeMap:
             "leaf_conversions": counters.leaf_conversions,
             "kernels": kernels.name.decode(),
         }
+        if KVMATTR_COUNTING_BUILD:
+            result["nodes_visited"] = visited
+            result["pages_compared"] = compared
+        return result
 
     def validate(self):
         """Compute every invariant of the whole family anew; AssertionError names the first that is broken.

@@ -142,12 +142,16 @@ cdef int map_restore(Map *map, const Map *source) noexcept nogil:
 cdef bint take_checked(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t count,
                        uint64_t pages) noexcept nogil:
     """The attributes of pages, a cacheful at a time; False at the first cacheful with a gfn outside the map."""
-    cdef size_t done = 0, some
+    cdef size_t done = 0, some, i
     while done < count:
         some = count - done if count - done < TAKE_GROUP else TAKE_GROUP
         if kernels.largest(gfns + done, some) >= pages:
             return False
-        kernels.take(walk, gfns + done, out + done, some)
+        if KVMATTR_COUNTING_BUILD:
+            for i in range(some):
+                out[done + i] = walk.get(walk, gfns[done + i])
+        else:
+            kernels.take(walk, gfns + done, out + done, some)
         done += some
     return True
 
@@ -213,7 +217,7 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
         if batch.stops == NULL:
             while i < group:
                 # While nobody shares with this map, every leaf is its own.
-                if map.family.maps.next == NULL and upto - i >= LOCATED and i >= beside:
+                if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and upto - i >= LOCATED and i >= beside:
                     located = put_located(map, batch, i, upto, &batch.changed)
                     i += located
                     if i >= group:

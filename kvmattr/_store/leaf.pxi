@@ -32,6 +32,7 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
     cdef const uint16_t *starts
     cdef const Record *record
     cdef int code, low, high, middle
+    kvmattr_count_pages(family, 1)
     if not is_coded(handle):
         words = <const uint64_t *>address_of(family, handle)
         return <uint8_t>(0 - (words[page >> 6] >> (page & 63) & 1))
@@ -69,6 +70,7 @@ cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8
     if handle == 0:
         memset(block, toggle, 512)
         return
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
     if not is_coded(handle):
         kernels.expand(<const uint64_t *>address_of(family, handle), keep, toggle, block)
         return
@@ -229,6 +231,7 @@ cdef Entry leaf_store(Family *family, uint32_t old, const uint8_t *block) noexce
     cdef Plan plan
     cdef uint32_t handle = 0
     cdef bint reuse
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
     leaf_plan(block, &plan)
     if plan.kind == 0:
         release(family, old)

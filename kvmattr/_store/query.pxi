@@ -90,6 +90,7 @@ cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const 
             for i in range(8):
                 bits[i] = ~bits[i]
         return
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
     words = <const uint64_t *>address_of(family, entry_handle(e))
     zero = ((entry_x(e) & k) ^ x ^ question.want) & question.mask
     one = (((entry_x(e) ^ entry_k(e)) & k) ^ x ^ question.want) & question.mask
@@ -250,7 +251,7 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
     span = level_span(level - 1)
     first = <int>(lo >> shift)
     last = <int>((hi - 1) >> shift)
-    if level == 3 and hi - lo == level_span(3):
+    if level == 3 and hi - lo == level_span(3) and not KVMATTR_COUNTING_BUILD:
         sum = kernels.count(family.bias, entries, k, x, question.want, question.mask, bits)
         for i in range(8):
             while bits[i]:

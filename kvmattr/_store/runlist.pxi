@@ -38,6 +38,7 @@ cdef inline int run_list_find(const uint64_t *starts, int count, uint64_t page) 
 cdef inline const Record *run_list_at(const Family *family, uint32_t handle, const uint64_t **starts,
                                       const uint8_t **values) noexcept nogil:
     cdef const Record *record = <const Record *>address_of(family, handle)
+    kvmattr_count_visit(family)
     starts[0] = <const uint64_t *>(<const uint8_t *>record + sizeof(Record))
     values[0] = <const uint8_t *>(starts[0] + record.count - 1)
     return record

@@ -281,6 +281,7 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
         level -= 1
     if handle == 0 or is_coded(handle):
         return map_update(map, gfn, gfn + 1, k, x)
+    kvmattr_count_pages(family, 1)
     words = <uint64_t *>address_of(family, handle) + ((gfn >> 6) & 7)
     word = words[0]
     bit = <uint64_t>1 << (gfn & 63)

@@ -178,6 +178,7 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
                     return False
                 start = at
         return sink_add(sink, base + start, base + hi, block[start])
+    kvmattr_count_pages(family, hi - lo)
     value = leaf_changes(<const uint64_t *>address_of(family, entry_handle(e)), lo, hi, changes)
     value = (value & both) ^ (entry_x(e) & k) ^ x
     if not sink_add(sink, base + lo, base + hi, value):
@@ -276,6 +277,7 @@ cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t l
             leaf_decode(family, e, k, x, block)
             edge_add(edge, block[lo], block[hi - 1], count_transitions(block + lo, <int>(hi - lo)))
         else:
+            kvmattr_count_pages(family, hi - lo)
             words = <const uint64_t *>address_of(family, entry_handle(e))
             leaf_changes(words, <int>lo, <int>hi, changes)
             zero = (entry_x(e) & k) ^ x
@@ -494,6 +496,7 @@ cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, 
     cdef uint8_t one = zero ^ (entry_k(old.entry) & old.k)
     cdef uint64_t differ, at
     cdef int i, bit
+    kvmattr_count_pages(old.family, hi - lo)
     for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
         differ = old_words[i] ^ new_words[i]
         if i == lo >> 6:
