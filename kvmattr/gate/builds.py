@@ -1,0 +1,148 @@
+"""Builds of kvmattr beside the installed one: counting or plain, of a source tree or a git ref, cached."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from kvmattr.gate.verdict import CannotTell, Usage
+
+#: What the compiler sees, so that a change elsewhere costs no compiling, and what else a build consists of.
+_COMPILED = (".pyx", ".pxd", ".pxi", ".h", ".hpp")
+_PLAIN = (".py",)
+_ROOT_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+_NOT_SOURCES = ("*.so", "*.c", "__pycache__")
+
+
+def cache_directory() -> Path:
+    """$XDG_CACHE_HOME/kvmattr-gate, or ~/.cache/kvmattr-gate."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmattr-gate"
+
+
+def source_tree(start: Path) -> Path | None:
+    """kvmattr's source tree that holds ``start``, or None."""
+    for directory in (start.resolve(), *start.resolve().parents):
+        project = directory / "pyproject.toml"
+        if project.is_file() and (directory / "kvmattr" / "_core.pyx").is_file():
+            named = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {}).get("name")
+            return directory if named == "kvmattr" else None
+    return None
+
+
+def build(source: Path, mode: str = "", *, twin: bool = False) -> Path:
+    """A directory that has kvmattr built from ``source``; made now unless the cache has it.
+
+    ``mode`` is setup.py's KVMATTR_BUILD. The ``twin`` is the rebuild that the paired times are controlled
+    with: a copy, because compiling the same sources again gives the same bytes.
+    """
+    digest = _digest(source, _COMPILED + _PLAIN, mode)
+    place = cache_directory() / f"{digest}-{mode or 'plain'}{'-twin' * twin}"
+    if not place.exists():
+        compiled = cache_directory() / f"{_digest(source, _COMPILED, mode)}-{mode or 'plain'}-extensions"
+        if not compiled.exists():
+            _settle(compiled, lambda scratch: _compile(source, mode, scratch))
+        _settle(place, lambda scratch: _assemble(source, compiled, scratch))
+    return place
+
+
+def checkout(repository: Path, ref: str) -> Path:
+    """A directory with the sources of a git ref of the repository that holds ``repository``."""
+    try:
+        found = subprocess.run(["git", "-C", str(repository), "rev-parse", "--verify", "--quiet",
+                                "--end-of-options", ref + "^{commit}"], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise CannotTell(f"--base {ref}: this machine has no git") from None
+    if found.returncode:
+        raise Usage(f"--base {ref!r}: no such commit in {repository}")
+    commit = found.stdout.strip()
+    place = cache_directory() / f"{commit}-sources"
+    if not place.exists():
+        def extract(scratch: Path) -> None:
+            archive = subprocess.run(["git", "-C", str(repository), "archive", "--format=tar", commit],
+                                     capture_output=True, check=True).stdout
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(scratch, filter="data")
+        _settle(place, extract)
+    if source_tree(place) != place.resolve():
+        raise Usage(f"--base {ref!r} has no kvmattr sources at its root")
+    return place
+
+
+def _settle(place: Path, fill: Callable[[Path], None]) -> None:
+    """Make a cached directory complete or not at all; of two that make it at once the first one wins."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="making-", dir=place.parent))
+    try:
+        fill(scratch)
+        try:
+            scratch.rename(place)
+        except OSError:
+            if not place.exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest(source: Path, suffixes: tuple[str, ...], mode: str) -> str:
+    digest = hashlib.sha256(repr((mode, sysconfig.get_config_var("SOABI"), platform.python_version(),
+                                  [os.environ.get(name) for name in ("CC", "CFLAGS", "LDSHARED")])).encode())
+    found = sorted(path for path in (source / "kvmattr").rglob("*") if path.suffix in suffixes)
+    for path in (source / "setup.py", *found):
+        digest.update(f"{path.relative_to(source)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _assemble(source: Path, compiled: Path, target: Path) -> None:
+    shutil.copytree(source / "kvmattr", target / "kvmattr", ignore=shutil.ignore_patterns(*_NOT_SOURCES))
+    shutil.copytree(compiled, target, dirs_exist_ok=True)
+
+
+def _compile(source: Path, mode: str, target: Path) -> None:
+    """Put the extension modules, nothing else, below ``target``."""
+    words = f"{mode or 'plain'} build"
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        raise CannotTell(f"a {words} is needed and this machine has no C compiler ({compiler})")
+    print(f"{words} of {source} (kept in {cache_directory()})", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch)
+        shutil.copytree(source / "kvmattr", tree / "kvmattr", ignore=_ignored)
+        for name in _ROOT_FILES:
+            if (source / name).exists():
+                shutil.copy(source / name, tree)
+        if importlib.util.find_spec("Cython") and importlib.util.find_spec("setuptools"):
+            command = ["setup.py", "--quiet", "build_ext", f"--build-lib={target}",
+                       f"--parallel={os.cpu_count()}"]
+        else:
+            command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+                       f"--target={target}", "."]
+        done = subprocess.run([sys.executable, *command], cwd=tree, env={**os.environ, "KVMATTR_BUILD": mode},
+                              capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise CannotTell(f"the {words} of {source} failed:\n{last}")
+    for path in sorted(target.rglob("*"), reverse=True):
+        if path.is_file() and path.suffix != ".so":
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _ignored(directory: str, names: list[str]) -> set[str]:
+    """Not copied: products, and the study's compiled baselines, which take long and are not judged."""
+    ignored = set(shutil.ignore_patterns(*_NOT_SOURCES)(directory, names))
+    if Path(directory).name == "study":
+        ignored |= {name for name in names if name.endswith(".pyx")}
+    return ignored

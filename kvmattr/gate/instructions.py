@@ -1,0 +1,75 @@
+"""Instruction counts under valgrind, where it is installed, with what makes them stable set here.
+
+callgrind cuts its profile at each call of getpgrp(), which a worker calls before and after one run of a cell
+and Python calls nowhere else. Stable means: no address randomisation, fixed hashes, the portable kernels
+(valgrind has no AVX-512, and machines differ), and the first run of a cell not counted.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvmattr.gate.process import CellError, Worker
+from kvmattr.gate.verdict import CannotTell, Report, Verdict
+
+#: Instructions of the same work in two builds may differ by this much.
+TOLERANCE = 0.005
+
+_SUMMARY = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
+
+
+def interpreter() -> str:
+    """What instruction counts belong to: they mean nothing under another one."""
+    return " ".join([platform.python_implementation(), platform.python_version(), platform.machine(),
+                     *platform.libc_ver()])
+
+
+def count(tree: Path, sources: Sequence[str]) -> dict[str, int]:
+    """Instructions of one run of each cell that would be timed, SCENARIO/SIZE."""
+    if shutil.which("valgrind") is None:
+        raise CannotTell("--instructions: this machine has no valgrind")
+    prefix = ["valgrind", "--quiet", "--tool=callgrind", "--dump-before=getpgrp"]
+    if shutil.which("setarch"):
+        prefix = ["setarch", platform.machine(), "--addr-no-randomize", *prefix]
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "profile"
+        with Worker(tree, sources, prefix=[*prefix, f"--callgrind-out-file={out}"],
+                    environment={"KVMATTR_SIMD": "portable"}) as worker:
+            marks = 0
+            for name, size in timed_cells(worker):
+                try:
+                    worker.ask("open", name=name, size=size)
+                except CellError:
+                    continue        # the counts stage has told of it
+                worker.ask("marked")
+                marks += 2
+                found = _SUMMARY.search(Path(f"{out}.{marks}").read_text())
+                if found is None:
+                    raise CannotTell(f"callgrind left no summary for {name}/{size}")
+                counts[f"{name}/{size}"] = int(found[1])
+    return counts
+
+
+def timed_cells(worker: Worker) -> list[tuple[str, int]]:
+    """Each scenario that is to be timed, at its largest size."""
+    return [(each["name"], each["sizes"][-1]) for each in worker.loaded["scenarios"] if each["timed"]]
+
+
+def judge(report: Report, expected: dict[str, int], measured: dict[str, int]) -> None:
+    """Both ways: fewer instructions than the tolerance allows are told as better."""
+    for cell in sorted(expected.keys() & measured.keys()):
+        ratio = measured[cell] / expected[cell]
+        text = f"{measured[cell]} instructions, {expected[cell]} before ({100 * (ratio - 1):+.3f} %)"
+        verdict = (Verdict.REGRESSION if ratio > 1 + TOLERANCE
+                   else Verdict.BETTER if ratio < 1 - TOLERANCE else Verdict.PASS)
+        report.add("instructions", cell, verdict, text)
+    for cell in sorted(expected.keys() ^ measured.keys()):
+        report.notes.append(f"instructions: {cell} is on one side only and was not compared")
+    if not expected.keys() & measured.keys():
+        report.add("instructions", "all", Verdict.UNDECIDED, "no cell could be compared")

@@ -1,0 +1,114 @@
+"""A report for people, machines and CI: table, JSON, Markdown, JUnit XML, GitHub annotations."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from kvmattr.gate.verdict import Finding, Report, Verdict
+
+#: Table and step summary tell this many findings of one check and count the rest; JSON and JUnit have all.
+_SHOWN = 20
+
+_TOLD = (Verdict.REGRESSION, Verdict.UNDECIDED, Verdict.BETTER)
+_ALWAYS_TOLD = ("claims", "time", "instructions", "baseline")
+
+
+def by_check(report: Report) -> Iterator[tuple[str, list[Finding]]]:
+    """The findings of each check, checks in the order in which they spoke first."""
+    order = list(dict.fromkeys(finding.check for finding in report.findings))
+    for check, group in groupby(sorted(report.findings, key=lambda finding: order.index(finding.check)),
+                                key=lambda finding: finding.check):
+        yield check, list(group)
+
+
+def _tally(findings: list[Finding]) -> str:
+    counted = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
+    return ", ".join(f"{number} {verdict.value}" for verdict, number in counted.items() if number)
+
+
+def table(report: Report) -> str:
+    """For people: one line a check, then what did not simply pass and the few that are always told."""
+    lines = []
+    for check, findings in by_check(report):
+        lines.append(f"{check:12}  {_tally(findings)}")
+        told = [each for each in findings if each.verdict in _TOLD or check in _ALWAYS_TOLD]
+        told.sort(key=lambda each: _TOLD.index(each.verdict) if each.verdict in _TOLD else len(_TOLD))
+        lines += [f"  {each.verdict.value:10}  {each.cell}: {each.text}" for each in told[:_SHOWN]]
+        if len(told) > _SHOWN:
+            lines.append(f"  ... and {len(told) - _SHOWN} more (--json has all)")
+    lines += [f"note: {note}" for note in report.notes]
+    return "\n".join([*lines, report.summary])
+
+
+def as_json(report: Report) -> str:
+    """For machines: everything."""
+    return json.dumps({
+        "verdict": report.summary.partition(":")[0].lower(),
+        "exit_code": report.exit_code,
+        "notes": report.notes,
+        "findings": [{"check": finding.check, "cell": finding.cell, "verdict": finding.verdict.value,
+                      "text": finding.text} for finding in report.findings],
+    }, indent=1) + "\n"
+
+
+def markdown(report: Report) -> str:
+    """For a CI step's summary."""
+    lines = [f"### kvmattr gate: {report.summary}", "", "| check | cells |", "|---|---|"]
+    lines += [f"| {check} | {_tally(findings)} |" for check, findings in by_check(report)]
+    told = [*report.of(Verdict.REGRESSION), *report.of(Verdict.UNDECIDED), *report.of(Verdict.BETTER)]
+    if told:
+        lines += ["", "| | check | cell | what |", "|---|---|---|---|"]
+        lines += [f"| {finding.verdict.value} | {finding.check} | `{finding.cell}` | {_cell(finding.text)} |"
+                  for finding in told[:_SHOWN]]
+    if len(told) > _SHOWN:
+        lines += ["", f"... and {len(told) - _SHOWN} more."]
+    lines += ["", *(f"* {note}" for note in report.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def junit(report: Report) -> str:
+    """JUnit XML: one suite a check, one case a cell; a regression is a failure, a doubt an error."""
+    suites = ET.Element("testsuites", name="kvmattr gate")
+    for check, findings in by_check(report):
+        suite = ET.SubElement(suites, "testsuite", name=check, tests=str(len(findings)), skipped="0",
+                              failures=str(sum(each.verdict is Verdict.REGRESSION for each in findings)),
+                              errors=str(sum(each.verdict is Verdict.UNDECIDED for each in findings)))
+        for each in findings:
+            case = ET.SubElement(suite, "testcase", classname=f"gate.{check}", name=each.cell, time="0")
+            if each.verdict is Verdict.REGRESSION:
+                ET.SubElement(case, "failure", message=each.text).text = each.text
+            elif each.verdict is Verdict.UNDECIDED:
+                ET.SubElement(case, "error", message=each.text).text = each.text
+    ET.indent(suites)
+    return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def github_errors(report: Report) -> str:
+    """Workflow commands of GitHub Actions, one line a finding that does not pass."""
+    lines = []
+    for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)[:_SHOWN]:
+        text = f"{finding.verdict.value}: {finding.cell}: {finding.text}"
+        lines.append(f"::error title={_property(f'kvmattr gate: {finding.check}')}::{_data(text)}")
+    return "\n".join(lines)
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, and the directory that it is to lie in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

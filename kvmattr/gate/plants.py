@@ -1,0 +1,70 @@
+"""Regressions planted from outside, by wrapping what a scenario runs: what ``--selftest`` must see caught."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kvmattr.gate.scenario import Scenario, Work
+
+#: How much slower the planted slowdown is.
+SLOWER = 1.3
+
+
+def planted(scenarios: dict[str, Scenario], plant: str) -> dict[str, Scenario]:
+    """The scenarios with one of the regressions in each of them (``missing``: without the first of them)."""
+    if plant == "missing":
+        return dict(list(scenarios.items())[1:])
+    wrap = {"linear": _linear, "slow": _slow, "memory": _memory}[plant]
+    return {name: dataclasses.replace(each, prepare=_wrapped(each.prepare, wrap))
+            for name, each in scenarios.items()}
+
+
+def _wrapped(prepare: Callable[[int], Work],
+             wrap: Callable[[Work], Callable[[], object]]) -> Callable[[int], Work]:
+    def prepare_planted(size: int) -> Work:
+        work = prepare(size)
+        return dataclasses.replace(work, run=wrap(work))
+    return prepare_planted
+
+
+def _linear(work: Work) -> Callable[[], object]:
+    """Each run also walks all that the maps hold, as an operation would that forgot how to prune."""
+    def run() -> object:
+        result = work.run()
+        for each in work.maps:
+            each.copy().runs()
+        return result
+    return run
+
+
+def _slow(work: Work) -> Callable[[], object]:
+    def run() -> object:
+        start = time.perf_counter()
+        result = work.run()
+        stop = time.perf_counter()
+        stop += (SLOWER - 1) * (stop - start)
+        while time.perf_counter() < stop:
+            pass
+        return result
+    return run
+
+
+def _memory(work: Work) -> Callable[[], object]:
+    """Each run leaves what it replaced behind, as if the last reference were forgotten."""
+    kept: list[Any] = []
+
+    def run() -> object:
+        kept.extend(_altered_copies(work.maps))
+        return work.run()
+    return run
+
+
+def _altered_copies(maps: Iterable[Any]) -> list[Any]:
+    copies = [each.copy() for each in maps]
+    for copy in copies:
+        for gfn in range(1, min(len(copy) - 1, 65), 2):
+            copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
+    return copies

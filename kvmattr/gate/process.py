@@ -1,0 +1,94 @@
+"""This side of the pipe to a worker: start one in a build, ask it, make sure of what it loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kvmattr.gate.verdict import CannotTell, Usage
+
+#: Seconds after which a silent worker is taken for hung.
+_SILENCE = 600
+
+
+class CellError(Exception):
+    """A scenario raised; the worker lives on."""
+
+
+class Worker:
+    """A process that has loaded the kvmattr in the directory ``tree``, and scenarios."""
+
+    def __init__(self, tree: Path, sources: Sequence[str], *, plant: str | None = None,
+                 prefix: Sequence[str] = (), environment: dict[str, str] | None = None) -> None:
+        gate = Path(__file__).parent
+        # The same hashes and messages everywhere.
+        variables = {**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C", **(environment or {})}
+        self._buffer = b""
+        self._process = subprocess.Popen(
+            [*prefix, sys.executable, "-P", str(gate / "worker.py"), str(gate), str(tree)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
+        try:
+            try:
+                self.loaded: dict[str, Any] = self.ask("load", sources=list(sources), plant=plant)
+            except CellError as error:
+                raise Usage(str(error)) from None
+            if not Path(self.loaded["file"]).resolve().is_relative_to(tree.resolve()):
+                raise CannotTell(f"wrong build loaded: {self.loaded['file']} instead of one in {tree}")
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, do: str, **words: Any) -> Any:
+        """Have something done; its result. CellError if it raised there."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **words}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise CannotTell(f"the worker died ({self._process.wait()}) before {do}") from None
+        answer = json.loads(self._line(do))
+        if "error" in answer:
+            raise CellError(answer["error"])
+        return answer["result"]
+
+    def _line(self, do: str) -> bytes:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(_SILENCE):
+                    raise CannotTell(f"the worker did not answer {do} in {_SILENCE} s")
+                some = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not some:
+                    raise CannotTell(f"the worker died ({self._process.wait()}) in {do}")
+                self._buffer += some
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def close(self) -> None:
+        """End the process: by the end of its input, or by force when it does not listen."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,174 @@
+"""The gate's checks, one after another: what each needs, and in which order they speak."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import kvmattr
+from kvmattr.gate import baseline as baselines
+from kvmattr.gate import builds, claims, instructions, timing
+from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.process import CellError, Worker
+from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What is judged, and how. ``source`` None: the installed kvmattr, which has no counting build."""
+
+    scenarios: Sequence[str]
+    source: Path | None
+    threshold: float = 1.10
+    plant: str | None = None
+
+    def counting_tree(self) -> Path:
+        """The build whose counts are judged."""
+        return builds.build(self.source, "counting") if self.source else installed()
+
+
+def installed() -> Path:
+    """The directory of the kvmattr that this process has imported."""
+    return Path(kvmattr.__file__).parent.parent
+
+
+@dataclass
+class Measured:
+    """What the counting stage found."""
+
+    now: Baseline = field(default_factory=Baseline)
+    growth: dict[str, str] = field(default_factory=dict)
+    counted: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured:
+    """Counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
+    never faster."""
+    found = Measured()
+    operations: dict[str, int] = {}
+    with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
+        found.counted = worker.loaded["counting"]
+        if gate.source and not found.counted:
+            raise CannotTell(f"wrong build loaded: {worker.loaded['file']} does not count what it visits")
+        for each in worker.loaded["scenarios"]:
+            if each["growth"]:
+                found.growth[each["name"]] = each["growth"]
+            for size in each["sizes"]:
+                cell = f"{each['name']}/{size}"
+                _progress(cell)
+                try:
+                    answer = worker.ask("count", name=each["name"], size=size)
+                except CellError as error:
+                    found.failed[cell] = str(error)
+                    continue
+                operations[cell] = answer["operations"]
+                found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
+                found.now.bytes.update({f"{cell}/{name}": value for name, value in answer["bytes"].items()})
+        found.now.slopes = baselines.fitted(found.now.counts, operations)
+        if with_claims:
+            claims.judge_claims(report, worker)
+    if not found.now.counts and not found.failed:
+        raise CannotTell("no cells: the scenarios have no maps to count, or there are no scenarios")
+    return found
+
+
+def judge_counts(report: Report, expected: Baseline, found: Measured) -> None:
+    """Counts, slopes and memory against the baseline; what could not be measured is a doubt."""
+    for cell, error in found.failed.items():
+        report.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
+    now = found.now
+    baselines.judge_exact(report, "counts", expected.counts, now.counts)
+    baselines.judge_slopes(report, expected.slopes, now.slopes, found.growth)
+    baselines.judge_exact(report, "memory", expected.bytes, now.bytes)
+    baselines.judge_presence(report, _not_failed(expected.counts.keys() | expected.bytes.keys(), found),
+                             now.counts.keys() | now.bytes.keys(), found.counted)
+
+
+def judge_growth(report: Report, found: Measured) -> None:
+    """Slopes against what the scenarios declare: no baseline is needed for that."""
+    baselines.judge_slopes(report, {}, found.now.slopes, found.growth)
+
+
+def _not_failed(keys: set[str], found: Measured) -> set[str]:
+    return {key for key in keys if key.rsplit("/", 1)[0] not in found.failed}
+
+
+def judge_times(report: Report, gate: Gate, head: Path, base: Path, twin: Path) -> None:
+    """Each timed cell against the base, the twin as control; a suspect has to be slower twice, the second time
+    in fresh processes and in reverse order."""
+    with (Worker(head, gate.scenarios, plant=gate.plant) as ours, Worker(base, gate.scenarios) as theirs,
+          Worker(twin, gate.scenarios) as control):
+        cells = instructions.timed_cells(ours)
+        verdicts = {cell: _timed([ours, theirs, control], cell, gate.threshold) for cell in cells}
+    suspects = [cell for cell in cells if verdicts[cell][0] is Verdict.REGRESSION]
+    if suspects:
+        with (Worker(twin, gate.scenarios) as control, Worker(base, gate.scenarios) as theirs,
+              Worker(head, gate.scenarios, plant=gate.plant) as ours):
+            for cell in suspects:
+                again, text = _timed([ours, theirs, control], cell, gate.threshold, reverse=True)
+                # Slow once and not again: that is no regression, and no pass either.
+                verdict = Verdict.REGRESSION if again is Verdict.REGRESSION else Verdict.UNDECIDED
+                verdicts[cell] = verdict, f"{verdicts[cell][1]}; again in reverse order: {text}"
+    for (name, size), (verdict, text) in verdicts.items():
+        report.add("time", f"{name}/{size}", verdict, text)
+    if not any(verdict is not Verdict.UNDECIDED for verdict, _ in verdicts.values()):
+        report.add("time", "all", Verdict.UNDECIDED, "no cell could be timed against the base")
+
+
+def _timed(workers: list[Worker], cell: tuple[str, int], threshold: float, *,
+           reverse: bool = False) -> tuple[Verdict, str]:
+    name, size = cell
+    _progress(f"{name}/{size}: time" + (", again" if reverse else ""))
+    try:
+        for worker in workers:
+            worker.ask("open", name=name, size=size)
+    except CellError as error:
+        return Verdict.UNDECIDED, f"not in both builds: {error}"
+    repeat = timing.repeats(lambda count: float(workers[1].ask("run", repeat=count)))
+
+    def sample(worker: Worker) -> timing.Sample:
+        return lambda: float(worker.ask("run", repeat=repeat))
+    head, base, twin = (sample(worker) for worker in workers)
+    return timing.compare(head, base, twin, threshold, reverse=reverse)
+
+
+def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool) -> None:
+    """Time, and instructions if asked for, against a git ref: both plain builds side by side."""
+    if gate.source is None:
+        raise CannotTell(f"--base {ref} needs kvmattr's sources in a git repository (--source)")
+    base_sources = builds.checkout(gate.source, ref)
+    head, base = builds.build(gate.source), builds.build(base_sources)
+    try:
+        judge_times(report, gate, head, base, builds.build(base_sources, twin=True))
+    except Usage as error:
+        # The scenarios were loaded with the head before: it is the base that they do not fit.
+        raise CannotTell(f"--base {ref}: the scenarios cannot be loaded with it: {error}") from None
+    if with_instructions:
+        instructions.judge(report, instructions.count(base, gate.scenarios),
+                           instructions.count(head, gate.scenarios))
+
+
+def judge_stored_instructions(report: Report, expected: Baseline, now: Baseline) -> None:
+    """Instruction counts against those of the baseline, which must be of this interpreter."""
+    if not expected.instructions:
+        raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
+                    "--base REF counts both sides now")
+    if expected.interpreter != now.interpreter:
+        raise CannotTell(f"the baseline's instruction counts are of {expected.interpreter}, this is "
+                         f"{now.interpreter}")
+    instructions.judge(report, expected.instructions, now.instructions)
+
+
+def count_instructions(gate: Gate, now: Baseline) -> None:
+    """Fill in the instruction counts of the plain build."""
+    now.interpreter = instructions.interpreter()
+    tree = builds.build(gate.source) if gate.source else installed()
+    now.instructions = instructions.count(tree, gate.scenarios)
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""Time against another build: pairs in one breath, a twin of the base as control, doubt where it is due.
+
+A round is ABCCBA: head, base, base's twin and back, so that what drifts hits all three alike. The verdict is
+the bootstrap interval of the median of the rounds' ratios against a threshold that the control widens: what
+moves between two copies of the same build is the machine, not the change. Rounds go on only while it is open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvmattr.gate.verdict import Verdict
+from kvmattr.study.statistics import Ratio
+
+#: A sample repeats its operation for at least so long: far above the clock's and a context switch's grain.
+SAMPLE_SECONDS = 0.002
+ROUNDS, MOST_ROUNDS = 10, 60
+
+#: A threshold that the control pushes beyond this cannot see what the gate exists for: the machine is unfit.
+WIDEST = 1.25
+
+Sample = Callable[[], float]
+
+
+@dataclass
+class Pairs:
+    """Ratios of rounds so far."""
+
+    head: list[float] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+    twin: list[float] = field(default_factory=list)
+
+    def round(self, head: Sample, base: Sample, twin: Sample, *, reverse: bool = False) -> None:
+        """One round, there and back; in reverse it begins and ends with the twin."""
+        arms = [(head, self.head), (base, self.base), (twin, self.twin)]
+        if reverse:
+            arms.reverse()
+        there = [run() for run, _ in arms]
+        back = [run() for run, _ in reversed(arms)]
+        for (_, times), first, last in zip(arms, there, reversed(back), strict=True):
+            times.append(first + last)
+
+
+def judge(pairs: Pairs, threshold: float) -> tuple[Verdict, str]:
+    """REGRESSION if head is surely slower than the widened threshold, PASS if surely not, else UNDECIDED."""
+    ratio = Ratio.of(pairs.head, pairs.base)
+    widened = threshold * widening(Ratio.of(pairs.twin, pairs.base))
+    text = (f"{ratio.median:.3f}x the base's time [{ratio.low:.3f}, {ratio.high:.3f}] in {len(pairs.head)} "
+            f"rounds; limit {widened:.3f}x")
+    if widened > max(WIDEST, threshold):
+        return Verdict.UNDECIDED, f"{text}: too noisy, copies of the base differ by {widened / threshold:.3f}x"
+    if ratio.low > widened:
+        return Verdict.REGRESSION, text
+    if ratio.high < widened:
+        return Verdict.PASS, text
+    return Verdict.UNDECIDED, text
+
+
+def widening(control: Ratio) -> float:
+    """How far apart two copies of one build may be, by their interval: 1 or more."""
+    return max(1.0, control.high, 1 / control.low)
+
+
+def compare(head: Sample, base: Sample, twin: Sample, threshold: float, *,
+            reverse: bool = False) -> tuple[Verdict, str]:
+    """Rounds until the verdict is clear or there have been enough of them."""
+    pairs = Pairs()
+    while True:
+        for _ in range(ROUNDS):
+            pairs.round(head, base, twin, reverse=reverse)
+        verdict, text = judge(pairs, threshold)
+        if verdict is not Verdict.UNDECIDED or len(pairs.head) >= MOST_ROUNDS:
+            return verdict, text
+
+
+def repeats(run: Callable[[int], float]) -> int:
+    """How often to run for one sample of at least SAMPLE_SECONDS."""
+    repeat = 1
+    while (seconds := run(repeat)) < SAMPLE_SECONDS:
+        repeat = max(repeat + 1, math.ceil(repeat * min(10.0, 1.2 * SAMPLE_SECONDS / max(seconds, 1e-9))))
+    return repeat

@@ -1,0 +1,74 @@
+"""Findings, one a judged cell, and the exit code that they come to."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Verdict(enum.Enum):
+    """What a check says of one cell."""
+
+    PASS = "pass"
+    BETTER = "better"                   # passes, but the baseline is no longer what is measured
+    REGRESSION = "regression"
+    UNDECIDED = "undecided"
+
+
+#: Process exit codes.
+EXIT_PASS, EXIT_REGRESSION, EXIT_USAGE, EXIT_UNDECIDED = 0, 1, 2, 3
+
+
+class CannotTell(Exception):
+    """There is nothing to judge, or no way to judge it: exit 3 with the reason."""
+
+
+class Usage(Exception):
+    """The gate was called or set up wrongly: exit 2 with the reason."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One cell: which check judged it, what it expected, what it saw."""
+
+    check: str
+    cell: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass
+class Report:
+    """All findings of a run, and in words what was not judged."""
+
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, check: str, cell: str, verdict: Verdict, text: str) -> None:
+        """Add one finding."""
+        self.findings.append(Finding(check, cell, verdict, text))
+
+    def of(self, *verdicts: Verdict) -> list[Finding]:
+        """The findings with these verdicts."""
+        return [finding for finding in self.findings if finding.verdict in verdicts]
+
+    @property
+    def exit_code(self) -> int:
+        """A regression outweighs a doubt; nothing judged at all is a doubt."""
+        if self.of(Verdict.REGRESSION):
+            return EXIT_REGRESSION
+        if self.of(Verdict.UNDECIDED) or not self.findings:
+            return EXIT_UNDECIDED
+        return EXIT_PASS
+
+    @property
+    def summary(self) -> str:
+        """One line: the verdict and how many cells it rests on."""
+        words = {EXIT_PASS: "PASS", EXIT_REGRESSION: "REGRESSION", EXIT_UNDECIDED: "COULD NOT TELL"}
+        count = {verdict: len(self.of(verdict)) for verdict in Verdict}
+        parts = [f"{count[Verdict.PASS] + count[Verdict.BETTER]} cells pass"]
+        if count[Verdict.BETTER]:
+            parts.append(f"{count[Verdict.BETTER]} of them better than the baseline")
+        parts += [f"{count[verdict]} {verdict.value}" for verdict in (Verdict.REGRESSION, Verdict.UNDECIDED)
+                  if count[verdict]]
+        return f"{words[self.exit_code]}: {', '.join(parts)}"

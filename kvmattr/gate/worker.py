@@ -1,0 +1,144 @@
+"""The other side of a pipe: a process that has loaded one build of kvmattr and runs scenarios in it.
+
+Run by path, ``python -P worker.py GATE TREE``, so that the kvmattr in TREE is the one that is imported while
+the gate's own modules and scenarios come from GATE, whichever version the build is of. Requests and answers are
+lines of JSON; what scenarios print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvmattr.gate.scenario import Claim, Scenario, Versus, Work
+
+
+class Bench:
+    """What is loaded, and what is prepared for timing."""
+
+    def __init__(self) -> None:
+        self.scenarios: dict[str, Scenario] = {}
+        self.claims: dict[str, Claim] = {}
+        self.work: Work | None = None
+        self.versus: Versus | None = None
+
+    def load(self, sources: list[str], plant: str | None) -> dict[str, Any]:
+        """Import the build and the scenario files; tell what they are."""
+        import kvmattr
+        from kvmattr import _core
+        from kvmattr.gate.loading import load
+        from kvmattr.gate.plants import planted
+        for source in sources:
+            scenarios, claims = load(source)
+            for name in [*(each.name for each in scenarios), *(each.name for each in claims)]:
+                if name in self.scenarios or name in self.claims:
+                    raise ValueError(f"{source}: the name {name!r} is taken")
+            self.scenarios.update((each.name, each) for each in scenarios)
+            self.claims.update((each.name, each) for each in claims)
+        if plant is not None:
+            self.scenarios = planted(self.scenarios, plant)
+        stats = kvmattr.AttributeMap(1).stats()
+        return {
+            "file": _core.__file__, "counting": "nodes_visited" in stats, "kernels": stats["kernels"],
+            "scenarios": [{"name": each.name, "sizes": each.sizes, "growth": each.growth, "timed": each.timed}
+                          for each in self.scenarios.values()],
+            "claims": [{"name": each.name, "at_least": each.at_least} for each in self.claims.values()],
+        }
+
+    def count(self, name: str, size: int) -> dict[str, Any]:
+        """Counts and bytes of one cell, and over how many operations."""
+        from kvmattr.gate.counting import measure
+        work = self.scenarios[name].prepare(size)
+        counts, held = measure(work)
+        return {"counts": counts, "bytes": held, "operations": work.operations}
+
+    def open(self, name: str, size: int) -> None:
+        """Prepare a cell for timing; one run, so that everything is warm and known to do what it should."""
+        self.work = None
+        self.work = self.scenarios[name].prepare(size)
+        self.work.run()
+        if self.work.check is not None:
+            self.work.check()
+
+    def open_claim(self, name: str) -> None:
+        """Prepare a claim; both ways run once."""
+        self.versus = None
+        self.versus = self.claims[name].prepare()
+        self.versus.faster()
+        self.versus.slower()
+
+    def run(self, repeat: int) -> float:
+        """CPU seconds of so many runs of what is open."""
+        assert self.work is not None
+        return _seconds(self.work.run, repeat)
+
+    def run_claim(self, faster: int, slower: int) -> list[float]:
+        """CPU seconds of so many runs of either way, in the order fast, slow, slow, fast."""
+        assert self.versus is not None
+        first = _seconds(self.versus.faster, faster)
+        second = _seconds(self.versus.slower, slower)
+        third = _seconds(self.versus.slower, slower)
+        return [first + _seconds(self.versus.faster, faster), second + third]
+
+    def marked(self) -> None:
+        """One run of what is open, between two calls of getpgrp(): callgrind cuts its profile there."""
+        assert self.work is not None
+        run = self.work.run
+        os.getpgrp()
+        run()
+        os.getpgrp()
+
+
+def _seconds(run: Any, repeat: int) -> float:
+    """CPU seconds: what else runs on the machine may take the CPU away, but not count as ours."""
+    start = time.process_time()
+    for _ in range(repeat):
+        run()
+    return time.process_time() - start
+
+
+def use_gate_of(directory: str) -> None:
+    """Let ``kvmattr.gate`` be the package in this directory, whatever kvmattr is imported."""
+    import kvmattr
+    name = "kvmattr.gate"
+    spec = importlib.util.spec_from_file_location(name, os.path.join(directory, "__init__.py"),
+                                                  submodule_search_locations=[directory])
+    assert spec is not None
+    assert isinstance(spec.loader, importlib.machinery.SourceFileLoader)
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[name] = package
+    spec.loader.exec_module(package)
+    kvmattr.gate = package  # type: ignore[attr-defined]
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer requests ``{"do": name, ...}`` until there are no more."""
+    bench = Bench()
+    for line in requests:
+        words = json.loads(line)
+        try:
+            answer = {"result": getattr(bench, words.pop("do"))(**words)}
+        except Exception as error:      # a scenario may raise anything: the gate tells which cell it was
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Keep stdout for answers, load the build, serve."""
+    gate, tree = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.path.insert(0, tree)
+    use_gate_of(gate)
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
