@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "scaling": "kvmattr.study.command",
     "compare": "kvmattr.study.compare",
+    "gate": "kvmattr.gate.command",
     "info": "kvmattr.study.info",
     "replay": "kvmattr.trace.command",
     "show": "kvmattr.show",
