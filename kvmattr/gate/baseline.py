@@ -111,8 +111,8 @@ def judge_presence(report: Report, expected: set[str], measured: set[str], count
         left_out = {key for key in expected if key.rsplit("/", 1)[1] in COUNTING_ONLY}
         expected = expected - left_out
         if left_out:
-            report.notes.append(f"left out: {' and '.join(COUNTING_ONLY)} ({len(left_out)} numbers); they need "
-                                "the counting build, and that needs kvmattr's sources")
+            report.notes.append(f"left out: {' and '.join(COUNTING_ONLY)} ({len(left_out)} numbers); they "
+                                "need the counting build, and that needs kvmattr's sources")
     for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}):
         report.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
     for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}):

@@ -38,8 +38,8 @@ HELP = "judge performance by counts, scaling, memory, claims and paired times, f
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``kvmattr gate``."""
     parser.add_argument("--scenarios", action="append", metavar="WHAT",
-                        help="a .py file, the name of an entry point in 'kvmattr.gate', or 'own' (may be repeated; "
-                        "default: own in kvmattr's source tree, else all entry points)")
+                        help="a .py file, the name of an entry point in 'kvmattr.gate', or 'own' (may be "
+                        "repeated; default: own in kvmattr's source tree, else all entry points)")
     parser.add_argument("--baseline", type=Path, default=Path("bench/baseline.json"), metavar="FILE",
                         help="the committed counts, bytes and slopes (default: %(default)s)")
     parser.add_argument("--update-baseline", action="store_true",

@@ -1,4 +1,4 @@
-"""The fixture ``assert_cost``: counts and slopes in a plain test. pytest loads it by kvmattr's entry point."""
+"""The fixture ``assert_cost``: counts and slopes in a plain test. pytest finds it by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AssertCost:
         """Run the operation once and fail if a counter rose by more than is allowed; all counts.
 
         ``maps``: one of each family. ``at_most``: names of ``stats()`` counters, e.g. ``node_allocations=2``;
-        nodes_visited and pages_compared need the counting build: ValueError for a counter that this one lacks.
+        nodes_visited and pages_compared need the counting build: ValueError for one that is not there.
         """
         from kvmattr.gate.counting import measure
         from kvmattr.gate.scenario import Work
@@ -65,6 +65,6 @@ def _known(counts: dict[str, int], names: Any) -> list[str]:
 
 @pytest.fixture(scope="session")
 def assert_cost() -> AssertCost:
-    """Assert what an operation costs in the store's own counters: ``assert_cost(run, map, node_copies=0)`` and
+    """Assert costs in the store's own counters: ``assert_cost(run, map, node_copies=0)`` and
     ``assert_cost.slope(prepare, sizes)``."""
     return AssertCost()

@@ -32,8 +32,8 @@ class Work:
     """A scenario at one size, ready to run.
 
     ``run`` is counted and timed. It must do the same operations each time and leave the maps such that it can
-    run again. ``maps`` are those whose counters and bytes are read, one of each family. ``check``, called after
-    the clock has stopped, raises AssertionError if ``run`` did not do what it should.
+    run again. ``maps`` are those whose counters and bytes are read, one of each family. ``check``, called
+    after the clock has stopped, raises AssertionError if ``run`` did not do what it should.
     """
 
     run: Callable[[], object]
@@ -74,9 +74,9 @@ def scenario(*, sizes: Sequence[int], growth: str | None = None,
              timed: bool = True) -> Callable[[Callable[[int], Work]], Scenario]:
     """Make a Scenario of a function that prepares the work for one size.
 
-    ``sizes`` are positive and rise. ``growth`` ("constant" or "linear") is that of the counts an operation; where
-    it is declared there are at least 5 sizes. The largest one is timed against another build unless ``timed`` is
-    False.
+    ``sizes`` are positive and rise. ``growth`` ("constant" or "linear") is that of the counts an operation;
+    where it is declared there are at least 5 sizes. The largest one is timed against another build unless
+    ``timed`` is False.
 
     >>> @scenario(sizes=[1, 2])
     ... def nothing_at_all(size): return Work(lambda: None, maps=[])

@@ -97,8 +97,8 @@ def _not_failed(keys: set[str], found: Measured) -> set[str]:
 
 
 def judge_times(report: Report, gate: Gate, head: Path, base: Path, twin: Path) -> None:
-    """Each timed cell against the base, the twin as control; a suspect has to be slower twice, the second time
-    in fresh processes and in reverse order."""
+    """Each timed cell against the base, the twin as control; a suspect has to be slower twice, the second
+    time in fresh processes and in reverse order."""
     with (Worker(head, gate.scenarios, plant=gate.plant) as ours, Worker(base, gate.scenarios) as theirs,
           Worker(twin, gate.scenarios) as control):
         cells = instructions.timed_cells(ours)

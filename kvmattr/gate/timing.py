@@ -50,7 +50,7 @@ def judge(pairs: Pairs, threshold: float) -> tuple[Verdict, str]:
     text = (f"{ratio.median:.3f}x the base's time [{ratio.low:.3f}, {ratio.high:.3f}] in {len(pairs.head)} "
             f"rounds; limit {widened:.3f}x")
     if widened > max(WIDEST, threshold):
-        return Verdict.UNDECIDED, f"{text}: too noisy, copies of the base differ by {widened / threshold:.3f}x"
+        return Verdict.UNDECIDED, f"{text}: too noisy, its copies differ by {widened / threshold:.3f}x"
     if ratio.low > widened:
         return Verdict.REGRESSION, text
     if ratio.high < widened:
