@@ -84,7 +84,7 @@ def judge_counts(report: Report, expected: Baseline, found: Measured) -> None:
     baselines.judge_slopes(report, expected.slopes, now.slopes, found.growth)
     baselines.judge_exact(report, "memory", expected.bytes, now.bytes)
     baselines.judge_presence(report, _not_failed(expected.counts.keys() | expected.bytes.keys(), found),
-                             now.counts.keys() | now.bytes.keys(), found.counted)
+                             now.counts.keys() | now.bytes.keys())
 
 
 def judge_growth(report: Report, found: Measured) -> None:

@@ -1,0 +1,441 @@
+"""The gate: what it judges, what it refuses to judge, what it writes. Builds: test_gate_builds.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmattr import AttributeMap
+from kvmattr.cli import main
+from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, timing
+from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.process import Worker
+from kvmattr.gate.pytest_plugin import AssertCost
+from kvmattr.gate.scenario import Scenario, found_in
+from kvmattr.gate.slopes import slope
+from kvmattr.gate.stages import installed
+from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
+from kvmattr.study.statistics import Ratio
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "gate-project"
+
+SCENARIOS = """
+from kvmattr import AttributeMap
+from kvmattr.gate import Work, scenario
+
+@scenario(sizes=[32, 64, 128, 256, 512], growth="constant")
+def convert(blocks):
+    guest = AttributeMap(512 * blocks)
+    for block in range(blocks):
+        guest.write(512 * block + 1, 512 * block + 9, 1)
+    def run():
+        for gfn in range(0, 4096, 64):
+            guest.write(gfn + 3, gfn + 5, 2)
+            guest.write(gfn + 3, gfn + 5, 1)
+    return Work(run, [guest], operations=128)
+
+@scenario(sizes=[4, 8])
+def look_up(blocks):
+    guest = AttributeMap(512 * blocks)
+    guest.write(1, 2, 1)
+    return Work(lambda: [guest.get(gfn) for gfn in range(512)], [guest], operations=512)
+"""
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of a baseline of the two scenarios, as the gate writes it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("baseline"))
+        Path("scenarios.py").write_text(SCENARIOS)
+        assert gate("--update-baseline") == 0
+        return Path("baseline.json").read_text()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str) -> Path:
+    """A project with two scenarios and a baseline of them; the current directory."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(variable, raising=False)
+    Path("scenarios.py").write_text(SCENARIOS)
+    Path("baseline.json").write_text(baseline)
+    return tmp_path
+
+
+def gate(*words: str) -> int:
+    return main(["gate", "--no-build", "--scenarios", "scenarios.py", "--baseline", "baseline.json", *words])
+
+
+def edit(part: str, key: str, change: Callable[[Any], Any]) -> None:
+    path = Path("baseline.json")
+    data = json.loads(path.read_text())
+    data[part][key] = change(data[part][key])
+    path.write_text(json.dumps(data))
+
+
+# ---- counts, slopes, memory ----
+
+def test_the_unchanged_tree_passes(project: Path) -> None:
+    data = json.loads(Path("baseline.json").read_text())
+    assert set(data) == {"schema", "counts", "bytes", "slopes"}
+    assert data["schema"] == 1
+    assert data["counts"]["look-up/8/node_copies"] == 0
+    assert data["bytes"]["look-up/8/bytes"] == 64
+    assert data["slopes"]["convert/leaf_conversions"] == 0.0
+    assert gate() == 0
+
+
+@pytest.mark.parametrize(("part", "key", "change", "code", "told"), [
+    ("counts", "convert/32/leaf_conversions", lambda n: n - 1, 1, "regression"),
+    ("counts", "convert/32/leaf_conversions", lambda n: n + 1, 0, "better"),
+    ("bytes", "convert/512/bytes", lambda n: n - 16, 1, "regression"),
+    ("slopes", "convert/leaf_conversions", lambda s: s - 0.2, 1, "regression"),
+])
+def test_every_number_is_judged(project: Path, capsys: pytest.CaptureFixture[str], part: str, key: str,
+                                change: Callable[[Any], Any], code: int, told: str) -> None:
+    edit(part, key, change)
+    assert gate() == code
+    assert f"{told:10}  {key}: " in capsys.readouterr().out
+
+
+def test_what_only_one_side_has_is_no_pass(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scenarios.py").write_text(SCENARIOS.replace("def look_up", "def look_up_again"))
+    assert gate() == 3
+    out = capsys.readouterr().out
+    assert "look-up/4: the baseline has it, this run did not measure it" in out
+    assert "look-up-again/4: not in the baseline: --update-baseline accepts it" in out
+
+
+def test_what_only_the_counting_build_counts_is_left_out_aloud(
+        project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(Path("baseline.json").read_text())
+    data["counts"]["look-up/4/nodes_visited"] = 7
+    Path("baseline.json").write_text(json.dumps(data))
+    if "nodes_visited" in AttributeMap(1).stats():
+        pytest.skip("this is the counting build")
+    assert gate() == 0
+    assert "left out: nodes_visited and pages_compared (1 numbers)" in capsys.readouterr().out
+    assert gate("--update-baseline") == 2
+    assert "has what only a counting build counts" in capsys.readouterr().err
+
+
+def test_a_declared_growth_that_does_not_hold_is_red_and_never_becomes_the_baseline(
+        project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scenarios.py").write_text(SCENARIOS.replace("range(0, 4096, 64)", "range(0, 128 * blocks, 64)"))
+    before = Path("baseline.json").read_text()
+    assert gate("--update-baseline") == 1
+    assert Path("baseline.json").read_text() == before
+    assert "declared constant allows less than 0.1" in capsys.readouterr().out
+
+
+def test_selftest_catches_all_that_it_plants(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate("--selftest") == 0
+    out = capsys.readouterr().out
+    assert out.count("ok  ") == 5
+    assert "left out  an operation walks all that is stored: only the counting build counts" in out
+    assert "a scenario is no longer run: exit 3, caught by missing" in out
+
+
+# ---- bad input ----
+
+@pytest.mark.parametrize(("text", "told"), [
+    (None, "baseline.json: no such baseline; --update-baseline writes one"),
+    ("{", "baseline.json: not a baseline: Expecting property name"),
+    ("[]", "baseline.json: a baseline of schema 'list'; this gate reads schema 1"),
+    ('{"schema": 2}', "baseline.json: a baseline of schema 2; this gate reads schema 1"),
+    ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {}, "times": {}}',
+     "baseline.json: unknown part 'times'; a baseline has counts, bytes, slopes and instructions, and never times"),
+    ('{"schema": 1, "counts": {"a/1/b": 1.5}, "bytes": {}, "slopes": {}}',
+     "baseline.json: counts has 'a/1/b': 1.5, which is not a number of its kind"),
+    ('{"schema": 1, "counts": [], "bytes": {}, "slopes": {}}',
+     "baseline.json: counts is a list, not an object"),
+    ('{"schema": 1}', "baseline.json: not a baseline: KeyError('counts')"),
+])
+def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[str], text: str | None,
+                                 told: str) -> None:
+    Path("baseline.json").unlink()
+    if text is not None:
+        Path("baseline.json").write_text(text)
+    assert gate() == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "code", "told"), [
+    ("", 3, "no cells: the scenarios have no maps to count, or there are no scenarios"),
+    ("import nothing_of_the_kind", 2, "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+    (SCENARIOS.replace("guest.write(1, 2, 1)", "raise OSError('a broken scenario')"), 3,
+     "look-up/4: it raised OSError: a broken scenario"),
+    (SCENARIOS.replace("guest.write(1, 2, 1)", "import os; os._exit(9)"), 3,
+     "the worker died (9) in count"),
+    (SCENARIOS.replace("[4, 8]", "[8, 4]"), 2,
+     "ValueError: sizes [8, 4]: a scenario needs sizes of 1 or more that rise"),
+])
+def test_scenarios_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFixture[str], text: str,
+                                         code: int, told: str) -> None:
+    Path("scenarios.py").write_text(text)
+    assert gate() == code
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
+
+
+def test_no_scenarios_at_all(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gate", "--scenarios", "none-of-that-name"]) == 2  # nor is bench/baseline.json there
+    assert main(["gate", "--no-build", "--baseline", "baseline.json"]) == 3
+    assert "no cells: no --scenarios, no entry point in 'kvmattr.gate'" in capsys.readouterr().out
+
+
+def test_an_unknown_entry_point(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gate", "--no-build", "--scenarios", "nobody", "--baseline", "baseline.json"]) == 2
+    assert "--scenarios 'nobody': neither a .py file nor one of the entry points" in capsys.readouterr().err
+
+
+def test_a_base_needs_sources(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate("--base", "HEAD") == 3
+    assert "--base HEAD needs kvmattr's sources in a git repository (--source)" in capsys.readouterr().out
+
+
+def test_another_build_than_the_asked_one(tmp_path: Path) -> None:
+    (tmp_path / "kvmattr").symlink_to(installed() / "kvmattr")
+    with pytest.raises(CannotTell, match=rf"^wrong build loaded: .*_core.* instead of one in {tmp_path}$"):
+        Worker(tmp_path, [])
+
+
+def test_instructions_of_another_interpreter(project: Path, capsys: pytest.CaptureFixture[str],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instructions, "count", lambda *_: {"look-up/8": 1})
+    assert gate("--instructions") == 2
+    assert "--instructions: the baseline has none" in capsys.readouterr().err
+    baseline = Baseline.read(Path("baseline.json"))
+    baseline.interpreter, baseline.instructions = "CPython 2.7.18 x86_64", {"look-up/8": 1}
+    baseline.write(Path("baseline.json"))
+    assert gate("--instructions") == 3
+    assert "instruction counts are of CPython 2.7.18 x86_64, this is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wrong", "text"), [
+    (lambda: scenario(sizes=[]), "sizes []: a scenario needs sizes of 1 or more that rise"),
+    (lambda: scenario(sizes=[1], growth="slow"), "growth 'slow': one of constant, linear"),
+    (lambda: scenario(sizes=[1, 2], growth="constant"), "2 sizes: a slope needs at least 5"),
+    (lambda: claim(at_least=0), "at_least 0: a ratio above 0"),
+])
+def test_declarations_that_are_none(wrong: Callable[[], object], text: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        wrong()
+    assert str(caught.value) == text
+
+
+# ---- slopes and time ----
+
+def test_slopes() -> None:
+    sizes = [10 ** n for n in range(1, 6)]
+    assert slope(sizes, [5] * 5, [1] * 5) == 0.0
+    assert slope(sizes, [3 * size for size in sizes], sizes) == 0.0
+    assert 0.97 < slope(sizes, sizes, [1] * 5) < 1.0
+    assert 1.9 < slope(sizes, [size * size for size in sizes], [1] * 5) < 2.0
+
+
+def samples(pattern: list[float]) -> timing.Sample:
+    state = {"next": 0}
+
+    def sample() -> float:
+        state["next"] += 1
+        return pattern[(state["next"] - 1) % len(pattern)]
+    return sample
+
+
+@pytest.mark.parametrize(("head", "twin", "verdict"), [
+    ([1.00, 1.01], [1.00, 1.01], Verdict.PASS),
+    ([1.30, 1.31], [1.00, 1.01], Verdict.REGRESSION),
+    ([0.50, 0.51], [1.00, 1.01], Verdict.PASS),
+    ([1.12, 1.12], [1.08, 1.08], Verdict.PASS),             # the control moves as far: the threshold widens
+    ([2.00, 2.00], [1.40, 1.40], Verdict.UNDECIDED),        # the machine is unfit: nothing is said
+    ([1.0, 1.0, 1.4, 1.4], [1.00, 1.01], Verdict.UNDECIDED),
+])
+def test_time_against_a_base(head: list[float], twin: list[float], verdict: Verdict) -> None:
+    assert timing.compare(samples(head), samples([1.0, 1.01]), samples(twin), 1.10)[0] is verdict
+
+
+def test_rounds_go_on_only_while_the_verdict_is_open() -> None:
+    pairs: list[str] = []
+
+    def arm(name: str, pattern: list[float]) -> timing.Sample:
+        sample = samples(pattern)
+        return lambda: (pairs.append(name), sample())[1]
+    timing.compare(arm("h", [1.0]), arm("b", [1.0]), arm("t", [1.0]), 1.10)
+    assert "".join(pairs) == "hbttbh" * timing.ROUNDS
+    pairs.clear()
+    timing.compare(arm("h", [1.0, 1.0, 1.4, 1.4]), arm("b", [1.0]), arm("t", [1.0]), 1.10, reverse=True)
+    assert "".join(pairs) == "tbhhbt" * timing.MOST_ROUNDS
+
+
+def test_widening_is_symmetrical() -> None:
+    assert timing.widening(Ratio(1.0, 0.8, 1.1)) == 1.25
+    assert timing.widening(Ratio(1.0, 0.9, 1.25)) == 1.25
+    assert timing.widening(Ratio(1.0, 1.0, 1.0)) == 1.0
+
+
+# ---- pytest-benchmark's files ----
+
+def benchmark_file(path: Path, median: float, *, python: str = "3.11.7", name: str = "bench/x.py::test_a",
+                   rounds: int = 0) -> str:
+    data = [median * (1 + 0.01 * (i % 3)) for i in range(rounds)]
+    path.write_text(json.dumps({
+        "machine_info": {"node": "n", "machine": "x86_64", "python_implementation": "CPython",
+                         "python_version": python},
+        "benchmarks": [{"fullname": name, "stats": {"median": median, **({"data": data} if data else {})}}]}))
+    return str(path)
+
+
+def judge_json(head: list[str], base: list[str]) -> int:
+    return main(["gate", "--judge-json", *head, "--against", *base])
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.3, 1), (0.7, 0)])
+@pytest.mark.parametrize("files", [1, 6])
+def test_benchmark_files_of_two_refs(project: Path, factor: float, code: int, files: int) -> None:
+    rounds = 100 if files == 1 else 0
+    medians = [1e-6 * (1 + 0.01 * (i % 2)) for i in range(files)]
+    base = [benchmark_file(project / f"b{i}.json", median, rounds=rounds) for i, median in enumerate(medians)]
+    head = [benchmark_file(project / f"h{i}.json", factor * median, rounds=rounds)
+            for i, median in enumerate(medians)]
+    assert judge_json(head, base) == code
+
+
+def test_benchmark_files_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = benchmark_file(project / "one.json", 1e-6)
+    assert judge_json([one], [one]) == 3
+    assert "0 pairs; at least 5 are needed" in capsys.readouterr().out
+    other = benchmark_file(project / "other.json", 1e-6, python="3.12.1")
+    assert judge_json([other], [one]) == 3
+    assert "python_version is '3.12.1'" in capsys.readouterr().out
+    renamed = benchmark_file(project / "renamed.json", 1e-6, name="bench/x.py::test_b")
+    assert judge_json([renamed], [one]) == 3
+    assert "the files have no benchmark in common" in capsys.readouterr().out
+    assert judge_json([one, one], [one]) == 2
+    assert judge_json(["scenarios.py"], [one]) == 2
+    assert "scenarios.py: not a JSON file of pytest-benchmark" in capsys.readouterr().err
+    assert main(["gate", "--judge-json", one]) == 2
+
+
+# ---- what it writes ----
+
+def mixed_report() -> Report:
+    report = Report(notes=["a note"])
+    report.add("counts", "a/1/nodes_visited", Verdict.PASS, "7")
+    report.add("counts", "a/2/nodes_visited", Verdict.REGRESSION, "9 <> 7, 28.6 % | more")
+    report.add("time", "a/2", Verdict.UNDECIDED, "too\nnoisy")
+    return report
+
+
+def test_an_empty_report_is_a_doubt() -> None:
+    assert Report().exit_code == 3
+    assert mixed_report().exit_code == 1
+    assert mixed_report().summary == "REGRESSION: 1 cells pass, 1 regression, 1 undecided"
+
+
+def test_junit_is_what_pytest_itself_writes(project: Path) -> None:
+    """Same elements, and no attribute that pytest's own file has not, for a pass, a failure and an error."""
+    Path("test_three.py").write_text("import pytest\n@pytest.fixture\ndef broken(): raise OSError\n"
+                                     "def test_a(): pass\ndef test_b(): assert 0\ndef test_c(broken): pass\n")
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null",
+                    "--rootdir", ".", "--junit-xml=theirs.xml", "test_three.py"], stdout=subprocess.DEVNULL)
+
+    def shape(path: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for element in ET.parse(path).iter():
+            found.setdefault(element.tag, set()).update(element.attrib)
+        return found
+    output.write(Path("ours.xml"), output.junit(mixed_report()))
+    ours, theirs = shape("ours.xml"), shape("theirs.xml")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[tag] <= theirs[tag] for tag in ours)
+    suite = ET.parse("ours.xml").getroot().findall("testsuite")[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "0")
+    assert suite[1].find("failure").get("message") == "9 <> 7, 28.6 % | more"  # type: ignore[union-attr]
+
+
+def test_files_summary_and_annotations(project: Path, capsys: pytest.CaptureFixture[str],
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    assert gate("--json", "out/gate.json", "--junit", "out/gate.xml") == 1
+    data = json.loads(Path("out/gate.json").read_text())
+    assert (data["verdict"], data["exit_code"]) == ("regression", 1)
+    assert [each["cell"] for each in data["findings"] if each["verdict"] == "regression"] == [
+        "convert/32/leaf_conversions"]
+    assert ET.parse("out/gate.xml").getroot().find(".//failure") is not None
+    assert "| regression | counts | `convert/32/leaf_conversions` |" in Path("summary.md").read_text()
+    assert "::error title=kvmattr gate%3A counts::regression: convert/32/" in capsys.readouterr().out
+
+
+def test_annotations_escape_what_workflow_commands_do() -> None:
+    lines = output.github_errors(mixed_report()).splitlines()
+    assert lines[0].endswith("9 <> 7, 28.6 %25 | more")
+    assert lines[1].endswith("a/2: too%0Anoisy")
+
+
+# ---- for others ----
+
+def test_assert_cost() -> None:
+    guest = AttributeMap(1 << 20)
+    assert_cost = AssertCost()
+    assert assert_cost(lambda: guest.write(0, 512, 1), guest, leaf_allocations=1)["node_allocations"] == 0
+    with pytest.raises(pytest.fail.Exception, match=r"^cost: leaf_allocations [12], at most 0$"):
+        assert_cost(lambda: guest.write(700, 701, 1), guest, leaf_allocations=0)
+    with pytest.raises(ValueError, match=r"^counter 'nodes': this build of kvmattr counts node_allocations, "):
+        assert_cost(lambda: None, guest, nodes=0)
+    with pytest.raises(ValueError, match="a map and a limit at least"):
+        assert_cost(lambda: None, guest)
+
+
+def test_assert_cost_of_slopes() -> None:
+    def prepare(count: int) -> Work:
+        guest = AttributeMap(512 * 4096)
+
+        def run() -> None:
+            for block in range(count):
+                guest.write(512 * block + 1, 512 * block + 2, 1)
+        return Work(run, [guest])
+    sizes = [16, 64, 256, 1024, 4096]
+    assert AssertCost().slope(prepare, sizes, "leaf_allocations", below=1.1)["leaf_allocations"] > 0.9
+    with pytest.raises(pytest.fail.Exception, match=r"^cost: leaf_allocations grows with slope .*, not below 0"):
+        AssertCost().slope(prepare, sizes, "leaf_allocations")
+    with pytest.raises(ValueError, match=r"^2 sizes: a slope needs at least 5$"):
+        AssertCost().slope(prepare, [1, 2])
+
+
+def test_the_example_project(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(EXAMPLE)
+    assert main(["gate", "--no-build", "--scenarios", "gate_scenarios.py",
+                 "--baseline", "gate_baseline.json"]) == 0
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+                           "kvmattr.gate.pytest_plugin", "-c", "/dev/null", "--rootdir", ".", "tests"],
+                          capture_output=True, text=True, env={"PYTHONPATH": str(installed()), "PATH": ""})
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_committed_baseline_has_every_cell_of_our_own_scenarios() -> None:
+    baseline = Baseline.read(ROOT / "bench" / "baseline.json")
+    scenarios: list[Scenario] = found_in(own)[0]
+    assert {key.rsplit("/", 1)[0] for key in baseline.counts} == {
+        f"{each.name}/{size}" for each in scenarios for size in each.sizes}
+    assert baseline.counted
+    assert baseline.slopes
+
+
+def test_a_source_tree_is_told_from_another_project(tmp_path: Path) -> None:
+    assert builds.source_tree(tmp_path) is None
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    assert builds.source_tree(tmp_path) is None
+    with pytest.raises(Usage, match=r"^--base '-x': no such commit in "):
+        builds.checkout(tmp_path, "-x")
