@@ -12,35 +12,40 @@ from kvmattr.gate.scenario import Scenario, Work
 #: How much slower the planted slowdown is.
 SLOWER = 1.3
 
+#: So that a planted O(n) does not take for ever.
+_MOST_CHANGES = 20_000
+
 
 def planted(scenarios: dict[str, Scenario], plant: str) -> dict[str, Scenario]:
     """The scenarios with one of the regressions in each of them (``missing``: without the first of them)."""
     if plant == "missing":
         return dict(list(scenarios.items())[1:])
     wrap = {"linear": _linear, "slow": _slow, "memory": _memory}[plant]
-    return {name: dataclasses.replace(each, prepare=_wrapped(each.prepare, wrap))
-            for name, each in scenarios.items()}
+    return {name: dataclasses.replace(each, prepare=_wrapped(each, wrap)) for name, each in scenarios.items()}
 
 
-def _wrapped(prepare: Callable[[int], Work],
-             wrap: Callable[[Work], Callable[[], object]]) -> Callable[[int], Work]:
-    def prepare_planted(size: int) -> Work:
-        work = prepare(size)
-        return dataclasses.replace(work, run=wrap(work))
-    return prepare_planted
+def _wrapped(scenario: Scenario,
+             wrap: Callable[[Work, int], Callable[[], object]]) -> Callable[[int], Work]:
+    def prepare(size: int) -> Work:
+        work = scenario.prepare(size)
+        return dataclasses.replace(work, run=wrap(work, size // scenario.sizes[0]))
+    return prepare
 
 
-def _linear(work: Work) -> Callable[[], object]:
-    """Each run also walks all that the maps hold, as an operation would that forgot how to prune."""
+def _linear(work: Work, times: int) -> Callable[[], object]:
+    """Each operation also changes as many pages, each in a block of its own, as the size is times the smallest."""
     def run() -> object:
         result = work.run()
         for each in work.maps:
-            each.copy().runs()
+            copy = each.copy()
+            for i in range(min(work.operations * times, _MOST_CHANGES)):
+                gfn = (512 * i + 1) % len(copy)
+                copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
         return result
     return run
 
 
-def _slow(work: Work) -> Callable[[], object]:
+def _slow(work: Work, times: int) -> Callable[[], object]:
     def run() -> object:
         start = time.perf_counter()
         result = work.run()
@@ -52,7 +57,7 @@ def _slow(work: Work) -> Callable[[], object]:
     return run
 
 
-def _memory(work: Work) -> Callable[[], object]:
+def _memory(work: Work, times: int) -> Callable[[], object]:
     """Each run leaves what it replaced behind, as if the last reference were forgotten."""
     kept: list[Any] = []
 
