@@ -114,7 +114,7 @@ def use_gate_of(directory: str) -> None:
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package
     spec.loader.exec_module(package)
-    kvmattr.gate = package  # type: ignore[attr-defined]
+    kvmattr.gate = package
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
