@@ -70,11 +70,6 @@ cdef int EXIT_MMIO = uapi.KVM_EXIT_MMIO
 cdef int MEM_READONLY = uapi.KVM_MEM_READONLY
 cdef int MEM_GUEST_MEMFD = uapi.KVM_MEM_GUEST_MEMFD
 
-# What a page does to an access when it is no MEMORY_FAULT, whose flags are never negative.
-cdef enum:
-    NO_FAULT = -1
-    MMIO = -2
-
 # The 32 bytes of struct kvm_memory_attributes; `last` is operation | flags << 32, or the merged u64 flags.
 cdef struct Record:
     uint64_t address
@@ -225,6 +220,7 @@ cdef class Machine:
     cdef object store
     cdef Map *map  # the store's
     cdef object announce  # makes the announcement of a change to the listeners; None without any
+    cdef tuple watchers  # the Watcher of each software TLB
     cdef uint64_t supported
     cdef uint8_t private_bit
     cdef bint mail_calls
@@ -252,6 +248,7 @@ cdef class Machine:
         self.attributes = self.store._readonly_view()
         self.memslots = memslots
         self.invalidation = Invalidation()
+        self.watchers = ()
         self.supported = profile.supported(private)
         self.private_bit = profile.private
         self.mail_calls = profile.mail_calls
@@ -284,6 +281,8 @@ cdef class Machine:
         return 0
 
     cdef void leave(self) noexcept:
+        for watcher in self.watchers:
+            (<Watcher>watcher).changed()
         self.owner = 0
         PyThread_release_lock(self.lock)
 
@@ -787,3 +786,54 @@ cdef class Machine:
             pages *= PAGES_PER_BLOCK
         map_leave(self.map, entered)
         return highest
+
+
+cdef class Watcher:
+    """Compiled code that keeps what it looked up of pages: the software TLB of an emulator.
+
+    A subclass asks ``look_up`` at each miss and hears through ``changed`` when it must forget what it was
+    told: after every call that may change attributes, memslots or a guest_memfd, effective or not, before
+    the next one can begin (``virt/kvm/kvm_main.c``, kvm_flush_remote_tlbs). All of it with the GIL.
+    """
+
+    cdef int watch(self, machine) except -1:
+        """Watch this machine from now on; OSError(EBUSY) from inside a listener."""
+        cdef Machine watched = machine
+        watched.enter()
+        watched.watchers = (*watched.watchers, self)
+        self.machine = watched
+        watched.leave()
+        return 0
+
+    cdef int unwatch(self) except -1:
+        """Watch it no more. Waits for a change in progress; nothing to do if none is watched."""
+        if self.machine is None:
+            return 0
+        cdef Machine watched = self.machine
+        watched.enter()
+        watched.watchers = tuple(other for other in watched.watchers if other is not self)
+        self.machine = None
+        watched.leave()
+        return 0
+
+    cdef void changed(self) noexcept:
+        """Forget what was looked up. The machine is locked: it can be asked and not changed."""
+
+    cdef int look_up(self, uint64_t gpa, uint64_t wanted, int claimed, uint8_t *allowed) noexcept:
+        """What an access does at a page: NO_FAULT, MMIO or the flags of its MEMORY_FAULT.
+
+        ``wanted``: Access bits; ``claimed``: whether the access is private, -1 for what the attribute says.
+        With NO_FAULT, ``allowed`` gets all that memslot AND attributes allow there.
+        """
+        cdef Machine machine = <Machine>self.machine
+        cdef uint64_t gfn = gpa >> PAGE_SHIFT
+        cdef uint8_t attributes = machine.page(gfn)
+        cdef const Slot *slot = slot_at(&machine.memslots.spaces[0], gfn)
+        cdef int fault = machine.fault_flags(attributes, slot, wanted, claimed)
+        if fault == NO_FAULT:
+            allowed[0] = machine.allowed[attributes] & (~ACCESS_WRITE if slot.flags & MEM_READONLY else 0xFF)
+        return fault
+
+    cdef exit(self, int fault, uint64_t gpa, uint64_t size, uint64_t wanted):
+        """The Exit of an access that ``look_up`` did not let through."""
+        return (<Machine>self.machine).exit(gpa >> PAGE_SHIFT, fault, gpa, gpa + size - 1, wanted)
