@@ -1,8 +1,10 @@
 """Listeners hear of changed runs only, in two phases, and cannot change what they hear of."""
 
 import errno
+import gc
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -357,3 +359,16 @@ def test_restore_that_is_refused_changes_nothing():
         vm.restore(AttributeMap())
     assert vm.attributes == before
     assert log.log == []
+
+
+def test_a_vm_in_a_reference_cycle_is_collected_whole():
+    """Its live view shares the store's map: the collector must not free that twice."""
+    gc.collect()
+    for _ in range(20):
+        vm = VM()
+        vm.set_memory_attributes(0, 0x1000, 1)
+        vm.itself = (vm, vm.attributes)
+    gone = weakref.ref(vm)
+    del vm
+    gc.collect()
+    assert gone() is None

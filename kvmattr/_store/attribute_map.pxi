@@ -57,6 +57,7 @@ cdef int raise_readonly() except -1:
 
 
 @cython.final
+@cython.no_gc                       # no cycle goes through a map; the collector would take `owner` before __dealloc__
 cdef class AttributeMap:
     """One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, default=0)``.
 
