@@ -601,7 +601,7 @@ def test_bad_arguments() -> None:
         with pytest.raises(ValueError, match=rf"^shared_bit {number}: must be in 12\.\.63, a bit of the page's"):
             Guest(machine(), engine, shared_bit=number)
     guest = Guest(machine(), engine)
-    with pytest.raises(ValueError, match="has a guest already, close that first$"):
+    with pytest.raises(ValueError, match=r"has a guest already, close that first$"):
         Guest(machine(), engine)
     guest.close()
     Guest(machine(), engine).close()

@@ -117,7 +117,7 @@ class Guest:
             vm,
             engine,
             engine._uch.value,
-            tuple(ctypes.cast(getattr(binding.uclib, name), ctypes.c_void_p).value for name in _FUNCTIONS),
+            tuple(ctypes.cast(getattr(binding.uclib, name), ctypes.c_void_p).value or 0 for name in _FUNCTIONS),
             (self._counter, x86.UC_X86_REG_CR0),
             mode == unicorn.UC_MODE_64,
             private,

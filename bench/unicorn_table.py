@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""What does a protection cost a guest on Unicorn: through kvmattr, and through ``mem_protect``?
+
+The same guest in both: one region, mapped from one address. Three tables:
+
+* one protection change (a page read-only, and back) after k pages were protected before: here the cost of
+  ``mem_protect`` grows with the regions that its splits have left; both are called from Python;
+* the same and the access after it, which pays for what the change threw away (ours: the whole TLB);
+* running code with nothing changing: Unicorn's own TLB against the bridge's, for a loop that stays in a page and
+  for one that walks over more pages than a TLB holds.
+
+    python bench/unicorn_table.py [--size-mib 1024] [--rounds 5]
+
+Times are medians over the rounds, both sides measured in turns; x is theirs / ours, so below 1 we lose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+from unicorn import UC_ARCH_X86, UC_MODE_64, UC_PROT_ALL, UC_PROT_EXEC, UC_PROT_READ, Uc
+from unicorn.x86_const import UC_X86_REG_RBX, UC_X86_REG_RCX, UC_X86_REG_RDX
+
+from kvmattr import VM, uapi
+from kvmattr.bridges.unicorn import Guest
+
+PAGE = uapi.PAGE_SIZE
+NO_WRITE = uapi.KVM_MEM_ATTR_NO_WRITE
+READ_ONLY = UC_PROT_READ | UC_PROT_EXEC
+CODE, DATA = 0x1000, 0x100000
+STORE = bytes.fromhex("488903")  # mov [rbx], rax
+#: again: mov [rbx], rax; add rbx, rdx; and rbx, mask; or rbx, DATA's bit; dec rcx; jnz again
+WALK = bytes.fromhex("488903 4801d3 4881e3ffffff07 4881cb00000004 48ffc9 75e7")
+FIRST_WALKED = 1 << 26
+
+Pair = tuple[Callable[[int], None], Callable[[int], None]]  # protect a page, unprotect it
+
+
+def engine_of(size: int, code: bytes) -> Uc:
+    engine = Uc(UC_ARCH_X86, UC_MODE_64)
+    engine.mem_map(0, size, UC_PROT_ALL)
+    engine.mem_write(CODE, code)
+    return engine
+
+
+def guest_of(size: int, code: bytes) -> Guest:
+    vm = VM()
+    vm.set_user_memory_region(slot=0, guest_phys_addr=0, memory_size=size)
+    return Guest(vm, engine_of(size, code))
+
+
+def ours(guest: Guest) -> Pair:
+    change = guest.vm.set_memory_attributes
+    return lambda address: change(address, PAGE, NO_WRITE), lambda address: change(address, PAGE, 0)
+
+
+def theirs(engine: Uc) -> Pair:
+    return (lambda address: engine.mem_protect(address, PAGE, READ_ONLY),
+            lambda address: engine.mem_protect(address, PAGE, UC_PROT_ALL))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def interleaved(rounds: int, *calls: Callable[[], float]) -> list[float]:
+    times = [[call() for call in calls] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def row(label: str, our: float, their: float, unit: float, name: str) -> None:
+    print(f"{label:>34} {our * unit:>12.2f} {their * unit:>14.2f} {name:<3} {their / our:>9.2f}x", flush=True)
+
+
+def changes(size: int, earlier: int, rounds: int) -> None:
+    guest, engine = guest_of(size, STORE), engine_of(size, STORE)
+    pairs = ours(guest), theirs(engine)
+    stride = (size - DATA) // (earlier + 1) // PAGE * PAGE
+    for protect, _ in pairs:
+        for index in range(earlier):
+            protect(DATA + index * stride + PAGE)
+    place = DATA + (earlier // 2) * stride
+    for machine in (guest.engine, engine):
+        machine.reg_write(UC_X86_REG_RBX, place + PAGE * 2)
+
+    def change(pair: Pair, run: Callable[[int, int], object], counted: bool) -> float:
+        """Protect and unprotect, each with a full TLB to throw away; the access counts or does not."""
+        spent = 0.0
+        for call in pair:
+            run(CODE, CODE + len(STORE))
+            spent += seconds(lambda call=call: call(place))
+            if counted:
+                spent += seconds(lambda: run(CODE, CODE + len(STORE)))
+        return spent / 2
+
+    regions = f"{earlier} before, {len(list(engine.mem_regions()))} regions"
+    run_ours, run_theirs = guest.run, engine.emu_start
+    for label, counted in ((regions, False), ("  and the next access", True)):
+        times = interleaved(rounds, lambda counted=counted: change(pairs[0], run_ours, counted),
+                            lambda counted=counted: change(pairs[1], run_theirs, counted))
+        row(label, *times, 1e6, "us")
+
+
+def running(size: int, label: str, stride: int, iterations: int, rounds: int) -> None:
+    guest, engine = guest_of(size, WALK), engine_of(size, WALK)
+
+    def walk(machine: Uc, run: Callable[[int, int], object]) -> float:
+        machine.reg_write(UC_X86_REG_RBX, FIRST_WALKED)
+        machine.reg_write(UC_X86_REG_RDX, stride)
+        machine.reg_write(UC_X86_REG_RCX, iterations)
+        return seconds(lambda: run(CODE, CODE + len(WALK))) / iterations
+
+    both = interleaved(rounds, lambda: walk(guest.engine, guest.run), lambda: walk(engine, engine.emu_start))
+    row(label, *both, 1e9, "ns")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size-mib", type=int, default=1024, help="memory of the guest (at least 256)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--earlier", type=int, nargs="*", default=[0, 4, 16, 64],
+                        help="pages protected before; mem_protect needs minutes for some hundred")
+    options = parser.parse_args()
+    size = max(options.size_mib, 256) << 20
+    print(f"{'one protection change':>34} {'kvmattr':>12} {'mem_protect':>14}")
+    for earlier in options.earlier:
+        changes(size, earlier, options.rounds)
+    print(f"\n{'running code, one store a turn':>34} {'kvmattr':>12} {'own TLB':>14}")
+    running(size, "same page", 0, 5_000_000, options.rounds)
+    running(size, "walk: a new page each time", PAGE, 500_000, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
