@@ -8,6 +8,7 @@
     python3 dev.py debug      all tests of the store under the debug build: validate() after each operation
     python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
+    python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
     python3 dev.py clang      build with clang, warnings are errors
 
@@ -99,6 +100,12 @@ def bench(words: list[str]) -> None:
     run(python, "-m", "pytest", "bench", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *words)
 
 
+def gate(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    run(python, "-m", "kvmattr", "gate", *words)
+
+
 def built_as(mode: str, words: list[str], **environment: str) -> None:
     """The store's tests in an environment of their own, built in the given mode from a copy of the sources."""
     python = make_environment(mode)
@@ -170,7 +177,7 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, debug, asan, simd, sdist, clang)}
+            for function in (study, test, lint, bench, gate, debug, asan, simd, sdist, clang)}
 
 
 def main() -> None:

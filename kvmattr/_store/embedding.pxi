@@ -282,7 +282,7 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
         pin(&pinned, map)
         view = &pinned
     walk = walk_of(view)
-    kernels.take(&walk, gfns, attributes, count)
+    take_checked(&walk, gfns, attributes, count, view.pages)
     if pins:
         unpin(&pinned)
     return 0
