@@ -143,7 +143,7 @@ static void kvmattr_fill_spread(void)
     TARGET static uint64_t kvmattr_count_##NAME(const uintptr_t *bias, const uint64_t *entries, uint8_t k,   \
                                                 uint8_t x, uint8_t want, uint8_t mask, uint64_t *left)       \
     {                                                                                                        \
-        uint64_t sum = 0;                                                                                    \
+        uint64_t sum = 0, ones[8] = {0, 0, 0, 0, 0, 0, 0, 0};                                                \
         for (int i = 0; i < 512; i++) {                                                                      \
             uint64_t entry = entries[i];                                                                     \
             uint32_t handle = (uint32_t)entry;                                                               \
@@ -158,16 +158,16 @@ static void kvmattr_fill_spread(void)
                 const uint64_t *words = (const uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] +           \
                                                            8 * (uintptr_t)handle);                           \
                 uint8_t zero = (uint8_t)((((entry >> 40) & k) ^ x ^ want) & mask);                           \
-                uint64_t ones = 0;                                                                           \
-                for (int j = 0; j < 8; j++)                                                                  \
-                    ones += (uint64_t)__builtin_popcountll(words[j]);                                        \
+                uint8_t one = (uint8_t)(zero ^ ((entry >> 32) & k & mask));                                  \
                 /* Masked bits vary, so at most one of the two values matches. */                            \
-                if (zero == 0)                                                                               \
-                    sum += 512 - ones;                                                                       \
-                else if ((uint8_t)(zero ^ ((entry >> 32) & k & mask)) == 0)                                  \
-                    sum += ones;                                                                             \
+                uint64_t flip = zero == 0 ? ~(uint64_t)0 : 0;                                                \
+                if (zero == 0 || one == 0)                                                                   \
+                    for (int j = 0; j < 8; j++)                                                              \
+                        ones[j] += (uint64_t)__builtin_popcountll(words[j] ^ flip);                          \
             }                                                                                                \
         }                                                                                                    \
+        for (int j = 0; j < 8; j++)                                                                          \
+            sum += ones[j];                                                                                  \
         return sum;                                                                                          \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_popcount_##NAME(const uint64_t *words, size_t n)                          \
@@ -375,6 +375,21 @@ KVMATTR_AVX512 static void kvmattr_match_avx512(const uint8_t *block, uint8_t wa
     }
 }
 
+KVMATTR_AVX512 static uint64_t kvmattr_largest_wide(const uint64_t *gfns, size_t n)
+{
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        a = _mm512_max_epu64(a, _mm512_loadu_si512(gfns + i));
+        b = _mm512_max_epu64(b, _mm512_loadu_si512(gfns + i + 8));
+        c = _mm512_max_epu64(c, _mm512_loadu_si512(gfns + i + 16));
+        d = _mm512_max_epu64(d, _mm512_loadu_si512(gfns + i + 24));
+    }
+    uint64_t vectors = _mm512_reduce_max_epu64(_mm512_max_epu64(_mm512_max_epu64(a, b), _mm512_max_epu64(c, d)));
+    uint64_t rest = kvmattr_largest_avx512(gfns + i, n - i);
+    return vectors > rest ? vectors : rest;
+}
+
 /* Pages go down all levels by gathers, eight at a time. A group of 64 is first walked to the addresses of its
  * last words, whose lines are asked for, and then read: twice as many misses are under way at once as when each
  * eight are finished before the next. A page whose way leads through another encoding than node, bitmap leaf and
@@ -487,7 +502,7 @@ KVMATTR_AVX512 static uint64_t kvmattr_locate_avx512(const kvmattr_walk *walk, c
 static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_affine_avx512, kvmattr_match_avx512, kvmattr_varying_avx512,
     kvmattr_summary_avx512, kvmattr_apply_avx512, kvmattr_count_avx512,
-    kvmattr_popcount_avx512, kvmattr_largest_avx512,
+    kvmattr_popcount_avx512, kvmattr_largest_wide,
     kvmattr_locate_avx512, kvmattr_take_avx512,
 };
 

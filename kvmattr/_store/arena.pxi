@@ -43,7 +43,8 @@ cdef enum:
     BITMAP_SLAB_HEADER = 256
     NO_RECORD = 0xffff
     RESERVE_PAGES = 96              # the worst case of one update: see update_needs()
-    DEAD_SLICE = 8                  # dead nodes taken apart after an update: at most about 40 us
+    DEAD_SLICE = 2                  # dead nodes taken apart after an update: at most about 10 us; an update
+                                    # makes hardly more of them, so they do not pile up
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
     KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for

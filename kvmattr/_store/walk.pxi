@@ -41,10 +41,10 @@ cdef void entry_pages(const Family *family, Entry e, int level, uint64_t lo, uin
     for i in range(first, last + 1):
         base = <uint64_t>i << shift
         start = lo - base if i == first else 0
+        stop = hi - base if i == last else span
         if level == 3 and i + 6 <= last:
             kvmattr_prefetch(address_of(family, entry_handle(entries[i + 6])))
-        entry_pages(family, entries[i], level - 1, start, hi - base if i == last else span, k, x,
-                    out + (base + start - lo))
+        entry_pages(family, entries[i], level - 1, start, stop, k, x, out + (base + start - lo))
 
 
 cdef void map_pages(const Map *map, uint64_t start, uint64_t stop, uint8_t *out) noexcept nogil:
