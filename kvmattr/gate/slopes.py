@@ -16,7 +16,7 @@ def slope(sizes: Sequence[int], counts: Sequence[int], operations: Sequence[int]
     >>> slope([1, 10, 100, 1000, 10000], [7, 7, 7, 7, 7], [1, 1, 1, 1, 1])
     0.0
     >>> slope([1, 10, 100, 1000, 10000], [30, 300, 3000, 30000, 300000], [1, 1, 1, 1, 1])
-    0.996
+    0.997
     """
     x = np.log(np.asarray(sizes, np.float64))
     y = np.log(1 + np.asarray(counts, np.float64) / np.asarray(operations, np.float64))
