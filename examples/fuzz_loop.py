@@ -61,7 +61,8 @@ def main() -> None:
         changed, running, restoring = fuzz(guest, arguments.cases, changes)
         print(
             f"{changes:5} changes a case: {changed} had an effect, "
-            f"{arguments.cases / (running + restoring):8.0f} cases a second, {arguments.cases / restoring:8.0f} restores a second"
+            f"{arguments.cases / (running + restoring):8.0f} cases a second, "
+            f"{arguments.cases / restoring:8.0f} restores a second"
         )
 
 

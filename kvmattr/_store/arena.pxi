@@ -42,9 +42,10 @@ cdef enum:
     BITMAPS_PER_SLAB = 60           # 64 bytes each, after a header with their reference counts
     BITMAP_SLAB_HEADER = 256
     NO_RECORD = 0xffff
-    RESERVE_PAGES = 96              # the worst case of one update: see update_needs()
-    DEAD_SLICE = 2                  # dead nodes taken apart after an update: at most about 10 us; an update
-                                    # makes hardly more of them, so they do not pile up
+    # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each
+    # end a run list that bursts into at most 4 nodes and a new slab of each of 21 size classes: 67.
+    RESERVE_PAGES = 96
+    DEAD_SLICE = 2                  # dead nodes taken apart after an update: at most about 10 us
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
     KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
