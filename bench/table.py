@@ -325,6 +325,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(as_json)
     if arguments.results:                   # not with_suffix(): a name may have dots
+        arguments.results.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{arguments.results}.json").write_text(as_json)
         Path(f"{arguments.results}.txt").write_text(text + "\n")
 
