@@ -59,7 +59,9 @@ def install(python: Path, *requirements: str, **environment: str) -> None:
     for pattern in ("pyproject.toml", "setup.py", "kvmattr/**/*.p[xy]*", "kvmattr/**/*.h*"):
         for source in sorted(HERE.glob(pattern)):
             digest.update(source.read_bytes())
-    stamp = python.parent.parent / "installed"
+    # One stamp for each set of requirements: the linters stand beside what the tests have installed.
+    name = hashlib.sha256(repr(requirements).encode()).hexdigest()[:12]
+    stamp = python.parent.parent / f"installed-{name}"
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, **environment)
@@ -81,8 +83,9 @@ def test(words: list[str]) -> None:
 
 
 def lint(words: list[str]) -> None:
-    python = make_environment("lint")
-    install(python, "--editable", ".[test,study,peers,unicorn]", "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16")
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    install(python, "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16")
     run(python, "-m", "ruff", "check", ".")
     sources = [source for pattern in ("pyx", "pxd", "pxi") for source in sorted(HERE.glob(f"kvmattr/**/*.{pattern}"))]
     # cython-lint starts pycodestyle by its name.
@@ -136,7 +139,7 @@ def asan(words: list[str]) -> None:
 def simd(words: list[str]) -> None:
     python = make_environment("test")
     install(python, "--editable", ".[test,study,peers,unicorn]")
-    for kernels in ("portable", "avx2", "avx512"):
+    for kernels in ("portable", "avx2", "avx512"):      # `test` runs under the best of them
         known = subprocess.run([python, "-c", "import kvmattr"], env={**os.environ, "KVMATTR_SIMD": kernels},
                                capture_output=True, text=True, cwd=HERE)
         if known.returncode:
@@ -151,13 +154,16 @@ def sdist(words: list[str]) -> None:
     install(python, "build>=1.2")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        run(python, "-m", "build", "--quiet", "--outdir", out / "dist", HERE)
+        run(python, "-m", "build", "--quiet", "--sdist", "--outdir", out / "dist", HERE)
         archive = next((out / "dist").glob("*.tar.gz"))
         shutil.unpack_archive(archive, out / "unpacked")
         tree = next((out / "unpacked").iterdir())
         venv.create(out / "fresh", with_pip=True)
         fresh = out / "fresh" / "bin" / "python"
-        run(fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{tree}[test]")
+        run(fresh, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir",
+            out / "dist", tree)
+        wheel = next((out / "dist").glob("*.whl"))
+        run(fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[test]")
         shutil.rmtree(tree / "kvmattr")
         run(fresh, "-m", "pytest", "-p", "no:cacheprovider", *words, cwd=tree)
         print("built:", *sorted(path.name for path in (out / "dist").iterdir()))

@@ -67,5 +67,8 @@ extensions = [
     for source in sorted((here / "kvmattr").rglob("*.pyx"))
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives=directives, annotate="annotate" in modes,
-                            force=bool(modes)))
+# The core alone takes over a minute: the others are compiled beside it.
+setup(
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    ext_modules=cythonize(extensions, compiler_directives=directives, annotate="annotate" in modes, force=bool(modes)),
+)
