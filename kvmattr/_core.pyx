@@ -84,6 +84,10 @@ diff, ==                           sides_diff (walk.pxi)                        
 copy, snapshot, restore            map_share (maps.pxi)                                 constant
 m[a:b] = array                     map_store (maps.pxi), built aside, swung in          blocks
 validate                           audit_family (validate.pxi)                          everything
+put_bitmap, bitmap                 bitmap_run, map_bitmap (bitmap.pxi)                  blocks
+to_bytes, save, pickle             write_map, read_map (serial.pxi)                     runs and mixed blocks
+batches, pins, the mutex           batch_run, pin (batch.pxi)
+for C and Cython                   embedding.pxi, for_cython.pxi
 what updates leave to be tidied    family_settle (compact.pxi)                          a slice an update
 ================================== ==================================================== ====================
 

@@ -40,9 +40,6 @@ cdef inline uint64_t keep_word(uint8_t k) noexcept nogil:
 cdef inline uint64_t toggle_word(uint8_t x) noexcept nogil:
     return <uint64_t>x << 40 | <uint64_t>x << 56
 
-cdef inline Entry entry_apply(Entry e, uint8_t k, uint8_t x) noexcept nogil:
-    return (e & keep_word(k)) ^ toggle_word(x)
-
 # Levels: an entry of level 1 would be one page, of level 2 it covers a block of 512 pages (2 MiB), of
 # level 3 a node of 512 blocks (1 GiB), and so on.
 cdef inline int level_shift(int level) noexcept nogil:
