@@ -146,15 +146,18 @@ cdef extern from "simd.h" nogil:
         void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
         void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x) noexcept nogil
         void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits) noexcept nogil
+        void (*changes)(const uint8_t *block, uint64_t *bits) noexcept nogil
         uint8_t (*varying)(const uint8_t *block) noexcept nogil
         uint8_t (*summary)(const uint64_t *entries) noexcept nogil
         bint (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
+        void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
+                      uint64_t *left) noexcept nogil
         uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
                           uint8_t mask, uint64_t *left) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
-        uint64_t (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, uint64_t **where, uint8_t *k,
-                           uint8_t *x) noexcept nogil
+        int (*put)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
+                   size_t step, uint64_t last, uint64_t *changed) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)

@@ -460,13 +460,14 @@ cdef class AttributeMap:
         cdef Map pinned
         cdef kvmattr_walk walk
         cdef size_t count
+        cdef bint checked = out is not None
         cdef bint sound
         given = integer_array(gfns, "gfns")
         gfns = gfn_cells(given)
         count = gfns.size
         # An array of the caller's is not touched unless all gfns are right. One of ours may be thrown away half
         # written, so there the check goes along with the walk and reads the gfns only once.
-        if count and out is not None:
+        if count and checked:
             check_gfns(given, gfns, self.map.pages)
         out = output_array(out, count, given.shape)
         if count == 0:
@@ -476,12 +477,12 @@ cdef class AttributeMap:
         pin(&pinned, self.map)
         walk = walk_of(&pinned)
         if count < BULK_PAGES:
-            sound = take_checked(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
-                                 pinned.pages)
+            sound = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
+                               pinned.pages, checked)
         else:
             with nogil:
-                sound = take_checked(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
-                                     pinned.pages)
+                sound = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
+                                   pinned.pages, checked)
         unpin(&pinned)
         PyBuffer_Release(&gfns_view)
         PyBuffer_Release(&out_view)

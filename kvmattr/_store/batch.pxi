@@ -139,15 +139,19 @@ cdef int map_restore(Map *map, const Map *source) noexcept nogil:
 
 # ---- batches: groups under the mutex, without the GIL ----
 
-cdef bint take_checked(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t count,
-                       uint64_t pages) noexcept nogil:
-    """The attributes of pages, a cacheful at a time; False at the first cacheful with a gfn outside the map."""
+cdef bint take_pages(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t count, uint64_t pages,
+                     bint checked) noexcept nogil:
+    """The attributes of pages, a cacheful at a time; False at the first cacheful with a gfn outside the map, for
+    which nobody looks if all were checked before."""
     cdef size_t done = 0, some, i
+    cdef bint uniform = entry_handle(walk.root) == 0 and entry_first(walk.root) == walk.rest
     while done < count:
         some = count - done if count - done < TAKE_GROUP else TAKE_GROUP
-        if kernels.largest(gfns + done, some) >= pages:
+        if not checked and kernels.largest(gfns + done, some) >= pages:
             return False
-        if KVMATTR_COUNTING_BUILD:
+        if uniform:
+            memset(out + done, walk.rest, some)
+        elif KVMATTR_COUNTING_BUILD:
             for i in range(some):
                 out[done + i] = walk.get(walk, gfns[done + i])
         else:
@@ -167,48 +171,25 @@ cdef struct Batch:
     uint64_t changed
 
 
-cdef size_t put_located(Map *map, const Batch *batch, size_t first, size_t upto, uint64_t *changed) noexcept nogil:
+cdef inline int put_flips(Map *map, Batch *batch, size_t first, size_t upto) noexcept nogil:
     """Flip the bits of as many of the next pages as can be changed by that, all located before the first is
     touched; the number of pages that are done. It ends at a page that needs more, since what that does may move
     the leaves of those after it."""
-    cdef uint64_t *where[LOCATED]
-    cdef uint8_t k[LOCATED]
-    cdef uint8_t x[LOCATED]
     cdef kvmattr_walk walk = walk_of(map)
-    cdef const uint64_t *gfns = batch.starts + first
-    cdef uint64_t elsewhere, word, bit
-    cdef uint8_t old, new
-    cdef size_t step = batch.step
-    cdef int count = LOCATED if upto - first > LOCATED else <int>(upto - first)
-    cdef int i
-    cdef uint64_t flips = 0
-    elsewhere = kernels.locate(&walk, gfns, count, where, k, x)
-    for i in range(count):
-        # The first page of a block is also the F of its entries, the last page of the map speaks for those above.
-        if elsewhere >> i & 1 or gfns[i] & 511 == 0 or gfns[i] + 1 == map.pages:
-            break
-        word = where[i][0]
-        bit = <uint64_t>1 << (gfns[i] & 63)
-        old = x[i] ^ (k[i] if word & bit else 0)
-        new = (old & batch.k[(first + i) * step]) ^ batch.x[(first + i) * step]
-        if new == old:
-            continue
-        word ^= bit
-        if (new ^ old) != k[i] or word + 1 <= 1:
-            break
-        where[i][0] = word
-        flips += 1
-    else:
-        i = count
-    changed[0] += flips
-    kvmattr_raise_version(&map.version, flips)
-    return i
+    cdef size_t at = first * batch.step
+    cdef uint64_t changed = 0
+    cdef int done = kernels.put(&walk, batch.starts + first, LOCATED if upto - first > LOCATED else <int>(upto - first),
+                                batch.k + at, batch.x + at, batch.step, map.pages - 1, &changed)
+    batch.changed += changed
+    kvmattr_raise_version(&map.version, changed)
+    return done
 
 
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
     cdef size_t group, i = batch.done
-    cdef size_t located, beside = 0
+    cdef size_t beside = 0
+    cdef int flipped
     cdef UpdateResult result = UPDATE_UNCHANGED
     while i < upto:
         group = i + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
@@ -218,13 +199,13 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
             while i < group:
                 # While nobody shares with this map, every leaf is its own.
                 if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and upto - i >= LOCATED and i >= beside:
-                    located = put_located(map, batch, i, upto, &batch.changed)
-                    i += located
-                    if i >= group:
-                        break
+                    flipped = put_flips(map, batch, i, upto)
+                    i += flipped
                     # Where hardly any page is a plain flip, looking ahead does not pay for a while.
-                    if located < LOCATED // 8:
+                    if flipped < LOCATED // 8:
                         beside = i + LOCATED
+                    if flipped == LOCATED:
+                        continue
                 result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
                 if result < 0:
                     break

@@ -282,7 +282,7 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
         pin(&pinned, map)
         view = &pinned
     walk = walk_of(view)
-    take_checked(&walk, gfns, attributes, count, view.pages)
+    take_pages(&walk, gfns, attributes, count, view.pages, True)
     if pins:
         unpin(&pinned)
     return 0

@@ -123,64 +123,87 @@ cdef struct Plan:
     int count               # values of a palette, runs of a run leaf
     uint8_t varying
     uint8_t[4] values
-    uint64_t[4][8] bits     # pages that have values[i]
+    uint64_t[8] changes     # pages that differ from the page before them
+    uint64_t[4][8] bits     # pages that have values[i]; bits[0] is filled for a palette only
 
 
-cdef inline bint full_bits(const uint64_t *bits) noexcept nogil:
-    cdef uint64_t every = bits[0]
-    cdef int i
-    for i in range(1, 8):
-        every &= bits[i]
-    return every == <uint64_t>-1
+cdef inline int leaf_values(const uint8_t *block, Plan *plan) noexcept nogil:
+    """The first distinct values of a block of few runs, up to three, in order, and V of all: from where runs begin."""
+    cdef int i, at, found = 1
+    cdef uint8_t value
+    cdef uint64_t word
+    plan.values[0] = plan.values[1] = block[0]
+    plan.varying = 0
+    for i in range(8):
+        word = plan.changes[i]
+        while word:
+            at = 64 * i + kvmattr_first_bit(word)
+            word &= word - 1
+            value = block[at]
+            plan.varying |= value ^ block[0]
+            if value != plan.values[0] and value != plan.values[1]:
+                if found == 1:
+                    plan.values[1] = value
+                    found = 2
+                else:
+                    found = 3
+    return found
 
 
-cdef int count_transitions(const uint8_t *block, int pages) noexcept nogil:
-    """The number of pages that differ from the page before them."""
-    cdef int i, count = 0
-    for i in range(1, pages):
-        count += block[i] != block[i - 1]
-    return count
-
-
-cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
-    """Choose the smallest encoding of a block."""
+cdef inline int leaf_peel(const uint8_t *block, Plan *plan) noexcept nogil:
+    """The distinct values of a block and the pages that have each: up to four, 5 stands for more."""
     cdef uint64_t[8] seen
-    cdef int i, runs
-    plan.count = 0
+    cdef int i, found = 0
     memset(seen, 0, sizeof(seen))
-    # Peel off one value at a time: the first page that no value so far explains gives the next one.
-    while plan.count < 4:
+    # One value at a time: the first page that no value so far explains gives the next one.
+    while True:
         i = 0
         while i < 8 and seen[i] == <uint64_t>-1:
             i += 1
         if i == 8:
-            break
-        plan.values[plan.count] = block[64 * i + kvmattr_first_bit(~seen[i])]
-        kernels.match(block, plan.values[plan.count], 0xff, plan.bits[plan.count])
+            return found
+        if found == 4:
+            return 5
+        plan.values[found] = block[64 * i + kvmattr_first_bit(~seen[i])]
+        kernels.match(block, plan.values[found], 0xff, plan.bits[found])
         for i in range(8):
-            seen[i] |= plan.bits[plan.count][i]
-        plan.count += 1
-    if plan.count == 1:
+            seen[i] |= plan.bits[found][i]
+        found += 1
+
+
+cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
+    """Choose the smallest encoding of a block. Up to LEAF_RUNS runs of three and more values are smaller as a
+    run leaf than in any other encoding."""
+    cdef int runs, found
+    kernels.changes(block, plan.changes)
+    runs = <int>kernels.popcount(plan.changes, 8) + 1
+    if runs == 1:
         plan.kind = 0
         plan.varying = 0
         return
-    if plan.count == 2:
+    if runs <= LEAF_RUNS:
+        found = leaf_values(block, plan)
+        if found == 2:
+            kernels.match(block, plan.values[1], 0xff, plan.bits[1])
+    else:
+        found = leaf_peel(block, plan)
+    if found == 2:
         plan.kind = -1
         plan.size_class = BITMAP_CLASS
         plan.varying = plan.values[0] ^ plan.values[1]
-        return
-    plan.varying = kernels.varying(block)
-    if plan.count <= 4 and full_bits(seen):
-        plan.kind = CODED_PALETTE
-        plan.size_class = class_of_units[(PALETTE_BYTES + 15) // 16]
-    else:
-        plan.kind = CODED_BYTES
-        plan.size_class = class_of_units[(BYTES_BYTES + 15) // 16]
-    runs = count_transitions(block, 512) + 1
-    if runs <= LEAF_RUNS and run_leaf_bytes(runs) < class_bytes[plan.size_class]:
+    elif runs <= LEAF_RUNS:
         plan.kind = CODED_RUNS
         plan.count = runs
         plan.size_class = class_of_units[(run_leaf_bytes(runs) + 15) // 16]
+    else:
+        plan.varying = kernels.varying(block)
+        plan.count = found
+        if found <= 4:
+            plan.kind = CODED_PALETTE
+            plan.size_class = class_of_units[(PALETTE_BYTES + 15) // 16]
+        else:
+            plan.kind = CODED_BYTES
+            plan.size_class = class_of_units[(BYTES_BYTES + 15) // 16]
 
 
 cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
@@ -190,12 +213,13 @@ cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
     cdef uint8_t *payload
     cdef uint16_t *starts
     cdef Record *record
+    cdef uint64_t word
     cdef int i, run = 0
     if plan.kind == -1:
         memcpy(address_of(family, handle), plan.bits[1], 64)
         return
     record = <Record *>address_of(family, handle)
-    record.count = <uint8_t>plan.count
+    record.count = <uint8_t>plan.count          # of a leaf of bytes nobody asks
     payload = <uint8_t *>record + sizeof(Record)
     if plan.kind == CODED_BYTES:
         memcpy(payload, block, 512)
@@ -210,11 +234,13 @@ cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
         starts = <uint16_t *>record.starts
         payload = <uint8_t *>(starts + plan.count - 1)
         payload[0] = block[0]
-        for i in range(1, 512):
-            if block[i] != block[i - 1]:
-                starts[run] = <uint16_t>i
+        for i in range(8):
+            word = plan.changes[i]
+            while word:
+                starts[run] = <uint16_t>(64 * i + kvmattr_first_bit(word))
+                word &= word - 1
+                payload[run + 1] = block[starts[run]]
                 run += 1
-                payload[run] = block[i]
 
 
 cdef inline Entry leaf_entry(uint32_t handle, const uint8_t *block, const Plan *plan) noexcept nogil:
@@ -252,3 +278,66 @@ cdef Entry leaf_store(Family *family, uint32_t old, const uint8_t *block) noexce
         handle = leaf_new(family, plan.size_class, plan.kind)
     leaf_fill(family, handle, block, &plan)
     return leaf_entry(handle, block, &plan)
+
+
+# ---- an update of a part of a block ----
+
+cdef bint bits_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on the pages [lo, hi) of a uniform block or bitmap leaf, bit by bit, where that brings no
+    third value; False where it does (or might), and nothing is done."""
+    cdef Entry e = slot[0]
+    cdef uint32_t handle = entry_handle(e)
+    cdef uint8_t zero = entry_x(e), one = zero ^ entry_k(e)         # the values of a bit
+    cdef uint8_t new_zero = (zero & k) ^ x, new_one = (one & k) ^ x
+    cdef uint64_t[8] words
+    cdef uint64_t keep, toggle, within
+    cdef int i
+    if is_coded(handle):
+        return False
+    if handle == 0:
+        one = new_zero
+        memset(words, 0, sizeof(words))
+    else:
+        if (new_zero != zero and new_zero != one) or (new_one != zero and new_one != one):
+            return False
+        memcpy(words, address_of(family, handle), sizeof(words))
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
+    # What a bit becomes: (bit & keep) ^ toggle.
+    keep = <uint64_t>-1 if new_zero != new_one else 0
+    toggle = <uint64_t>-1 if new_zero != zero else 0
+    for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+        within = <uint64_t>-1
+        if i == lo >> 6:
+            within &= <uint64_t>-1 << (lo & 63)
+        if i == (hi - 1) >> 6:
+            within &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+        words[i] ^= (words[i] ^ ((words[i] & keep) ^ toggle)) & within
+    if words[0] + 1 <= 1 and words_uniform(words, 0, words[0]):
+        release(family, handle)
+        slot[0] = entry_uniform(one if words[0] else zero)
+        return True
+    if handle == 0 or reference_count(family, handle)[0] != 1:
+        release(family, handle)
+        handle = leaf_new(family, BITMAP_CLASS, 0)
+    memcpy(address_of(family, handle), words, sizeof(words))
+    slot[0] = entry_make(handle, zero ^ one, zero, zero ^ one, one if words[0] & 1 else zero)
+    return True
+
+
+cdef inline bint words_uniform(const uint64_t *words, int except_at, uint64_t value) noexcept nogil:
+    cdef int i
+    for i in range(8):
+        if i != except_at and words[i] != value:
+            return False
+    return True
+
+
+cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on the pages [lo, hi), not all, of a block."""
+    cdef uint8_t[512] block
+    cdef Entry e = slot[0]
+    if bits_update(family, slot, lo, hi, k, x):
+        return
+    leaf_decode(family, e, 0xff, 0, block)
+    kernels.affine(block + lo, hi - lo, k, x)
+    slot[0] = leaf_store(family, entry_handle(e), block)

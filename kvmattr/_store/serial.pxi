@@ -60,7 +60,7 @@ cdef bint write_block(Writer *writer) noexcept nogil:
     if not writer_room(writer):
         return False
     record = <uint8_t *>writer.out.data + writer.out.count
-    runs = count_transitions(writer.block, 512) + 1
+    runs = block_transitions(writer.block, 0, PAGES_PER_BLOCK) + 1
     size = 67 if plan.kind == -1 else 133 if plan.kind == CODED_PALETTE else 513
     if runs < 256 and 2 + 3 * runs - 2 < size:
         record[0] = SERIAL_RUNS

@@ -101,7 +101,6 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
     cdef uint32_t handle
     cdef Entry *entries
     cdef PageInfo *info
-    cdef uint8_t[512] block
     cdef Runs runs
     cdef int shift, first, last, i
     cdef uint64_t base
@@ -111,9 +110,7 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
         return
     handle = entry_handle(e)
     if level == 2:
-        leaf_decode(family, e, 0xff, 0, block)
-        kernels.affine(block + lo, hi - lo, k, x)
-        slot[0] = leaf_store(family, handle, block)
+        leaf_update(family, slot, <int>lo, <int>hi, k, x)
         return
     if handle == 0 or not is_node(handle):
         runs_load(family, e, &runs)
@@ -254,12 +251,42 @@ cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k,
     return UPDATE_CHANGED
 
 
+cdef UpdateResult map_flip(Map *map, uint64_t gfn, uint8_t varying) noexcept nogil:
+    """Give one page the other value of its bitmap leaf, or the second value of its uniform block, where `varying`
+    are the bits by which the two differ, nothing is pending on the way, and the leaf keeps two values. What is
+    shared on the way is copied first. A page whose value the entries above know has no business here."""
+    cdef Family *family = map.family
+    cdef Entry *slot = &map.root
+    cdef uint32_t handle, copy
+    cdef int level = map.level
+    kvmattr_assert(gfn & 511 != 0 and gfn + 1 != map.pages)
+    if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
+        return UPDATE_NO_MEMORY
+    while level > 2:
+        handle = node_own(family, entry_handle(slot[0]), level)
+        # The new value differs from its neighbours by bits that varied already, and by these.
+        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << 48
+        slot = &node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
+        level -= 1
+    handle = entry_handle(slot[0])
+    if handle == 0 or reference_count(family, handle)[0] != 1:
+        copy = leaf_new(family, BITMAP_CLASS, 0)
+        memcpy(address_of(family, copy), address_of(family, handle), 64)    # of handle 0 zeros
+        release(family, handle)
+        slot[0] = entry_make(copy, varying, entry_x(slot[0]), varying, entry_first(slot[0]))
+        handle = copy
+    (<uint64_t *>address_of(family, handle))[(gfn >> 6) & 7] ^= <uint64_t>1 << (gfn & 63)
+    kvmattr_raise_version(&map.version, 1)
+    family_settle(family)
+    return UPDATE_CHANGED
+
+
 cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. In a bitmap leaf of ours that holds both the old and the new value it is a flip
-    of one bit; everything else goes the way of a range."""
+    of one bit; in one that is shared and in a uniform block it is that after a copy; everything else goes the way of
+    a range."""
     cdef Family *family = map.family
     cdef Entry e = map.root
-    cdef Entry *entries
     cdef PageInfo *info
     cdef uint32_t handle = entry_handle(e)
     cdef int level = map.level
@@ -279,7 +306,7 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
         e = node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
         handle = entry_handle(e)
         level -= 1
-    if handle == 0 or is_coded(handle):
+    if is_coded(handle):
         return map_update(map, gfn, gfn + 1, k, x)
     kvmattr_count_pages(family, 1)
     words = <uint64_t *>address_of(family, handle) + ((gfn >> 6) & 7)
@@ -289,25 +316,19 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
-    if (new ^ old) != entry_k(e) or not ours:
-        return map_update(map, gfn, gfn + 1, k, x)
-    if (shared or map.level == 2) and reference_count(family, handle)[0] != 1:
+    if handle == 0:
+        return map_flip(map, gfn, new ^ old)
+    if (new ^ old) != entry_k(e):
         return map_update(map, gfn, gfn + 1, k, x)
     word ^= bit
     # The leaf may be uniform now, only if this word is.
     if word + 1 <= 1 and words_uniform(words - ((gfn >> 6) & 7), (gfn >> 6) & 7, word):
         return map_update(map, gfn, gfn + 1, k, x)
+    if not ours or ((shared or map.level == 2) and reference_count(family, handle)[0] != 1):
+        return map_flip(map, gfn, new ^ old)
     words[0] = word
     kvmattr_raise_version(&map.version, 1)
     return UPDATE_CHANGED
-
-
-cdef inline bint words_uniform(const uint64_t *words, int except_at, uint64_t value) noexcept nogil:
-    cdef int i
-    for i in range(8):
-        if i != except_at and words[i] != value:
-            return False
-    return True
 
 
 cdef void map_fill(Map *map, uint8_t value) noexcept nogil:

@@ -38,13 +38,32 @@ cdef void entry_pages(const Family *family, Entry e, int level, uint64_t lo, uin
     span = level_span(level - 1)
     first = <int>(lo >> shift)
     last = <int>((hi - 1) >> shift)
+    if level == 3 and first < last and not KVMATTR_COUNTING_BUILD:
+        blocks_pages(family, entries, lo, hi, k, x, out)
+        return
     for i in range(first, last + 1):
         base = <uint64_t>i << shift
         start = lo - base if i == first else 0
         stop = hi - base if i == last else span
-        if level == 3 and i + 6 <= last:
-            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 6])))
         entry_pages(family, entries[i], level - 1, start, stop, k, x, out + (base + start - lo))
+
+
+cdef void blocks_pages(const Family *family, const Entry *entries, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                       uint8_t *out) noexcept nogil:
+    """The pages [lo, hi) below the entries of blocks: the whole blocks among them in one go."""
+    cdef uint64_t[8] left
+    cdef int first = <int>((lo + 511) >> 9), stop = <int>(hi >> 9), i
+    cdef uint8_t *whole = out + ((<uint64_t>first << 9) - lo)
+    if lo & 511:
+        entry_pages(family, entries[first - 1], 2, lo & 511, 512, k, x, out)
+    kernels.pages(family.bias, entries + first, stop - first, k, x, whole, left)
+    for i in range(8):
+        while left[i]:
+            leaf_decode(family, entries[first + 64 * i + kvmattr_first_bit(left[i])], k, x,
+                        whole + 512 * (64 * i + kvmattr_first_bit(left[i])))
+            left[i] &= left[i] - 1
+    if hi & 511:
+        entry_pages(family, entries[stop], 2, 0, hi & 511, k, x, whole + 512 * (stop - first))
 
 
 cdef void map_pages(const Map *map, uint64_t start, uint64_t stop, uint8_t *out) noexcept nogil:
@@ -171,9 +190,14 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     cdef int i, at
     if is_coded(entry_handle(e)):
         leaf_decode(family, e, k, x, block)
+        kernels.changes(block, changes)
         start = lo
-        for at in range(lo + 1, hi):
-            if block[at] != block[at - 1]:
+        changes[lo >> 6] &= <uint64_t>-2 << (lo & 63)
+        changes[(hi - 1) >> 6] &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+        for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+            while changes[i]:
+                at = 64 * i + kvmattr_first_bit(changes[i])
+                changes[i] &= changes[i] - 1
                 if not sink_add(sink, base + start, base + at, block[start]):
                     return False
                 start = at
@@ -256,6 +280,14 @@ cdef inline void edge_add(Edge *edge, uint8_t first, uint8_t last, uint64_t insi
     edge.any = True
 
 
+cdef inline uint64_t block_transitions(const uint8_t *block, int lo, int hi) noexcept nogil:
+    """The number of pages of (lo, hi) that differ from the page before them."""
+    cdef uint64_t[8] changes
+    kernels.changes(block, changes)
+    changes[lo >> 6] &= ~(<uint64_t>1 << (lo & 63))
+    return bits_count(changes, lo, hi)
+
+
 cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
                             uint8_t x, Edge *edge) noexcept nogil:
     """Count where pages of [lo, hi), not empty, differ from the page before them."""
@@ -275,7 +307,7 @@ cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t l
     elif level == 2:
         if is_coded(entry_handle(e)):
             leaf_decode(family, e, k, x, block)
-            edge_add(edge, block[lo], block[hi - 1], count_transitions(block + lo, <int>(hi - lo)))
+            edge_add(edge, block[lo], block[hi - 1], block_transitions(block, <int>lo, <int>hi))
         else:
             kvmattr_count_pages(family, hi - lo)
             words = <const uint64_t *>address_of(family, entry_handle(e))

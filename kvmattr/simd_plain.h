@@ -1,0 +1,310 @@
+/* The kernels in plain C: their meaning, and what every machine can run. Included by simd.h. */
+#ifndef KVMATTR_SIMD_PLAIN_H
+#define KVMATTR_SIMD_PLAIN_H
+
+/* Each of the 256 bytes of bits, spread to 8 bytes of 0 or 0xff. Filled once at import. */
+static uint64_t kvmattr_spread[256];
+
+static void kvmattr_fill_spread(void)
+{
+    for (int byte = 0; byte < 256; byte++) {
+        uint8_t cells[8];
+        for (int bit = 0; bit < 8; bit++)
+            cells[bit] = (byte >> bit) & 1 ? 0xff : 0;
+        memcpy(&kvmattr_spread[byte], cells, 8);
+    }
+}
+
+static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
+{
+    return (uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)handle);
+}
+
+/* ---- plain C, Also recompiled for AVX2 and AVX-512 where the compiler's own vectors are as good as ours ---- */
+
+#define KVMATTR_REPEAT(byte) ((uint64_t)(byte) * 0x0101010101010101ULL)
+
+#define KVMATTR_PLAIN(NAME, TARGET)                                                                          \
+    TARGET static void kvmattr_affine_##NAME(uint8_t *p, size_t n, uint8_t k, uint8_t x)                     \
+    {                                                                                                        \
+        for (size_t i = 0; i < n; i++)                                                                       \
+            p[i] = (uint8_t)((p[i] & k) ^ x);                                                                \
+    }                                                                                                        \
+    TARGET static uint8_t kvmattr_varying_##NAME(const uint8_t *block)                                       \
+    {                                                                                                        \
+        uint64_t first = KVMATTR_REPEAT(block[0]), any[4] = {0, 0, 0, 0};                                    \
+        for (int i = 0; i < KVMATTR_BLOCK; i += 32)                                                          \
+            for (int j = 0; j < 4; j++)                                                                      \
+                any[j] |= kvmattr_load64(block + i + 8 * j) ^ first;                                         \
+        uint64_t bits = any[0] | any[1] | any[2] | any[3];                                                   \
+        bits |= bits >> 32;                                                                                  \
+        bits |= bits >> 16;                                                                                  \
+        bits |= bits >> 8;                                                                                   \
+        return (uint8_t)bits;                                                                                \
+    }                                                                                                        \
+    TARGET static uint8_t kvmattr_summary_##NAME(const uint64_t *entries)                                    \
+    {                                                                                                        \
+        uint64_t first = entries[0], any = 0, differ = 0;                                                    \
+        for (int i = 0; i < 512; i++) {                                                                      \
+            any |= entries[i];                                                                               \
+            differ |= entries[i] ^ first;                                                                    \
+        }                                                                                                    \
+        return (uint8_t)((any >> 48) | (differ >> 56));                                                      \
+    }                                                                                                        \
+    TARGET static int kvmattr_apply_##NAME(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)      \
+    {                                                                                                        \
+        uint64_t idle = 0;                                                                                   \
+        for (size_t i = 0; i < n; i++) {                                                                     \
+            uint64_t entry = (entries[i] & keep) ^ toggle;                                                   \
+            entries[i] = entry;                                                                              \
+            idle |= (uint64_t)((entry & 0xffffffff) != 0) & (uint64_t)((entry & 0x00ff000000000000) == 0);   \
+        }                                                                                                    \
+        return (int)idle;                                                                                    \
+    }                                                                                                        \
+    TARGET static uint64_t kvmattr_popcount_##NAME(const uint64_t *words, size_t n)                          \
+    {                                                                                                        \
+        uint64_t sum = 0;                                                                                    \
+        for (size_t i = 0; i < n; i++)                                                                       \
+            sum += (uint64_t)__builtin_popcountll(words[i]);                                                 \
+        return sum;                                                                                          \
+    }
+
+KVMATTR_PLAIN(portable, )
+
+static void kvmattr_expand_portable(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out)
+{
+    uint64_t keep = KVMATTR_REPEAT(k), toggle = KVMATTR_REPEAT(x);
+    for (int i = 0; i < 8; i++) {
+        uint64_t word = words[i];
+        for (int j = 0; j < 8; j++) {
+            uint64_t cells = (kvmattr_spread[(word >> (8 * j)) & 0xff] & keep) ^ toggle;
+            memcpy(out + 64 * i + 8 * j, &cells, 8);
+        }
+    }
+}
+
+static void kvmattr_match_portable(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits)
+{
+    const uint64_t low7 = 0x7f7f7f7f7f7f7f7fULL;
+    uint64_t wanted = KVMATTR_REPEAT(want), masked = KVMATTR_REPEAT(mask);
+    for (int i = 0; i < 8; i++) {
+        uint64_t word = 0;
+        for (int j = 0; j < 8; j++) {
+            uint64_t t = (kvmattr_load64(block + 64 * i + 8 * j) ^ wanted) & masked;
+            uint64_t zero = ~(((t & low7) + low7) | t | low7); /* 0x80 in each byte of t that is zero */
+            word |= (((zero >> 7) * 0x0102040810204080ULL) >> 56) << (8 * j);
+        }
+        bits[i] = word;
+    }
+}
+
+static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
+{
+    const uint64_t low7 = 0x7f7f7f7f7f7f7f7fULL;
+    for (int i = 0; i < 8; i++) {
+        uint64_t word = 0;
+        for (int j = 0; j < 8; j++) {
+            const uint8_t *at = block + 64 * i + 8 * j;
+            uint64_t before;
+            if (i || j)
+                before = kvmattr_load64(at - 1);
+            else {      /* the first page is compared with itself */
+                uint8_t cells[8] = {at[0], at[0], at[1], at[2], at[3], at[4], at[5], at[6]};
+                before = kvmattr_load64(cells);
+            }
+            uint64_t t = kvmattr_load64(at) ^ before;
+            uint64_t differ = (((t & low7) + low7) | t) & ~low7; /* 0x80 in each byte of t that is not zero */
+            word |= (((differ >> 7) * 0x0102040810204080ULL) >> 56) << (8 * j);
+        }
+        bits[i] = word;
+    }
+}
+
+/* Also recompiled for AVX2. */
+#define KVMATTR_SUMS(NAME, TARGET)                                                                          \
+    TARGET static uint64_t kvmattr_largest_##NAME(const uint64_t *gfns, size_t n)                            \
+    {                                                                                                        \
+        uint64_t most[4] = {0, 0, 0, 0};                                                                     \
+        size_t i = 0;                                                                                        \
+        for (; i + 4 <= n; i += 4)                                                                           \
+            for (int j = 0; j < 4; j++)                                                                      \
+                most[j] = gfns[i + j] > most[j] ? gfns[i + j] : most[j];                                     \
+        for (; i < n; i++)                                                                                   \
+            most[0] = gfns[i] > most[0] ? gfns[i] : most[0];                                                 \
+        uint64_t a = most[0] > most[1] ? most[0] : most[1], b = most[2] > most[3] ? most[2] : most[3];       \
+        return a > b ? a : b;                                                                                \
+    }                                                                                                        \
+    TARGET static uint64_t kvmattr_count_##NAME(const uintptr_t *bias, const uint64_t *entries, uint8_t k,   \
+                                                uint8_t x, uint8_t want, uint8_t mask, uint64_t *left)       \
+    {                                                                                                        \
+        uint64_t sum = 0, ones[8] = {0, 0, 0, 0, 0, 0, 0, 0};                                                \
+        for (int i = 0; i < 512; i++) {                                                                      \
+            uint64_t entry = entries[i];                                                                     \
+            uint32_t handle = (uint32_t)entry;                                                               \
+            uint8_t first = (uint8_t)((((entry >> 56) & k) ^ x ^ want) & mask);                              \
+            uint8_t varying = (uint8_t)(entry >> 48) & k & mask;                                             \
+            left[i >> 6] &= ~((uint64_t)1 << (i & 63));                                                      \
+            if (varying == 0) {                                                                              \
+                sum += first ? 0 : 512;                                                                      \
+            } else if (handle & 1) {                                                                         \
+                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
+            } else if ((first & ~varying) == 0) {                                                            \
+                const uint64_t *words = kvmattr_words(bias, handle);                                         \
+                uint8_t zero = (uint8_t)((((entry >> 40) & k) ^ x ^ want) & mask);                           \
+                uint8_t one = (uint8_t)(zero ^ ((entry >> 32) & k & mask));                                  \
+                /* Masked bits vary, so at most one of the two values matches. */                            \
+                uint64_t flip = zero == 0 ? ~(uint64_t)0 : 0;                                                \
+                if (zero == 0 || one == 0)                                                                   \
+                    for (int j = 0; j < 8; j++)                                                              \
+                        ones[j] += (uint64_t)__builtin_popcountll(words[j] ^ flip);                          \
+            }                                                                                                \
+        }                                                                                                    \
+        for (int j = 0; j < 8; j++)                                                                          \
+            sum += ones[j];                                                                                  \
+        return sum;                                                                                          \
+    }
+
+KVMATTR_SUMS(portable, )
+
+/* The blocks of a node, one leaf each: what is not a bitmap leaf or uniform is left to the caller. */
+#define KVMATTR_NODES(NAME, TARGET)                                                                          \
+    TARGET static void kvmattr_pages_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,           \
+                                            uint8_t k, uint8_t x, uint8_t *out, uint64_t *left)              \
+    {                                                                                                        \
+        for (int i = 0; i < 8; i++)                                                                          \
+            left[i] = 0;                                                                                     \
+        for (int i = 0; i < n; i++) {                                                                        \
+            uint64_t entry = entries[i];                                                                     \
+            uint32_t handle = (uint32_t)entry;                                                               \
+            if (i + 6 < n)                                                                                   \
+                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 6]));                             \
+            if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
+                memset(out + 512 * i, (uint8_t)(((entry >> 56) & k) ^ x), 512);                              \
+            else if (handle & 1)                                                                             \
+                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
+            else                                                                                             \
+                kvmattr_expand_##NAME(kvmattr_words(bias, handle), (uint8_t)((entry >> 32) & k),             \
+                                      (uint8_t)(((entry >> 40) & k) ^ x), out + 512 * i);                    \
+        }                                                                                                    \
+    }
+
+KVMATTR_NODES(portable, )
+
+/* An update of one page of a bitmap leaf, as what it does to its word: (word & keep) ^ toggle. */
+typedef struct kvmattr_flip {
+    uint64_t keep, toggle;
+} kvmattr_flip;
+
+/* The flip that new = (old & keep) ^ toggle is in a leaf with the values x and k ^ x; 0 if a new value could be
+ * neither of these. */
+static inline int kvmattr_flip_of(uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint64_t gfn,
+                                  kvmattr_flip *flip)
+{
+    /* What becomes of a page that has x, and of one that has the other value: 0 stands for x, k for the other. */
+    uint8_t zero = (uint8_t)((x & keep) ^ toggle ^ x), one = (uint8_t)(((x ^ k) & keep) ^ toggle ^ x);
+    uint64_t bit = (uint64_t)1 << (gfn & 63);
+    flip->keep = zero == one ? ~bit : ~(uint64_t)0;
+    flip->toggle = zero ? bit : 0;
+    return (zero == 0 || zero == k) && (one == 0 || one == k);
+}
+
+/* Whether a bitmap leaf, aligned to its 64 bytes, has one value only once *where is `word` instead of `old`. */
+static inline int kvmattr_leaves_one_value(const uint64_t *where, uint64_t old, uint64_t word)
+{
+    if (word + 1 > 1 || word == old)
+        return 0;
+    const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & ~(uintptr_t)63);
+    uint64_t differ = 0;
+    for (int i = 0; i < 8; i++)
+        differ |= leaf + i == where ? 0 : leaf[i] ^ word;
+    return differ == 0;
+}
+
+/* A way that leads to anything else than nodes goes on in the page of zeros (handle 0), so that no load goes astray.
+ *
+ * Groups of 32 pages: all are walked to their last word before the first is read, so that many loads are under
+ * way at once. A page whose way leads through another encoding than node, bitmap leaf and uniform entry is
+ * answered by `get`. */
+#define KVMATTR_WALKS(NAME, TARGET)                                                                          \
+    TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
+                                           size_t n)                                                         \
+    {                                                                                                        \
+        enum { GROUP = 32 };                                                                                 \
+        const uint64_t *where[GROUP];                                                                        \
+        uint8_t k[GROUP], x[GROUP];                                                                          \
+        for (size_t done = 0; done < n; done += GROUP) {                                                     \
+            int count = n - done < GROUP ? (int)(n - done) : GROUP;                                          \
+            uint32_t slow = 0;                                                                               \
+            for (int i = 0; i < count; i++) {                                                                \
+                uint64_t gfn = gfns[done + i], entry = walk->root;                                           \
+                uint32_t handle = (uint32_t)entry, keep = 0xff, toggle = 0, coded = gfn >= walk->span;       \
+                for (int level = walk->level; level > 2; level--) {                                          \
+                    toggle ^= (uint32_t)(entry >> 40) & keep;                                                \
+                    keep &= (uint32_t)(entry >> 32);                                                         \
+                    coded |= handle & 511;                                                                   \
+                    entry = kvmattr_words(walk->bias, handle & 511 ? 0 : handle)                             \
+                        [(gfn >> (9 * (level - 2))) & 511];                                                  \
+                    handle = (uint32_t)entry;                                                                \
+                }                                                                                            \
+                coded |= handle & 7;                                                                         \
+                where[i] = kvmattr_words(walk->bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);            \
+                kvmattr_prefetch(where[i]);                                                                  \
+                x[i] = (uint8_t)(toggle ^ ((uint32_t)(entry >> 40) & keep));                                 \
+                k[i] = (uint8_t)(keep & (uint32_t)(entry >> 32));                                            \
+                slow |= (uint32_t)(coded != 0) << i;                                                         \
+            }                                                                                                \
+            for (int i = 0; i < count; i++) {                                                                \
+                unsigned bit = (unsigned)(*where[i] >> (gfns[done + i] & 63)) & 1;                           \
+                out[done + i] = (uint8_t)((k[i] & (0u - bit)) ^ x[i]);                                       \
+            }                                                                                                \
+            for (; slow; slow &= slow - 1)                                                                   \
+                out[done + __builtin_ctz(slow)] = walk->get(walk, gfns[done + __builtin_ctz(slow)]);         \
+        }                                                                                                    \
+    }                                                                                                        \
+    TARGET static int kvmattr_put_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,              \
+                                         const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,   \
+                                         uint64_t *changed)                                                  \
+    {                                                                                                        \
+        uint64_t *where[64];                                                                                 \
+        kvmattr_flip flips[64];                                                                              \
+        int i;                                                                                               \
+        for (i = 0; i < n; i++) {                                                                            \
+            uint64_t gfn = gfns[i], entry = walk->root;                                                      \
+            uint32_t handle = (uint32_t)entry, away = gfn >= walk->span || gfn == last || !(gfn & 511);      \
+            for (int level = walk->level; level > 2; level--) {                                              \
+                /* k = 0xff and x = 0 in an entry on which nothing is pending. */                            \
+                away |= (handle & 511) | (((uint32_t)(entry >> 32) & 0xffff) ^ 0xff);                        \
+                entry = kvmattr_words(walk->bias, handle & 511 ? 0 : handle)[(gfn >> (9 * (level - 2))) & 511]; \
+                handle = (uint32_t)entry;                                                                    \
+            }                                                                                                \
+            where[i] = kvmattr_words(walk->bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);                \
+            away |= handle == 0 || handle & 7;                                                               \
+            away |= !kvmattr_flip_of((uint8_t)(entry >> 32), (uint8_t)(entry >> 40), ks[i * step],           \
+                                     xs[i * step], gfn, &flips[i]);                                          \
+            if (away)                                                                                        \
+                break;                                                                                       \
+            kvmattr_prefetch_to_write(where[i]);                                                             \
+        }                                                                                                    \
+        int upto = i;                                                                                        \
+        uint64_t sum = 0;                                                                                    \
+        for (i = 0; i < upto; i++) {                                                                         \
+            uint64_t old = *where[i], word = (old & flips[i].keep) ^ flips[i].toggle;                        \
+            if (kvmattr_leaves_one_value(where[i], old, word))                                               \
+                break;                                                                                       \
+            sum += word != old;                                                                              \
+            *where[i] = word;                                                                                \
+        }                                                                                                    \
+        *changed += sum;                                                                                     \
+        return i;                                                                                            \
+    }
+
+KVMATTR_WALKS(portable, )
+
+static const kvmattr_kernels kvmattr_portable = {
+    "portable", kvmattr_expand_portable, kvmattr_affine_portable, kvmattr_match_portable,
+    kvmattr_changes_portable, kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable,
+    kvmattr_pages_portable, kvmattr_count_portable, kvmattr_popcount_portable, kvmattr_largest_portable,
+    kvmattr_put_portable, kvmattr_take_portable,
+};
+
+#endif /* KVMATTR_SIMD_PLAIN_H */
