@@ -152,6 +152,9 @@ cdef extern from "simd.h" nogil:
         bint (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
         void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
                       uint64_t *left) noexcept nogil
+        uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
+                          uint8_t *last, uint64_t *left) noexcept nogil
+        unsigned (*changing)(const uint64_t *words) noexcept nogil
         uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
                           uint8_t mask, uint64_t *left) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil

@@ -6,11 +6,31 @@
 #include <Python.h>
 #include <stdint.h>
 
+/* An int of one digit, as a gfn below 4 TiB is: read without a call. */
+static inline int kvmattr_short_integer(PyObject *object, int64_t *value)
+{
+    if (!PyLong_CheckExact(object))
+        return 0;
+#if PY_VERSION_HEX >= 0x030C0000
+    if (!PyUnstable_Long_IsCompact((PyLongObject *)object))
+        return 0;
+    *value = PyUnstable_Long_CompactValue((PyLongObject *)object);
+#else
+    Py_ssize_t size = Py_SIZE(object);      /* digits, negative for a negative number */
+    if (size < -1 || size > 1)
+        return 0;
+    *value = size ? size * (int64_t)((PyLongObject *)object)->ob_digit[0] : 0;
+#endif
+    return 1;
+}
+
 /* 0: *value is set; 1: an integer beyond 64 bits (saturated: INT64_MIN or INT64_MAX); -1: not an integer,
  * TypeError is set. */
 static inline int kvmattr_integer(PyObject *object, int64_t *value)
 {
     int overflow;
+    if (kvmattr_short_integer(object, value))
+        return 0;
     if (PyLong_Check(object)) {
         *value = PyLong_AsLongLongAndOverflow(object, &overflow);
     } else {

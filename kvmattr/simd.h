@@ -52,6 +52,13 @@ typedef struct kvmattr_kernels {
      * lead to coded leaves: their bits are set in left[8]. */
     void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
                   uint64_t *left);
+    /* How often a page of the n blocks below entries of level 2 differs from the page before it in its block, and
+     * the first and last (page & k) ^ x of each block; of entries that lead to coded leaves nothing is counted and
+     * their bits are set in left[8]. */
+    uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
+                      uint8_t *last, uint64_t *left);
+    /* Which of the 8 words of a bitmap leaf have a bit that differs from the one before it in the leaf. */
+    unsigned (*changing)(const uint64_t *words);
     /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0, but for entries that lead to
      * coded leaves: their bits are set in left[8]. */
     uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,

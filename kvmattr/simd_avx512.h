@@ -295,13 +295,35 @@ KVMATTR_AVX512 static int kvmattr_put_avx512(const kvmattr_walk *walk, const uin
     return i;
 }
 
+/* ---- leaves of a node ---- */
+
+KVMATTR_AVX512 static inline __m512i kvmattr_flip_bits(const uint64_t *words)
+{
+    const __m512i after_first = _mm512_set_epi64(-1, -1, -1, -1, -1, -1, -1, -2);
+    __m512i bits = _mm512_loadu_si512(words);
+    __m512i carry = _mm512_srli_epi64(_mm512_alignr_epi64(bits, bits, 7), 63);
+    __m512i before = _mm512_or_si512(_mm512_slli_epi64(bits, 1), carry);
+    return _mm512_and_si512(_mm512_xor_si512(bits, before), after_first);
+}
+
+KVMATTR_AVX512 static unsigned kvmattr_changing_avx512(const uint64_t *words)
+{
+    __m512i flips = kvmattr_flip_bits(words);
+    return _mm512_test_epi64_mask(flips, flips);
+}
+
+KVMATTR_AVX512 static inline uint64_t kvmattr_inside_avx512(const uint64_t *words)
+{
+    return (uint64_t)_mm512_reduce_add_epi64(_mm512_popcnt_epi64(kvmattr_flip_bits(words)));
+}
+
 KVMATTR_NODES(avx512, KVMATTR_AVX512)
 
 static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
     kvmattr_changes_avx512, kvmattr_varying_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
-    kvmattr_pages_avx512, kvmattr_count_avx512, kvmattr_popcount_avx512, kvmattr_largest_avx512,
-    kvmattr_put_avx512, kvmattr_take_avx512,
+    kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_changing_avx512, kvmattr_count_avx512,
+    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_put_avx512, kvmattr_take_avx512,
 };
 
 #endif /* KVMATTR_SIMD_AVX512_H */

@@ -166,6 +166,30 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
 
 KVMATTR_SUMS(portable, )
 
+/* Also recompiled for AVX2. */
+#define KVMATTR_CHANGES(NAME, TARGET)                                                                        \
+    TARGET static unsigned kvmattr_changing_##NAME(const uint64_t *words)                                    \
+    {                                                                                                        \
+        uint64_t before = words[0] & 1;                                                                      \
+        unsigned any = 0;                                                                                    \
+        for (int i = 0; i < 8; i++) {                                                                        \
+            any |= (unsigned)(words[i] != (words[i] << 1 | before)) << i;                                    \
+            before = words[i] >> 63;                                                                         \
+        }                                                                                                    \
+        return any;                                                                                          \
+    }                                                                                                        \
+    TARGET static inline uint64_t kvmattr_inside_##NAME(const uint64_t *words)                               \
+    {                                                                                                        \
+        uint64_t before = words[0] & 1, sum = 0;                                                             \
+        for (int i = 0; i < 8; i++) {                                                                        \
+            sum += (uint64_t)__builtin_popcountll(words[i] ^ (words[i] << 1 | before));                      \
+            before = words[i] >> 63;                                                                         \
+        }                                                                                                    \
+        return sum;                                                                                          \
+    }
+
+KVMATTR_CHANGES(portable, )
+
 /* The blocks of a node, one leaf each: what is not a bitmap leaf or uniform is left to the caller. */
 #define KVMATTR_NODES(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_pages_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,           \
@@ -186,6 +210,31 @@ KVMATTR_SUMS(portable, )
                 kvmattr_expand_##NAME(kvmattr_words(bias, handle), (uint8_t)((entry >> 32) & k),             \
                                       (uint8_t)(((entry >> 40) & k) ^ x), out + 512 * i);                    \
         }                                                                                                    \
+    }                                                                                                        \
+    TARGET static uint64_t kvmattr_edges_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,       \
+                                                uint8_t k, uint8_t x, uint8_t *first, uint8_t *last,         \
+                                                uint64_t *left)                                              \
+    {                                                                                                        \
+        uint64_t sum = 0;                                                                                    \
+        for (int i = 0; i < 8; i++)                                                                          \
+            left[i] = 0;                                                                                     \
+        for (int i = 0; i < n; i++) {                                                                        \
+            uint64_t entry = entries[i];                                                                     \
+            uint32_t handle = (uint32_t)entry;                                                               \
+            if (i + 12 < n)                                                                                  \
+                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));                            \
+            first[i] = last[i] = (uint8_t)(((entry >> 56) & k) ^ x);                                         \
+            if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
+                continue;                                                                                    \
+            if (handle & 1) {                                                                                \
+                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
+                continue;                                                                                    \
+            }                                                                                                \
+            const uint64_t *words = kvmattr_words(bias, handle);                                             \
+            sum += kvmattr_inside_##NAME(words);                                                             \
+            last[i] = (uint8_t)(((entry >> 40) & k) ^ x ^ ((0 - (words[7] >> 63)) & (entry >> 32) & k));     \
+        }                                                                                                    \
+        return sum;                                                                                          \
     }
 
 KVMATTR_NODES(portable, )
@@ -303,8 +352,8 @@ KVMATTR_WALKS(portable, )
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_affine_portable, kvmattr_match_portable,
     kvmattr_changes_portable, kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable,
-    kvmattr_pages_portable, kvmattr_count_portable, kvmattr_popcount_portable, kvmattr_largest_portable,
-    kvmattr_put_portable, kvmattr_take_portable,
+    kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_changing_portable, kvmattr_count_portable,
+    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_put_portable, kvmattr_take_portable,
 };
 
 #endif /* KVMATTR_SIMD_PLAIN_H */

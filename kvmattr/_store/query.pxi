@@ -232,7 +232,8 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
         return 0
     if level == 2:
         leaf_match(family, e, k, x, question, bits)
-        return bits_count(bits, <int>lo, <int>hi)
+        bits_clip(bits, <int>lo, <int>hi)
+        return kernels.popcount(bits, 8)
     if not is_node(entry_handle(e)):
         record = run_list_at(family, entry_handle(e), &starts, &values)
         for i in range(run_list_find(starts, record.count, lo), record.count):
@@ -266,16 +267,15 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
     return sum
 
 
-cdef inline uint64_t bits_count(uint64_t *bits, int lo, int hi) noexcept nogil:
-    """The set bits in [lo, hi) of a block's 512; clears those outside."""
+cdef inline void bits_clip(uint64_t *bits, int lo, int hi) noexcept nogil:
+    """Clear those of a block's 512 bits that are outside [lo, hi), which may be empty."""
     cdef int i
-    for i in range(0, lo >> 6):
-        bits[i] = 0
-    bits[lo >> 6] &= <uint64_t>-1 << (lo & 63)
+    for i in range(8):
+        if 64 * i + 64 <= lo or 64 * i >= hi:
+            bits[i] = 0
+    if lo < 512:
+        bits[lo >> 6] &= <uint64_t>-1 << (lo & 63)
     bits[(hi - 1) >> 6] &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
-    for i in range(((hi - 1) >> 6) + 1, 8):
-        bits[i] = 0
-    return kernels.popcount(bits, 8)
 
 
 cdef uint64_t map_count(const Map *map, uint64_t start, uint64_t stop, uint8_t want,

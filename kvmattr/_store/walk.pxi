@@ -168,14 +168,44 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
     span = level_span(level - 1)
     first = <int>(lo >> shift)
     last = <int>((hi - 1) >> shift)
-    for i in range(first, last + 1):
+    i = first
+    while i <= last:
         child = <uint64_t>i << shift
-        if level == 3 and i + 6 <= last:
-            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 6])))
-        if not entry_runs(family, entries[i], level - 1, base + child, lo - child if i == first else 0,
+        if level == 3 and lo <= child:
+            i += blocks_records(family, entries + i, <int>((hi - child) >> 9), base + child, k, x, sink)
+            if i > last:
+                break
+            child = <uint64_t>i << shift
+        if not entry_runs(family, entries[i], level - 1, base + child, lo - child if lo > child else 0,
                           hi - child if i == last else span, k, x, sink):
             return False
+        i += 1
     return True
+
+
+cdef int blocks_records(const Family *family, const Entry *entries, int count, uint64_t base, uint8_t k, uint8_t x,
+                        RunSink *sink) noexcept nogil:
+    """The runs of the next whole blocks into an array, as long as they are uniform or bitmap leaves and it has room;
+    how many blocks that were."""
+    cdef int i
+    cdef Entry e
+    if sink.out == NULL or KVMATTR_COUNTING_BUILD:
+        return 0
+    for i in range(count):
+        e = entries[i]
+        if i + 12 < count:
+            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 12])))
+        if sink.end - sink.out <= PAGES_PER_BLOCK:
+            return i
+        if entry_varying(e) & k == 0:
+            sink_add(sink, base, base + PAGES_PER_BLOCK, (entry_first(e) & k) ^ x)
+        elif is_coded(entry_handle(e)):
+            return i
+        else:
+            leaf_records(<const uint64_t *>address_of(family, entry_handle(e)), base, (entry_x(e) & k) ^ x,
+                         entry_k(e) & k, sink)
+        base += PAGES_PER_BLOCK
+    return count
 
 
 cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi, uint8_t k, uint8_t x,
@@ -186,14 +216,13 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     cdef uint8_t both = entry_k(e) & k
     cdef uint64_t start
     cdef uint8_t value
-    cdef RunRecord *out
+    cdef const uint64_t *words
     cdef int i, at
     if is_coded(entry_handle(e)):
         leaf_decode(family, e, k, x, block)
         kernels.changes(block, changes)
+        bits_clip(changes, lo + 1, hi)
         start = lo
-        changes[lo >> 6] &= <uint64_t>-2 << (lo & 63)
-        changes[(hi - 1) >> 6] &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
         for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
             while changes[i]:
                 at = 64 * i + kvmattr_first_bit(changes[i])
@@ -203,28 +232,13 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
                 start = at
         return sink_add(sink, base + start, base + hi, block[start])
     kvmattr_count_pages(family, hi - lo)
-    value = leaf_changes(<const uint64_t *>address_of(family, entry_handle(e)), lo, hi, changes)
-    value = (value & both) ^ (entry_x(e) & k) ^ x
+    words = <const uint64_t *>address_of(family, entry_handle(e))
+    for i in range(8):
+        changes[i] = word_changes(words, i)
+    bits_clip(changes, lo + 1, hi)
+    value = (entry_x(e) & k) ^ x ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0)
     if not sink_add(sink, base + lo, base + hi, value):
         return False
-    if sink.out != NULL and sink.end - sink.out >= PAGES_PER_BLOCK:
-        # There is room for whatever a block can hold: no call and no test a run.
-        out = sink.out
-        start = sink.start
-        for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
-            while changes[i]:
-                at = 64 * i + kvmattr_first_bit(changes[i])
-                changes[i] &= changes[i] - 1
-                out.start = start
-                out.stop = base + at
-                out.attributes = value
-                out += 1
-                start = base + at
-                value ^= both
-        sink.out = out
-        sink.start = start
-        sink.value = value
-        return True
     for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
         while changes[i]:
             at = 64 * i + kvmattr_first_bit(changes[i])
@@ -239,16 +253,47 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     return True
 
 
-cdef inline uint8_t leaf_changes(const uint64_t *words, int lo, int hi, uint64_t *changes) noexcept nogil:
-    """A bit is set where a page of (lo, hi) differs from the one before it. The raw value of page lo."""
-    cdef uint64_t carry = words[lo >> 6] & 1
+cdef inline uint64_t word_changes(const uint64_t *words, int i) noexcept nogil:
+    """Word i of the bits of a bitmap leaf that differ from the bit before them; bit 0 of the leaf does not."""
+    cdef uint64_t before = words[i - 1] >> 63 if i else words[0] & 1
+    return words[i] ^ (words[i] << 1 | before)
+
+
+cdef inline void leaf_records(const uint64_t *words, uint64_t base, uint8_t zero, uint8_t both,
+                              RunSink *sink) noexcept nogil:
+    """The runs of a whole bitmap leaf into an array with room for whatever a block can hold: no call and no test a
+    run."""
+    cdef RunRecord *out = sink.out
+    cdef uint8_t value = zero ^ (both if words[0] & 1 else 0)
+    cdef uint64_t start = sink.start, at, word, word_base
+    cdef unsigned int some = kernels.changing(words)
     cdef int i
-    for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
-        changes[i] = words[i] ^ (words[i] << 1 | carry)
-        carry = words[i] >> 63
-    changes[lo >> 6] &= <uint64_t>-2 << (lo & 63)
-    changes[(hi - 1) >> 6] &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
-    return <uint8_t>(0 - (words[lo >> 6] >> (lo & 63) & 1))
+    if sink.stop == start:              # the first run of all
+        start = base
+    elif sink.value != value:
+        out.start = start
+        out.stop = base
+        out.attributes = sink.value
+        out += 1
+        start = base
+    while some:
+        i = kvmattr_first_bit(some)
+        some &= some - 1
+        word = word_changes(words, i)
+        word_base = base + 64 * i
+        while word:
+            at = word_base + kvmattr_first_bit(word)
+            word &= word - 1
+            out.start = start
+            out.stop = at
+            out.attributes = value
+            out += 1
+            start = at
+            value ^= both
+    sink.out = out
+    sink.start = start
+    sink.stop = base + PAGES_PER_BLOCK
+    sink.value = value
 
 
 cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink) noexcept nogil:
@@ -284,8 +329,52 @@ cdef inline uint64_t block_transitions(const uint8_t *block, int lo, int hi) noe
     """The number of pages of (lo, hi) that differ from the page before them."""
     cdef uint64_t[8] changes
     kernels.changes(block, changes)
-    changes[lo >> 6] &= ~(<uint64_t>1 << (lo & 63))
-    return bits_count(changes, lo, hi)
+    bits_clip(changes, lo + 1, hi)
+    return kernels.popcount(changes, 8)
+
+
+cdef void leaf_transitions(const Family *family, Entry e, int lo, int hi, uint8_t k, uint8_t x,
+                           Edge *edge) noexcept nogil:
+    """The same for the pages [lo, hi) of a mixed block, the one before it included."""
+    cdef const uint64_t *words
+    cdef uint64_t[8] changes
+    cdef uint8_t[512] block
+    cdef uint8_t zero, both
+    cdef int i
+    if is_coded(entry_handle(e)):
+        leaf_decode(family, e, k, x, block)
+        edge_add(edge, block[lo], block[hi - 1], block_transitions(block, lo, hi))
+        return
+    kvmattr_count_pages(family, hi - lo)
+    words = <const uint64_t *>address_of(family, entry_handle(e))
+    for i in range(8):
+        changes[i] = word_changes(words, i)
+    bits_clip(changes, lo + 1, hi)
+    zero = (entry_x(e) & k) ^ x
+    both = entry_k(e) & k
+    edge_add(edge, zero ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0),
+             zero ^ (both if words[(hi - 1) >> 6] >> ((hi - 1) & 63) & 1 else 0), kernels.popcount(changes, 8))
+
+
+cdef void node_transitions(const Family *family, const Entry *entries, uint8_t k, uint8_t x,
+                           Edge *edge) noexcept nogil:
+    """The same for all blocks of a node."""
+    cdef uint8_t[512] first
+    cdef uint8_t[512] last
+    cdef uint8_t[512] block
+    cdef uint64_t[8] left
+    cdef uint64_t inside = kernels.edges(family.bias, entries, 512, k, x, first, last, left)
+    cdef int i, at
+    for i in range(8):
+        while left[i]:
+            at = 64 * i + kvmattr_first_bit(left[i])
+            left[i] &= left[i] - 1
+            leaf_decode(family, entries[at], k, x, block)
+            inside += block_transitions(block, 0, PAGES_PER_BLOCK)
+            last[at] = block[PAGES_PER_BLOCK - 1]
+    for i in range(1, 512):
+        inside += first[i] != last[i - 1]
+    edge_add(edge, first[0], last[511], inside)
 
 
 cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
@@ -295,28 +384,14 @@ cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t l
     cdef const uint64_t *starts
     cdef const uint8_t *values
     cdef const Record *record
-    cdef const uint64_t *words
-    cdef uint64_t[8] changes
-    cdef uint8_t[512] block
-    cdef uint8_t value, zero, both
+    cdef uint8_t value
     cdef uint64_t span, child
     cdef int shift, i, first, last
     if entry_varying(e) & k == 0:
         value = (entry_first(e) & k) ^ x
         edge_add(edge, value, value, 0)
     elif level == 2:
-        if is_coded(entry_handle(e)):
-            leaf_decode(family, e, k, x, block)
-            edge_add(edge, block[lo], block[hi - 1], block_transitions(block, <int>lo, <int>hi))
-        else:
-            kvmattr_count_pages(family, hi - lo)
-            words = <const uint64_t *>address_of(family, entry_handle(e))
-            leaf_changes(words, <int>lo, <int>hi, changes)
-            zero = (entry_x(e) & k) ^ x
-            both = entry_k(e) & k
-            edge_add(edge, zero ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0),
-                     zero ^ (both if words[(hi - 1) >> 6] >> ((hi - 1) & 63) & 1 else 0),
-                     kernels.popcount(changes + (lo >> 6), ((hi - 1) >> 6) + 1 - (lo >> 6)))
+        leaf_transitions(family, e, <int>lo, <int>hi, k, x, edge)
     elif not is_node(entry_handle(e)):
         record = run_list_at(family, entry_handle(e), &starts, &values)
         for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
@@ -326,14 +401,15 @@ cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t l
         x ^= entry_x(e) & k
         k &= entry_k(e)
         entries = node_at(family, entry_handle(e))
+        if level == 3 and hi - lo == level_span(3) and not KVMATTR_COUNTING_BUILD:
+            node_transitions(family, entries, k, x, edge)
+            return
         shift = level_shift(level - 1)
         span = level_span(level - 1)
         first = <int>(lo >> shift)
         last = <int>((hi - 1) >> shift)
         for i in range(first, last + 1):
             child = <uint64_t>i << shift
-            if level == 3 and i + 8 <= last:
-                kvmattr_prefetch(address_of(family, entry_handle(entries[i + 8])))
             entry_transitions(family, entries[i], level - 1, lo - child if i == first else 0,
                               hi - child if i == last else span, k, x, edge)
 
