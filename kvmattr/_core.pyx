@@ -116,6 +116,8 @@ from kvmattr.operation import Operation
 
 cdef extern from "pyint.h":
     int kvmattr_integer(object value, int64_t *result) except -1
+    int kvmattr_fill_attributes() except -1
+    object kvmattr_attribute(uint8_t value)
 
 cdef extern from "sync.h" nogil:
     const bint KVMATTR_FREE_THREADED
@@ -144,6 +146,7 @@ cdef extern from "simd.h" nogil:
     ctypedef struct kvmattr_kernels:
         const char *name
         void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
+        void (*palette)(const uint64_t *planes, const uint8_t *values, uint8_t *out) noexcept nogil
         void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x) noexcept nogil
         void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits) noexcept nogil
         void (*changes)(const uint8_t *block, uint64_t *bits) noexcept nogil
@@ -210,5 +213,6 @@ def _choose_kernels():
 
 
 _choose_kernels()
+kvmattr_fill_attributes()
 if fork_register() < 0:
     raise MemoryError("out of memory for the fork handlers")

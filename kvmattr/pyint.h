@@ -47,4 +47,21 @@ static inline int kvmattr_integer(PyObject *object, int64_t *value)
     return 0;
 }
 
+/* The integers 0 .. 255, so that attributes are handed out without a call. Filled at import, kept for ever. */
+static PyObject *kvmattr_attributes[256];
+
+static inline int kvmattr_fill_attributes(void)
+{
+    for (int value = 0; value < 256; value++)
+        if ((kvmattr_attributes[value] = PyLong_FromLong(value)) == NULL)
+            return -1;
+    return 0;
+}
+
+static inline PyObject *kvmattr_attribute(uint8_t value)
+{
+    Py_INCREF(kvmattr_attributes[value]);
+    return kvmattr_attributes[value];
+}
+
 #endif /* KVMATTR_PYINT_H */

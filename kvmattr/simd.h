@@ -36,6 +36,8 @@ typedef struct kvmattr_kernels {
     const char *name;
     /* out[i] = (bit i ? k : 0) ^ x, for the 512 bits of a bitmap leaf. */
     void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out);
+    /* out[i] = values[bit i of plane 0 + 2 * bit i of plane 1], for the two planes of a palette leaf. */
+    void (*palette)(const uint64_t *planes, const uint8_t *values, uint8_t *out);
     /* p[i] = (p[i] & k) ^ x. */
     void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x);
     /* bit i of bits = ((block[i] ^ want) & mask) == 0. */

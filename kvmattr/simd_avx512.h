@@ -20,6 +20,17 @@ KVMATTR_AVX512 static void kvmattr_expand_avx512(const uint64_t *words, uint8_t 
         _mm512_storeu_si512(out + 64 * i, _mm512_mask_blend_epi8((__mmask64)words[i], zero, one));
 }
 
+KVMATTR_AVX512 static void kvmattr_palette_avx512(const uint64_t *planes, const uint8_t *values, uint8_t *out)
+{
+    const __m512i zero = _mm512_set1_epi8((char)values[0]), one = _mm512_set1_epi8((char)values[1]);
+    const __m512i two = _mm512_set1_epi8((char)values[2]), three = _mm512_set1_epi8((char)values[3]);
+    for (int i = 0; i < 8; i++) {
+        __mmask64 low = planes[i], high = planes[8 + i];
+        __m512i below = _mm512_mask_blend_epi8(low, zero, one), above = _mm512_mask_blend_epi8(low, two, three);
+        _mm512_storeu_si512(out + 64 * i, _mm512_mask_blend_epi8(high, below, above));
+    }
+}
+
 KVMATTR_AVX512 static void kvmattr_match_avx512(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits)
 {
     const __m512i wanted = _mm512_set1_epi8((char)want), masked = _mm512_set1_epi8((char)mask);
@@ -53,6 +64,40 @@ KVMATTR_AVX512 static uint64_t kvmattr_largest_avx512(const uint64_t *gfns, size
     uint64_t vectors = _mm512_reduce_max_epu64(_mm512_max_epu64(_mm512_max_epu64(a, b), _mm512_max_epu64(c, d)));
     uint64_t rest = kvmattr_largest_avx2(gfns + i, n - i);
     return vectors > rest ? vectors : rest;
+}
+
+KVMATTR_AVX512 static uint8_t kvmattr_summary_avx512(const uint64_t *entries)
+{
+    const __m512i first = _mm512_set1_epi64((long long)entries[0]);
+    __m512i any[4], differ[4];
+    for (int j = 0; j < 4; j++)
+        any[j] = differ[j] = _mm512_setzero_si512();
+    for (int i = 0; i < 512; i += 32)
+        for (int j = 0; j < 4; j++) {
+            __m512i entry = _mm512_loadu_si512(entries + i + 8 * j);
+            any[j] = _mm512_or_si512(any[j], entry);
+            differ[j] = _mm512_ternarylogic_epi64(differ[j], entry, first, 0xf6);   /* differ | (entry ^ first) */
+        }
+    uint64_t all = (uint64_t)_mm512_reduce_or_epi64(
+        _mm512_or_si512(_mm512_or_si512(any[0], any[1]), _mm512_or_si512(any[2], any[3])));
+    uint64_t unlike = (uint64_t)_mm512_reduce_or_epi64(
+        _mm512_or_si512(_mm512_or_si512(differ[0], differ[1]), _mm512_or_si512(differ[2], differ[3])));
+    return (uint8_t)((all >> 48) | (unlike >> 56));
+}
+
+KVMATTR_AVX512 static int kvmattr_apply_avx512(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)
+{
+    const __m512i keeps = _mm512_set1_epi64((long long)keep), toggles = _mm512_set1_epi64((long long)toggle);
+    const __m512i handle = _mm512_set1_epi64(0xffffffff), varying = _mm512_set1_epi64(0xff000000000000);
+    unsigned idle = 0;
+    for (size_t i = 0; i < n; i += 8) {
+        __mmask8 some = n - i < 8 ? (__mmask8)((1u << (n - i)) - 1) : (__mmask8)0xff;
+        __m512i entry = _mm512_maskz_loadu_epi64(some, entries + i);
+        entry = _mm512_ternarylogic_epi64(entry, keeps, toggles, 0x6a);             /* (entry & keep) ^ toggle */
+        _mm512_mask_storeu_epi64(entries + i, some, entry);
+        idle |= _mm512_mask_testn_epi64_mask(_mm512_mask_test_epi64_mask(some, entry, handle), entry, varying);
+    }
+    return idle != 0;
 }
 
 /* Eight entries at a time: which of them match as a whole, which lead to a bitmap leaf whose ones or zeros match. */
@@ -320,7 +365,7 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_inside_avx512(const uint64_t *word
 KVMATTR_NODES(avx512, KVMATTR_AVX512)
 
 static const kvmattr_kernels kvmattr_avx512 = {
-    "avx512", kvmattr_expand_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
+    "avx512", kvmattr_expand_avx512, kvmattr_palette_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
     kvmattr_changes_avx512, kvmattr_varying_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_changing_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_put_avx512, kvmattr_take_avx512,

@@ -42,25 +42,6 @@ static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
         bits |= bits >> 8;                                                                                   \
         return (uint8_t)bits;                                                                                \
     }                                                                                                        \
-    TARGET static uint8_t kvmattr_summary_##NAME(const uint64_t *entries)                                    \
-    {                                                                                                        \
-        uint64_t first = entries[0], any = 0, differ = 0;                                                    \
-        for (int i = 0; i < 512; i++) {                                                                      \
-            any |= entries[i];                                                                               \
-            differ |= entries[i] ^ first;                                                                    \
-        }                                                                                                    \
-        return (uint8_t)((any >> 48) | (differ >> 56));                                                      \
-    }                                                                                                        \
-    TARGET static int kvmattr_apply_##NAME(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)      \
-    {                                                                                                        \
-        uint64_t idle = 0;                                                                                   \
-        for (size_t i = 0; i < n; i++) {                                                                     \
-            uint64_t entry = (entries[i] & keep) ^ toggle;                                                   \
-            entries[i] = entry;                                                                              \
-            idle |= (uint64_t)((entry & 0xffffffff) != 0) & (uint64_t)((entry & 0x00ff000000000000) == 0);   \
-        }                                                                                                    \
-        return (int)idle;                                                                                    \
-    }                                                                                                        \
     TARGET static uint64_t kvmattr_popcount_##NAME(const uint64_t *words, size_t n)                          \
     {                                                                                                        \
         uint64_t sum = 0;                                                                                    \
@@ -81,6 +62,21 @@ static void kvmattr_expand_portable(const uint64_t *words, uint8_t k, uint8_t x,
             memcpy(out + 64 * i + 8 * j, &cells, 8);
         }
     }
+}
+
+/* value = p0 ^ (plane 0: p0 ^ p1) ^ (plane 1: p0 ^ p2) ^ (both planes: p0 ^ p1 ^ p2 ^ p3) */
+static void kvmattr_palette_portable(const uint64_t *planes, const uint8_t *values, uint8_t *out)
+{
+    uint64_t zero = KVMATTR_REPEAT(values[0]), low = KVMATTR_REPEAT(values[0] ^ values[1]);
+    uint64_t high = KVMATTR_REPEAT(values[0] ^ values[2]);
+    uint64_t both = KVMATTR_REPEAT(values[0] ^ values[1] ^ values[2] ^ values[3]);
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++) {
+            uint64_t first = kvmattr_spread[(planes[i] >> (8 * j)) & 0xff];
+            uint64_t second = kvmattr_spread[(planes[8 + i] >> (8 * j)) & 0xff];
+            uint64_t cells = zero ^ (first & low) ^ (second & high) ^ (first & second & both);
+            memcpy(out + 64 * i + 8 * j, &cells, 8);
+        }
 }
 
 static void kvmattr_match_portable(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits)
@@ -122,6 +118,25 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
 
 /* Also recompiled for AVX2. */
 #define KVMATTR_SUMS(NAME, TARGET)                                                                          \
+    TARGET static uint8_t kvmattr_summary_##NAME(const uint64_t *entries)                                    \
+    {                                                                                                        \
+        uint64_t first = entries[0], any = 0, differ = 0;                                                    \
+        for (int i = 0; i < 512; i++) {                                                                      \
+            any |= entries[i];                                                                               \
+            differ |= entries[i] ^ first;                                                                    \
+        }                                                                                                    \
+        return (uint8_t)((any >> 48) | (differ >> 56));                                                      \
+    }                                                                                                        \
+    TARGET static int kvmattr_apply_##NAME(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)      \
+    {                                                                                                        \
+        uint64_t idle = 0;                                                                                   \
+        for (size_t i = 0; i < n; i++) {                                                                     \
+            uint64_t entry = (entries[i] & keep) ^ toggle;                                                   \
+            entries[i] = entry;                                                                              \
+            idle |= (uint64_t)((entry & 0xffffffff) != 0) & (uint64_t)((entry & 0x00ff000000000000) == 0);   \
+        }                                                                                                    \
+        return (int)idle;                                                                                    \
+    }                                                                                                        \
     TARGET static uint64_t kvmattr_largest_##NAME(const uint64_t *gfns, size_t n)                            \
     {                                                                                                        \
         uint64_t most[4] = {0, 0, 0, 0};                                                                     \
@@ -350,7 +365,7 @@ static inline int kvmattr_leaves_one_value(const uint64_t *where, uint64_t old, 
 KVMATTR_WALKS(portable, )
 
 static const kvmattr_kernels kvmattr_portable = {
-    "portable", kvmattr_expand_portable, kvmattr_affine_portable, kvmattr_match_portable,
+    "portable", kvmattr_expand_portable, kvmattr_palette_portable, kvmattr_affine_portable, kvmattr_match_portable,
     kvmattr_changes_portable, kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_changing_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_put_portable, kvmattr_take_portable,

@@ -438,12 +438,12 @@ cdef class AttributeMap:
         """
         return self.page(gfn)
 
-    cdef inline int page(self, gfn) except -1:
+    cdef inline object page(self, gfn):
         cdef uint64_t page = gfn_of(gfn, self.map.pages)
         cdef bint entered = family_enter(self.map.family)
         cdef uint8_t value = map_get(self.map, page)
         family_leave(self.map.family, entered)
-        return value
+        return kvmattr_attribute(value)
 
     def take(self, gfns, out=None):
         """The attributes of many pages as a uint8 array of the shape of ``gfns``, without the GIL.

@@ -59,13 +59,11 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
 cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8_t *block) noexcept nogil:
     """The 512 values of a block, the entry's own operation and then (k, x) applied."""
     cdef uint32_t handle = entry_handle(e)
-    cdef const uint64_t *words
     cdef const uint8_t *payload
     cdef const uint16_t *starts
     cdef const Record *record
     cdef uint8_t keep = entry_k(e) & k, toggle = (entry_x(e) & k) ^ x
-    cdef uint8_t both
-    cdef uint8_t[512] plane
+    cdef uint8_t[4] values
     cdef int i, stop, start = 0
     if handle == 0:
         memset(block, toggle, 512)
@@ -80,17 +78,9 @@ cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8
         memcpy(block, payload, 512)
         kernels.affine(block, 512, keep, toggle)
     elif record_kind(record) == CODED_PALETTE:
-        # value = p0 ^ (plane 0: p0 ^ p1) ^ (plane 1: p0 ^ p2) ^ (both: p0 ^ p1 ^ p2 ^ p3)
-        words = <const uint64_t *>payload
-        payload += 128
-        kernels.expand(words, payload[0] ^ payload[1], payload[0], block)
-        kernels.expand(words + 8, payload[0] ^ payload[2], 0, plane)
-        xor_block(block, plane)
-        both = payload[0] ^ payload[1] ^ payload[2] ^ payload[3]
-        if both:
-            expand_both(words, both, plane)
-            xor_block(block, plane)
-        kernels.affine(block, 512, keep, toggle)
+        for i in range(4):
+            values[i] = (payload[128 + i] & keep) ^ toggle
+        kernels.palette(<const uint64_t *>payload, values, block)
     else:
         starts = <const uint16_t *>record.starts
         payload = <const uint8_t *>(starts + record.count - 1)
@@ -98,20 +88,6 @@ cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8
             stop = starts[i] if i < record.count - 1 else 512
             memset(block + start, (payload[i] & keep) ^ toggle, stop - start)
             start = stop
-
-
-cdef inline void xor_block(uint8_t *block, const uint8_t *other) noexcept nogil:
-    cdef int i
-    for i in range(512):
-        block[i] ^= other[i]
-
-
-cdef inline void expand_both(const uint64_t *words, uint8_t value, uint8_t *out) noexcept nogil:
-    cdef uint64_t[8] both
-    cdef int i
-    for i in range(8):
-        both[i] = words[i] & words[8 + i]
-    kernels.expand(both, value, 0, out)
 
 
 # ---- encoding ----

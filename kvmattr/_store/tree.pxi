@@ -103,6 +103,7 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
     cdef PageInfo *info
     cdef Runs runs
     cdef int shift, first, last, i
+    cdef bint few = True
     cdef uint64_t base
     kvmattr_assert(lo < hi and hi <= level_span(level))
     if hi - lo == level_span(level):
@@ -136,29 +137,35 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
     if first == last:
         base = <uint64_t>first << shift
         entry_update(family, &entries[first], level - 1, lo - base, hi - base, k, x)
-        # One entry changed: V can be widened without looking at the other 511, unless it may have become
-        # uniform or has been widened often enough to be worth a fresh look.
-        info.loosened += 1
-        if info.loosened < LOOSE_UPDATES and not (
-                entry_handle(entries[first]) == 0 and entries[first] == entries[0]
-                and entries[first] == entries[511]):
-            slot[0] = entry_make(handle, 0xff, 0,
-                                 entry_varying(e) | entry_varying(entries[first])
-                                 | (entry_first(entries[first]) ^ entry_first(entries[0]))
-                                 | (entry_first(entries[0]) ^ entry_first(e)),
-                                 entry_first(entries[0]))
-            return
     else:
         i = first
+        few = last == first + 1
         if lo & (level_span(level - 1) - 1):
             entry_update(family, &entries[i], level - 1, lo & (level_span(level - 1) - 1),
                          level_span(level - 1), k, x)
             i += 1
+        else:
+            few = False
         if hi & (level_span(level - 1) - 1):
             entries_apply(family, &entries[i], last - i, k, x)
             entry_update(family, &entries[last], level - 1, 0, hi & (level_span(level - 1) - 1), k, x)
         else:
             entries_apply(family, &entries[i], last + 1 - i, k, x)
+            few = False
+    # Where one entry changed, or two neighbours, V can be widened without looking at the others, unless it may
+    # have become uniform or has been widened often enough to be worth a fresh look.
+    if few:
+        info.loosened += 1
+        if info.loosened < LOOSE_UPDATES and not (
+                entry_handle(entries[first]) == 0 and entries[first] == entries[last]
+                and entries[first] == entries[0] and entries[first] == entries[511]):
+            slot[0] = entry_make(handle, 0xff, 0,
+                                 entry_varying(e) | entry_varying(entries[first]) | entry_varying(entries[last])
+                                 | (entry_first(entries[first]) ^ entry_first(entries[0]))
+                                 | (entry_first(entries[last]) ^ entry_first(entries[0]))
+                                 | (entry_first(entries[0]) ^ entry_first(e)),
+                                 entry_first(entries[0]))
+            return
     slot[0] = node_entry(family, handle)
 
 

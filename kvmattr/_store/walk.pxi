@@ -540,7 +540,8 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
     cdef RunSink runs
     cdef const Side *simple
     cdef uint64_t span, child
-    cdef int shift, i, first, last
+    cdef uint16_t[513] differing
+    cdef int shift, i, first, last, at, count = 0
     cdef uint8_t[512] old_block
     cdef uint8_t[512] new_block
     if sides_same(old, new):
@@ -564,11 +565,17 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
         alike = old.family == new.family and old_child.k == new_child.k and old_child.x == new_child.x
         old_entries = node_at(old.family, entry_handle(old.entry))
         new_entries = node_at(new.family, entry_handle(new.entry))
+        # First which children differ, so that their leaves are asked for before they are looked at.
         for i in range(first, last + 1):
+            differing[count] = <uint16_t>i
+            count += not alike or old_entries[i] != new_entries[i]
+        for at in range(count):
+            i = differing[at]
+            if level == 3 and at + 8 < count:
+                kvmattr_prefetch(address_of(old.family, entry_handle(old_entries[differing[at + 8]])))
+                kvmattr_prefetch(address_of(new.family, entry_handle(new_entries[differing[at + 8]])))
             old_child.entry = old_entries[i]
             new_child.entry = new_entries[i]
-            if alike and old_child.entry == new_child.entry:
-                continue
             child = <uint64_t>i << shift
             if not sides_diff(&old_child, &new_child, level - 1, base + child, lo - child if i == first else 0,
                               hi - child if i == last else span, sink):
@@ -603,9 +610,16 @@ cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, 
     cdef uint8_t zero = (entry_x(old.entry) & old.k) ^ old.x
     cdef uint8_t one = zero ^ (entry_k(old.entry) & old.k)
     cdef uint64_t differ, at
+    cdef unsigned int some = 0
     cdef int i, bit
     kvmattr_count_pages(old.family, hi - lo)
-    for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
+    for i in range(8):
+        some |= <unsigned int>(old_words[i] != new_words[i]) << i
+    some &= <unsigned int>-1 << (lo >> 6)
+    some &= (<unsigned int>2 << ((hi - 1) >> 6)) - 1
+    while some:
+        i = kvmattr_first_bit(some)
+        some &= some - 1
         differ = old_words[i] ^ new_words[i]
         if i == lo >> 6:
             differ &= <uint64_t>-1 << (lo & 63)
