@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -15,8 +18,9 @@ import pytest
 
 from kvmattr import AttributeMap
 from kvmattr.cli import main
-from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, timing
+from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, stages, timing
 from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.plants import planted
 from kvmattr.gate.process import Worker
 from kvmattr.gate.pytest_plugin import AssertCost
 from kvmattr.gate.scenario import Scenario, found_in
@@ -147,6 +151,34 @@ def test_selftest_catches_all_that_it_plants(project: Path, capsys: pytest.Captu
     assert "a scenario is no longer run: exit 3, caught by missing" in out
 
 
+@pytest.mark.slow
+def test_an_interrupted_proof_tells_what_it_has(project: Path) -> None:
+    proof = subprocess.Popen(
+        [sys.executable, "-P", "-m", "kvmattr", "gate", "--no-build", "--scenarios", "scenarios.py", "--prove", "50",
+         "--json", "proof.json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(installed())}, start_new_session=True)
+    assert proof.stderr is not None
+    while not (line := proof.stderr.readline()).startswith("run 2 of 50"):
+        assert line, proof.communicate()
+    os.killpg(proof.pid, signal.SIGINT)
+    out, err = proof.communicate(timeout=60)
+    assert proof.returncode == 130
+    assert err == "kvmattr: interrupted\n"        # no traceback of a worker
+    assert "2 runs of each case of 50: INTERRUPTED" in out
+    assert re.search(r"(?m)^a scenario is no longer run +0 +0 +2 +2 of 2 ", out), out
+    findings = json.loads(Path("proof.json").read_text())["findings"]
+    assert len([each for each in findings if each["check"] == "proof"]) == 6
+
+
+def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:
+    every = {each.name: each for each in found_in(own)[0]}
+    for plant in ("linear", "slow", "memory"):
+        some = planted(every, f"{plant}@walk")
+        assert [name for name in every if some[name] is not every[name]] == ["walk"]
+        assert all(each is not every[name] for name, each in planted(every, plant).items())
+    assert every.keys() - planted(every, "missing@walk").keys() == {"walk"}
+
+
 # ---- bad input ----
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -160,6 +192,10 @@ def test_selftest_catches_all_that_it_plants(project: Path, capsys: pytest.Captu
      "baseline.json: counts has 'a/1/b': 1.5, which is not a number of its kind"),
     ('{"schema": 1, "counts": [], "bytes": {}, "slopes": {}}',
      "baseline.json: counts is a list, not an object"),
+    ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {"a/b": NaN}}',     # nothing is ever above a NaN
+     "baseline.json: slopes has 'a/b': nan, which is not a number of its kind"),
+    ('{"schema": 1, "counts": {"a": 1}, "bytes": {}, "slopes": {}}',
+     "baseline.json: counts has the key 'a', which is not SCENARIO/SIZE/COUNTER"),
     ('{"schema": 1}', "baseline.json: not a baseline: KeyError('counts')"),
 ])
 def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[str], text: str | None,
@@ -203,6 +239,46 @@ def test_an_unknown_entry_point(project: Path, capsys: pytest.CaptureFixture[str
 def test_a_base_needs_sources(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gate("--base", "HEAD") == 3
     assert "--base HEAD needs kvmattr's sources in a git repository (--source)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["--selftest", "--prove", "1"], "--selftest and --prove: one at a time"),
+    (["--update-baseline", "--base", "HEAD"], "--base and --update-baseline do not go together"),
+    (["--selftest", "--instructions"], "--instructions and --selftest do not go together"),
+    (["--judge-json", "x.json"], "--judge-json HEAD... and --against BASE... go together"),
+    (["--json", "scenarios.py/gate.json"], "the report cannot be written: "),
+    (["--junit", "."], "the report cannot be written: "),
+])
+def test_what_was_asked_for_is_refused_and_not_forgotten(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str],
+        told: str) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert gate(*words) == 2
+    captured = capsys.readouterr()
+    assert f"kvmattr gate: {told}" in captured.err
+    assert f"::error title=kvmattr gate::{told}" in captured.out
+
+
+def test_a_gate_that_fails_itself_has_found_no_regression(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("an inner error")
+    monkeypatch.setattr(stages, "judge_counts", broken)
+    assert gate() == 3
+    captured = capsys.readouterr()
+    assert "the gate itself failed: RuntimeError: an inner error" in captured.out
+    assert "Traceback" in captured.err
+
+
+def test_what_was_judged_before_an_interrupt_is_told(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+    monkeypatch.setattr(stages, "judge_base", interrupted)
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    assert gate("--base", "HEAD", "--json", "gate.json") == 130
+    assert "regression  convert/32/leaf_conversions" in capsys.readouterr().out
+    assert "interrupted" in [each["text"] for each in json.loads(Path("gate.json").read_text())["findings"]]
 
 
 def test_another_build_than_the_asked_one(tmp_path: Path) -> None:
@@ -260,6 +336,7 @@ def samples(pattern: list[float]) -> timing.Sample:
     ([1.12, 1.12], [1.08, 1.08], Verdict.PASS),             # the control moves as far: the threshold widens
     ([2.00, 2.00], [1.40, 1.40], Verdict.UNDECIDED),        # the machine is unfit: nothing is said
     ([1.0, 1.0, 1.4, 1.4], [1.00, 1.01], Verdict.UNDECIDED),
+    ([1.22, 1.22], [1.12, 1.12], Verdict.UNDECIDED),        # below the widened limit, but too slow to pass
 ])
 def test_time_against_a_base(head: list[float], twin: list[float], verdict: Verdict) -> None:
     assert timing.compare(samples(head), samples([1.0, 1.01]), samples(twin), 1.10)[0] is verdict
@@ -379,6 +456,34 @@ def test_files_summary_and_annotations(project: Path, capsys: pytest.CaptureFixt
     assert "::error title=kvmattr gate%3A counts::regression: convert/32/" in capsys.readouterr().out
 
 
+def test_the_table_says_what_failed_and_what_to_do(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    edit("bytes", "look-up/8/bytes", lambda n: n + 64)
+    assert gate() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "counts", "slopes", "memory", "to", "to", "REGRESSION:"]
+    assert re.fullmatch(r"  regression  convert/32/leaf_conversions: \d+, the baseline has \d+ \(\+\d.*%\)", lines[1])
+    assert "to do: counts: more work than the baseline has" in lines[-3]
+    assert "to do: better than the baseline: --update-baseline keeps it" in lines[-2]
+
+
+def test_junit_of_any_text_is_xml() -> None:
+    report = Report()
+    report.add("counts", "a/1/\x1b[31m", Verdict.REGRESSION, "a\x00b\ud800c\nd\u20ac")
+    case = ET.fromstring(output.junit(report).encode())[0][0]
+    assert case.get("name") == "a/1/?[31m"
+    assert case[0].text == "a?b?c\nd\u20ac"
+
+
+def test_instructions_of_one_side_alone_are_no_pass() -> None:
+    report = Report()
+    instructions.judge(report, {"a/1": 1000, "b/1": 5}, {"a/1": 1004, "c/1": 7})
+    assert [(each.cell, each.verdict) for each in report.findings] == [
+        ("a/1", Verdict.PASS), ("b/1", Verdict.UNDECIDED), ("c/1", Verdict.UNDECIDED)]
+    assert report.exit_code == 3
+
+
 def test_annotations_escape_what_workflow_commands_do() -> None:
     lines = output.github_errors(mixed_report()).splitlines()
     assert lines[0].endswith("9 <> 7, 28.6 %25 | more")
@@ -438,5 +543,40 @@ def test_a_source_tree_is_told_from_another_project(tmp_path: Path) -> None:
     assert builds.source_tree(tmp_path) is None
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'other'\n")
     assert builds.source_tree(tmp_path) is None
-    with pytest.raises(Usage, match=r"^--base '-x': no such commit in "):
-        builds.checkout(tmp_path, "-x")
+
+
+def git(where: Path, *words: str) -> None:
+    subprocess.run(["git", "-C", str(where), "-c", "user.name=n", "-c", "user.email=e", *words], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def test_bases_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(Usage, match=r"^--base 'HEAD': .* is not a git checkout: fatal: not a git repository"):
+        builds.checkout(tmp_path, "HEAD")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "file").write_text("not kvmattr")
+    git(repository, "init", "--quiet")
+    git(repository, "add", "file")
+    git(repository, "commit", "--quiet", "--message=one")
+    for ref in ("-x", "no-such-branch", "HEAD~1"):
+        with pytest.raises(Usage, match=rf"^--base '{ref}': no such commit in .*repository"):
+            builds.checkout(repository, ref)
+    with pytest.raises(Usage, match=r"^--base 'HEAD' has no kvmattr sources at its root$"):
+        builds.checkout(repository, "HEAD")
+    shutil.rmtree(tmp_path / "cache")
+    blob = subprocess.check_output(["git", "-C", str(repository), "rev-parse", "HEAD:file"], text=True).strip()
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(CannotTell, match=r"^--base 'HEAD': git archive failed: "):
+        builds.checkout(repository, "HEAD")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotTell, match=r"^--base HEAD: this machine has no git$"):
+        builds.checkout(repository, "HEAD")
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(CannotTell, match=r"^builds cannot be kept: .*; XDG_CACHE_HOME names another place$"):
+        builds.build(ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,10 @@ class Baseline:
                         "instructions, and never times")
         instructions = data.get("instructions", {"interpreter": None, "counts": {}})
         try:
-            return cls(_numbers(path, data, "counts", int), _numbers(path, data, "bytes", int),
-                       _numbers(path, data, "slopes", (int, float)), instructions["interpreter"],
-                       _numbers(path, instructions, "counts", int))
+            return cls(_numbers(path, data, "counts", int, "SCENARIO/SIZE/COUNTER"),
+                       _numbers(path, data, "bytes", int, "SCENARIO/SIZE/COUNTER"),
+                       _numbers(path, data, "slopes", (int, float), "SCENARIO/COUNTER"),
+                       instructions["interpreter"], _numbers(path, instructions, "counts", int, "SCENARIO/SIZE"))
         except (KeyError, TypeError) as error:
             raise Usage(f"{path}: not a baseline: {error!r}") from None
 
@@ -71,13 +73,16 @@ class Baseline:
         os.replace(aside, path)
 
 
-def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any) -> dict[str, Any]:
+def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any, form: str) -> dict[str, Any]:
+    """A part of the file; what compares with nothing (a NaN) or belongs to nothing would never be judged."""
     numbers = data[part]
     if not isinstance(numbers, dict):
         raise Usage(f"{path}: {part} is a {type(numbers).__name__}, not an object")
     for key, value in numbers.items():
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
             raise Usage(f"{path}: {part} has {key!r}: {value!r}, which is not a number of its kind")
+        if key.count("/") != form.count("/"):
+            raise Usage(f"{path}: {part} has the key {key!r}, which is not {form}")
     return numbers
 
 
