@@ -158,14 +158,14 @@ def test_an_interrupted_proof_tells_what_it_has(project: Path) -> None:
          "--json", "proof.json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(installed())}, start_new_session=True)
     assert proof.stderr is not None
-    while not (line := proof.stderr.readline()).startswith("run 2 of 50"):
+    while not (line := proof.stderr.readline()).startswith("run 1 of 50"):
         assert line, proof.communicate()
     os.killpg(proof.pid, signal.SIGINT)
     out, err = proof.communicate(timeout=60)
     assert proof.returncode == 130
     assert err == "kvmattr: interrupted\n"        # no traceback of a worker
-    assert "2 runs of each case of 50: INTERRUPTED" in out
-    assert re.search(r"(?m)^a scenario is no longer run +0 +0 +2 +2 of 2 ", out), out
+    assert "1 runs of each case of 50: INTERRUPTED" in out
+    assert re.search(r"(?m)^a scenario is no longer run +0 +0 +1 +1 of 1 ", out), out
     findings = json.loads(Path("proof.json").read_text())["findings"]
     assert len([each for each in findings if each["check"] == "proof"]) == 6
 
@@ -388,6 +388,31 @@ def test_benchmark_files_of_two_refs(project: Path, factor: float, code: int, fi
     assert judge_json(head, base) == code
 
 
+@pytest.mark.slow
+def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two refs of a function, one of which does half as much again: one file each, and five in turn."""
+    Path("test_sum.py").write_text(
+        "import os\nnumbers = range(int(os.environ['HOW_MANY']))\n"
+        "def test_sum(benchmark): benchmark.pedantic(lambda: sum(numbers), rounds=100, iterations=3)\n")
+
+    def measured(name: str, how_many: int) -> str:
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+                        "pytest_benchmark.plugin", "-c", "/dev/null",
+                        "--rootdir", ".", f"--benchmark-json={name}", "--benchmark-save-data", "test_sum.py"],
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                       env={**os.environ, "HOW_MANY": str(how_many), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+        return name
+    rounds = [(measured(f"base{i}.json", 20_000), measured(f"slow{i}.json", 30_000)) for i in range(5)]
+    base, slow = ([files[i] for files in rounds] for i in range(2))
+    assert judge_json(slow, base) in (1, 3)
+    assert re.search(r"test_sum\.py::test_sum: 1\.[3-7]", capsys.readouterr().out)
+    assert judge_json(base, slow) == 0
+    assert judge_json(slow[:1], base[:1]) in (1, 3)
+    out = capsys.readouterr().out
+    assert "in 20 rounds" in out
+    assert "one file each" in out
+
+
 def test_benchmark_files_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = benchmark_file(project / "one.json", 1e-6)
     assert judge_json([one], [one]) == 3
@@ -528,6 +553,67 @@ def test_the_example_project(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
                            "kvmattr.gate.pytest_plugin", "-c", "/dev/null", "--rootdir", ".", "tests"],
                           capture_output=True, text=True, env={"PYTHONPATH": str(installed()), "PATH": ""})
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_project_is_found_by_its_entry_point(
+        project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Really installed, and gated without naming it; its test finds assert_cost, too, by itself or by name."""
+    package = tmp_path_factory.mktemp("package")
+    site = tmp_path_factory.mktemp("site")
+    shutil.copy(EXAMPLE / "balloon.py", package)
+    shutil.copy(EXAMPLE / "gate_scenarios.py", package / "balloon_scenarios.py")
+    (package / "pyproject.toml").write_text("""
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "balloon-project"
+version = "1"
+[project.entry-points."kvmattr.gate"]
+balloon = "balloon_scenarios"
+[tool.setuptools]
+py-modules = ["balloon", "balloon_scenarios"]
+""")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index",
+                    "--no-deps", "--no-build-isolation", f"--target={site}", str(package)], check=True,
+                   stdout=subprocess.DEVNULL)
+
+    def judged(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-P", "-m", "kvmattr", "gate", "--no-build", "--baseline",
+                               str(EXAMPLE / "gate_baseline.json"), *words], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{installed()}"})
+    done = judged()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "one-call-beats-one-call-a-page" in done.stdout
+    assert judged("--scenarios", "balloon").returncode == 0
+    done = judged("--scenarios", "nobody")
+    assert done.returncode == 2
+    assert "nor one of the entry points ['balloon'] of 'kvmattr.gate'" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
+def test_the_shell_recipe_hands_on_the_verdict(tmp_path: Path, code: int) -> None:
+    recipe = (ROOT / "docs" / "gate.md").read_text().partition("Anywhere else:")[2]
+    script = recipe.partition("```sh\n")[2].partition("```")[0]
+    for name, text in (("pip", "exit 0"), ("python", f'echo "$@" >asked; exit {code}')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True,
+                          env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
+    assert done.returncode == code
+    assert (tmp_path / "asked").read_text() == "-P -m kvmattr gate --json gate.json --junit gate.xml\n"
+
+
+def test_the_workflow_is_one() -> None:
+    yaml = pytest.importorskip("yaml")
+    recipe = (ROOT / "docs" / "gate.md").read_text().partition("GitHub Actions;")[2]
+    steps = yaml.safe_load(recipe.partition("```yaml\n")[2].partition("```")[0])["jobs"]["gate"]["steps"]
+    assert all(("uses" in step) != ("run" in step) for step in steps)
+    asked = next(step for step in steps if "gate" in step.get("run", ""))
+    # What an event brings goes through the environment, not into the script's text.
+    assert asked["run"] == "python -P -m kvmattr gate --junit gate.xml $AGAINST"
+    assert asked["env"]["AGAINST"] == "${{ github.base_ref && format('--base origin/{0}', github.base_ref) }}"
 
 
 def test_the_committed_baseline_has_every_cell_of_our_own_scenarios() -> None:
