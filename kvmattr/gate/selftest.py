@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kvmattr.gate import builds
 from kvmattr.gate.stages import Gate, Measured, Pair, installed, judge_counts, judge_times, measure
@@ -145,12 +146,19 @@ def _run(gate: Gate, tally: Tally, reference: Measured, number: int) -> None:
 
 
 def _scenario_for(case: Case, reference: Measured, number: int) -> str | None:
-    """In which scenario a run's regression is planted: they take turns."""
+    """In which scenario a run's regression is planted: those that can have it take turns."""
     if case.plant is None:
         return None
     names = [each["name"] for each in reference.scenarios
-             if (case.plant != "linear" or each["growth"] == "constant") and (each["timed"] or not case.timed)]
+             if (case.plant != "linear" or _can_grow(each, reference)) and (each["timed"] or not case.timed)]
     return str(names[number % len(names)]) if names else None
+
+
+def _can_grow(scenario: dict[str, Any], reference: Measured) -> bool:
+    """Constant so far, in sizes that are not the number of operations itself: n operations of cost n each, at a
+    scenario's largest size, take too long to be planted."""
+    operations = {reference.operations.get(f"{scenario['name']}/{size}") for size in scenario["sizes"]}
+    return scenario["growth"] == "constant" and len(operations) == 1
 
 
 def _explain(report: Report) -> None:

@@ -37,20 +37,21 @@ def installed() -> Path:
 
 @dataclass
 class Measured:
-    """What the counting stage found; ``scenarios`` are what the worker told of them."""
+    """What the counting stage found; ``scenarios`` are what the worker told of them, ``operations`` how many
+    each SCENARIO/SIZE does."""
 
     now: Baseline = field(default_factory=Baseline)
     growth: dict[str, str] = field(default_factory=dict)
     counted: bool = False
     failed: dict[str, str] = field(default_factory=dict)
     scenarios: list[dict[str, Any]] = field(default_factory=list)
+    operations: dict[str, int] = field(default_factory=dict)
 
 
 def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured:
     """Counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
     never faster."""
     found = Measured()
-    operations: dict[str, int] = {}
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.loaded["counting"]
         found.scenarios = worker.loaded["scenarios"]
@@ -67,10 +68,10 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
                 except CellError as error:
                     found.failed[cell] = str(error)
                     continue
-                operations[cell] = answer["operations"]
+                found.operations[cell] = answer["operations"]
                 found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
                 found.now.bytes.update({f"{cell}/{name}": value for name, value in answer["bytes"].items()})
-        found.now.slopes = baselines.fitted(found.now.counts, operations)
+        found.now.slopes = baselines.fitted(found.now.counts, found.operations)
         if with_claims:
             claims.judge_claims(report, worker)
     if not found.now.counts and not found.failed:
