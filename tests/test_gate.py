@@ -209,6 +209,7 @@ def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("text", "code", "told"), [
     ("", 3, "no cells: the scenarios have no maps to count, or there are no scenarios"),
+    (SCENARIOS.replace("[guest]", "[]"), 3, "no cells: the scenarios have no maps to count"),
     ("import nothing_of_the_kind", 2, "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
     (SCENARIOS.replace("guest.write(1, 2, 1)", "raise OSError('a broken scenario')"), 3,
      "look-up/4: it raised OSError: a broken scenario"),
@@ -223,6 +224,16 @@ def test_scenarios_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFi
     assert gate() == code
     captured = capsys.readouterr()
     assert told in captured.out + captured.err
+
+
+def test_a_scenario_without_maps_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scenarios.py").write_text(SCENARIOS + """
+@scenario(sizes=[1, 2])
+def blind(size):
+    return Work(lambda: AttributeMap(size).write(0, 1, 1), [])
+""")
+    assert gate() == 0
+    assert "note: no maps, so nothing is counted: blind (judged by time alone" in capsys.readouterr().out
 
 
 def test_no_scenarios_at_all(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,6 +306,10 @@ def test_instructions_of_another_interpreter(project: Path, capsys: pytest.Captu
     baseline = Baseline.read(Path("baseline.json"))
     baseline.interpreter, baseline.instructions = "CPython 2.7.18 x86_64", {"look-up/8": 1}
     baseline.write(Path("baseline.json"))
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    monkeypatch.setattr(instructions, "count", None)        # not a minute of valgrind for this
+    assert gate("--instructions") == 1                      # what can be judged is judged
+    edit("counts", "convert/32/leaf_conversions", lambda n: n + 1)
     assert gate("--instructions") == 3
     assert "instruction counts are of CPython 2.7.18 x86_64, this is" in capsys.readouterr().out
 
@@ -474,8 +489,9 @@ def test_files_summary_and_annotations(project: Path, capsys: pytest.CaptureFixt
     assert gate("--json", "out/gate.json", "--junit", "out/gate.xml") == 1
     data = json.loads(Path("out/gate.json").read_text())
     assert (data["verdict"], data["exit_code"]) == ("regression", 1)
-    assert [each["cell"] for each in data["findings"] if each["verdict"] == "regression"] == [
-        "convert/32/leaf_conversions"]
+    red, = (each for each in data["findings"] if each["verdict"] == "regression")
+    assert red["cell"] == "convert/32/leaf_conversions"
+    assert red["measured"] == red["expected"] + 1
     assert ET.parse("out/gate.xml").getroot().find(".//failure") is not None
     assert "| regression | counts | `convert/32/leaf_conversions` |" in Path("summary.md").read_text()
     assert "::error title=kvmattr gate%3A counts::regression: convert/32/" in capsys.readouterr().out
@@ -659,6 +675,32 @@ def test_bases_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotTell, match=r"^--base HEAD: this machine has no git$"):
         builds.checkout(repository, "HEAD")
+
+
+def test_a_base_that_does_not_exist_is_told_before_minutes_of_work(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "measure", None)
+    (project / "kvmattr").mkdir()
+    (project / "kvmattr" / "_core.pyx").write_text("")
+    (project / "pyproject.toml").write_text("[project]\nname = 'kvmattr'\n")
+    git(project, "init", "--quiet")
+    assert main(["gate", "--scenarios", "scenarios.py", "--baseline", "baseline.json", "--base", "nowhere"]) == 2
+    assert "--base 'nowhere': no such commit in " in capsys.readouterr().err
+
+
+def test_the_cache_forgets_what_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(builds, "_compile", lambda *_: None)
+    kept = builds.build(ROOT)
+    old = kept.with_name("old-plain")
+    old.mkdir()
+    for place in (kept, old):
+        os.utime(place, (0, 0))
+    assert builds.build(ROOT) == kept       # used, and nothing new is made: nothing is removed
+    assert old.exists()
+    builds.build(ROOT, twin=True)
+    assert not old.exists()
+    assert kept.exists()
 
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,10 +104,10 @@ def judge_exact(report: Report, check: str, expected: dict[str, int], measured: 
     for key in sorted(measured.keys() & expected.keys()):
         now, then = measured[key], expected[key]
         if now == then:
-            report.add(check, key, Verdict.PASS, str(now))
+            report.add(check, key, Verdict.PASS, str(now), now, then)
         else:
             verdict = Verdict.REGRESSION if now > then else Verdict.BETTER
-            report.add(check, key, verdict, f"{now}, the baseline has {then}{_change(now, then)}")
+            report.add(check, key, verdict, f"{now}, the baseline has {then}{_change(now, then)}", now, then)
 
 
 def judge_presence(report: Report, expected: set[str], measured: set[str]) -> None:
@@ -138,11 +138,11 @@ def judge_slopes(report: Report, expected: dict[str, float], measured: dict[str,
         then = expected.get(key)
         if now >= limit:
             report.add("slopes", key, Verdict.REGRESSION,
-                       f"{now:.3f}; declared {declared} allows less than {limit}")
+                       f"{now:.3f}; declared {declared} allows less than {limit}", now, then)
         elif then is not None and now > then + _SLOPE_CHANGE:
-            report.add("slopes", key, Verdict.REGRESSION, f"{now:.3f}, the baseline has {then:.3f}")
+            report.add("slopes", key, Verdict.REGRESSION, f"{now:.3f}, the baseline has {then:.3f}", now, then)
         elif declared or then is not None:
-            report.add("slopes", key, Verdict.PASS, f"{now:.3f}")
+            report.add("slopes", key, Verdict.PASS, f"{now:.3f}", now, then)
 
 
 def _change(now: int, then: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -15,6 +16,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,9 @@ _COMPILED = (".pyx", ".pxd", ".pxi", ".h", ".hpp")
 _PLAIN = (".py",)
 _ROOT_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 _NOT_SOURCES = ("*.so", "*.c", "__pycache__")
+
+#: What nobody has used for so many days is removed when something new is kept.
+_KEPT_DAYS = 30
 
 #: The same code at other addresses: what its time changes by is layout.
 _SHIFT = "-falign-functions=64"
@@ -61,7 +66,9 @@ def build(source: Path, mode: str = "", *, twin: bool = False, shifted: bool = F
         compiled = cache_directory() / f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions"
         if not compiled.exists():
             _settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
+        _used(compiled)
         _settle(place, lambda scratch: _assemble(source, compiled, scratch))
+    _used(place)
     return place
 
 
@@ -83,6 +90,7 @@ def checkout(repository: Path, ref: str) -> Path:
             with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
                 tar.extractall(scratch, filter="data")
         _settle(place, extract)
+    _used(place)
     if source_tree(place) != place.resolve():
         raise Usage(f"--base {ref!r} has no kvmattr sources at its root")
     return place
@@ -116,6 +124,20 @@ def _settle(place: Path, fill: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    _forget(place.parent)
+
+
+def _used(place: Path) -> None:
+    with contextlib.suppress(OSError):      # a cache that others made and we may only read
+        os.utime(place)
+
+
+def _forget(cache: Path) -> None:
+    """Remove what has not been used for long, and what a killed gate left half made."""
+    for place in cache.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - place.stat().st_mtime > 86400 * _KEPT_DAYS:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @functools.cache

@@ -124,17 +124,24 @@ def _judge(report: Report, arguments: argparse.Namespace) -> None:
     gate = _gate(arguments)
     # A baseline that cannot be read is told before minutes are spent on building.
     expected = None if arguments.update_baseline else Baseline.read(arguments.baseline)
+    if expected is not None and arguments.instructions and not (arguments.base or expected.instructions):
+        raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
+                    "--base REF counts both sides now")
+    if arguments.base and gate.source:
+        # So is a ref that does not exist; a doubt is told after what can be judged without it.
+        with contextlib.suppress(CannotTell):
+            builds.checkout(gate.source, arguments.base)
     found = stages.measure(gate, report, with_claims=not arguments.update_baseline)
-    if arguments.instructions and (arguments.update_baseline or not arguments.base):
-        stages.count_instructions(gate, found.now)
     if expected is None:
+        if arguments.instructions:
+            stages.count_instructions(gate, found.now)
         _update(report, arguments.baseline, found)
         return
     stages.judge_counts(report, expected, found)
     if arguments.base:
         stages.judge_base(report, gate, arguments.base, with_instructions=arguments.instructions)
     elif arguments.instructions:
-        stages.judge_stored_instructions(report, expected, found.now)
+        stages.judge_stored_instructions(report, gate, expected)
 
 
 def _gate(arguments: argparse.Namespace) -> Gate:

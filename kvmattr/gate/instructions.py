@@ -66,7 +66,7 @@ def judge(report: Report, expected: dict[str, int], measured: dict[str, int]) ->
         text = f"{measured[cell]} instructions, {expected[cell]} before ({100 * (ratio - 1):+.3f} %)"
         verdict = (Verdict.REGRESSION if ratio > 1 + TOLERANCE
                    else Verdict.BETTER if ratio < 1 - TOLERANCE else Verdict.PASS)
-        report.add("instructions", cell, verdict, text)
+        report.add("instructions", cell, verdict, text, measured[cell], expected[cell])
     for cell in sorted(expected.keys() ^ measured.keys()):
         side = "only the base or the baseline has it" if cell in expected else "only this run has it"
         report.add("instructions", cell, Verdict.UNDECIDED, f"{side}: there is nothing to compare with")

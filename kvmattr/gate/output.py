@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -77,8 +78,8 @@ def as_json(report: Report) -> str:
         "verdict": report.summary.partition(":")[0].lower(),
         "exit_code": report.exit_code,
         "notes": report.notes,
-        "findings": [{"check": finding.check, "cell": finding.cell, "verdict": finding.verdict.value,
-                      "text": finding.text} for finding in report.findings],
+        "findings": [{**dataclasses.asdict(finding), "verdict": finding.verdict.value}
+                     for finding in report.findings],
     }, indent=1) + "\n"
 
 

@@ -52,6 +52,7 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
     """Counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
     never faster."""
     found = Measured()
+    unseen: dict[str, None] = {}
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.loaded["counting"]
         found.scenarios = worker.loaded["scenarios"]
@@ -68,12 +69,16 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
                 except CellError as error:
                     found.failed[cell] = str(error)
                     continue
+                if not answer["counts"]:
+                    unseen.setdefault(each["name"])
                 found.operations[cell] = answer["operations"]
                 found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
                 found.now.bytes.update({f"{cell}/{name}": value for name, value in answer["bytes"].items()})
         found.now.slopes = baselines.fitted(found.now.counts, found.operations)
         if with_claims:
             claims.judge_claims(report, worker)
+    if unseen:
+        report.notes.append(f"no maps, so nothing is counted: {', '.join(unseen)} (judged by time alone, with --base)")
     if not found.now.counts and not found.failed:
         raise CannotTell("no cells: the scenarios have no maps to count, or there are no scenarios")
     return found
@@ -175,14 +180,13 @@ def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool)
                            instructions.count(head, gate.scenarios))
 
 
-def judge_stored_instructions(report: Report, expected: Baseline, now: Baseline) -> None:
+def judge_stored_instructions(report: Report, gate: Gate, expected: Baseline) -> None:
     """Instruction counts against those of the baseline, which must be of this interpreter."""
-    if not expected.instructions:
-        raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
-                    "--base REF counts both sides now")
-    if expected.interpreter != now.interpreter:
+    if expected.interpreter != instructions.interpreter():
         raise CannotTell(f"the baseline's instruction counts are of {expected.interpreter}, this is "
-                         f"{now.interpreter}")
+                         f"{instructions.interpreter()}")
+    now = Baseline()
+    count_instructions(gate, now)
     instructions.judge(report, expected.instructions, now.instructions)
 
 
