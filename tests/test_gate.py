@@ -170,6 +170,12 @@ def test_an_interrupted_proof_tells_what_it_has(project: Path) -> None:
     assert len([each for each in findings if each["check"] == "proof"]) == 6
 
 
+def test_ctrl_c_is_the_gates_to_act_on_and_not_its_workers(project: Path) -> None:
+    with Worker(installed(), ["scenarios.py"]) as worker:
+        worker._process.send_signal(signal.SIGINT)
+        assert worker.ask("count", name="look-up", size=4)["operations"] == 512
+
+
 def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:
     every = {each.name: each for each in found_in(own)[0]}
     for plant in ("linear", "slow", "memory"):
@@ -507,6 +513,13 @@ def test_the_table_says_what_failed_and_what_to_do(project: Path, capsys: pytest
     assert re.fullmatch(r"  regression  convert/32/leaf_conversions: \d+, the baseline has \d+ \(\+\d.*%\)", lines[1])
     assert "to do: counts: more work than the baseline has" in lines[-3]
     assert "to do: better than the baseline: --update-baseline keeps it" in lines[-2]
+
+
+def test_counts_speak_first_and_time_last() -> None:
+    report = Report()
+    for check in ("selftest", "time", "claims", "missing", "counts"):       # claims are measured before the rest
+        report.add(check, "a/1", Verdict.PASS, "")
+    assert [check for check, _ in output.by_check(report)] == ["counts", "missing", "claims", "time", "selftest"]
 
 
 def test_junit_of_any_text_is_xml() -> None:
