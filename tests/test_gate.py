@@ -505,12 +505,15 @@ def test_files_summary_and_annotations(project: Path, capsys: pytest.CaptureFixt
 
 def test_the_table_says_what_failed_and_what_to_do(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    edit("counts", "convert/256/leaf_conversions", lambda n: n - 1)
     edit("bytes", "look-up/8/bytes", lambda n: n + 64)
     assert gate() == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "counts", "slopes", "memory", "to", "to", "REGRESSION:"]
-    assert re.fullmatch(r"  regression  convert/32/leaf_conversions: \d+, the baseline has \d+ \(\+\d.*%\)", lines[1])
+    assert re.fullmatch(r"  regression  convert/32/leaf_conversions: \d+, the baseline has \d+ \(\+1, \+\d.*%\)",
+                        lines[1])
+    assert "convert/256/" in lines[2]       # sizes in their order: as text, 256 comes before 32
     assert "to do: counts: more work than the baseline has" in lines[-3]
     assert "to do: better than the baseline: --update-baseline keeps it" in lines[-2]
 

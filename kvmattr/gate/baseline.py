@@ -101,7 +101,7 @@ def fitted(counts: dict[str, int], operations: dict[str, int]) -> dict[str, floa
 
 def judge_exact(report: Report, check: str, expected: dict[str, int], measured: dict[str, int]) -> None:
     """Every number of the baseline against what was measured, exactly."""
-    for key in sorted(measured.keys() & expected.keys()):
+    for key in sorted(measured.keys() & expected.keys(), key=_by_size):
         now, then = measured[key], expected[key]
         if now == then:
             report.add(check, key, Verdict.PASS, str(now), now, then)
@@ -123,9 +123,9 @@ def judge_presence(report: Report, expected: set[str], measured: set[str]) -> No
         measured = measured - measured_extra
         report.notes.append(f"left out: {' and '.join(COUNTING_ONLY)}: the baseline has none of them; "
                             "--update-baseline adds them")
-    for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}):
+    for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}, key=_by_size):
         report.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
-    for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}):
+    for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}, key=_by_size):
         report.add("missing", cell, Verdict.UNDECIDED, "not in the baseline: --update-baseline accepts it")
 
 
@@ -145,5 +145,10 @@ def judge_slopes(report: Report, expected: dict[str, float], measured: dict[str,
             report.add("slopes", key, Verdict.PASS, f"{now:.3f}", now, then)
 
 
+def _by_size(key: str) -> list[tuple[int, str]]:
+    """For sorting: scenario, then size as a number, then counter."""
+    return [(int(word), "") if word.isdigit() else (0, word) for word in key.split("/")]
+
+
 def _change(now: int, then: int) -> str:
-    return f" ({100 * (now - then) / then:+.1f} %)" if then else ""
+    return f" ({now - then:+}{f', {100 * (now - then) / then:+.1f} %' if then else ''})"
