@@ -248,6 +248,12 @@ def test_no_scenarios_at_all(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no cells: no --scenarios, no entry point in 'kvmattr.gate'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["--selftest"], ["--prove", "1"]])
+def test_a_selftest_of_nothing(project: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(["gate", "--no-build", *words]) == 3
+    assert capsys.readouterr().out.splitlines()[0].startswith("no cells: no --scenarios, no entry point in ")
+
+
 def test_an_unknown_entry_point(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gate", "--no-build", "--scenarios", "nobody", "--baseline", "baseline.json"]) == 2
     assert "--scenarios 'nobody': neither a .py file nor one of the entry points" in capsys.readouterr().err

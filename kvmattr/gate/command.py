@@ -180,8 +180,11 @@ def _in_github() -> bool:
 def _tell(report: Report, arguments: argparse.Namespace) -> None:
     """Print and write the report; Usage if a file cannot be written."""
     progress()
-    # The selftest and the proof have printed a line a case.
-    print(report.summary if arguments.selftest or arguments.prove else output.table(report), flush=True)
+    if arguments.selftest or arguments.prove:   # they have printed a line a case
+        print(*(finding.text for finding in report.findings if finding.check == "gate"), report.summary, sep="\n",
+              flush=True)
+    else:
+        print(output.table(report), flush=True)
     if _in_github() and (errors := output.github_errors(report)):
         print(errors, flush=True)
     try:
