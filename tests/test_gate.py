@@ -362,6 +362,7 @@ def samples(pattern: list[float]) -> timing.Sample:
     ([0.50, 0.51], [1.00, 1.01], Verdict.PASS),
     ([1.12, 1.12], [1.08, 1.08], Verdict.PASS),             # the control moves as far: the threshold widens
     ([2.00, 2.00], [1.40, 1.40], Verdict.UNDECIDED),        # the machine is unfit: nothing is said
+    ([4.00, 4.00], [1.40, 1.40], Verdict.REGRESSION),       # but this is not the machine
     ([1.0, 1.0, 1.4, 1.4], [1.00, 1.01], Verdict.UNDECIDED),
     ([1.22, 1.22], [1.12, 1.12], Verdict.UNDECIDED),        # below the widened limit, but too slow to pass
 ])
@@ -432,8 +433,8 @@ def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest
     rounds = [(measured(f"base{i}.json", 20_000), measured(f"slow{i}.json", 30_000)) for i in range(5)]
     base, slow = ([files[i] for files in rounds] for i in range(2))
     assert judge_json(slow, base) in (1, 3)
-    assert re.search(r"test_sum\.py::test_sum: 1\.[3-7]", capsys.readouterr().out)
-    assert judge_json(base, slow) == 0
+    assert re.search(r"test_sum\.py::test_sum: 1\.[2-9]", capsys.readouterr().out)
+    assert judge_json(base, slow) in (0, 3)     # wall times of a busy machine: in doubt, but never red
     assert judge_json(slow[:1], base[:1]) in (1, 3)
     out = capsys.readouterr().out
     assert "in 20 rounds" in out
