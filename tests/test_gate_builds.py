@@ -31,6 +31,28 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @from_sources
+def test_the_shifted_build_differs_in_nothing_but_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    (source / "kvmattr").mkdir(parents=True)
+    (source / "setup.py").write_text("""
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
+compiler = new_compiler()
+customize_compiler(compiler)
+raise SystemExit("\\n".join(compiler.compiler_so))
+""")
+    words = []
+    for shifted in (False, True):
+        with pytest.raises(CannotTell) as told:
+            builds.build(source, shifted=shifted)
+        words.append(str(told.value).splitlines()[1:])
+    assert [word for word in words[1] if word != "-falign-functions=64"] == words[0]
+    assert words[1] != words[0]
+    assert "-fPIC" in words[0]
+
+
+@from_sources
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "source"

@@ -190,7 +190,8 @@ def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> No
                        f"--target={target}", "."]
         variables = {**os.environ, "KVMATTR_BUILD": mode}
         if flags:
-            variables["CFLAGS"] = f"{os.environ.get('CFLAGS', '')} {flags}".strip()
+            # CPPFLAGS are added to the interpreter's own flags, in whose place CFLAGS would come.
+            variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {flags}".strip()
         done = subprocess.run([sys.executable, *command], cwd=tree, env=variables, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
