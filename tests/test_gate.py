@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -15,8 +18,9 @@ import pytest
 
 from kvmattr import AttributeMap
 from kvmattr.cli import main
-from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, timing
+from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, stages, timing
 from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.plants import planted
 from kvmattr.gate.process import Worker
 from kvmattr.gate.pytest_plugin import AssertCost
 from kvmattr.gate.scenario import Scenario, found_in
@@ -147,6 +151,40 @@ def test_selftest_catches_all_that_it_plants(project: Path, capsys: pytest.Captu
     assert "a scenario is no longer run: exit 3, caught by missing" in out
 
 
+@pytest.mark.slow
+def test_an_interrupted_proof_tells_what_it_has(project: Path) -> None:
+    proof = subprocess.Popen(
+        [sys.executable, "-P", "-m", "kvmattr", "gate", "--no-build", "--scenarios", "scenarios.py", "--prove", "50",
+         "--json", "proof.json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(installed())}, start_new_session=True)
+    assert proof.stderr is not None
+    while not (line := proof.stderr.readline()).startswith("run 1 of 50"):
+        assert line, proof.communicate()
+    os.killpg(proof.pid, signal.SIGINT)
+    out, err = proof.communicate(timeout=60)
+    assert proof.returncode == 130
+    assert err == "kvmattr: interrupted\n"        # no traceback of a worker
+    assert "1 runs of each case of 50: INTERRUPTED" in out
+    assert re.search(r"(?m)^a scenario is no longer run +0 +0 +1 +1 of 1 ", out), out
+    findings = json.loads(Path("proof.json").read_text())["findings"]
+    assert len([each for each in findings if each["check"] == "proof"]) == 6
+
+
+def test_ctrl_c_is_the_gates_to_act_on_and_not_its_workers(project: Path) -> None:
+    with Worker(installed(), ["scenarios.py"]) as worker:
+        worker._process.send_signal(signal.SIGINT)
+        assert worker.ask("count", name="look-up", size=4)["operations"] == 512
+
+
+def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:
+    every = {each.name: each for each in found_in(own)[0]}
+    for plant in ("linear", "slow", "memory"):
+        some = planted(every, f"{plant}@walk")
+        assert [name for name in every if some[name] is not every[name]] == ["walk"]
+        assert all(each is not every[name] for name, each in planted(every, plant).items())
+    assert every.keys() - planted(every, "missing@walk").keys() == {"walk"}
+
+
 # ---- bad input ----
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -160,6 +198,10 @@ def test_selftest_catches_all_that_it_plants(project: Path, capsys: pytest.Captu
      "baseline.json: counts has 'a/1/b': 1.5, which is not a number of its kind"),
     ('{"schema": 1, "counts": [], "bytes": {}, "slopes": {}}',
      "baseline.json: counts is a list, not an object"),
+    ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {"a/b": NaN}}',     # nothing is ever above a NaN
+     "baseline.json: slopes has 'a/b': nan, which is not a number of its kind"),
+    ('{"schema": 1, "counts": {"a": 1}, "bytes": {}, "slopes": {}}',
+     "baseline.json: counts has the key 'a', which is not SCENARIO/SIZE/COUNTER"),
     ('{"schema": 1}', "baseline.json: not a baseline: KeyError('counts')"),
 ])
 def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[str], text: str | None,
@@ -173,6 +215,7 @@ def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("text", "code", "told"), [
     ("", 3, "no cells: the scenarios have no maps to count, or there are no scenarios"),
+    (SCENARIOS.replace("[guest]", "[]"), 3, "no cells: the scenarios have no maps to count"),
     ("import nothing_of_the_kind", 2, "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
     (SCENARIOS.replace("guest.write(1, 2, 1)", "raise OSError('a broken scenario')"), 3,
      "look-up/4: it raised OSError: a broken scenario"),
@@ -189,10 +232,26 @@ def test_scenarios_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFi
     assert told in captured.out + captured.err
 
 
+def test_a_scenario_without_maps_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scenarios.py").write_text(SCENARIOS + """
+@scenario(sizes=[1, 2])
+def blind(size):
+    return Work(lambda: AttributeMap(size).write(0, 1, 1), [])
+""")
+    assert gate() == 0
+    assert "note: no maps, so nothing is counted: blind (judged by time alone" in capsys.readouterr().out
+
+
 def test_no_scenarios_at_all(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gate", "--scenarios", "none-of-that-name"]) == 2  # nor is bench/baseline.json there
     assert main(["gate", "--no-build", "--baseline", "baseline.json"]) == 3
     assert "no cells: no --scenarios, no entry point in 'kvmattr.gate'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--selftest"], ["--prove", "1"]])
+def test_a_selftest_of_nothing(project: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(["gate", "--no-build", *words]) == 3
+    assert capsys.readouterr().out.splitlines()[0].startswith("no cells: no --scenarios, no entry point in ")
 
 
 def test_an_unknown_entry_point(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +262,46 @@ def test_an_unknown_entry_point(project: Path, capsys: pytest.CaptureFixture[str
 def test_a_base_needs_sources(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gate("--base", "HEAD") == 3
     assert "--base HEAD needs kvmattr's sources in a git repository (--source)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["--selftest", "--prove", "1"], "--selftest and --prove: one at a time"),
+    (["--update-baseline", "--base", "HEAD"], "--base and --update-baseline do not go together"),
+    (["--selftest", "--instructions"], "--instructions and --selftest do not go together"),
+    (["--judge-json", "x.json"], "--judge-json HEAD... and --against BASE... go together"),
+    (["--json", "scenarios.py/gate.json"], "the report cannot be written: "),
+    (["--junit", "."], "the report cannot be written: "),
+])
+def test_what_was_asked_for_is_refused_and_not_forgotten(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str],
+        told: str) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert gate(*words) == 2
+    captured = capsys.readouterr()
+    assert f"kvmattr gate: {told}" in captured.err
+    assert f"::error title=kvmattr gate::{told}" in captured.out
+
+
+def test_a_gate_that_fails_itself_has_found_no_regression(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("an inner error")
+    monkeypatch.setattr(stages, "judge_counts", broken)
+    assert gate() == 3
+    captured = capsys.readouterr()
+    assert "the gate itself failed: RuntimeError: an inner error" in captured.out
+    assert "Traceback" in captured.err
+
+
+def test_what_was_judged_before_an_interrupt_is_told(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+    monkeypatch.setattr(stages, "judge_base", interrupted)
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    assert gate("--base", "HEAD", "--json", "gate.json") == 130
+    assert "regression  convert/32/leaf_conversions" in capsys.readouterr().out
+    assert "interrupted" in [each["text"] for each in json.loads(Path("gate.json").read_text())["findings"]]
 
 
 def test_another_build_than_the_asked_one(tmp_path: Path) -> None:
@@ -219,6 +318,10 @@ def test_instructions_of_another_interpreter(project: Path, capsys: pytest.Captu
     baseline = Baseline.read(Path("baseline.json"))
     baseline.interpreter, baseline.instructions = "CPython 2.7.18 x86_64", {"look-up/8": 1}
     baseline.write(Path("baseline.json"))
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    monkeypatch.setattr(instructions, "count", None)        # not a minute of valgrind for this
+    assert gate("--instructions") == 1                      # what can be judged is judged
+    edit("counts", "convert/32/leaf_conversions", lambda n: n + 1)
     assert gate("--instructions") == 3
     assert "instruction counts are of CPython 2.7.18 x86_64, this is" in capsys.readouterr().out
 
@@ -259,7 +362,9 @@ def samples(pattern: list[float]) -> timing.Sample:
     ([0.50, 0.51], [1.00, 1.01], Verdict.PASS),
     ([1.12, 1.12], [1.08, 1.08], Verdict.PASS),             # the control moves as far: the threshold widens
     ([2.00, 2.00], [1.40, 1.40], Verdict.UNDECIDED),        # the machine is unfit: nothing is said
+    ([4.00, 4.00], [1.40, 1.40], Verdict.REGRESSION),       # but this is not the machine
     ([1.0, 1.0, 1.4, 1.4], [1.00, 1.01], Verdict.UNDECIDED),
+    ([1.22, 1.22], [1.12, 1.12], Verdict.UNDECIDED),        # below the widened limit, but too slow to pass
 ])
 def test_time_against_a_base(head: list[float], twin: list[float], verdict: Verdict) -> None:
     assert timing.compare(samples(head), samples([1.0, 1.01]), samples(twin), 1.10)[0] is verdict
@@ -309,6 +414,31 @@ def test_benchmark_files_of_two_refs(project: Path, factor: float, code: int, fi
     head = [benchmark_file(project / f"h{i}.json", factor * median, rounds=rounds)
             for i, median in enumerate(medians)]
     assert judge_json(head, base) == code
+
+
+@pytest.mark.slow
+def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two refs of a function, one of which does half as much again: one file each, and five in turn."""
+    Path("test_sum.py").write_text(
+        "import os\nnumbers = range(int(os.environ['HOW_MANY']))\n"
+        "def test_sum(benchmark): benchmark.pedantic(lambda: sum(numbers), rounds=100, iterations=3)\n")
+
+    def measured(name: str, how_many: int) -> str:
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+                        "pytest_benchmark.plugin", "-c", "/dev/null",
+                        "--rootdir", ".", f"--benchmark-json={name}", "--benchmark-save-data", "test_sum.py"],
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                       env={**os.environ, "HOW_MANY": str(how_many), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+        return name
+    rounds = [(measured(f"base{i}.json", 20_000), measured(f"slow{i}.json", 30_000)) for i in range(5)]
+    base, slow = ([files[i] for files in rounds] for i in range(2))
+    assert judge_json(slow, base) in (1, 3)
+    assert re.search(r"test_sum\.py::test_sum: 1\.[2-9]", capsys.readouterr().out)
+    assert judge_json(base, slow) in (0, 3)     # wall times of a busy machine: in doubt, but never red
+    assert judge_json(slow[:1], base[:1]) in (1, 3)
+    out = capsys.readouterr().out
+    assert "in 20 rounds" in out
+    assert "one file each" in out
 
 
 def test_benchmark_files_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,11 +502,50 @@ def test_files_summary_and_annotations(project: Path, capsys: pytest.CaptureFixt
     assert gate("--json", "out/gate.json", "--junit", "out/gate.xml") == 1
     data = json.loads(Path("out/gate.json").read_text())
     assert (data["verdict"], data["exit_code"]) == ("regression", 1)
-    assert [each["cell"] for each in data["findings"] if each["verdict"] == "regression"] == [
-        "convert/32/leaf_conversions"]
+    red, = (each for each in data["findings"] if each["verdict"] == "regression")
+    assert red["cell"] == "convert/32/leaf_conversions"
+    assert red["measured"] == red["expected"] + 1
     assert ET.parse("out/gate.xml").getroot().find(".//failure") is not None
     assert "| regression | counts | `convert/32/leaf_conversions` |" in Path("summary.md").read_text()
     assert "::error title=kvmattr gate%3A counts::regression: convert/32/" in capsys.readouterr().out
+
+
+def test_the_table_says_what_failed_and_what_to_do(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
+    edit("counts", "convert/256/leaf_conversions", lambda n: n - 1)
+    edit("bytes", "look-up/8/bytes", lambda n: n + 64)
+    assert gate() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "counts", "slopes", "memory", "to", "to", "REGRESSION:"]
+    assert re.fullmatch(r"  regression  convert/32/leaf_conversions: \d+, the baseline has \d+ \(\+1, \+\d.*%\)",
+                        lines[1])
+    assert "convert/256/" in lines[2]       # sizes in their order: as text, 256 comes before 32
+    assert "to do: counts: more work than the baseline has" in lines[-3]
+    assert "to do: better than the baseline: --update-baseline keeps it" in lines[-2]
+
+
+def test_counts_speak_first_and_time_last() -> None:
+    report = Report()
+    for check in ("selftest", "time", "claims", "missing", "counts"):       # claims are measured before the rest
+        report.add(check, "a/1", Verdict.PASS, "")
+    assert [check for check, _ in output.by_check(report)] == ["counts", "missing", "claims", "time", "selftest"]
+
+
+def test_junit_of_any_text_is_xml() -> None:
+    report = Report()
+    report.add("counts", "a/1/\x1b[31m", Verdict.REGRESSION, "a\x00b\ud800c\nd\u20ac")
+    case = ET.fromstring(output.junit(report).encode())[0][0]
+    assert case.get("name") == "a/1/?[31m"
+    assert case[0].text == "a?b?c\nd\u20ac"
+
+
+def test_instructions_of_one_side_alone_are_no_pass() -> None:
+    report = Report()
+    instructions.judge(report, {"a/1": 1000, "b/1": 5}, {"a/1": 1004, "c/1": 7})
+    assert [(each.cell, each.verdict) for each in report.findings] == [
+        ("a/1", Verdict.PASS), ("b/1", Verdict.UNDECIDED), ("c/1", Verdict.UNDECIDED)]
+    assert report.exit_code == 3
 
 
 def test_annotations_escape_what_workflow_commands_do() -> None:
@@ -425,6 +594,67 @@ def test_the_example_project(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_a_project_is_found_by_its_entry_point(
+        project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Really installed, and gated without naming it; its test finds assert_cost, too, by itself or by name."""
+    package = tmp_path_factory.mktemp("package")
+    site = tmp_path_factory.mktemp("site")
+    shutil.copy(EXAMPLE / "balloon.py", package)
+    shutil.copy(EXAMPLE / "gate_scenarios.py", package / "balloon_scenarios.py")
+    (package / "pyproject.toml").write_text("""
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "balloon-project"
+version = "1"
+[project.entry-points."kvmattr.gate"]
+balloon = "balloon_scenarios"
+[tool.setuptools]
+py-modules = ["balloon", "balloon_scenarios"]
+""")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index",
+                    "--no-deps", "--no-build-isolation", f"--target={site}", str(package)], check=True,
+                   stdout=subprocess.DEVNULL)
+
+    def judged(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-P", "-m", "kvmattr", "gate", "--no-build", "--baseline",
+                               str(EXAMPLE / "gate_baseline.json"), *words], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{installed()}"})
+    done = judged()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "one-call-beats-one-call-a-page" in done.stdout
+    assert judged("--scenarios", "balloon").returncode == 0
+    done = judged("--scenarios", "nobody")
+    assert done.returncode == 2
+    assert "nor one of the entry points ['balloon'] of 'kvmattr.gate'" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
+def test_the_shell_recipe_hands_on_the_verdict(tmp_path: Path, code: int) -> None:
+    recipe = (ROOT / "docs" / "gate.md").read_text().partition("Anywhere else:")[2]
+    script = recipe.partition("```sh\n")[2].partition("```")[0]
+    for name, text in (("pip", "exit 0"), ("python", f'echo "$@" >asked; exit {code}')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True,
+                          env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
+    assert done.returncode == code
+    assert (tmp_path / "asked").read_text() == "-P -m kvmattr gate --json gate.json --junit gate.xml\n"
+
+
+def test_the_workflow_is_one() -> None:
+    yaml = pytest.importorskip("yaml")
+    recipe = (ROOT / "docs" / "gate.md").read_text().partition("GitHub Actions;")[2]
+    steps = yaml.safe_load(recipe.partition("```yaml\n")[2].partition("```")[0])["jobs"]["gate"]["steps"]
+    assert all(("uses" in step) != ("run" in step) for step in steps)
+    asked = next(step for step in steps if "gate" in step.get("run", ""))
+    # What an event brings goes through the environment, not into the script's text.
+    assert asked["run"] == "python -P -m kvmattr gate --junit gate.xml $AGAINST"
+    assert asked["env"]["AGAINST"] == "${{ github.base_ref && format('--base origin/{0}', github.base_ref) }}"
+
+
 def test_the_committed_baseline_has_every_cell_of_our_own_scenarios() -> None:
     baseline = Baseline.read(ROOT / "bench" / "baseline.json")
     scenarios: list[Scenario] = found_in(own)[0]
@@ -438,5 +668,66 @@ def test_a_source_tree_is_told_from_another_project(tmp_path: Path) -> None:
     assert builds.source_tree(tmp_path) is None
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'other'\n")
     assert builds.source_tree(tmp_path) is None
-    with pytest.raises(Usage, match=r"^--base '-x': no such commit in "):
-        builds.checkout(tmp_path, "-x")
+
+
+def git(where: Path, *words: str) -> None:
+    subprocess.run(["git", "-C", str(where), "-c", "user.name=n", "-c", "user.email=e", *words], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def test_bases_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(Usage, match=r"^--base 'HEAD': .* is not a git checkout: fatal: not a git repository"):
+        builds.checkout(tmp_path, "HEAD")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "file").write_text("not kvmattr")
+    git(repository, "init", "--quiet")
+    git(repository, "add", "file")
+    git(repository, "commit", "--quiet", "--message=one")
+    for ref in ("-x", "no-such-branch", "HEAD~1"):
+        with pytest.raises(Usage, match=rf"^--base '{ref}': no such commit in .*repository"):
+            builds.checkout(repository, ref)
+    with pytest.raises(Usage, match=r"^--base 'HEAD' has no kvmattr sources at its root$"):
+        builds.checkout(repository, "HEAD")
+    shutil.rmtree(tmp_path / "cache")
+    blob = subprocess.check_output(["git", "-C", str(repository), "rev-parse", "HEAD:file"], text=True).strip()
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(CannotTell, match=r"^--base 'HEAD': git archive failed: "):
+        builds.checkout(repository, "HEAD")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotTell, match=r"^--base HEAD: this machine has no git$"):
+        builds.checkout(repository, "HEAD")
+
+
+def test_a_base_that_does_not_exist_is_told_before_minutes_of_work(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "measure", None)
+    (project / "kvmattr").mkdir()
+    (project / "kvmattr" / "_core.pyx").write_text("")
+    (project / "pyproject.toml").write_text("[project]\nname = 'kvmattr'\n")
+    git(project, "init", "--quiet")
+    assert main(["gate", "--scenarios", "scenarios.py", "--baseline", "baseline.json", "--base", "nowhere"]) == 2
+    assert "--base 'nowhere': no such commit in " in capsys.readouterr().err
+
+
+def test_the_cache_forgets_what_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(builds, "_compile", lambda *_: None)
+    kept = builds.build(ROOT)
+    old = kept.with_name("old-plain")
+    old.mkdir()
+    for place in (kept, old):
+        os.utime(place, (0, 0))
+    assert builds.build(ROOT) == kept       # used, and nothing new is made: nothing is removed
+    assert old.exists()
+    builds.build(ROOT, twin=True)
+    assert not old.exists()
+    assert kept.exists()
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(CannotTell, match=r"^builds cannot be kept: .*; XDG_CACHE_HOME names another place$"):
+        builds.build(ROOT)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from kvmattr.gate import builds, instructions
+from kvmattr.gate import builds, instructions, stages
 from kvmattr.gate.counting import COUNTERS
 from kvmattr.gate.process import Worker
-from kvmattr.gate.stages import installed
-from kvmattr.gate.verdict import CannotTell
+from kvmattr.gate.stages import Gate, installed
+from kvmattr.gate.verdict import CannotTell, Report, Verdict
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +31,28 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @from_sources
+def test_the_shifted_build_differs_in_nothing_but_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    (source / "kvmattr").mkdir(parents=True)
+    (source / "setup.py").write_text("""
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
+compiler = new_compiler()
+customize_compiler(compiler)
+raise SystemExit("\\n".join(compiler.compiler_so))
+""")
+    words = []
+    for shifted in (False, True):
+        with pytest.raises(CannotTell) as told:
+            builds.build(source, shifted=shifted)
+        words.append(str(told.value).splitlines()[1:])
+    assert [word for word in words[1] if word != "-falign-functions=64"] == words[0]
+    assert words[1] != words[0]
+    assert "-fPIC" in words[0]
+
+
+@from_sources
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "source"
@@ -39,6 +62,66 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(CannotTell, match=r"(?s)^the plain build of .* failed:\n.*a broken setup\.py"):
         builds.build(source)
     assert list((tmp_path / "cache" / "kvmattr-gate").iterdir()) == []
+
+
+@pytest.mark.slow
+@from_sources
+@pytest.mark.skipif(shutil.which("git") is None, reason="this machine has no git")
+def test_a_slower_commit_is_seen_against_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--base from the checkout to the verdict, on a repository with two commits. Only the compiling is spared:
+    what is slower is Python, so that both have the extension modules that are loaded here."""
+    def compiled(source: Path, mode: str, kind: str, flags: str, target: Path) -> None:
+        for module in (installed() / "kvmattr").rglob("*.so"):
+            place = target / module.relative_to(installed())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(module, place)
+    monkeypatch.setattr(builds, "_compile", compiled)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    repository = tmp_path / "repository"
+    shutil.copytree(ROOT / "kvmattr", repository / "kvmattr",
+                    ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, repository)
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=e", *words], check=True,
+                       stdout=subprocess.DEVNULL)
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=base")
+    machine = repository / "kvmattr" / "vm.py"
+    question = "    def check_extension(self, capability: int) -> int:\n"
+    assert question in machine.read_text()
+    slower = "    def check_extension(self, capability: int) -> int:\n        sum(range(2000))\n"
+    machine.write_text(machine.read_text().replace(question, slower))
+    scenarios = tmp_path / "scenarios.py"
+    scenarios.write_text("""
+from kvmattr import VM
+from kvmattr.gate import Work, scenario
+
+vm = VM()
+
+@scenario(sizes=[100])
+def ask(times):
+    return Work(lambda: [vm.check_extension(10) for _ in range(times)], [vm.attributes], times)
+
+@scenario(sizes=[100])
+def convert(times):
+    return Work(lambda: [vm.set_memory_attributes(0, 4096, i % 2) for i in range(times)], [vm.attributes], times)
+""")
+    report = Report()
+    stages.judge_base(report, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
+    found = {finding.cell: finding for finding in report.findings}
+    assert found["ask/100"].verdict is Verdict.REGRESSION, found["ask/100"].text
+    assert "; again in reverse order: " in found["ask/100"].text
+    assert found["convert/100"].verdict is not Verdict.REGRESSION, found["convert/100"].text
+    git("commit", "--quiet", "--all", "--message=head")
+    again = Report()
+    stages.judge_base(again, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
+    assert again.exit_code in (0, 3)
+    assert not again.of(Verdict.REGRESSION)
+    # None is made again: the base with its twin and its shifted copy, the head, and its twin when it is the base.
+    assert len(list((tmp_path / "cache" / "kvmattr-gate").glob("*-plain"))) == 5
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,10 @@ class Baseline:
                         "instructions, and never times")
         instructions = data.get("instructions", {"interpreter": None, "counts": {}})
         try:
-            return cls(_numbers(path, data, "counts", int), _numbers(path, data, "bytes", int),
-                       _numbers(path, data, "slopes", (int, float)), instructions["interpreter"],
-                       _numbers(path, instructions, "counts", int))
+            return cls(_numbers(path, data, "counts", int, "SCENARIO/SIZE/COUNTER"),
+                       _numbers(path, data, "bytes", int, "SCENARIO/SIZE/COUNTER"),
+                       _numbers(path, data, "slopes", (int, float), "SCENARIO/COUNTER"),
+                       instructions["interpreter"], _numbers(path, instructions, "counts", int, "SCENARIO/SIZE"))
         except (KeyError, TypeError) as error:
             raise Usage(f"{path}: not a baseline: {error!r}") from None
 
@@ -71,13 +73,16 @@ class Baseline:
         os.replace(aside, path)
 
 
-def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any) -> dict[str, Any]:
+def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any, form: str) -> dict[str, Any]:
+    """A part of the file; what compares with nothing (a NaN) or belongs to nothing would never be judged."""
     numbers = data[part]
     if not isinstance(numbers, dict):
         raise Usage(f"{path}: {part} is a {type(numbers).__name__}, not an object")
     for key, value in numbers.items():
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
             raise Usage(f"{path}: {part} has {key!r}: {value!r}, which is not a number of its kind")
+        if key.count("/") != form.count("/"):
+            raise Usage(f"{path}: {part} has the key {key!r}, which is not {form}")
     return numbers
 
 
@@ -96,13 +101,13 @@ def fitted(counts: dict[str, int], operations: dict[str, int]) -> dict[str, floa
 
 def judge_exact(report: Report, check: str, expected: dict[str, int], measured: dict[str, int]) -> None:
     """Every number of the baseline against what was measured, exactly."""
-    for key in sorted(measured.keys() & expected.keys()):
+    for key in sorted(measured.keys() & expected.keys(), key=_by_size):
         now, then = measured[key], expected[key]
         if now == then:
-            report.add(check, key, Verdict.PASS, str(now))
+            report.add(check, key, Verdict.PASS, str(now), now, then)
         else:
             verdict = Verdict.REGRESSION if now > then else Verdict.BETTER
-            report.add(check, key, verdict, f"{now}, the baseline has {then}{_change(now, then)}")
+            report.add(check, key, verdict, f"{now}, the baseline has {then}{_change(now, then)}", now, then)
 
 
 def judge_presence(report: Report, expected: set[str], measured: set[str]) -> None:
@@ -118,9 +123,9 @@ def judge_presence(report: Report, expected: set[str], measured: set[str]) -> No
         measured = measured - measured_extra
         report.notes.append(f"left out: {' and '.join(COUNTING_ONLY)}: the baseline has none of them; "
                             "--update-baseline adds them")
-    for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}):
+    for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}, key=_by_size):
         report.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
-    for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}):
+    for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}, key=_by_size):
         report.add("missing", cell, Verdict.UNDECIDED, "not in the baseline: --update-baseline accepts it")
 
 
@@ -133,12 +138,17 @@ def judge_slopes(report: Report, expected: dict[str, float], measured: dict[str,
         then = expected.get(key)
         if now >= limit:
             report.add("slopes", key, Verdict.REGRESSION,
-                       f"{now:.3f}; declared {declared} allows less than {limit}")
+                       f"{now:.3f}; declared {declared} allows less than {limit}", now, then)
         elif then is not None and now > then + _SLOPE_CHANGE:
-            report.add("slopes", key, Verdict.REGRESSION, f"{now:.3f}, the baseline has {then:.3f}")
+            report.add("slopes", key, Verdict.REGRESSION, f"{now:.3f}, the baseline has {then:.3f}", now, then)
         elif declared or then is not None:
-            report.add("slopes", key, Verdict.PASS, f"{now:.3f}")
+            report.add("slopes", key, Verdict.PASS, f"{now:.3f}", now, then)
+
+
+def _by_size(key: str) -> list[tuple[int, str]]:
+    """For sorting: scenario, then size as a number, then counter."""
+    return [(int(word), "") if word.isdigit() else (0, word) for word in key.split("/")]
 
 
 def _change(now: int, then: int) -> str:
-    return f" ({100 * (now - then) / then:+.1f} %)" if then else ""
+    return f" ({now - then:+}{f', {100 * (now - then) / then:+.1f} %' if then else ''})"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -13,6 +16,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,12 @@ _COMPILED = (".pyx", ".pxd", ".pxi", ".h", ".hpp")
 _PLAIN = (".py",)
 _ROOT_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 _NOT_SOURCES = ("*.so", "*.c", "__pycache__")
+
+#: What nobody has used for so many days is removed when something new is kept.
+_KEPT_DAYS = 30
+
+#: The same code at other addresses: what its time changes by is layout.
+_SHIFT = "-falign-functions=64"
 
 
 def cache_directory() -> Path:
@@ -41,49 +51,70 @@ def source_tree(start: Path) -> Path | None:
     return None
 
 
-def build(source: Path, mode: str = "", *, twin: bool = False) -> Path:
+def build(source: Path, mode: str = "", *, twin: bool = False, shifted: bool = False) -> Path:
     """A directory that has kvmattr built from ``source``; made now unless the cache has it.
 
-    ``mode`` is setup.py's KVMATTR_BUILD. The ``twin`` is the rebuild that the paired times are controlled
-    with: a copy, because compiling the same sources again gives the same bytes.
+    ``mode`` is setup.py's KVMATTR_BUILD. ``twin`` and ``shifted`` are what paired times are controlled with:
+    the twin is a copy, because compiling the same sources again gives the same bytes; the shifted one is
+    compiled with its functions at other addresses.
     """
-    digest = _digest(source, _COMPILED + _PLAIN, mode)
-    place = cache_directory() / f"{digest}-{mode or 'plain'}{'-twin' * twin}"
+    flags = _SHIFT if shifted else ""
+    kind = (mode or "plain") + "-shifted" * shifted
+    # All names in the cache are of one length: a path is in a process's memory and moves what comes after it.
+    place = cache_directory() / f"{_digest(source, _COMPILED + _PLAIN, mode, flags, twin)}-{mode or 'plain'}"
     if not place.exists():
-        compiled = cache_directory() / f"{_digest(source, _COMPILED, mode)}-{mode or 'plain'}-extensions"
+        compiled = cache_directory() / f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions"
         if not compiled.exists():
-            _settle(compiled, lambda scratch: _compile(source, mode, scratch))
+            _settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
+        _used(compiled)
         _settle(place, lambda scratch: _assemble(source, compiled, scratch))
+    _used(place)
     return place
 
 
 def checkout(repository: Path, ref: str) -> Path:
     """A directory with the sources of a git ref of the repository that holds ``repository``."""
-    try:
-        found = subprocess.run(["git", "-C", str(repository), "rev-parse", "--verify", "--quiet",
-                                "--end-of-options", ref + "^{commit}"], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise CannotTell(f"--base {ref}: this machine has no git") from None
+    inside = _git(ref, repository, "rev-parse", "--git-dir")
+    if inside.returncode:
+        raise Usage(f"--base {ref!r}: {repository} is not a git checkout: {_said(inside)}")
+    found = _git(ref, repository, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
     if found.returncode:
-        raise Usage(f"--base {ref!r}: no such commit in {repository}")
-    commit = found.stdout.strip()
+        raise Usage(f"--base {ref!r}: no such commit in {repository} (a shallow clone has few of them)")
+    commit = found.stdout.decode().strip()
     place = cache_directory() / f"{commit}-sources"
     if not place.exists():
         def extract(scratch: Path) -> None:
-            archive = subprocess.run(["git", "-C", str(repository), "archive", "--format=tar", commit],
-                                     capture_output=True, check=True).stdout
-            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            archive = _git(ref, repository, "archive", "--format=tar", commit)
+            if archive.returncode:
+                raise CannotTell(f"--base {ref!r}: git archive failed: {_said(archive)}")
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
                 tar.extractall(scratch, filter="data")
         _settle(place, extract)
+    _used(place)
     if source_tree(place) != place.resolve():
         raise Usage(f"--base {ref!r} has no kvmattr sources at its root")
     return place
 
 
+def _git(ref: str, repository: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", "-C", str(repository), *words], capture_output=True)
+    except FileNotFoundError:
+        raise CannotTell(f"--base {ref}: this machine has no git") from None
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[0] if lines else f"git ended with {done.returncode}"
+
+
 def _settle(place: Path, fill: Callable[[Path], None]) -> None:
     """Make a cached directory complete or not at all; of two that make it at once the first one wins."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="making-", dir=place.parent))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="making-", dir=place.parent))
+    except OSError as error:
+        raise CannotTell(f"builds cannot be kept: {error}; XDG_CACHE_HOME names another place") from None
     try:
         fill(scratch)
         try:
@@ -93,11 +124,41 @@ def _settle(place: Path, fill: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    _forget(place.parent)
 
 
-def _digest(source: Path, suffixes: tuple[str, ...], mode: str) -> str:
-    digest = hashlib.sha256(repr((mode, sysconfig.get_config_var("SOABI"), platform.python_version(),
-                                  [os.environ.get(name) for name in ("CC", "CFLAGS", "LDSHARED")])).encode())
+def _used(place: Path) -> None:
+    with contextlib.suppress(OSError):      # a cache that others made and we may only read
+        os.utime(place)
+
+
+def _forget(cache: Path) -> None:
+    """Remove what has not been used for long, and what a killed gate left half made."""
+    for place in cache.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - place.stat().st_mtime > 86400 * _KEPT_DAYS:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+@functools.cache
+def _tools(compiler: str) -> tuple[str | None, ...]:
+    """Compiler and Cython in their versions: two builds that are compared were made by the same ones."""
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        version = None
+    return (version, importlib.metadata.version("Cython") if importlib.util.find_spec("Cython") else None)
+
+
+def _compiler() -> str:
+    named: str = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    return named.split()[0]
+
+
+def _digest(source: Path, suffixes: tuple[str, ...], mode: str, flags: str, twin: bool = False) -> str:
+    variables = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")]
+    digest = hashlib.sha256(repr((mode, flags, twin, sysconfig.get_config_var("SOABI"), platform.python_version(),
+                                  variables, _tools(_compiler()))).encode())
     found = sorted(path for path in (source / "kvmattr").rglob("*") if path.suffix in suffixes)
     for path in (source / "setup.py", *found):
         digest.update(f"{path.relative_to(source)}\0".encode() + path.read_bytes())
@@ -109,12 +170,11 @@ def _assemble(source: Path, compiled: Path, target: Path) -> None:
     shutil.copytree(compiled, target, dirs_exist_ok=True)
 
 
-def _compile(source: Path, mode: str, target: Path) -> None:
+def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> None:
     """Put the extension modules, nothing else, below ``target``."""
-    words = f"{mode or 'plain'} build"
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        raise CannotTell(f"a {words} is needed and this machine has no C compiler ({compiler})")
+    words = f"{kind} build"
+    if shutil.which(_compiler()) is None:
+        raise CannotTell(f"a {words} is needed and this machine has no C compiler ({_compiler()})")
     print(f"{words} of {source} (kept in {cache_directory()})", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch)
@@ -128,8 +188,11 @@ def _compile(source: Path, mode: str, target: Path) -> None:
         else:
             command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
                        f"--target={target}", "."]
-        done = subprocess.run([sys.executable, *command], cwd=tree, env={**os.environ, "KVMATTR_BUILD": mode},
-                              capture_output=True, text=True)
+        variables = {**os.environ, "KVMATTR_BUILD": mode}
+        if flags:
+            # CPPFLAGS are added to the interpreter's own flags, in whose place CFLAGS would come.
+            variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {flags}".strip()
+        done = subprocess.run([sys.executable, *command], cwd=tree, env=variables, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise CannotTell(f"the {words} of {source} failed:\n{last}")

@@ -13,18 +13,17 @@ Exit codes: 0 pass, 1 regression, 2 usage, 3 could not tell.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from kvmattr.gate import benchmark_json, builds, loading, output, stages
 from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.selftest import prove, selftest
-from kvmattr.gate.stages import Gate
+from kvmattr.gate.stages import Gate, progress
 from kvmattr.gate.verdict import (
-    EXIT_PASS,
-    EXIT_REGRESSION,
-    EXIT_UNDECIDED,
     EXIT_USAGE,
     CannotTell,
     Report,
@@ -69,43 +68,80 @@ def run(arguments: argparse.Namespace) -> int:
     """Judge, print, write; the exit code."""
     report = Report()
     try:
-        if arguments.selftest or arguments.prove:
-            gate = _gate(arguments)
-            sound = prove(gate, arguments.prove) if arguments.prove else selftest(gate)
-            return EXIT_PASS if sound else EXIT_REGRESSION
-        _judge(report, arguments)
+        _at_odds(arguments)
+        if arguments.prove:
+            prove(_gate(arguments), arguments.prove, report)
+        elif arguments.selftest:
+            selftest(_gate(arguments), report)
+        else:
+            _judge(report, arguments)
     except Usage as error:
-        print(f"kvmattr gate: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _usage(error)
     except CannotTell as error:
         report.add("gate", "all", Verdict.UNDECIDED, str(error))
-        if arguments.selftest or arguments.prove:
-            print(f"kvmattr gate: {error}", file=sys.stderr)
-            return EXIT_UNDECIDED
-    _tell(report, arguments)
+    except KeyboardInterrupt:
+        # What was judged before is worth having; cli.main tells of the rest and exits with 130.
+        report.add("gate", "all", Verdict.UNDECIDED, "interrupted")
+        with contextlib.suppress(Usage):
+            _tell(report, arguments)
+        raise
+    except Exception as error:      # Python's own exit code for it would be 1, and that means a regression
+        traceback.print_exc()
+        report.add("gate", "all", Verdict.UNDECIDED, f"the gate itself failed: {type(error).__name__}: {error}")
+    try:
+        _tell(report, arguments)
+    except Usage as error:
+        return _usage(error)
     return report.exit_code
 
 
+def _usage(error: Usage) -> int:
+    print(f"kvmattr gate: {error}", file=sys.stderr)
+    if _in_github():
+        print(output.github_error("kvmattr gate", str(error)))
+    return EXIT_USAGE
+
+
+def _at_odds(arguments: argparse.Namespace) -> None:
+    """Options of which one would be ignored: what was asked for is done, or refused, never forgotten."""
+    modes = {"--selftest": arguments.selftest, "--prove": arguments.prove, "--update-baseline":
+             arguments.update_baseline, "--judge-json": arguments.judge_json or arguments.against}
+    chosen = [name for name, given in modes.items() if given]
+    if len(chosen) > 1:
+        raise Usage(f"{' and '.join(chosen)}: one at a time")
+    if chosen and arguments.base:
+        raise Usage(f"--base and {chosen[0]} do not go together")
+    if chosen and chosen != ["--update-baseline"] and arguments.instructions:
+        raise Usage(f"--instructions and {chosen[0]} do not go together")
+    if chosen == ["--judge-json"] and not (arguments.judge_json and arguments.against):
+        raise Usage("--judge-json HEAD... and --against BASE... go together")
+
+
 def _judge(report: Report, arguments: argparse.Namespace) -> None:
-    if arguments.judge_json or arguments.against:
-        if not (arguments.judge_json and arguments.against):
-            raise Usage("--judge-json HEAD... and --against BASE... go together")
+    if arguments.judge_json:
         benchmark_json.judge_files(report, arguments.against, arguments.judge_json, arguments.threshold)
         return
     gate = _gate(arguments)
     # A baseline that cannot be read is told before minutes are spent on building.
     expected = None if arguments.update_baseline else Baseline.read(arguments.baseline)
+    if expected is not None and arguments.instructions and not (arguments.base or expected.instructions):
+        raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
+                    "--base REF counts both sides now")
+    if arguments.base and gate.source:
+        # So is a ref that does not exist; a doubt is told after what can be judged without it.
+        with contextlib.suppress(CannotTell):
+            builds.checkout(gate.source, arguments.base)
     found = stages.measure(gate, report, with_claims=not arguments.update_baseline)
-    if arguments.instructions and (arguments.update_baseline or not arguments.base):
-        stages.count_instructions(gate, found.now)
     if expected is None:
+        if arguments.instructions:
+            stages.count_instructions(gate, found.now)
         _update(report, arguments.baseline, found)
         return
     stages.judge_counts(report, expected, found)
     if arguments.base:
         stages.judge_base(report, gate, arguments.base, with_instructions=arguments.instructions)
     elif arguments.instructions:
-        stages.judge_stored_instructions(report, expected, found.now)
+        stages.judge_stored_instructions(report, gate, expected)
 
 
 def _gate(arguments: argparse.Namespace) -> Gate:
@@ -129,22 +165,38 @@ def _update(report: Report, path: Path, found: stages.Measured) -> None:
         return
     if not found.counted and path.exists() and Baseline.read(path).counted:
         raise Usage(f"{path} has what only a counting build counts, this one does not: it was not written")
+    if path.exists() and not found.now.instructions and Baseline.read(path).instructions:
+        report.notes.append("the instruction counts of the old baseline were dropped: --instructions with "
+                            "--update-baseline stores new ones")
     found.now.write(path)
     report.add("baseline", str(path), Verdict.PASS, f"{len(found.now.counts)} counts, {len(found.now.bytes)} "
                f"bytes and {len(found.now.slopes)} slopes written")
 
 
+def _in_github() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
 def _tell(report: Report, arguments: argparse.Namespace) -> None:
-    print(output.table(report))
-    if arguments.json:
-        output.write(arguments.json, output.as_json(report))
-    if arguments.junit:
-        output.write(arguments.junit, output.junit(report))
-    if os.environ.get("GITHUB_ACTIONS") == "true" and (errors := output.github_errors(report)):
-        print(errors)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(output.markdown(report))
+    """Print and write the report; Usage if a file cannot be written."""
+    progress()
+    if arguments.selftest or arguments.prove:   # they have printed a line a case
+        print(*(finding.text for finding in report.findings if finding.check == "gate"), report.summary, sep="\n",
+              flush=True)
+    else:
+        print(output.table(report), flush=True)
+    if _in_github() and (errors := output.github_errors(report)):
+        print(errors, flush=True)
+    try:
+        if arguments.json:
+            output.write(arguments.json, output.as_json(report))
+        if arguments.junit:
+            output.write(arguments.junit, output.junit(report))
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(output.markdown(report))
+    except OSError as error:
+        raise Usage(f"the report cannot be written: {error}") from None
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvmattr.gate.process import CellError, Worker
+from kvmattr.gate.process import CellError, Worker, without_randomisation
 from kvmattr.gate.verdict import CannotTell, Report, Verdict
 
 #: Instructions of the same work in two builds may differ by this much.
@@ -33,9 +33,7 @@ def count(tree: Path, sources: Sequence[str]) -> dict[str, int]:
     """Instructions of one run of each cell that would be timed, SCENARIO/SIZE."""
     if shutil.which("valgrind") is None:
         raise CannotTell("--instructions: this machine has no valgrind")
-    prefix = ["valgrind", "--quiet", "--tool=callgrind", "--dump-before=getpgrp"]
-    if shutil.which("setarch"):
-        prefix = ["setarch", platform.machine(), "--addr-no-randomize", *prefix]
+    prefix = [*without_randomisation(), "valgrind", "--quiet", "--tool=callgrind", "--dump-before=getpgrp"]
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "profile"
@@ -68,8 +66,9 @@ def judge(report: Report, expected: dict[str, int], measured: dict[str, int]) ->
         text = f"{measured[cell]} instructions, {expected[cell]} before ({100 * (ratio - 1):+.3f} %)"
         verdict = (Verdict.REGRESSION if ratio > 1 + TOLERANCE
                    else Verdict.BETTER if ratio < 1 - TOLERANCE else Verdict.PASS)
-        report.add("instructions", cell, verdict, text)
+        report.add("instructions", cell, verdict, text, measured[cell], expected[cell])
     for cell in sorted(expected.keys() ^ measured.keys()):
-        report.notes.append(f"instructions: {cell} is on one side only and was not compared")
-    if not expected.keys() & measured.keys():
-        report.add("instructions", "all", Verdict.UNDECIDED, "no cell could be compared")
+        side = "only the base or the baseline has it" if cell in expected else "only this run has it"
+        report.add("instructions", cell, Verdict.UNDECIDED, f"{side}: there is nothing to compare with")
+    if not expected and not measured:
+        report.add("instructions", "all", Verdict.UNDECIDED, "no cell could be counted")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,10 +18,27 @@ _SHOWN = 20
 _TOLD = (Verdict.REGRESSION, Verdict.UNDECIDED, Verdict.BETTER)
 _ALWAYS_TOLD = ("claims", "time", "instructions", "baseline")
 
+#: In this order, whichever spoke first: counts are the verdict, time comes last.
+_ORDER = ("counts", "slopes", "memory", "missing", "claims", "time", "instructions")
+
+#: What to do about a verdict, told once below the table.
+_ADVICE = {
+    "counts": "more work than the baseline has: find out why, or accept it with --update-baseline and commit "
+              "the new baseline",
+    "slopes": "the cost grows faster with the size than the scenario declares or the baseline has",
+    "memory": "more bytes than the baseline has: find out why, or accept it with --update-baseline",
+    "claims": "the way that is claimed to be faster is not, by that much",
+    "time": "slower than the base twice, the second time in fresh processes and in reverse order",
+    "instructions": "the same work takes more instructions than it did",
+}
+
+#: Characters that no XML 1.0 document may hold, not even escaped.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 
 def by_check(report: Report) -> Iterator[tuple[str, list[Finding]]]:
-    """The findings of each check, checks in the order in which they spoke first."""
-    order = list(dict.fromkeys(finding.check for finding in report.findings))
+    """The findings of each check, checks in the order of their weight."""
+    order = list(dict.fromkeys([*_ORDER, *(finding.check for finding in report.findings)]))
     for check, group in groupby(sorted(report.findings, key=lambda finding: order.index(finding.check)),
                                 key=lambda finding: finding.check):
         yield check, list(group)
@@ -41,7 +60,16 @@ def table(report: Report) -> str:
         if len(told) > _SHOWN:
             lines.append(f"  ... and {len(told) - _SHOWN} more (--json has all)")
     lines += [f"note: {note}" for note in report.notes]
+    lines += [f"to do: {advice}" for advice in _advice(report)]
     return "\n".join([*lines, report.summary])
+
+
+def _advice(report: Report) -> Iterator[str]:
+    for check in dict.fromkeys(finding.check for finding in report.of(Verdict.REGRESSION)):
+        if check in _ADVICE:
+            yield f"{check}: {_ADVICE[check]}"
+    if any(finding.check in ("counts", "memory") for finding in report.of(Verdict.BETTER)):
+        yield "better than the baseline: --update-baseline keeps it, and then it cannot creep back unseen"
 
 
 def as_json(report: Report) -> str:
@@ -50,8 +78,8 @@ def as_json(report: Report) -> str:
         "verdict": report.summary.partition(":")[0].lower(),
         "exit_code": report.exit_code,
         "notes": report.notes,
-        "findings": [{"check": finding.check, "cell": finding.cell, "verdict": finding.verdict.value,
-                      "text": finding.text} for finding in report.findings],
+        "findings": [{**dataclasses.asdict(finding), "verdict": finding.verdict.value}
+                     for finding in report.findings],
     }, indent=1) + "\n"
 
 
@@ -66,7 +94,7 @@ def markdown(report: Report) -> str:
                   for finding in told[:_SHOWN]]
     if len(told) > _SHOWN:
         lines += ["", f"... and {len(told) - _SHOWN} more."]
-    lines += ["", *(f"* {note}" for note in report.notes)]
+    lines += ["", *(f"* {note}" for note in [*report.notes, *_advice(report)])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,22 +110,33 @@ def junit(report: Report) -> str:
                               failures=str(sum(each.verdict is Verdict.REGRESSION for each in findings)),
                               errors=str(sum(each.verdict is Verdict.UNDECIDED for each in findings)))
         for each in findings:
-            case = ET.SubElement(suite, "testcase", classname=f"gate.{check}", name=each.cell, time="0")
+            case = ET.SubElement(suite, "testcase", classname=f"gate.{check}", name=_xml(each.cell), time="0")
+            text = _xml(each.text)
             if each.verdict is Verdict.REGRESSION:
-                ET.SubElement(case, "failure", message=each.text).text = each.text
+                ET.SubElement(case, "failure", message=text).text = text
             elif each.verdict is Verdict.UNDECIDED:
-                ET.SubElement(case, "error", message=each.text).text = each.text
+                ET.SubElement(case, "error", message=text).text = text
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
+def _xml(text: str) -> str:
+    return _NOT_XML.sub("?", text)
+
+
 def github_errors(report: Report) -> str:
     """Workflow commands of GitHub Actions, one line a finding that does not pass."""
-    lines = []
-    for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)[:_SHOWN]:
-        text = f"{finding.verdict.value}: {finding.cell}: {finding.text}"
-        lines.append(f"::error title={_property(f'kvmattr gate: {finding.check}')}::{_data(text)}")
+    told = [*report.of(Verdict.REGRESSION), *report.of(Verdict.UNDECIDED)]
+    lines = [github_error(f"kvmattr gate: {finding.check}",
+                          f"{finding.verdict.value}: {finding.cell}: {finding.text}") for finding in told[:_SHOWN]]
+    if len(told) > _SHOWN:
+        lines.append(github_error("kvmattr gate", f"... and {len(told) - _SHOWN} more: {report.summary}"))
     return "\n".join(lines)
+
+
+def github_error(title: str, text: str) -> str:
+    """One workflow command."""
+    return f"::error title={_property(title)}::{_data(text)}"
 
 
 def _data(text: str) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import platform
 import selectors
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +20,16 @@ from kvmattr.gate.verdict import CannotTell, Usage
 
 #: Seconds after which a silent worker is taken for hung.
 _SILENCE = 600
+
+
+@functools.cache
+def without_randomisation() -> tuple[str, ...]:
+    """What to start a process with so that its addresses are the same each time; nothing where the machine has
+    no setarch or, as many containers do, forbids it."""
+    prefix = ("setarch", platform.machine(), "--addr-no-randomize")
+    if shutil.which(prefix[0]) is None or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        return ()
+    return prefix
 
 
 class CellError(Exception):
@@ -43,7 +56,7 @@ class Worker:
             if not Path(self.loaded["file"]).resolve().is_relative_to(tree.resolve()):
                 raise CannotTell(f"wrong build loaded: {self.loaded['file']} instead of one in {tree}")
         except BaseException:
-            self.close()
+            self.close(at_once=True)
             raise
 
     def ask(self, do: str, **words: Any) -> Any:
@@ -73,12 +86,14 @@ class Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def close(self) -> None:
-        """End the process: by the end of its input, or by force when it does not listen."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End the process: by the end of its input, or by force ``at_once`` or when it does not listen."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+        if at_once:
+            self._process.kill()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -91,4 +106,5 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        self.close()
+        # After Ctrl-C nobody waits for the end of what the worker is at.
+        self.close(at_once=error is not None)

@@ -1,21 +1,31 @@
 """Does the gate see what it is for? Planted regressions, and the unchanged tree, through the whole gate.
 
-``--selftest`` runs each case once, ``--prove N`` so many times with an artificial load beside it.
+``--selftest`` runs each case once, with the regression planted in every scenario. ``--prove N`` runs each N
+times with an artificial load beside it, planted in one scenario a run, another one each time: that is harder to
+see. An interrupted proof tells what it has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import platform
+import signal
+import statistics
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from kvmattr.gate import builds
-from kvmattr.gate.stages import Gate, Measured, installed, judge_counts, judge_times, measure
+from kvmattr.gate.stages import Gate, Measured, Pair, installed, judge_counts, judge_times, measure
 from kvmattr.gate.verdict import EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED, CannotTell, Report, Verdict
+from kvmattr.study.machine import cpu_model
 
 
 @dataclass(frozen=True)
@@ -40,61 +50,133 @@ CASES = (
 )
 
 #: What runs beside: it fights for a core, the memory bus and the last-level cache, as a neighbour in CI does.
-#: It ends with the process that started it, however that ends.
+#: It ends with the process that started it, however that ends; Ctrl-C is that one's to hear.
 _LOAD = """
-import os
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 import numpy as np
 memory, parent = np.zeros(1 << 25, np.uint8), os.getppid()
 while os.getppid() == parent:
     memory += 1
 """
 
+#: So many findings of a run that was judged wrongly are told.
+_SHOWN = 5
 
-def selftest(gate: Gate) -> bool:
-    """Run every case once and print what came of it; whether each was judged rightly."""
+
+@dataclass
+class Tally:
+    """What came of the runs of one case so far."""
+
+    case: Case
+    exits: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    right: int = 0
+
+    @property
+    def runs(self) -> int:
+        """How many there were."""
+        return len(self.seconds)
+
+    def row(self) -> str:
+        """A line of the proof's table."""
+        took = f"{statistics.median(self.seconds):.1f}" if self.seconds else "-"
+        return (f"{self.case.words:44} {self.exits[EXIT_PASS]:5} {self.exits[EXIT_REGRESSION]:5} "
+                f"{self.exits[EXIT_UNDECIDED]:15} {f'{self.right} of {self.runs}':>15} {took:>10}")
+
+
+def selftest(gate: Gate, report: Report) -> None:
+    """Run every case once and print what came of it; each is a finding."""
     reference = measure(gate, Report(), with_claims=False)
-    sound = True
     for case in CASES:
-        report = _judged(gate, case, reference)
-        right = _right(case, report)
-        sound &= right
-        caught = sorted({finding.check for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)})
-        print(f"{'ok' if right else 'NOT OK':6}  {case.words}: exit {report.exit_code}"
-              f"{', caught by ' + ', '.join(caught) if caught else ''}", flush=True)
-    return sound
+        judged = _judged(gate, case, reference, None)
+        right = _right(case, judged, None)
+        caught = sorted({finding.check for finding in judged.of(Verdict.REGRESSION, Verdict.UNDECIDED)})
+        text = f"exit {judged.exit_code}{', caught by ' + ', '.join(caught) if caught else ''}"
+        print(f"{'ok' if right else 'NOT OK':6}  {case.words}: {text}", flush=True)
+        if not right:
+            _explain(judged)
+        report.add("selftest", case.words, Verdict.PASS if right else Verdict.REGRESSION, text)
 
 
-def prove(gate: Gate, runs: int) -> bool:
-    """Every case so many times under load; prints one line a case. Whether no run was judged wrongly."""
+def prove(gate: Gate, runs: int, report: Report) -> None:
+    """Every case so many times under load; prints one line a case, and each wrong judgement when it happens.
+    Ctrl-C or SIGTERM: the line tells the runs that were made."""
     reference = measure(gate, Report(), with_claims=False)
-    print(f"{runs} runs of each case, one core loaded (a process that rewrites 32 MiB without a pause)")
-    print(f"{'case':44} {'pass':>5} {'red':>5} {'could not tell':>15} {'judged rightly':>15}", flush=True)
-    sound = True
-    with _load():
-        for case in CASES:
-            exits: Counter[int] = Counter()
-            right = 0
-            for _ in range(runs):
-                report = _judged(gate, case, reference)
-                exits[report.exit_code] += 1
-                right += _right(case, report)
-            sound &= right == runs
-            print(f"{case.words:44} {exits[EXIT_PASS]:5} {exits[EXIT_REGRESSION]:5} "
-                  f"{exits[EXIT_UNDECIDED]:15} {f'{right} of {runs}':>15}", flush=True)
-    return sound
+    _copies(gate.source).shifted()      # builds are made before the load is on
+    tallies = [Tally(case) for case in CASES]
+    begun, finished = time.monotonic(), 0
+    print(f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores, {platform.python_implementation()} "
+          f"{platform.python_version()}, load {os.getloadavg()[0]:.1f} before", flush=True)
+    try:
+        with _terminable(), _load():
+            for number in range(runs):
+                for tally in tallies:
+                    _run(gate, tally, reference, number)
+                finished = number + 1
+                print(f"run {finished} of {runs}: {(time.monotonic() - begun) / 60:.1f} min, "
+                      f"{sum(tally.runs - tally.right for tally in tallies)} judged wrongly so far",
+                      file=sys.stderr, flush=True)
+    finally:
+        print(f"{finished} runs of each case{'' if finished == runs else f' of {runs}: INTERRUPTED'}, one core "
+              f"loaded (a process that rewrites 32 MiB without a pause), {(time.monotonic() - begun) / 60:.0f} "
+              "minutes")
+        print(f"{'case':44} {'pass':>5} {'red':>5} {'could not tell':>15} {'judged rightly':>15} {'s a run':>10}")
+        for tally in tallies:
+            print(tally.row(), flush=True)
+            verdict = (Verdict.UNDECIDED if not tally.runs else
+                       Verdict.PASS if tally.right == tally.runs else Verdict.REGRESSION)
+            report.add("proof", tally.case.words, verdict,
+                       f"{tally.right} of {tally.runs} runs judged rightly: {tally.exits[EXIT_PASS]} pass, "
+                       f"{tally.exits[EXIT_REGRESSION]} red, {tally.exits[EXIT_UNDECIDED]} could not tell")
 
 
-def _judged(gate: Gate, case: Case, reference: Measured) -> Report:
-    """The gate's own report on the tree with a case planted."""
+def _run(gate: Gate, tally: Tally, reference: Measured, number: int) -> None:
+    where = _scenario_for(tally.case, reference, number)
+    begun = time.monotonic()
+    report = _judged(gate, tally.case, reference, where)
+    tally.seconds.append(time.monotonic() - begun)
+    tally.exits[report.exit_code] += 1
+    if _right(tally.case, report, where):
+        tally.right += 1
+    else:
+        print(f"NOT OK  run {number + 1}, {tally.case.words}{f', in {where}' if where else ''}: "
+              f"exit {report.exit_code}", flush=True)
+        _explain(report)
+
+
+def _scenario_for(case: Case, reference: Measured, number: int) -> str | None:
+    """In which scenario a run's regression is planted: those that can have it take turns."""
+    if case.plant is None:
+        return None
+    names = [each["name"] for each in reference.scenarios
+             if (case.plant != "linear" or _can_grow(each, reference)) and (each["timed"] or not case.timed)]
+    return str(names[number % len(names)]) if names else None
+
+
+def _can_grow(scenario: dict[str, Any], reference: Measured) -> bool:
+    """Constant so far, in sizes that are not the number of operations itself: n operations of cost n each, at a
+    scenario's largest size, take too long to be planted."""
+    operations = {reference.operations.get(f"{scenario['name']}/{size}") for size in scenario["sizes"]}
+    return scenario["growth"] == "constant" and len(operations) == 1
+
+
+def _explain(report: Report) -> None:
+    told = report.of(Verdict.REGRESSION, Verdict.UNDECIDED)
+    for finding in told[:_SHOWN]:
+        print(f"          {finding.verdict.value}: {finding.check} {finding.cell}: {finding.text}", flush=True)
+    if len(told) > _SHOWN:
+        print(f"          ... and {len(told) - _SHOWN} more", flush=True)
+
+
+def _judged(gate: Gate, case: Case, reference: Measured, where: str | None) -> Report:
+    """The gate's own report on the tree with a case planted, in one scenario or in all."""
     report = Report()
-    planted = dataclasses.replace(gate, plant=case.plant)
+    plant = f"{case.plant}@{where}" if case.plant and where else case.plant
+    planted = dataclasses.replace(gate, plant=plant)
     try:
         if case.timed:
-            if gate.source is None:
-                plain = twin = installed()
-            else:
-                plain, twin = builds.build(gate.source), builds.build(gate.source, twin=True)
-            judge_times(report, planted, plain, twin, plain)
+            judge_times(report, planted, _copies(gate.source))
         else:
             judge_counts(report, reference.now, measure(planted, report))
     except CannotTell as error:
@@ -102,9 +184,29 @@ def _judged(gate: Gate, case: Case, reference: Measured) -> Report:
     return report
 
 
-def _right(case: Case, report: Report) -> bool:
-    caught = {finding.check for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)}
-    return report.exit_code in case.exits and (not case.check or case.check in caught)
+def _copies(source: Path | None) -> Pair:
+    """The tree against itself."""
+    if source is None:
+        return Pair(installed(), installed(), installed(), installed)
+    plain = builds.build(source)
+    return Pair(plain, builds.build(source, twin=True), plain, lambda: builds.build(source, shifted=True))
+
+
+def _right(case: Case, report: Report, where: str | None) -> bool:
+    """The exit code is right, and the check that has to see it has seen it, in the scenario where it is."""
+    caught = [finding for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)
+              if finding.check == case.check and (where is None or finding.cell.startswith(f"{where}/"))]
+    return report.exit_code in case.exits and (not case.check or bool(caught))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """A time limit of CI ends it as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

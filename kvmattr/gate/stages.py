@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import kvmattr
 from kvmattr.gate import baseline as baselines
 from kvmattr.gate import builds, claims, instructions, timing
 from kvmattr.gate.baseline import Baseline
-from kvmattr.gate.process import CellError, Worker
+from kvmattr.gate.process import CellError, Worker, without_randomisation
 from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
 
 
@@ -36,40 +37,48 @@ def installed() -> Path:
 
 @dataclass
 class Measured:
-    """What the counting stage found."""
+    """What the counting stage found; ``scenarios`` are what the worker told of them, ``operations`` how many
+    each SCENARIO/SIZE does."""
 
     now: Baseline = field(default_factory=Baseline)
     growth: dict[str, str] = field(default_factory=dict)
     counted: bool = False
     failed: dict[str, str] = field(default_factory=dict)
+    scenarios: list[dict[str, Any]] = field(default_factory=list)
+    operations: dict[str, int] = field(default_factory=dict)
 
 
 def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured:
     """Counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
     never faster."""
     found = Measured()
-    operations: dict[str, int] = {}
+    unseen: dict[str, None] = {}
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.loaded["counting"]
+        found.scenarios = worker.loaded["scenarios"]
         if gate.source and not found.counted:
             raise CannotTell(f"wrong build loaded: {worker.loaded['file']} does not count what it visits")
-        for each in worker.loaded["scenarios"]:
+        for each in found.scenarios:
             if each["growth"]:
                 found.growth[each["name"]] = each["growth"]
             for size in each["sizes"]:
                 cell = f"{each['name']}/{size}"
-                _progress(cell)
+                progress(cell)
                 try:
                     answer = worker.ask("count", name=each["name"], size=size)
                 except CellError as error:
                     found.failed[cell] = str(error)
                     continue
-                operations[cell] = answer["operations"]
+                if not answer["counts"]:
+                    unseen.setdefault(each["name"])
+                found.operations[cell] = answer["operations"]
                 found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
                 found.now.bytes.update({f"{cell}/{name}": value for name, value in answer["bytes"].items()})
-        found.now.slopes = baselines.fitted(found.now.counts, operations)
+        found.now.slopes = baselines.fitted(found.now.counts, found.operations)
         if with_claims:
             claims.judge_claims(report, worker)
+    if unseen:
+        report.notes.append(f"no maps, so nothing is counted: {', '.join(unseen)} (judged by time alone, with --base)")
     if not found.now.counts and not found.failed:
         raise CannotTell("no cells: the scenarios have no maps to count, or there are no scenarios")
     return found
@@ -96,17 +105,36 @@ def _not_failed(keys: set[str], found: Measured) -> set[str]:
     return {key for key in keys if key.rsplit("/", 1)[0] not in found.failed}
 
 
-def judge_times(report: Report, gate: Gate, head: Path, base: Path, twin: Path) -> None:
+@dataclass(frozen=True)
+class Pair:
+    """Builds to be timed: head, base and the base's twin; ``shifted`` makes the base with another layout."""
+
+    head: Path
+    base: Path
+    twin: Path
+    shifted: Callable[[], Path]
+
+
+#: Shifts what lies on the stack and behind the environment: the second look is at another layout of memory.
+_PADDING = {"KVMATTR_GATE_PADDING": "x" * 1000}
+
+
+def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
     """Each timed cell against the base, the twin as control; a suspect has to be slower twice, the second
-    time in fresh processes and in reverse order."""
-    with (Worker(head, gate.scenarios, plant=gate.plant) as ours, Worker(base, gate.scenarios) as theirs,
-          Worker(twin, gate.scenarios) as control):
+    time in fresh processes, in reverse order, and with the shifted base as control: what its layout alone
+    changes widens the threshold."""
+    def start(tree: Path, **words: Any) -> Worker:
+        # Where a process's memory lies moves times by a fifth: it shall lie alike in copies of one build.
+        return Worker(tree, gate.scenarios, prefix=without_randomisation(), **words)
+    with (start(pair.head, plant=gate.plant) as ours, start(pair.base) as theirs,
+          start(pair.twin) as control):
         cells = instructions.timed_cells(ours)
         verdicts = {cell: _timed([ours, theirs, control], cell, gate.threshold) for cell in cells}
     suspects = [cell for cell in cells if verdicts[cell][0] is Verdict.REGRESSION]
     if suspects:
-        with (Worker(twin, gate.scenarios) as control, Worker(base, gate.scenarios) as theirs,
-              Worker(head, gate.scenarios, plant=gate.plant) as ours):
+        with (start(pair.shifted(), environment=_PADDING) as control,
+              start(pair.base, environment=_PADDING) as theirs,
+              start(pair.head, environment=_PADDING, plant=gate.plant) as ours):
             for cell in suspects:
                 again, text = _timed([ours, theirs, control], cell, gate.threshold, reverse=True)
                 # Slow once and not again: that is no regression, and no pass either.
@@ -121,7 +149,7 @@ def judge_times(report: Report, gate: Gate, head: Path, base: Path, twin: Path) 
 def _timed(workers: list[Worker], cell: tuple[str, int], threshold: float, *,
            reverse: bool = False) -> tuple[Verdict, str]:
     name, size = cell
-    _progress(f"{name}/{size}: time" + (", again" if reverse else ""))
+    progress(f"{name}/{size}: time" + (", again" if reverse else ""))
     try:
         for worker in workers:
             worker.ask("open", name=name, size=size)
@@ -142,7 +170,8 @@ def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool)
     base_sources = builds.checkout(gate.source, ref)
     head, base = builds.build(gate.source), builds.build(base_sources)
     try:
-        judge_times(report, gate, head, base, builds.build(base_sources, twin=True))
+        judge_times(report, gate, Pair(head, base, builds.build(base_sources, twin=True),
+                                       lambda: builds.build(base_sources, shifted=True)))
     except Usage as error:
         # The scenarios were loaded with the head before: it is the base that they do not fit.
         raise CannotTell(f"--base {ref}: the scenarios cannot be loaded with it: {error}") from None
@@ -151,14 +180,13 @@ def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool)
                            instructions.count(head, gate.scenarios))
 
 
-def judge_stored_instructions(report: Report, expected: Baseline, now: Baseline) -> None:
+def judge_stored_instructions(report: Report, gate: Gate, expected: Baseline) -> None:
     """Instruction counts against those of the baseline, which must be of this interpreter."""
-    if not expected.instructions:
-        raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
-                    "--base REF counts both sides now")
-    if expected.interpreter != now.interpreter:
+    if expected.interpreter != instructions.interpreter():
         raise CannotTell(f"the baseline's instruction counts are of {expected.interpreter}, this is "
-                         f"{now.interpreter}")
+                         f"{instructions.interpreter()}")
+    now = Baseline()
+    count_instructions(gate, now)
     instructions.judge(report, expected.instructions, now.instructions)
 
 
@@ -169,6 +197,7 @@ def count_instructions(gate: Gate, now: Baseline) -> None:
     now.instructions = instructions.count(tree, gate.scenarios)
 
 
-def _progress(text: str) -> None:
+def progress(text: str = "") -> None:
+    """On a terminal, say what is going on in a line that is overwritten; nothing clears it."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -21,6 +21,12 @@ ROUNDS, MOST_ROUNDS = 10, 60
 #: A threshold that the control pushes beyond this cannot see what the gate exists for: the machine is unfit.
 WIDEST = 1.25
 
+#: So many times beyond the limit is no noise, on any machine.
+FAR = 2.0
+
+#: However far the control widens the threshold, what may be slower than this is not passed.
+PASSED = 1.20
+
 Sample = Callable[[], float]
 
 
@@ -44,16 +50,17 @@ class Pairs:
 
 
 def judge(pairs: Pairs, threshold: float) -> tuple[Verdict, str]:
-    """REGRESSION if head is surely slower than the widened threshold, PASS if surely not, else UNDECIDED."""
+    """REGRESSION if head is surely slower than the widened threshold, PASS if surely not (and surely not by
+    much), else UNDECIDED."""
     ratio = Ratio.of(pairs.head, pairs.base)
     widened = threshold * widening(Ratio.of(pairs.twin, pairs.base))
     text = (f"{ratio.median:.3f}x the base's time [{ratio.low:.3f}, {ratio.high:.3f}] in {len(pairs.head)} "
             f"rounds; limit {widened:.3f}x")
-    if widened > max(WIDEST, threshold):
+    if widened > max(WIDEST, threshold) and ratio.low < FAR * widened:
         return Verdict.UNDECIDED, f"{text}: too noisy, its copies differ by {widened / threshold:.3f}x"
     if ratio.low > widened:
         return Verdict.REGRESSION, text
-    if ratio.high < widened:
+    if ratio.high < min(widened, max(PASSED, threshold)):
         return Verdict.PASS, text
     return Verdict.UNDECIDED, text
 

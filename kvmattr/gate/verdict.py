@@ -29,12 +29,14 @@ class Usage(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """One cell: which check judged it, what it expected, what it saw."""
+    """One cell: which check judged it and what it says; the two numbers where it is a matter of two."""
 
     check: str
     cell: str
     verdict: Verdict
     text: str
+    measured: float | None = None
+    expected: float | None = None
 
 
 @dataclass
@@ -44,9 +46,10 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, check: str, cell: str, verdict: Verdict, text: str) -> None:
+    def add(self, check: str, cell: str, verdict: Verdict, text: str, measured: float | None = None,
+            expected: float | None = None) -> None:
         """Add one finding."""
-        self.findings.append(Finding(check, cell, verdict, text))
+        self.findings.append(Finding(check, cell, verdict, text, measured, expected))
 
     def of(self, *verdicts: Verdict) -> list[Finding]:
         """The findings with these verdicts."""
