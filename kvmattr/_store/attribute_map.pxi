@@ -420,6 +420,7 @@ cdef class AttributeMap:
                 map_drop(&aside)
             else:
                 map_swing(self.map, &aside)
+                family_settle(self.map.family)
         family_leave(self.map.family, entered)
         PyBuffer_Release(&view)
         if result < 0:

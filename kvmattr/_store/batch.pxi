@@ -121,6 +121,7 @@ cdef int map_restore(Map *map, const Map *source) noexcept nogil:
         entered = family_enter(map.family)
         map_share(&aside, source)
         map_swing(map, &aside)
+        release_dead(map.family, 1)     # a fuzzer restores thousands of times a second: its updates free the rest
         family_leave(map.family, entered)
         return 0
     pin(&pinned, source)
@@ -132,6 +133,7 @@ cdef int map_restore(Map *map, const Map *source) noexcept nogil:
         map_drop(&aside)
     else:
         map_swing(map, &aside)
+        family_settle(map.family)
     family_leave(map.family, entered)
     unpin(&pinned)
     return result

@@ -36,14 +36,13 @@ cdef void map_drop(Map *map) noexcept nogil:
 
 
 cdef void map_swing(Map *map, Map *aside) noexcept nogil:
-    """Let *map hold what was built aside, whose own hold ends."""
+    """Let *map hold what was built aside, whose own hold ends. What it held before is still to be tidied."""
     release(map.family, entry_handle(map.root))
     map.root = aside.root
     map.level = aside.level
     map.rest = aside.rest
     kvmattr_raise_version(&map.version, 1)
     map_unlink(aside)
-    family_settle(map.family)
 
 
 # ---- writing blocks of given values ----
