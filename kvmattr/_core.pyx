@@ -142,6 +142,7 @@ cdef extern from "simd.h" nogil:
         int nsegments
         uint8_t rest
         uint8_t (*get)(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil
+        uint8_t (*coded)(const kvmattr_walk *walk, uint32_t handle, uint32_t page) noexcept nogil
 
     ctypedef struct kvmattr_kernels:
         const char *name

@@ -20,8 +20,8 @@
 #define KVMATTR_SEGMENTS 32
 #define KVMATTR_SEGMENT_SHIFT 27 /* granules of 8 bytes in a handle below its segment number */
 
-/* What a walk from a root needs to know; `get` answers for one page by the slow road (encodings that the
- * vector walk does not read itself). */
+/* What a walk from a root needs to know. `get` answers for one page by the slow road, `coded` reads one page of a
+ * leaf that is no bitmap, as it is stored. */
 typedef struct kvmattr_walk {
     const uintptr_t *bias;      /* address of granule g = bias[g >> 27] + 8 * g */
     uint64_t root;
@@ -30,6 +30,7 @@ typedef struct kvmattr_walk {
     int nsegments;
     uint8_t rest;
     uint8_t (*get)(const struct kvmattr_walk *walk, uint64_t gfn);
+    uint8_t (*coded)(const struct kvmattr_walk *walk, uint32_t handle, uint32_t page);
 } kvmattr_walk;
 
 typedef struct kvmattr_kernels {

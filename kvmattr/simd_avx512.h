@@ -212,7 +212,7 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
     }
     for (; done + KVMATTR_GROUP <= n; done += KVMATTR_GROUP) {
         __m512i keep[KVMATTR_VECTORS], toggle[KVMATTR_VECTORS];
-        uint64_t slow = 0;
+        uint64_t slow = 0, coded_leaves = 0;
         for (int v = 0; v < KVMATTR_VECTORS; v++) {
             keep[v] = _mm512_set1_epi64(0xff);
             toggle[v] = _mm512_setzero_si512();
@@ -241,7 +241,8 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
             __m512i gfn = _mm512_loadu_si512(gfns + done + KVMATTR_LANES * v);
             __m512i handle = _mm512_and_si512(entry, low32);
             __mmask8 coded = _mm512_test_epi64_mask(handle, seven);
-            slow |= (uint64_t)(coded | _mm512_cmpge_epu64_mask(gfn, span)) << (KVMATTR_LANES * v);
+            coded_leaves |= (uint64_t)coded << (KVMATTR_LANES * v);
+            slow |= (uint64_t)_mm512_cmpge_epu64_mask(gfn, span) << (KVMATTR_LANES * v);
             handle = _mm512_maskz_mov_epi64((__mmask8)~coded, handle);
             __m512i byte = _mm512_and_si512(_mm512_srli_epi64(gfn, 3), in_leaf);
             _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(kvmattr_addresses(&bases, handle), byte));
@@ -255,6 +256,8 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         __mmask64 set = _mm512_test_epi8_mask(_mm512_load_si512(bytes), bit);
         _mm512_storeu_si512(out + done, _mm512_xor_si512(_mm512_load_si512(toggles),
                                                          _mm512_maskz_mov_epi8(set, _mm512_load_si512(keeps))));
+        if (coded_leaves & ~slow)
+            kvmattr_take_coded(walk, gfns + done, entries, coded_leaves & ~slow, keeps, toggles, out + done);
         for (; slow; slow &= slow - 1)
             out[done + __builtin_ctzll(slow)] = walk->get(walk, gfns[done + __builtin_ctzll(slow)]);
     }

@@ -284,21 +284,40 @@ static inline int kvmattr_leaves_one_value(const uint64_t *where, uint64_t old, 
     return differ == 0;
 }
 
+/* Pages of a group whose bits are set in `which` lie in coded leaves, named by their entries; k and x are what is to be
+ * done to the stored values. First their records are asked for: a header, and the line that a leaf of bytes has the
+ * page in. */
+static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, const uint64_t *entries, uint64_t which,
+                               const uint8_t *k, const uint8_t *x, uint8_t *out)
+{
+    for (uint64_t left = which; left; left &= left - 1) {
+        int i = __builtin_ctzll(left);
+        const char *record = (const char *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
+        kvmattr_prefetch(record);
+        kvmattr_prefetch(record + 8 + (gfns[i] & 511));
+    }
+    for (; which; which &= which - 1) {
+        int i = __builtin_ctzll(which);
+        uint8_t raw = walk->coded(walk, (uint32_t)entries[i], (uint32_t)(gfns[i] & 511));
+        out[i] = (uint8_t)((raw & k[i]) ^ x[i]);
+    }
+}
+
 /* A way that leads to anything else than nodes goes on in the page of zeros (handle 0), so that no load goes astray.
  *
  * Groups of 32 pages: all are walked to their last word before the first is read, so that many loads are under
- * way at once. A page whose way leads through another encoding than node, bitmap leaf and uniform entry is
- * answered by `get`. */
+ * way at once. A page whose way leads through a run list, or beyond the root, is answered by `get`. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
                                            size_t n)                                                         \
     {                                                                                                        \
         enum { GROUP = 32 };                                                                                 \
         const uint64_t *where[GROUP];                                                                        \
+        uint64_t entries[GROUP];                                                                             \
         uint8_t k[GROUP], x[GROUP];                                                                          \
         for (size_t done = 0; done < n; done += GROUP) {                                                     \
             int count = n - done < GROUP ? (int)(n - done) : GROUP;                                          \
-            uint32_t slow = 0;                                                                               \
+            uint32_t slow = 0, coded_leaves = 0;                                                             \
             for (int i = 0; i < count; i++) {                                                                \
                 uint64_t gfn = gfns[done + i], entry = walk->root;                                           \
                 uint32_t handle = (uint32_t)entry, keep = 0xff, toggle = 0, coded = gfn >= walk->span;       \
@@ -310,17 +329,20 @@ static inline int kvmattr_leaves_one_value(const uint64_t *where, uint64_t old, 
                         [(gfn >> (9 * (level - 2))) & 511];                                                  \
                     handle = (uint32_t)entry;                                                                \
                 }                                                                                            \
-                coded |= handle & 7;                                                                         \
+                entries[i] = entry;                                                                          \
                 where[i] = kvmattr_words(walk->bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);            \
                 kvmattr_prefetch(where[i]);                                                                  \
                 x[i] = (uint8_t)(toggle ^ ((uint32_t)(entry >> 40) & keep));                                 \
                 k[i] = (uint8_t)(keep & (uint32_t)(entry >> 32));                                            \
                 slow |= (uint32_t)(coded != 0) << i;                                                         \
+                coded_leaves |= (handle & 1) << i;                                                           \
             }                                                                                                \
             for (int i = 0; i < count; i++) {                                                                \
                 unsigned bit = (unsigned)(*where[i] >> (gfns[done + i] & 63)) & 1;                           \
                 out[done + i] = (uint8_t)((k[i] & (0u - bit)) ^ x[i]);                                       \
             }                                                                                                \
+            if (coded_leaves)                                                                                \
+                kvmattr_take_coded(walk, gfns + done, entries, coded_leaves & ~slow, k, x, out + done);      \
             for (; slow; slow &= slow - 1)                                                                   \
                 out[done + __builtin_ctz(slow)] = walk->get(walk, gfns[done + __builtin_ctz(slow)]);         \
         }                                                                                                    \

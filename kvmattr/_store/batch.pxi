@@ -48,6 +48,10 @@ cdef uint8_t walk_get(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil:
     return tree_get(<const Family *>walk.bias, walk.root, walk.level, gfn)
 
 
+cdef uint8_t walk_coded(const kvmattr_walk *walk, uint32_t handle, uint32_t page) noexcept nogil:
+    return leaf_raw(<const Family *>walk.bias, handle, page)
+
+
 cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     cdef kvmattr_walk walk
     walk.bias = map.family.bias
@@ -57,6 +61,7 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.nsegments = kvmattr_load_int(&map.family.segment_count)
     walk.rest = map.rest
     walk.get = walk_get
+    walk.coded = walk_coded
     return walk
 
 
