@@ -32,7 +32,7 @@ import numpy as np
 
 from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, Map, UpdateResult, map_announce, map_apply,
-                            map_block_is_uniform, map_enter, map_leave, map_of, map_page, map_refused,
+                            map_block_is_uniform, map_enter, map_expect, map_leave, map_of, map_page, map_refused,
                             map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
@@ -631,7 +631,10 @@ cdef class Machine:
     cdef void set_group(self, Batch *batch, size_t end) noexcept nogil:
         """A few records under the mutex of the store, so that nobody waits for it long."""
         cdef Record record
+        cdef size_t ahead
         cdef bint entered = map_enter(self.map)
+        for ahead in range(batch.done, end):
+            map_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
         while batch.done < end:
             record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
             batch.outcome = INVALID if self.set_errno(&record) else self.change(&record, &batch.refused)

@@ -21,6 +21,19 @@ cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
     """The attributes of one page."""
     return map_get(map, gfn)
 
+cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
+    """Ask the memory for what a look-up or an update of a page will need: for batches, some pages ahead."""
+    cdef Entry e = map.root
+    cdef int level = map.level
+    if gfn >= level_span(level):
+        return
+    while level > 2:
+        if not is_node(entry_handle(e)) or entry_handle(e) == 0:
+            return
+        level -= 1
+        e = node_at(map.family, entry_handle(e))[(gfn >> level_shift(level)) & 511]
+    kvmattr_prefetch(<const char *>address_of(map.family, entry_handle(e)) + ((gfn >> 6) & 7) * 8)
+
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
     """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""
     cdef uint64_t start = gfn & ~(level_span(level) - 1)
