@@ -90,6 +90,9 @@ cdef struct Batch:
     Outcome outcome
     uint8_t refused
 
+# Exit's own __new__ is a Python function, which takes as long as the whole look-up.
+cdef object new_tuple = tuple.__new__
+
 cdef uint64_t NO_GFN = <uint64_t>-1
 cdef uint64_t MAX_GFN = 1ULL << 52
 cdef uint64_t U32 = 0xFFFFFFFF
@@ -726,9 +729,9 @@ cdef class Machine:
         cdef uint64_t page = gfn << PAGE_SHIFT
         cdef bint is_write = (wanted & ACCESS_WRITE) != 0
         if flags != MMIO:
-            return Exit(EXIT_MEMORY_FAULT, flags, page, PAGE_MASK + 1, is_write)
+            return new_tuple(Exit, (EXIT_MEMORY_FAULT, flags, page, PAGE_MASK + 1, is_write))
         page = max(page, first)
-        return Exit(EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write)
+        return new_tuple(Exit, (EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write))
 
     def protection(self, gpa):
         """Return what the guest may do at byte address ``gpa``, memslot AND attributes, as an Access.
