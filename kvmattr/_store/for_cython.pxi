@@ -65,6 +65,35 @@ cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, 
     return map_update(map, start, stop, k, x)
 
 
+# ---- what differs, one run at a time ----
+
+cdef struct ChangeVisit:
+    ChangeVisitor visit
+    void *context
+
+cdef bint visit_change(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    cdef ChangeVisit *visited = <ChangeVisit *>sink.context
+    return visited.visit(visited.context, start, stop, old, new)
+
+cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
+                      void *context) noexcept nogil:
+    """Visit each maximal run of [start, stop) in which two maps of as many pages differ, in order, until the visitor
+    returns False. Both states are held meanwhile, so it goes without the mutex; without the GIL only if both families
+    were announced to."""
+    cdef Map old, new
+    cdef ChangeVisit visited
+    cdef DiffSink sink
+    visited.visit = visit
+    visited.context = context
+    sink.emit = visit_change
+    sink.context = &visited
+    pin(&old, before)
+    pin(&new, after)
+    maps_diff(&old, &new, start, stop, &sink)
+    unpin(&new)
+    unpin(&old)
+
+
 # ---- is there a value that may not be? ----
 
 cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
