@@ -4,8 +4,9 @@
 The same guest in both: one region, mapped from one address. Three tables:
 
 * one protection change after k pages were protected before, from Python. "a new page" becomes read-only for the first
-  time: ``mem_protect`` splits a region, and its cost grows with the regions that there are. "a page again" is
-  protected and unprotected where it was split off before, which is the best case of ``mem_protect``;
+  time: ``mem_protect`` splits the region that the page is in, and copies it: its cost follows that region's size, so it
+  falls as the k pages, spread over the guest, leave smaller regions. "a page again" is protected and unprotected
+  where it was split off before, which is the best case of ``mem_protect``: there the number of regions counts;
 * the same and the access after it, which pays for what the change threw away (ours: the whole TLB);
 * running code with nothing changing: Unicorn's own TLB against the bridge's, for a loop that stays in a page and
   for one that walks over more pages than a TLB holds.
@@ -106,7 +107,8 @@ def changes(size: int, earlier: int, rounds: int) -> None:
 
     regions = f"{earlier} before, {len(list(engine.mem_regions()))} regions"
     run_ours, run_theirs = guest.run, engine.emu_start
-    row(f"{regions}: a new page", *interleaved(rounds, *(fresh(pair[0], place + PAGE * 3) for pair in pairs)), 1e6, "us")
+    times = interleaved(rounds, *(fresh(protect, place + PAGE * 3) for protect, _ in pairs))
+    row(f"{regions}: a new page", *times, 1e6, "us")
     change(pairs[0], run_ours, False)  # split the page off, which the rounds would count once
     change(pairs[1], run_theirs, False)
     for label, counted in (("a page again", False), ("and the next access", True)):
@@ -143,8 +145,9 @@ def main() -> None:
     options = parser.parse_args()
     size = max(options.size_mib, 256) << 20
     machine = describe()
-    print(f"{machine['cpu']}, {machine['cpus']} CPUs; Linux {machine['kernel']}; Python {machine['python']}, Unicorn "
-          f"{unicorn.__version__}, kvmattr {machine['kvmattr']}; a guest of {size >> 20} MiB; load {os.getloadavg()[0]:.1f}\n")
+    print(f"{machine['cpu']}, {machine['cpus']} CPUs; Linux {machine['kernel']}; Python {machine['python']}, "
+          f"Unicorn {unicorn.__version__}, kvmattr {machine['kvmattr']}; a guest of {size >> 20} MiB; "
+          f"load {os.getloadavg()[0]:.1f}\n")
     print(f"{'one protection change':>40} {'kvmattr':>12} {'mem_protect':>14}")
     for earlier in options.earlier:
         changes(size, earlier, options.rounds)

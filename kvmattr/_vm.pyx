@@ -33,9 +33,9 @@ from operator import index as as_integer
 import numpy as np
 
 from kvmattr import uapi
-from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce,
-                            map_apply, map_block_is_uniform, map_changes, map_enter, map_expect, map_leave, map_of, map_page, map_refused,
-                            map_run_stop)
+from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
+                            map_block_is_uniform, map_changes, map_enter, map_expect, map_leave, map_of, map_page,
+                            map_refused, map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
 from kvmattr._core import DIFF_DTYPE, AttributeMap
