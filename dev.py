@@ -7,6 +7,7 @@
     python3 dev.py bench      the benchmark families (bench/README.md)
     python3 dev.py debug      all tests of the store under the debug build: validate() after each operation
     python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
+    python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
@@ -136,6 +137,10 @@ def asan(words: list[str]) -> None:
              ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1")
 
 
+def locking(words: list[str]) -> None:
+    built_as("locking", words)
+
+
 def simd(words: list[str]) -> None:
     python = make_environment("test")
     install(python, "--editable", ".[test,study,peers,unicorn]")
@@ -183,7 +188,7 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, gate, debug, asan, simd, sdist, clang)}
+            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, sdist, clang)}
 
 
 def main() -> None:

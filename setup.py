@@ -4,6 +4,7 @@ Build modes, by the environment variable KVMATTR_BUILD (several may be joined wi
 
 =========  ==========================================================================================
 debug      C asserts, and validate() after each operation of the store
+locking    the store's mutex is always taken, as on free-threaded CPython
 counting   the store counts the nodes that it visits and the pages that it compares (used by the gate)
 asan       AddressSanitizer and UndefinedBehaviorSanitizer (preload libasan, or run ``dev.py asan``)
 tsan       ThreadSanitizer
@@ -18,7 +19,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODES = ("debug", "counting", "asan", "tsan", "coverage", "annotate")
+MODES = ("debug", "locking", "counting", "asan", "tsan", "coverage", "annotate")
 modes = [mode for mode in os.environ.get("KVMATTR_BUILD", "").split(",") if mode]
 unknown = sorted(set(modes) - set(MODES))
 if unknown:
@@ -32,6 +33,8 @@ macros: list[tuple[str, str | None]] = [("CYTHON_WITHOUT_ASSERTIONS", None)]
 if "debug" in modes:
     macros = [("KVMATTR_DEBUG", "1")]
     compile_args += ["-O1", "-g", "-UNDEBUG"]
+if "locking" in modes:
+    macros.append(("KVMATTR_LOCKING", "1"))
 if "counting" in modes:
     macros.append(("KVMATTR_COUNTING", "1"))
 if "asan" in modes:

@@ -1,4 +1,6 @@
-/* Loops over the C API for test_embedding.py: each method does the work once and gives nanoseconds an operation. */
+/* Loops over the C API for test_embedding.py: each method does the work once and gives nanoseconds of the thread's CPU
+ * time an operation. */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -11,7 +13,7 @@ enum { RANDOM = 1 << 20 };
 static double now(void)
 {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
     return 1e9 * (double)time.tv_sec + (double)time.tv_nsec;
 }
 

@@ -27,6 +27,7 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 
 import numpy as np  # noqa: E402
 
+import bench.machine  # noqa: E402, F401 - its rows
 from bench.absolute import LIMITS, YARDSTICK, Limit  # noqa: E402
 from bench.against_numpy import ROWS, Row  # noqa: E402
 from bench.curves import CURVES, measure_curve  # noqa: E402

@@ -10,7 +10,6 @@ that takes 34 ns: a random ``get`` 10 ns (0.29), a sequential page through a cur
 
 from __future__ import annotations
 
-import timeit
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.rounds import hot_scalar_ns
 from kvmattr import AttributeMap
 from tests.embedding import building
 
@@ -54,25 +54,13 @@ def guest() -> AttributeMap:
     return m
 
 
-def numpy_scalar() -> float:
-    """Nanoseconds of one ``a[i]``."""
-    cells = np.zeros(1000, np.uint8)
-    count = 100_000
-    loop = timeit.timeit("for i in turns: pass", globals={"turns": range(count)}, number=1)
-    return (
-        (timeit.timeit("for i in turns: a[7]", globals={"turns": range(count), "a": cells}, number=1) - loop)
-        / count
-        * 1e9
-    )
-
-
 @pytest.mark.parametrize("work", TARGETS)
 def test_c_level(benchmark: Any, loops: ModuleType, guest: AttributeMap, work: str) -> None:
     gfns = np.random.default_rng(1).integers(0, PAGES, CALLS).astype(np.uint64)
     rounds: list[tuple[float, float]] = []
 
     def measure() -> None:
-        rounds.append((getattr(loops, work)(guest, gfns), numpy_scalar()))
+        rounds.append((getattr(loops, work)(guest, gfns), hot_scalar_ns()))
 
     benchmark.pedantic(measure, rounds=11, warmup_rounds=1)
     benchmark.extra_info["nanoseconds"] = round(median(ours for ours, _ in rounds), 2)

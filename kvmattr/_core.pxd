@@ -99,12 +99,17 @@ cdef enum UpdateResult:
     UPDATE_CHANGED = 1
 
 # _store/for_cython.pxi
+ctypedef bint (*ChangeVisitor)(void *context, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil
+
 cdef Map *map_of(object attribute_map) except NULL
 cdef bint map_enter(Map *map) noexcept nogil
 cdef void map_leave(Map *map, bint entered) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil
+cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil
 cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil
 cdef int map_refused(const Map *map, uint64_t start, uint64_t stop, const uint8_t *refused) noexcept nogil
+cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
+                      void *context) noexcept nogil

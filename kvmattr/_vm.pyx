@@ -11,11 +11,12 @@ answers without looking at what is
 5. the store changes, or finds that nothing would;
 6. the invalidation ends; only a change counts.
 
-With listeners, the changed runs are worked out beside the store between 3 and 4, and ``prepare`` hears of
-them; ``commit`` comes between 5 and 6. See ``listeners.py``.
+With listeners, the changed store is made beside the one that is, between 3 and 4, and ``prepare`` hears of the
+runs in which the two differ; ``commit`` comes between 5 and 6. See ``listeners.py``.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.long cimport PyLong_Check
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
@@ -23,7 +24,8 @@ from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, Py
                                PyThread_type_lock)
 from libc.errno cimport EFAULT, EINVAL
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memset
 
 from errno import EBUSY, ENOMEM
 from operator import index as as_integer
@@ -31,12 +33,12 @@ from operator import index as as_integer
 import numpy as np
 
 from kvmattr import uapi
-from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, Map, UpdateResult, map_announce, map_apply,
-                            map_block_is_uniform, map_enter, map_leave, map_of, map_page, map_refused,
-                            map_run_stop)
+from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
+                            map_block_is_uniform, map_changes, map_enter, map_expect, map_leave, map_of, map_page,
+                            map_refused, map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
-from kvmattr._core import AttributeMap
+from kvmattr._core import DIFF_DTYPE, AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.protection import NO_ACCESS, Access
 
@@ -90,6 +92,9 @@ cdef struct Batch:
     Outcome outcome
     uint8_t refused
 
+# Exit's own __new__ is a Python function, which takes as long as the whole look-up.
+cdef object new_tuple = tuple.__new__
+
 cdef uint64_t NO_GFN = <uint64_t>-1
 cdef uint64_t MAX_GFN = 1ULL << 52
 cdef uint64_t U32 = 0xFFFFFFFF
@@ -112,6 +117,87 @@ cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFF
     if not fits or number > largest:
         raise ValueError(f"{name} {value:#x}: must be in 0..{largest:#x}")
     return number
+
+
+cdef int visit_changes(Map *before, Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
+                       void *context) except -1:
+    """Visit the changed runs without the GIL. Whoever holds the two states without it announces itself first."""
+    map_announce(before, 1)
+    map_announce(after, 1)
+    with nogil:
+        map_changes(before, after, start, stop, visit, context)
+    map_announce(after, -1)
+    map_announce(before, -1)
+    return 0
+
+
+# The first runs of a difference, as they go to a listener.
+cdef packed struct Change:  # DIFF_DTYPE
+    uint64_t start
+    uint64_t stop
+    uint8_t old
+    uint8_t new
+
+cdef struct Chunk:
+    Change *changes
+    size_t count
+    size_t capacity
+    size_t limit
+    bint failed
+
+
+cdef bint add_change(void *context, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    cdef Chunk *chunk = <Chunk *>context
+    cdef size_t capacity
+    cdef Change *changes
+    if chunk.count == chunk.capacity:
+        capacity = min(chunk.limit, 8 * chunk.capacity if chunk.capacity else 8)
+        changes = <Change *>realloc(chunk.changes, capacity * sizeof(Change))
+        if changes is NULL:
+            chunk.failed = True
+            return False
+        chunk.changes = changes
+        chunk.capacity = capacity
+    chunk.changes[chunk.count] = Change(start, stop, old, new)
+    chunk.count += 1
+    return chunk.count < chunk.limit
+
+
+def first_changes(before, after, start, stop, limit):
+    """Return the first ``limit`` (at least 1) records of ``after.diff(before, start, stop)``, read-only.
+
+    In memory and time for those records. A record is never cut short, so the next ones are got from the last
+    one's ``stop`` on. Two maps that nobody changes meanwhile give the same records again.
+    """
+    cdef uint64_t first = start, end = stop
+    cdef Map *old = map_of(before)
+    cdef Map *new = map_of(after)
+    cdef Chunk chunk = Chunk(NULL, 0, 0, limit, False)
+    visit_changes(old, new, first, end, add_change, &chunk)
+    try:
+        if chunk.failed:
+            raise MemoryError(f"no memory for {chunk.count} changed runs")
+        if not chunk.count:
+            return np.empty(0, DIFF_DTYPE)
+        return np.frombuffer(PyBytes_FromStringAndSize(<char *>chunk.changes, chunk.count * sizeof(Change)),
+                             DIFF_DTYPE)
+    finally:
+        free(chunk.changes)
+
+
+# What a whole difference comes to.
+cdef struct Difference:
+    uint64_t start
+    uint64_t stop
+    bint becomes[256]  # some page becomes this byte
+
+
+cdef bint add_difference(void *context, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    cdef Difference *difference = <Difference *>context
+    difference.start = min(difference.start, start)
+    difference.stop = stop
+    difference.becomes[new] = True
+    return True
 
 
 def report_unraisable(error, source):
@@ -479,17 +565,18 @@ cdef class Machine:
             after = self.store.copy()
             if not after.update(start, stop, attributes, operation):
                 return False
-            self.install(after, after.diff(self.store, start, stop), start, stop)
+            self.install(after, start, stop)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         return True
 
-    cdef int install(self, after, changes, uint64_t start, uint64_t stop) except -1:
-        """Make the store what ``after`` is, under the lock; listeners hear of the changes, which are some."""
+    cdef int install(self, after, uint64_t start, uint64_t stop) except -1:
+        """Make the store what ``after`` is, under the lock; they differ, and only within [start, stop)."""
         cdef Hull before = self.invalidation.range
         cdef bint invalidates, entered
-        announcement = None if self.announce is None else self.announce(changes)
-        if announcement is not None:
+        announcement = None
+        if self.announce is not None:
+            announcement = self.announce(self.store.snapshot(), after, start, stop)
             announcement.prepare()
         entered = map_enter(self.map)
         invalidates = self.begin_invalidation(start, stop)
@@ -511,15 +598,19 @@ cdef class Machine:
 
     def _restore(self, saved):
         """Make the attributes those of ``saved``, which nobody changes meanwhile."""
+        cdef Map *source = map_of(saved)
+        cdef Difference difference
+        cdef int attributes
+        memset(&difference, 0, sizeof(difference))
+        difference.start = NO_GFN
         self.enter()
         try:
-            changes = saved.diff(self.store)
-            if not len(changes):
-                return
-            for attributes in np.unique(changes["new"]).tolist():
-                if not self.legal[<uint8_t>attributes]:
+            visit_changes(self.map, source, 0, MAX_GFN, add_difference, &difference)
+            for attributes in range(256):
+                if difference.becomes[attributes] and not self.legal[attributes]:
                     raise OSError(EINVAL, self._illegal(attributes))
-            self.install(saved, changes, changes["start"][0], changes["stop"].max())
+            if difference.stop:
+                self.install(saved, difference.start, difference.stop)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
@@ -631,7 +722,10 @@ cdef class Machine:
     cdef void set_group(self, Batch *batch, size_t end) noexcept nogil:
         """A few records under the mutex of the store, so that nobody waits for it long."""
         cdef Record record
+        cdef size_t ahead
         cdef bint entered = map_enter(self.map)
+        for ahead in range(batch.done, end):
+            map_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
         while batch.done < end:
             record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
             batch.outcome = INVALID if self.set_errno(&record) else self.change(&record, &batch.refused)
@@ -723,9 +817,9 @@ cdef class Machine:
         cdef uint64_t page = gfn << PAGE_SHIFT
         cdef bint is_write = (wanted & ACCESS_WRITE) != 0
         if flags != MMIO:
-            return Exit(EXIT_MEMORY_FAULT, flags, page, PAGE_MASK + 1, is_write)
+            return new_tuple(Exit, (EXIT_MEMORY_FAULT, flags, page, PAGE_MASK + 1, is_write))
         page = max(page, first)
-        return Exit(EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write)
+        return new_tuple(Exit, (EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write))
 
     def protection(self, gpa):
         """Return what the guest may do at byte address ``gpa``, memslot AND attributes, as an Access.

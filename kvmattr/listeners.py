@@ -3,19 +3,21 @@
 A change of attributes is announced before it is made (``prepare``, which may refuse it by raising) and told
 once it is made (``commit``), as KVM reserves memory before it stores and zaps its mappings around the store.
 Both get the changed runs only, as the records of :meth:`kvmattr.AttributeMap.diff` (``start, stop, old,
-new``; gfns), at most 65536 a call, so that a listener's own memory stays bounded however fragmented the
-change is.
+new``; gfns), at most 65536 a call, so that memory stays bounded, the listener's and the machine's, however
+fragmented the change is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kvmattr._vm import report_unraisable
+from kvmattr._core import AttributeMap
+from kvmattr._vm import first_changes, report_unraisable
 
 #: Records of one call. More cost a listener memory, fewer cost calls.
 MAX_RUNS = 65536
@@ -44,36 +46,69 @@ def check_listener(listener: Any) -> None:
 
 
 class Announcement:
-    """One change on its way through the listeners: every chunk of it, to every listener, in this order."""
+    """One change on its way through the listeners: every chunk of it, to every listener, in this order.
 
-    def __init__(self, listeners: Sequence[Listener], changes: Changes) -> None:
-        changes.flags.writeable = False
-        chunks = [changes[first : first + MAX_RUNS] for first in range(0, len(changes), MAX_RUNS)]
-        self._calls = [(listener, chunk) for chunk in chunks for listener in listeners]
+    The change is from ``before`` to ``after``, two maps that nobody changes, and lies within the gfns [start,
+    stop). Its runs are many where the pages are fragmented, so no more than a chunk of them is ever in memory:
+    after ``prepare`` they are made again from the two maps, which gives the same.
+    """
+
+    def __init__(
+        self, listeners: Sequence[Listener], before: AttributeMap, after: AttributeMap, start: int, stop: int
+    ) -> None:
+        self._listeners = listeners
+        self._before, self._after = before, after
+        self._start, self._stop = start, stop
+        self._only_chunk: Changes | None = None
 
     def prepare(self) -> None:
         """Call all ``prepare``; if one raises, ``abort`` what was prepared, in the same order, and raise."""
-        for done, (listener, chunk) in enumerate(self._calls):
-            try:
+        done = 0
+        try:
+            for listener, chunk in self._calls():
                 listener.prepare(chunk)
-            except BaseException:
-                for prepared, its_chunk in self._calls[:done]:
-                    _call_whatever_happens(prepared.abort, its_chunk)
-                raise
+                done += 1
+        except BaseException:
+            self._tell("abort", done)
+            raise
 
     def commit(self) -> None:
         """Call all ``commit``, in the order of the ``prepare`` calls."""
-        for listener, chunk in self._calls:
-            _call_whatever_happens(listener.commit, chunk)
+        self._tell("commit")
 
     def abort(self) -> None:
         """Call all ``abort``: the change was prepared by all and failed after that."""
-        for listener, chunk in self._calls:
-            _call_whatever_happens(listener.abort, chunk)
+        self._tell("abort")
 
+    def _tell(self, what: str, calls: int | None = None) -> None:
+        """Make that many calls (None: all) of the second phase, whatever happens in them.
 
-def _call_whatever_happens(method: Any, chunk: Changes) -> None:
-    try:
-        method(chunk)
-    except BaseException as error:
-        report_unraisable(error, method)
+        Without memory for a chunk the rest cannot be told, which goes where their own errors go.
+        """
+        try:
+            for listener, chunk in islice(self._calls(), calls):
+                method = getattr(listener, what)
+                try:
+                    method(chunk)
+                except BaseException as error:
+                    report_unraisable(error, method)
+        except MemoryError as error:
+            report_unraisable(error, self)
+
+    def _calls(self) -> Iterator[tuple[Listener, Changes]]:
+        return ((listener, chunk) for chunk in self._chunks() for listener in self._listeners)
+
+    def _chunks(self) -> Iterator[Changes]:
+        """The changed runs, ``MAX_RUNS`` at a time. A chunk that is the only one is kept for the second phase."""
+        if self._only_chunk is not None:
+            yield self._only_chunk
+            return
+        start = self._start
+        while len(chunk := first_changes(self._before, self._after, start, self._stop, MAX_RUNS)):
+            last = len(chunk) < MAX_RUNS
+            if last and start == self._start:
+                self._only_chunk = chunk
+            yield chunk
+            if last:
+                return
+            start = int(chunk["stop"][-1])

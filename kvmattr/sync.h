@@ -10,7 +10,9 @@
 #include <pthread.h>
 #include <stdint.h>
 
-#if defined(Py_GIL_DISABLED)
+/* The "locking" build does on any CPython what free-threaded ones need: every look-up in a map that may change takes the
+ * mutex. It finds who takes it twice, or not at all; it cannot show what Python objects do without the GIL. */
+#if defined(Py_GIL_DISABLED) || defined(KVMATTR_LOCKING)
 #define KVMATTR_FREE_THREADED 1
 #else
 #define KVMATTR_FREE_THREADED 0

@@ -325,7 +325,7 @@ class VM(Machine):
         check_listener(listener)
         with self._changing():
             if replay:
-                stored = Announcement((listener,), self.attributes.diff(AttributeMap()))
+                stored = Announcement((listener,), AttributeMap(), self.snapshot(), 0, len(self.attributes))
                 stored.prepare()
                 stored.commit()
             self._listen((*self._listeners, listener))

@@ -98,6 +98,53 @@ def test_c_and_python_see_the_same(client: ModuleType, pages: int, shared: bool)
     ours.validate()
 
 
+def every_second(pages: int) -> AttributeMap:
+    m = AttributeMap(pages)
+    m[::] = np.arange(pages, dtype=np.uint8) & 1
+    return m
+
+
+def many_values(pages: int) -> AttributeMap:
+    """Blocks in every encoding of a leaf, and uniform ones."""
+    m = every_second(pages)
+    chance = np.random.default_rng(pages)
+    for block in range(min(pages // 512, 64)):
+        if kind := block % 5:
+            values = chance.integers(0, (2, 4, 200, 3)[kind - 1], 512).astype(np.uint8)
+            m[block * 512 : (block + 1) * 512] = np.repeat(values[:16], 32) if kind == 4 else values
+        else:
+            m.write(block * 512, (block + 1) * 512, 9)
+    return m
+
+
+@pytest.mark.parametrize("content", [AttributeMap, every_second, many_values])
+@pytest.mark.parametrize("pages", [300, 512, 1 << 16, 1 << 18, (1 << 19) + 5])
+@pytest.mark.parametrize("space", [0, 1 << 25, 1 << 30, 1 << 52])
+def test_get_goes_every_way(client: ModuleType, content: Any, pages: int, space: int) -> None:
+    """The way of a look-up depends on height, encoding and what is pending at each level."""
+    m = content(pages)
+    if space:
+        m = AttributeMap.from_runs(m.runs(), space)
+        m.write(space // 2, space // 2 + 3, 7)
+    gfns = np.unique(np.random.default_rng(1).integers(0, pages, 300, np.uint64)).tolist()
+    gfns += [pages - 1, len(m) - 1, len(m) // 2, min(len(m) - 1, len(m) // 2 + 1)]
+    for change in (
+        lambda: None,
+        lambda: m.or_(0, len(m), 4),  # pending at the root
+        lambda: m.update(0, min(1 << 18, len(m)), 2, Operation.OR),  # at level 3
+        lambda: m.update(0, 512 * (pages // 512), 0xFE, Operation.AND),
+        lambda: m.update(0, len(m), 0x30, Operation.WRITE, 0x70),
+    ):
+        change()
+        kept = m.snapshot()
+        for handle in (client.map_of(m), client.view_of(m), client.view_of(kept)):
+            assert [client.get(handle, gfn) for gfn in gfns] == m.take(np.array(gfns)).tolist()
+        handle = client.map_of(m)
+        assert client.share(handle) == 0
+        assert [client.get(handle, gfn) for gfn in gfns] == m.take(np.array(gfns)).tolist()
+        assert client.unshare(handle) == 0
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_take_reads_one_moment(client: ModuleType, shared: bool) -> None:
     m = AttributeMap(PAGES)
@@ -210,7 +257,7 @@ def test_unknown_operations(client: ModuleType, operation: int) -> None:
 
 def test_wrong_handles(client: ModuleType) -> None:
     """NULL, and memory that is no map."""
-    zeros = np.zeros(64, np.uint64)
+    zeros = np.zeros(512, np.uint64)  # more than a map or a cursor has, so that nothing behind it is read
     good = client.create(PAGES, 0)
     for bad in (0, zeros.ctypes.data):
         for name in ("copy", "snapshot", "destroy", "release", "share", "unshare", "cursor_open"):

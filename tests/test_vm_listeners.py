@@ -4,12 +4,13 @@ import errno
 import gc
 import sys
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
 import pytest
 
-from kvmattr import VM, AttributeMap, Operation, uapi
+from kvmattr import VM, AttributeMap, Operation, listeners, uapi
 from kvmattr.listeners import MAX_RUNS
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -87,6 +88,129 @@ def test_a_fragmented_gib_is_a_few_calls():
     lengths.clear()
     vm.set_memory_attributes(0, GIB - 4096, 0)
     assert [length for _, length in lengths] == ([MAX_RUNS] * 3 + [MAX_RUNS - 1]) * 2
+
+
+class Keep:
+    """Keeps what it hears, and refuses the ``refuse``-th prepare."""
+
+    def __init__(self, refuse=None):
+        self.heard = {"prepare": [], "commit": [], "abort": []}
+        self.refuse = refuse
+
+    def prepare(self, changes):
+        if len(self.heard["prepare"]) == self.refuse:
+            raise RuntimeError("no room")
+        self.heard["prepare"].append(changes)
+
+    def commit(self, changes):
+        self.heard["commit"].append(changes)
+
+    def abort(self, changes):
+        self.heard["abort"].append(changes)
+
+
+def same_chunks(ours, theirs):
+    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+
+
+@pytest.mark.parametrize("how", ["set", "restore", "replay"])
+def test_the_chunks_are_the_difference_and_come_again(how):
+    """Also where a chunk ends at the end of a run list, a block or the change."""
+    chance = np.random.default_rng(5)
+    for pages in (2 * MAX_RUNS, 2 * MAX_RUNS + 2, 6 * MAX_RUNS):
+        vm = VM(no_exec=True)
+        gfns = np.unique(chance.integers(0, 1 << 21, pages // 2)) if pages > 3 * MAX_RUNS else np.arange(0, pages, 2)
+        records = np.zeros(len(gfns), uapi.MEMORY_ATTRIBUTES)
+        records["address"], records["size"] = gfns << 12, 4096
+        records["attributes"] = chance.choice([1, 8, 9, 4], len(gfns))
+        vm.set_memory_attributes_many(records)
+        first, second = Keep(), Keep()
+        before = vm.snapshot()
+        if how == "set":
+            vm.add_listener(first)
+            vm.add_listener(second)
+            vm.set_memory_attributes(0, pages << 12, 5)
+            differs = vm.attributes.diff(before)
+        elif how == "restore":
+            vm.add_listener(first)
+            vm.add_listener(second)
+            vm.restore(AttributeMap())
+            differs = vm.attributes.diff(before)
+        else:
+            vm.add_listener(first, replay=True)
+            vm.add_listener(second, replay=True)
+            differs = before.diff(AttributeMap())
+        expected = [differs[at : at + MAX_RUNS] for at in range(0, len(differs), MAX_RUNS)]
+        for heard in (first.heard, second.heard):
+            assert same_chunks(heard["prepare"], expected)
+            assert same_chunks(heard["commit"], expected)
+            assert heard["abort"] == []
+
+
+def test_a_refused_chunk_aborts_exactly_those_before_it():
+    vm = VM()
+    alternate(vm, 1 << 18)
+    first, second = Keep(), Keep(refuse=2)
+    vm.add_listener(first)
+    vm.add_listener(second)
+    with pytest.raises(RuntimeError, match="no room"):
+        vm.set_memory_attributes(0, GIB, 4, Operation.OR)
+    assert [len(keep.heard["prepare"]) for keep in (first, second)] == [3, 2]
+    for keep in (first, second):
+        assert same_chunks(keep.heard["prepare"], keep.heard["abort"])
+        assert keep.heard["commit"] == []
+
+
+@pytest.mark.parametrize("how", ["set", "refused", "restore", "replay"])
+def test_memory_is_bounded_however_many_runs_change(how):
+    """A change of 2^20 runs, 19 MB of records, has no more than three chunks of 1.2 MB at a time."""
+    vm = VM()
+    alternate(vm, 1 << 20)
+    log = Log()
+    log.prepare = log.commit = log.abort = lambda changes: None
+    if how == "refused":
+        calls = iter(range(16))
+        log.prepare = lambda changes: 1 // (12 - next(calls))
+    if how != "replay":
+        vm.add_listener(log)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        if how == "set":
+            vm.set_memory_attributes(0, 4 * GIB, 4, Operation.OR)
+        elif how == "refused":
+            with pytest.raises(ZeroDivisionError):
+                vm.set_memory_attributes(0, 4 * GIB, 4, Operation.OR)
+        elif how == "restore":
+            vm.restore(AttributeMap())
+        else:
+            vm.add_listener(log, replay=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MAX_RUNS * 18
+
+
+def test_without_memory_for_a_chunk_the_hook_hears_of_it(monkeypatch):
+    """The change stands or not, as it did; only what remained to be told is lost."""
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    vm = VM()
+    alternate(vm, 1 << 18)
+    keep = Keep()
+    vm.add_listener(keep)
+    real, calls = listeners.first_changes, iter(range(100))
+
+    def scarce(*arguments):
+        if next(calls) == 6:  # four chunks and the end are prepared, one is committed
+            raise MemoryError("no memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(listeners, "first_changes", scarce)
+    assert vm.set_memory_attributes(0, GIB, 4, Operation.OR) == 0
+    assert [hook.exc_type for hook in reported] == [MemoryError]
+    assert [len(heard) for heard in keep.heard.values()] == [4, 1, 0]
+    assert vm.attributes.all(0, 1 << 18, 4, 4)
 
 
 def test_all_prepare_then_the_change_then_all_commit():

@@ -105,10 +105,16 @@ cdef inline bint look_enter(const Map *map) noexcept nogil:
     return family_enter(map.family)
 
 
+cdef inline void seal_break(uint32_t *seal) noexcept nogil:
+    """So that a later use is refused while the memory is still as it was. A plain store before free() is one that the
+    compiler takes out."""
+    kvmattr_store_int(<int *>seal, SEAL_BROKEN)
+
+
 cdef void map_end(Map *map) noexcept nogil:
     """The end of a map that C made. The debug build keeps its memory, so that a later use finds the broken seal."""
     map_leave_family(map)
-    map.seal = SEAL_BROKEN
+    seal_break(&map.seal)
     if not KVMATTR_DEBUG_BUILD:
         free(map)
 
@@ -251,18 +257,90 @@ cdef const uint64_t *api_version(const kvmattr_map *handle) noexcept nogil:
 
 # ---- look up ----
 
+# A simulator calls api_get for each access, and what it costs is how many look-ups the processor has under way at once:
+# the number of instructions. So the way through nodes to a bitmap leaf is here three times: with nothing pending, which
+# takes no more than it must; with operations to compose; and for everything else, which is map_get.
+
+cdef inline bint leads_to_node(Entry e) noexcept nogil:
+    """Whether the entry's handle is a node's: not uniform, no run list."""
+    return entry_handle(e) != 0 and is_node(entry_handle(e))
+
+
+cdef inline bint leads_to_node_unchanged(Entry e) noexcept nogil:
+    """The same, and no operation is pending: k is 0xff and x is 0."""
+    return e & <uint64_t>0xffff000001ff == <uint64_t>0xff00000000
+
+
+# Called through pointers, so that no compiler takes them into their caller, which then needs no frame on the stack.
+cdef int (*get_apart)(const Map *map, uint64_t gfn) noexcept nogil
+cdef int (*get_composed_apart)(const Map *map, uint64_t gfn) noexcept nogil
+get_apart = get_any
+get_composed_apart = get_composed
+
+
+cdef int get_any(const Map *map, uint64_t gfn) noexcept nogil:
+    """A page of any map, under the mutex where another thread may write."""
+    cdef bint entered = look_enter(map)
+    cdef int value = map_get(map, gfn)
+    family_leave(map.family, entered)
+    return value
+
+
+cdef int get_composed(const Map *map, uint64_t gfn) noexcept nogil:
+    """A page below the root of a map that nobody else writes; maps of up to 512 GiB have no loop here."""
+    cdef const Family *family = map.family
+    cdef Entry e = map.root
+    cdef uint32_t keep = 0xff, toggle = 0
+    cdef int level = map.level
+    if level > 4 or level > 2 and not leads_to_node(e):
+        return get_apart(map, gfn)
+    if level == 4:
+        toggle = <uint8_t>(e >> 40)
+        keep = <uint8_t>(e >> 32)
+        e = node_at(family, entry_handle(e))[gfn >> level_shift(3)]
+        if not leads_to_node(e):
+            return get_apart(map, gfn)
+    if level > 2:
+        toggle ^= <uint32_t>(e >> 40) & keep
+        keep &= <uint32_t>(e >> 32)
+        e = node_at(family, entry_handle(e))[(gfn >> level_shift(2)) & 511]
+    if is_coded(entry_handle(e)):
+        return get_apart(map, gfn)
+    toggle ^= <uint32_t>(e >> 40) & keep
+    keep &= <uint32_t>(e >> 32)
+    return <uint8_t>((bitmap_raw(family, entry_handle(e), gfn) & keep) ^ toggle)
+
+
+cdef inline uint32_t bitmap_raw(const Family *family, uint32_t handle, uint64_t gfn) noexcept nogil:
+    """What a bitmap leaf stores for a page, 0 or all ones; the handle 0 of a uniform block reads zeros."""
+    kvmattr_count_pages(family, 1)
+    return 0 - <uint32_t>((<const uint64_t *>address_of(family, handle))[(gfn >> 6) & 7] >> (gfn & 63) & 1)
+
+
 cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
-    cdef Map *map = opened(handle)
-    cdef bint entered
-    cdef int value
+    cdef const Map *map = opened(handle)
+    cdef const Family *family
+    cdef Entry e
+    cdef int shift
     if map == NULL:
         return KVMATTR_BAD_MAP
     if gfn >= map.pages:
         return KVMATTR_BAD_GFN
-    entered = look_enter(map)
-    value = map_get(map, gfn)
-    family_leave(map.family, entered)
-    return value
+    family = map.family
+    if not map.seal & SEAL_READ_ONLY and shared(family):
+        return get_apart(map, gfn)
+    shift = level_shift(map.level)
+    if gfn >> shift:
+        return map.rest
+    e = map.root
+    while shift > 9:
+        if not leads_to_node_unchanged(e):
+            return entry_first(e) if entry_handle(e) == 0 else get_composed_apart(map, gfn)
+        shift -= 9
+        e = node_at(family, entry_handle(e))[(gfn >> shift) & 511]
+    if is_coded(entry_handle(e)):
+        return get_apart(map, gfn)
+    return <uint8_t>((bitmap_raw(family, entry_handle(e), gfn) & <uint32_t>(e >> 32)) ^ <uint32_t>(e >> 40))
 
 
 cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attributes, size_t count) noexcept nogil:
@@ -642,7 +720,7 @@ cdef int api_cursor_close(kvmattr_cursor *window) noexcept nogil:
     if cursor == NULL or cursor.seal != SEAL_CURSOR:
         return KVMATTR_BAD_POINTER
     cursor_unpin(cursor)
-    cursor.seal = SEAL_BROKEN
+    seal_break(&cursor.seal)
     if not KVMATTR_DEBUG_BUILD:
         free(cursor)
     return 0

@@ -21,6 +21,19 @@ cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
     """The attributes of one page."""
     return map_get(map, gfn)
 
+cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
+    """Ask the memory for what a look-up or an update of a page will need: for batches, some pages ahead."""
+    cdef Entry e = map.root
+    cdef int level = map.level
+    if gfn >= level_span(level):
+        return
+    while level > 2:
+        if not is_node(entry_handle(e)) or entry_handle(e) == 0:
+            return
+        level -= 1
+        e = node_at(map.family, entry_handle(e))[(gfn >> level_shift(level)) & 511]
+    kvmattr_prefetch(<const char *>address_of(map.family, entry_handle(e)) + ((gfn >> 6) & 7) * 8)
+
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
     """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""
     cdef uint64_t start = gfn & ~(level_span(level) - 1)
@@ -50,6 +63,35 @@ cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, 
     if stop - start == 1:
         return map_put(map, start, k, x)
     return map_update(map, start, stop, k, x)
+
+
+# ---- what differs, one run at a time ----
+
+cdef struct ChangeVisit:
+    ChangeVisitor visit
+    void *context
+
+cdef bint visit_change(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
+    cdef ChangeVisit *visited = <ChangeVisit *>sink.context
+    return visited.visit(visited.context, start, stop, old, new)
+
+cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
+                      void *context) noexcept nogil:
+    """Visit each maximal run of [start, stop) in which two maps of as many pages differ, in order, until the visitor
+    returns False. Both states are held meanwhile, so it goes without the mutex; without the GIL only if both families
+    were announced to."""
+    cdef Map old, new
+    cdef ChangeVisit visited
+    cdef DiffSink sink
+    visited.visit = visit
+    visited.context = context
+    sink.emit = visit_change
+    sink.context = &visited
+    pin(&old, before)
+    pin(&new, after)
+    maps_diff(&old, &new, start, stop, &sink)
+    unpin(&new)
+    unpin(&old)
 
 
 # ---- is there a value that may not be? ----

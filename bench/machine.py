@@ -1,0 +1,172 @@
+"""The rows of the table for the machine: what a SET and an access cost a VM whose guest was converted before.
+
+Every VM has one memslot over the whole guest and has had single pages made private. Limits as in ``absolute.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.absolute import limit
+from bench.guest import Gfns, Guest
+from bench.rounds import Alone
+from kvmattr import VM, Access, uapi
+
+PRIVATE = uapi.KVM_MEM_ATTR_PRIVATE
+PAGE = uapi.PAGE_SIZE
+CALLS = 20_000
+
+
+def records_of(gfns: Gfns, attributes: Any) -> Any:
+    """SETs of one page each."""
+    records = np.zeros(len(gfns), uapi.MEMORY_ATTRIBUTES)
+    records["address"] = gfns * PAGE
+    records["size"] = PAGE
+    records["attributes"] = attributes
+    return records
+
+
+def converted(guest: Guest) -> VM:
+    vm = VM()
+    vm.set_user_memory_region(slot=0, guest_phys_addr=0, memory_size=guest.pages * PAGE)
+    vm.set_memory_attributes_many(records_of(guest.gfns(guest.earlier), PRIVATE))
+    return vm
+
+
+def conversions(guest: Guest, vm: VM, count: int) -> Any:
+    """SETs of random pages, each of which changes its page."""
+    gfns = np.unique(guest.gfns(count))
+    guest.rng.shuffle(gfns)
+    return records_of(gfns, vm.attributes.take(gfns) ^ PRIVATE)
+
+
+def loop(drawn: list[Any]) -> None:
+    for _ in drawn:
+        pass
+
+
+def all_set(vm: VM, records: Any) -> bool:
+    return np.array_equal(vm.attributes.take(records["address"] // PAGE), records["attributes"])
+
+
+@limit("SET ioctl of one random page, after 1e5", 600)
+def set_by_ioctl(guest: Guest) -> Alone:
+    vm = converted(guest)
+    calls = min(CALLS, guest.calls)
+    last: list[Any] = []
+
+    def draw() -> list[bytearray]:
+        last[:] = [conversions(guest, vm, calls)]
+        return [bytearray(record.tobytes()) for record in last[0]]
+
+    def work(buffers: list[bytearray]) -> None:
+        ioctl, request = vm.ioctl, uapi.KVM_SET_MEMORY_ATTRIBUTES
+        for buffer in buffers:
+            ioctl(request, buffer)
+
+    return Alone(draw, work, lambda _, __: all_set(vm, last[0]), loop, calls)
+
+
+@limit("SET method of one random page, after 1e5", 500)
+def set_by_method(guest: Guest) -> Alone:
+    vm = converted(guest)
+    calls = min(CALLS, guest.calls)
+    last: list[Any] = []
+
+    def draw() -> list[tuple[int, int]]:
+        last[:] = [conversions(guest, vm, calls)]
+        return list(zip(last[0]["address"].tolist(), last[0]["attributes"].tolist(), strict=True))
+
+    def work(drawn: list[tuple[int, int]]) -> None:
+        change = vm.set_memory_attributes
+        for address, attributes in drawn:
+            change(address, PAGE, attributes)
+
+    return Alone(draw, work, lambda _, __: all_set(vm, last[0]), loop, calls)
+
+
+def batch_of(guest: Guest, values: list[int]) -> Alone:
+    vm = converted(guest)
+
+    def draw() -> Any:
+        return records_of(guest.gfns(guest.batch), guest.rng.choice(values, guest.batch))
+
+    def check(records: Any, changed: int) -> bool:
+        gfns, first = np.unique((records["address"] // PAGE)[::-1], return_index=True)
+        sound = np.array_equal(vm.attributes.take(gfns), records["attributes"][::-1][first])
+        return bool(sound and 0 < changed <= len(records))
+
+    return Alone(draw, vm.set_memory_attributes_many, check, calls=guest.batch)
+
+
+@limit("batch of 1e6 SETs of random pages, 2 values, per SET", 60, rounds=7)
+def batch(guest: Guest) -> Alone:
+    return batch_of(guest, [0, PRIVATE])
+
+
+@limit("batch of 1e6 SETs of random pages, 3 values, per SET", None, rounds=7)
+def batch_of_three(guest: Guest) -> Alone:
+    return batch_of(guest, [0, PRIVATE, uapi.KVM_MEM_ATTR_NO_WRITE])
+
+
+@limit("SET of 1 TiB", 3e3)
+def set_terabyte(guest: Guest) -> Alone:
+    vm = converted(guest)
+
+    def work(last: int) -> None:
+        change, size = vm.set_memory_attributes, guest.terabyte * PAGE
+        for _ in range(500):
+            change(0, size, PRIVATE)
+            change(0, size, 0)
+        change(0, size, last)
+
+    return Alone(
+        draw=lambda: [PRIVATE, PRIVATE | uapi.KVM_MEM_ATTR_NO_WRITE][guest.rng.integers(2)],
+        work=work,
+        calls=1001,
+        check=lambda last, _: vm.attributes.uniform(0, guest.terabyte) == last,
+    )
+
+
+@limit("SET of 1 TiB that drops 1e5 conversions", None)
+def drop(guest: Guest) -> Alone:
+    """The first call after them, cold: part of what it drops is freed in it."""
+    return Alone(
+        draw=lambda: converted(guest),
+        work=lambda vm: vm.set_memory_attributes(0, guest.terabyte * PAGE, PRIVATE),
+        check=lambda vm, _: vm.attributes.run_count == 2,
+    )
+
+
+def accesses(guest: Guest, attributes: int, wanted: Access, faults: bool) -> Alone:
+    vm = converted(guest)
+    calls = min(CALLS, guest.calls)
+
+    def draw() -> list[int]:
+        gfns = guest.gfns(2 * calls)
+        chosen = gfns[vm.attributes.take(gfns) == attributes]
+        if len(chosen) < calls:  # private pages are few
+            runs = vm.attributes.runs(0, guest.pages)
+            chosen = guest.rng.choice(runs["start"][runs["attributes"] == attributes], calls)
+        addresses: list[int] = (chosen[:calls] * PAGE).tolist()
+        return addresses
+
+    def work(addresses: list[int]) -> Any:
+        access, ended = vm.access, None
+        for address in addresses:
+            ended = access(address, wanted)
+        return ended
+
+    return Alone(draw, work, lambda _, ended: (ended is not None) == faults, loop, calls)
+
+
+@limit("vm.access to a random page, after 1e5", 250)
+def access_that_may(guest: Guest) -> Alone:
+    return accesses(guest, 0, Access.READ, False)
+
+
+@limit("vm.access that faults", 250)
+def access_that_faults(guest: Guest) -> Alone:
+    return accesses(guest, PRIVATE, Access.READ, True)
