@@ -45,7 +45,11 @@ cdef enum:
     # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each
     # end a run list that bursts into at most 4 nodes and a new slab of each of 21 size classes: 67.
     RESERVE_PAGES = 96
-    DEAD_SLICE = 2                  # dead nodes taken apart after an update: at most about 10 us
+    # Entries of dead nodes released after an update: so many, and more the more nodes wait (an update after a snapshot
+    # may leave one on each level), up to at most about 25 us.
+    DEAD_SLICE = 256
+    DEAD_SLICE_MORE = 64            # for each node that waits
+    DEAD_SLICE_MOST = 1024
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
     KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
@@ -222,7 +226,7 @@ cdef int arena_reserve(Family *family, uint32_t pages) noexcept nogil:
     """Make sure that so many pages can be taken. -1 when out of memory; then nothing has changed."""
     while available_pages(family) < pages:
         if family.dead_nodes:
-            release_dead(family, DEAD_SLICE)    # what waits to be freed is memory that we have
+            release_slice(family)       # what waits to be freed is memory that we have
         elif family_grow(family) < 0:
             return -1
     return 0
@@ -402,22 +406,37 @@ cdef void release(Family *family, uint32_t handle) noexcept nogil:
         record_give_back(family, handle)
 
 
-cdef void release_dead(Family *family, int nodes) noexcept nogil:
-    """Take apart up to so many dead nodes (all for a negative number)."""
+cdef void release_dead(Family *family, int entries) noexcept nogil:
+    """Take dead nodes apart, up to so many entries of them (all for a negative number). How far a node has come is
+    kept where its references were counted."""
     cdef uint32_t page
     cdef PageInfo *info
-    cdef Entry *entries
-    cdef int i
-    while nodes and family.dead_nodes:
+    cdef Entry *cells
+    cdef int first, stop, i
+    while entries and family.dead_nodes:
         page = family.dead_nodes
         info = page_info(family, page)
-        family.dead_nodes = info.next
-        family.dead_count -= 1
-        entries = node_at(family, page << 9)
-        for i in range(512):
-            release(family, entry_handle(entries[i]))
-        page_give_back(family, page)
-        nodes -= 1
+        first = <int>info.references
+        stop = first + entries if 0 < entries < 512 - first else 512
+        if entries > 0:
+            entries -= stop - first
+        info.references = <uint32_t>stop
+        if stop == 512:
+            # Out of the list first: what it leads to may become dead and go there.
+            family.dead_nodes = info.next
+            family.dead_count -= 1
+        cells = node_at(family, page << 9)
+        for i in range(first, stop):
+            release(family, entry_handle(cells[i]))
+        if stop == 512:
+            info.references = 0
+            page_give_back(family, page)
+
+
+cdef inline void release_slice(Family *family) noexcept nogil:
+    """Take the next slice of what is dead apart."""
+    cdef uint32_t entries = DEAD_SLICE + DEAD_SLICE_MORE * family.dead_count
+    release_dead(family, <int>(entries if entries < DEAD_SLICE_MOST else DEAD_SLICE_MOST))
 
 
 # ---- counters: the one place where they change ----

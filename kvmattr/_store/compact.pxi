@@ -13,7 +13,7 @@ cdef inline uint64_t allowed_slack(const Family *family) noexcept nogil:
 cdef void family_settle(Family *family) noexcept nogil:
     """One slice of whatever is to be tidied; called under the mutex after an update."""
     if family.dead_nodes:
-        release_dead(family, DEAD_SLICE)
+        release_slice(family)
     if family.free_count > KEPT_PAGES + (family.pages_in_use >> 5):
         arena_trim(family, TRIM_SLICE)
     if family.moving != NULL:
