@@ -8,7 +8,7 @@ import pytest
 
 from kvmattr import AttributeMap, Operation, uapi
 from kvmattr.bridges import kvm
-from kvmattr.study import backends
+from kvmattr.study import backends, machine
 from kvmattr.study._xarray import XArray
 from kvmattr.study.backends import kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
@@ -277,7 +277,7 @@ class TestKernelMemslots:
 
     def test_loading_keeps_the_time_limit(self, fake_vm):
         setup = Batch.of(np.arange(0, NPAGES, 2), 1, 1)
-        with pytest.raises(Stopped, match=r"stopped after 0 s with 256 of 4096 slots created"):
+        with pytest.raises(Stopped, match=r"stopped after 0 s with 32 of 4096 slots created"):
             KernelMemslots(NPAGES).load(setup, seconds=0)
 
     def test_runs_sees_a_slot_that_is_not_there(self):
@@ -305,10 +305,23 @@ class TestKernelMemslots:
 
 
 def test_bytes_needed_grows_with_what_a_backend_stores():
-    whole = Footprint(1 << 30, Batch.of([0], 1 << 30, 1))
-    nothing = Footprint(1 << 30, Batch.empty())
+    whole = Footprint(1 << 30, Batch.of([0], 1 << 30, 1), Batch.empty())
+    nothing = Footprint(1 << 30, Batch.empty(), Batch.empty())
+    at_once = Footprint(1 << 30, Batch.empty(), Batch.of([0], 1 << 30, 1))
     assert backends.ALL["numpy"].bytes_needed(nothing) == 2 << 30
     assert backends.ALL["xarray"].bytes_needed(whole) > 9 * (1 << 30)
+    assert backends.ALL["xarray"].bytes_needed(at_once) == backends.ALL["xarray"].bytes_needed(whole)
     assert backends.ALL["xarray"].bytes_needed(nothing) < 4096
     assert backends.ALL["unicorn"].bytes_needed(nothing) > 4096 << 30
     assert backends.ALL["store"].bytes_needed(whole) == 0
+
+
+def test_the_kernels_metadata_counts_by_how_it_pages(monkeypatch):
+    for said, bytes_a_page in (("Y\n", 0), ("N\n", 10)):
+        monkeypatch.setattr(machine.Path, "exists", lambda path: True)
+        monkeypatch.setattr(machine.Path, "read_text", lambda path, said=said: said)
+        assert machine.memslot_bytes(1 << 30) == (1 << 30) // 512 * 4 + 4096 * 4 + (bytes_a_page << 30)
+    monkeypatch.setattr(machine.Path, "exists", lambda path: False)
+    assert machine.memslot_bytes(1 << 30) > 10 << 30
+    whole = Footprint(1 << 30, Batch.empty(), Batch.empty())
+    assert backends.ALL["kvm-memslots"].bytes_needed(whole) == machine.memslot_bytes(1 << 30)

@@ -1,7 +1,8 @@
 """What does converting a page cost, by attributes and by memslots?
 
 Runs scenarios x sizes x backends in interleaved rounds and prints medians, ratios within one kind of backend,
-and what follows from them in words. Ctrl-C writes what is done.
+and what follows from them in words. Ctrl-C writes what is done. Exit code 1: a cell was wrong or ended in an
+error, which the report tells; all others are in it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 from kvmattr.study import backends, runner, scenarios, summary, table, text
 from kvmattr.study.machine import Load, describe
 from kvmattr.study.progress import progress
-from kvmattr.study.report import Report, names_known
-from kvmattr.study.results import Result
+from kvmattr.study.report import Report, names_known, writable
+from kvmattr.study.results import DEFECTS, Result
 from kvmattr.study.runner import QUICK, Options, Unit, plan
 
 HELP = "measure what page conversions cost by attributes and by memslots"
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, write. 0; 2 for a bad option; 130 after Ctrl-C, with what was done written."""
+    """Measure, print, write. 0; 1 if a cell was wrong or an error; 2 for a bad option; 130 after Ctrl-C."""
     if arguments.list:
         print(_listing())
         return 0
@@ -50,23 +51,27 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.html or arguments.plots:
             from kvmattr.study.extras import require
             require("matplotlib", "jinja2")
-    except (ValueError, ImportError) as error:
+        for path in (arguments.json, arguments.csv, arguments.html):
+            writable(path)
+    except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr scaling: {error}", file=sys.stderr)
         return 2
     report = measure(units, options)
-    _write(report, arguments)
     print(table.plain(report.results))
     print()
     for sentence in summary.sentences(report.results, report.load):
         print(sentence)
-    return 130 if report.interrupted else 0
+    _write(report, arguments)
+    if report.interrupted:
+        return 130
+    return 1 if any(result.status in DEFECTS for result in report.results) else 0
 
 
 def measure(units: list[Unit], options: Options) -> Report:
     """Run the units here, with progress on stderr; Ctrl-C ends it with what is done."""
     machine, before = describe(), Load.now()
     cells = sum(len(unit.backends) for unit in units)
-    minutes = options.expected_seconds(cells) / 60
+    minutes = options.expected_seconds(runner.cells_that_run(units)) / 60
     print(f"{len(units)} units, {cells} cells, {options.rounds} rounds: about {minutes:.1f} min; a cell "
           f"stops after {options.cell_seconds:g} s, so at most {cells * options.cell_seconds / 60:.0f} min",
           file=sys.stderr)

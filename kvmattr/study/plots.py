@@ -55,7 +55,8 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
     for index, backend in enumerate(dict.fromkeys(cell.backend for cell in cells)):
         own = [cell for cell in cells if cell.backend == backend]
         colour = _COLOURS.get(backend, f"C{index}")
-        measured = [(cell.size, cell.spread) for cell in own if cell.spread is not None]
+        measured = [(cell.size, cell.spread) for cell in own
+                    if cell.status == "ok" and cell.spread is not None]
         if measured:
             sizes = [size for size, _ in measured]
             axes.fill_between(sizes, [spread.p10 for _, spread in measured],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmattr.study import backends, scenarios
-from kvmattr.study.arm import Arm
+from kvmattr.study.arm import Arm, described
 from kvmattr.study.results import Result
 
 
@@ -55,29 +55,38 @@ def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: boo
     return found
 
 
+def cells_that_run(units: Sequence[Unit]) -> int:
+    """How many cells of these units will be measured, as far as is known before: the rest says why not."""
+    here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
+    actions = {name: scenarios.ALL[name].make(scenarios.ALL[name].sizes[0], np.random.default_rng(0)).action
+               for name in dict.fromkeys(unit.scenario for unit in units)}
+    return sum(name in here and hasattr(backends.ALL[name], actions[unit.scenario])
+               for unit in units for name in unit.backends)
+
+
 def run_unit(unit: Unit, options: Options) -> list[Result]:
-    """Measure one unit: open all arms, let them take turns forwards and backwards, check them at the end."""
+    """Measure one unit: open all arms, let them take turns forwards and backwards, check them at the end.
+
+    Always gives a result for every backend: what was raised outside them is the ``error`` of every cell that
+    had not ended before.
+    """
     scenario = scenarios.ALL[unit.scenario]
     seed = zlib.crc32(f"{unit.scenario} {unit.size}".encode())
-    workload = scenario.make(unit.size, np.random.default_rng(seed))
-    arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
-            for name in unit.backends]
+    arms: list[Arm] = []
     try:
-        with _one_cpu(), _no_collector():
-            for arm in arms:
-                arm.open()
-            for arm in arms:
-                if arm.alive:
-                    arm.warm_up(options.round_seconds)
-            for index in range(options.rounds):
-                for arm in arms if index % 2 == 0 else reversed(arms):
-                    arm.sample(index)
+        workload = scenario.make(unit.size, np.random.default_rng(seed))
+        arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
+                for name in unit.backends]
+        _measure(arms, options)
+    except Exception as error:
+        if not arms:
+            return _without_results(unit, error)
         for arm in arms:
-            arm.check()
-        return [arm.result() for arm in arms]
+            arm.fail(error)
     finally:
         for arm in arms:
             arm.close()
+    return [arm.result() for arm in arms]
 
 
 def run(units: Sequence[Unit], options: Options, executor: Executor | None = None,
@@ -85,8 +94,9 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
     """The results, unit by unit as they end. With an executor, whole units go to its workers.
 
     ``executor``: anything with ``submit`` in the manner of ``concurrent.futures`` (a process pool,
-    ``dask.distributed.Client().get_executor()``, Ray's pool behind an adapter). Results name the host that
-    they came from. Two units on one machine at a time disturb each other: give each host one worker.
+    ``dask.distributed.Client().get_executor()``, Ray behind the adapter of docs/study.md). Results name the
+    host that they came from. Two units on one machine at a time disturb each other: give each host one worker.
+    A worker that died is the ``error`` of its unit; the others go on.
     """
     if executor is None:
         for unit in units:
@@ -96,7 +106,32 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
     futures = {executor.submit(run_unit, unit, options): unit for unit in units}
     for future in as_completed(futures):
         started(futures[future])
-        yield future.result()
+        try:
+            results = future.result()
+        except Exception as error:
+            results = _without_results(futures[future], error)
+        yield results
+
+
+def _measure(arms: Sequence[Arm], options: Options) -> None:
+    with _one_cpu(), _no_collector():
+        for arm in arms:
+            arm.open()
+        for arm in arms:
+            if arm.alive:
+                arm.warm_up(options.round_seconds)
+        for index in range(options.rounds):
+            for arm in arms if index % 2 == 0 else reversed(arms):
+                arm.sample(index)
+    for arm in arms:
+        arm.check()
+
+
+def _without_results(unit: Unit, error: Exception) -> list[Result]:
+    """The cells of a unit that was never measured."""
+    scenario = scenarios.ALL[unit.scenario]
+    return [Result(unit.scenario, name, backends.ALL[name].kind, unit.size, scenario.unit, "error",
+                   described(error)) for name in unit.backends]
 
 
 @contextmanager

@@ -29,6 +29,12 @@ _CHEAP = 16384
 _CONVERTED_AT_ONCE = 1024
 
 
+#: What a round asks of a backend (backends/base.py), in words.
+ACTIONS = {"update": "updates", "lookup": "lookup of pages", "has": "query of a range",
+           "export": "export of runs", "mixed": "list of mixed blocks", "snapshot_restore": "snapshot",
+           "migrate": "snapshot to compare with", "nbytes": "account of its memory"}
+
+
 @dataclass(frozen=True)
 class Workload:
     """One unit of work: a guest, the updates that lead to the state, and what every round then asks.
@@ -142,7 +148,7 @@ def _has(length: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         return Batch.of(np.take(blocks, np.arange(index * operations, (index + 1) * operations), mode="wrap"),
                         length, PRIVATE)
-    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, 1024)
+    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, _CHEAP)
 
 
 def _boot(npages: int, random: Generator) -> Workload:

@@ -15,7 +15,7 @@ _LISTED = 4
 
 def sentences(results: Sequence[Result], load: dict[str, float] | None = None) -> list[str]:
     """What the run has to say, most important first."""
-    said = [*_conversions(results), *_limits(results), *_kernel(results), *_rmw(results), *_wrong(results),
+    said = [*_conversions(results), *_limits(results), *_kernel(results), *_rmw(results), *_defects(results),
             *_untold(results), *_overhead(results)]
     if load and load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
         said.append(f"The machine was not quiet: others used {load['other_cpus']:.2g} CPUs, the hypervisor "
@@ -97,9 +97,19 @@ def _rmw(results: Sequence[Result]) -> list[str]:
             f"{_medians(by_get, largest)} by GET and one WRITE a run."]
 
 
-def _wrong(results: Sequence[Result]) -> list[str]:
-    return [f"WRONG: {result.backend} in {_place(result)}: {result.note}."
+def _defects(results: Sequence[Result]) -> list[str]:
+    """Every wrong state, and the errors by their text: a unit that broke has the same one in all its cells."""
+    said = [f"WRONG: {result.backend} in {_place(result)}: {result.note}."
             for result in results if result.status == "wrong"]
+    errors: dict[str, list[Result]] = {}
+    for result in results:
+        if result.status == "error":
+            errors.setdefault(result.note, []).append(result)
+    for note, cells in errors.items():
+        first = f"{cells[0].backend} in {_place(cells[0])}"
+        more = f" and {len(cells) - 1} more cells" if len(cells) > 1 else ""
+        said.append(f"ERROR: {first}{more}: {note}.")
+    return said
 
 
 def _untold(results: Sequence[Result]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvmattr.study import scenarios, text
-from kvmattr.study.results import Comparison, Result, comparisons
+from kvmattr.study.results import DEFECTS, Comparison, Result, comparisons
 
 LEGEND = ("median (10th..90th percentile); x: times the reference of the same kind, measured in the same "
           "rounds (model: store, kernel: kvm-attributes); x...?: could not be told apart from 1")
@@ -43,7 +43,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
                        for name in present)] for size in dict.fromkeys(cell.size for cell in own)]
             notes = [f"{name}: {why}" for name, why in absent.items()]
             notes += [f"{cell.backend} at {text.size(cell.size, scenario.size_name)}: {cell.note}"
-                      for cell in own if cell.status in ("refused", "wrong") or
+                      for cell in own if cell.status in ("refused", *DEFECTS) or
                       (cell.status == "failed" and cell.reached is None)]
             found.append(Table(scenario_name, scenario.question, kind, [scenario.size_name, *present],
                                rows if present else [], notes))

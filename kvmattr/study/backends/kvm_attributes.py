@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kvmattr import Operation, uapi
 from kvmattr.bridges import kvm
 from kvmattr.study.backends.base import Backend
+from kvmattr.study.machine import memslot_bytes
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.work import Batch, Failed, Footprint, Unsupported
 
@@ -39,8 +40,8 @@ class KernelAttributes(Backend):
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
-        """9 bytes a page where pages lie together, a node of 576 where they lie apart."""
-        return min(footprint.pages * 576, footprint.npages * 10)
+        """9 bytes a page where pages lie together, a node of 576 where they lie apart; and the slot's metadata."""
+        return min(footprint.pages * 576, footprint.npages * 10) + memslot_bytes(footprint.npages)
 
     def __init__(self, npages: int) -> None:
         self._memory = Mapping(npages)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import AttributeMap
+from kvmattr.study import _queries
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, mixed_blocks
 
@@ -47,9 +48,10 @@ class Store(Backend):
         return self.map.take(gfns)
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
-        """One ``all`` a range."""
-        return np.fromiter(map(self.map.all, ranges.starts.tolist(), ranges.stops.tolist(),
-                               ranges.attributes.tolist()), np.bool_, len(ranges))
+        """A compiled loop of ``all``."""
+        out = np.empty(len(ranges), np.uint8)
+        _queries.has(self.map, ranges.starts, ranges.stops, ranges.attributes, out)
+        return out.view(np.bool_)
 
     def mixed(self) -> NDArray[np.bool_]:
         """The runs, and the blocks that a run starts inside."""
