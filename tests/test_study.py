@@ -1,9 +1,7 @@
 """The study's machinery: what it measures with, how a cell ends, and that a wrong backend is called wrong."""
 
-import os
 import re
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -324,16 +322,6 @@ class TestRunner:
         assert [unit.backends for unit in units if unit.scenario == "rmw"] == [
             ("store", "memslots", "store-get-write")]
 
-    def test_a_process_pool_gives_the_same_cells(self):
-        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", "xarray"))]
-        with ProcessPoolExecutor(1) as pool:
-            pooled = [result for results in runner.run(units, BRIEF, executor=pool) for result in results]
-        here = [result for results in runner.run(units, BRIEF) for result in results]
-        assert {(cell.scenario, cell.backend, cell.status) for cell in pooled} == {
-            (cell.scenario, cell.backend, cell.status) for cell in here}
-        assert all(cell.status == "ok" and cell.host for cell in pooled)
-
-
     def test_a_broken_unit_is_an_error_in_its_cells_and_the_rest_is_measured(self, monkeypatch):
         def broken(size, random):
             raise ValueError("no such size")
@@ -354,30 +342,10 @@ class TestRunner:
         assert results[0].note.startswith("RuntimeError: between (test_study.py:")
         assert results[1].status in ("refused", "unavailable")
 
-    def test_a_dead_worker_is_the_error_of_its_unit(self, monkeypatch):
-        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", ))]
-        with ProcessPoolExecutor(1, initializer=os._exit, initargs=(1, )) as pool:
-            results = [result for unit in runner.run(units, BRIEF, executor=pool) for result in unit]
-        assert len(results) == 3
-        assert {result.status for result in results} == {"error"}
-        assert all(result.note.startswith("BrokenProcessPool: ") for result in results)
-
     def test_cells_that_run_leaves_out_what_cannot(self, monkeypatch):
         units = [Unit("export", 10, ("store", "pyroaring")), Unit("conversion", 10, ("store", "kvm-memslots"))]
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: "no"))
         assert runner.cells_that_run(units) == 2
-
-    @pytest.mark.slow
-    @pytest.mark.filterwarnings("default")  # a cluster's own threads and sockets are not ours to close
-    def test_a_dask_cluster_takes_whole_units(self):
-        distributed = pytest.importorskip("distributed")
-        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", "xarray"))]
-        with (distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None,
-                                       processes=False) as cluster, distributed.Client(cluster) as client):
-            batches = list(runner.run(units, BRIEF, executor=client.get_executor()))
-        assert sorted((cell.scenario, cell.backend, cell.status) for cells in batches for cell in cells) == [
-            ("conversion", "numpy", "ok"), ("conversion", "store", "ok"), ("has", "store", "ok"),
-            ("has", "xarray", "ok")]
 
 
 class TestDocs:
