@@ -338,14 +338,22 @@ class TestRunner:
             raise RuntimeError("between")
         monkeypatch.setattr(Arm, "sample", broken)
         results = runner.run_unit(Unit("conversion", 10, ("store", "unicorn")), BRIEF)
-        assert [result.status for result in results][0] == "error"
+        assert results[0].status == "error"
         assert results[0].note.startswith("RuntimeError: between (test_study.py:")
         assert results[1].status in ("refused", "unavailable")
 
-    def test_cells_that_run_leaves_out_what_cannot(self, monkeypatch):
+    def test_the_forecast_leaves_out_what_cannot_run(self, monkeypatch):
         units = [Unit("export", 10, ("store", "pyroaring")), Unit("conversion", 10, ("store", "kvm-memslots"))]
+        options = Options(rounds=8, round_seconds=0.5, cell_seconds=60)
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: "no"))
-        assert runner.cells_that_run(units) == 2
+        assert runner.forecast(units, options) == runner.Forecast(2, 10.0, 10.0)
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: None))
+        assert runner.forecast(units, options) == runner.Forecast(3, 15.0, 70.0)
+
+    def test_a_backend_of_few_scenarios_makes_no_empty_units(self):
+        assert runner.plan(["guest"], ["kvm-memslots-vcpu"], quick=False) == []
+        assert {unit.scenario for unit in runner.plan(list(scenarios.ALL), ["kvm-memslots-vcpu"], quick=False)} == {
+            "conversion", "whole"}
 
 
 class TestDocs:

@@ -132,8 +132,8 @@ class TestXArray:
         self.update(array, Batch.of([3, 1 << 30], 1, 1))
         self.update(array, Batch.of([1 << 30], 1, 0))
         assert array.nodes == 1
-        gfns, attributes = array.entries()
-        assert (gfns.tolist(), attributes.tolist()) == ([3], [1])
+        starts, attributes = array.runs(100)
+        assert (starts.tolist(), attributes.tolist()) == ([0, 3, 4], [0, 1, 0])
 
     def test_equal_value_allocates_nothing(self):
         array = XArray()

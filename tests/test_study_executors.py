@@ -1,4 +1,4 @@
-"""The study and replays out of one process: pools, a Dask cluster of worker processes, Ray; and what docs/study.md says."""
+"""The study and replays out of one process: a pool, a Dask cluster of processes, Ray; as docs/study.md shows it."""
 
 import os
 import platform

@@ -71,10 +71,10 @@ def measure(units: list[Unit], options: Options) -> Report:
     """Run the units here, with progress on stderr; Ctrl-C ends it with what is done."""
     machine, before = describe(), Load.now()
     cells = sum(len(unit.backends) for unit in units)
-    minutes = options.expected_seconds(runner.cells_that_run(units)) / 60
-    print(f"{len(units)} units, {cells} cells, {options.rounds} rounds: about {minutes:.1f} min; a cell "
-          f"stops after {options.cell_seconds:g} s, so at most {cells * options.cell_seconds / 60:.0f} min",
-          file=sys.stderr)
+    expected = runner.forecast(units, options)
+    print(f"{len(units)} units, {cells} cells of which {expected.cells} can run here, {options.rounds} rounds: "
+          f"{expected.low / 60:.1f} to {expected.high / 60:.1f} min; a cell stops after "
+          f"{options.cell_seconds:g} s", file=sys.stderr)
     results: list[Result] = []
     interrupted = False
     try:
@@ -99,6 +99,11 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[Unit], Options]:
     chosen = arguments.backend or [name for name in backends.ALL
                                    if not (arguments.quick and name in _NOT_QUICK)]
     units = plan(arguments.scenario or list(scenarios.ALL), chosen, arguments.quick)
+    if not units and not plan(arguments.scenario or list(scenarios.ALL), chosen, quick=False):
+        places = {name: [scenario.name for scenario in scenarios.ALL.values() if name in scenario.own_backends]
+                  for name in chosen}
+        raise ValueError("; ".join(f"{name} takes part in {text.listed(names)} alone"
+                                   for name, names in places.items()))
     if not units:
         raise ValueError(f"--quick leaves out {text.listed(arguments.scenario)}: run it without --quick")
     return units, options

@@ -93,6 +93,8 @@ def writable(path: Path | None) -> None:
         return
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory, expected a file to write", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
     partial = partial_path(path)
     partial.touch()
     partial.unlink()

@@ -32,11 +32,7 @@ class Options:
 
     rounds: int = 15
     round_seconds: float = 0.1
-    cell_seconds: float = 30.0
-
-    def expected_seconds(self, cells: int) -> float:
-        """What so many cells take where none is slow: their rounds, and two more to open and to warm up."""
-        return cells * (self.rounds + 2) * self.round_seconds
+    cell_seconds: float = 20.0
 
 
 QUICK = Options(rounds=9, round_seconds=0.04, cell_seconds=10.0)
@@ -50,18 +46,36 @@ def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: boo
         own = tuple(backend for backend in scenario.own_backends if backend in backend_names)
         shared = tuple(backend for backend in backend_names
                        if not any(backend in other.own_backends for other in scenarios.ALL.values()))
-        for size in scenario.quick_sizes if quick else scenario.sizes:
-            found.append(Unit(name, size, shared + own))
+        if shared + own:
+            found += [Unit(name, size, shared + own)
+                      for size in (scenario.quick_sizes if quick else scenario.sizes)]
     return found
 
 
-def cells_that_run(units: Sequence[Unit]) -> int:
-    """How many cells of these units will be measured, as far as is known before: the rest says why not."""
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will be: the cells that can be measured here, and seconds from ... to.
+
+    ``low`` is what the rounds take, and two more to open and to warm up; ``high`` has every cell of a slow
+    backend at its time limit, which depends on the kernel more than on anything known before.
+    """
+
+    cells: int
+    low: float
+    high: float
+
+
+def forecast(units: Sequence[Unit], options: Options) -> Forecast:
+    """Look which backends are here and have what the scenarios ask."""
     here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
     actions = {name: scenarios.ALL[name].make(scenarios.ALL[name].sizes[0], np.random.default_rng(0)).action
                for name in dict.fromkeys(unit.scenario for unit in units)}
-    return sum(name in here and hasattr(backends.ALL[name], actions[unit.scenario])
-               for unit in units for name in unit.backends)
+    running = [backends.ALL[name] for unit in units for name in unit.backends
+               if name in here and hasattr(backends.ALL[name], actions[unit.scenario])]
+    a_cell = (options.rounds + 2) * options.round_seconds
+    slow = sum(backend.slow for backend in running)
+    low = len(running) * a_cell
+    return Forecast(len(running), low, low + slow * max(options.cell_seconds - a_cell, 0))
 
 
 def run_unit(unit: Unit, options: Options) -> list[Result]:

@@ -67,7 +67,7 @@ class Scenario:
     sizes: tuple[int, ...]
     quick_sizes: tuple[int, ...]
     make: Callable[[int, Generator], Workload]
-    #: Backends that stand in this scenario alone.
+    #: Backends that take part in those scenarios alone that name them.
     own_backends: tuple[str, ...] = ()
 
 
@@ -111,7 +111,7 @@ def _whole(npages: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         pair = Batch.joined(Batch.of([0], npages, PRIVATE), Batch.of([0], npages, 0))
         return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(npages, Batch.empty(), "update", argument, 1024)
+    return Workload(npages, Batch.empty(), "update", argument, _CHEAP)
 
 
 def _alternating(npages: int, random: Generator) -> Workload:
@@ -129,7 +129,7 @@ def _rmw(runs: int, random: Generator) -> Workload:
         pair = Batch.joined(Batch.of([0], stop, OTHER_BIT, Operation.OR),
                             Batch.of([0], stop, 0xFF ^ OTHER_BIT, Operation.AND))
         return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, 1024)
+    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, _CHEAP)
 
 
 def _lookup(earlier: int, random: Generator) -> Workload:
@@ -201,13 +201,14 @@ _GUESTS = (GIB, 16 * GIB, 256 * GIB, 4 * TIB, 16 * TIB)
 ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions?",
              "attributes: flat, up to cache misses; memslots: grows with k and ends at the slot limit",
-             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion),
+             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion,
+             ("kvm-memslots-vcpu", )),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              "attributes: flat; memslots: grows with the slot, whose metadata is rebuilt",
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
              "attributes: flat; memslots: metadata of the guest; per-page stores: pages of the guest",
-             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole),
+             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole, ("kvm-memslots-vcpu", )),
     Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
              "as conversion; per-page stores pay for 512 pages",
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),

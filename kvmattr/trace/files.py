@@ -1,10 +1,11 @@
-"""Whole traces, one a task: here, or over any ``concurrent.futures`` executor, so that a sweep can leave one machine."""
+"""Whole traces, one a task: here, or over any ``concurrent.futures`` executor, on other machines too."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, as_completed
+from functools import partial
 
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
@@ -39,8 +40,9 @@ def replay_files(paths: Iterable[Path], executor: Executor | None = None, abi: s
     []
     """
     errors: list[Exception] = []
+    tasks: Iterator[Callable[[], Summary]]
     if executor is None:
-        tasks = (lambda path=path: replay_file(path, abi, phys_bits) for path in paths)
+        tasks = (partial(replay_file, path, abi, phys_bits) for path in paths)
     else:
         futures = [executor.submit(replay_file, path, abi, phys_bits) for path in paths]
         tasks = (future.result for future in as_completed(futures))

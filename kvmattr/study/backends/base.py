@@ -26,6 +26,10 @@ from numpy.typing import NDArray
 from kvmattr.study.work import Batch, Footprint
 
 
+#: What an update takes as a tuple of Python numbers, for libraries that take no arrays.
+ROW_BYTES = 200
+
+
 class Backend(ABC):
     """One way to keep the attributes of a guest of ``npages`` pages, all 0 at the start."""
 
@@ -35,6 +39,8 @@ class Backend(ABC):
     kind: ClassVar[str]
     #: One line for ``kvmattr scaling --list``.
     about: ClassVar[str]
+    #: Whether an operation may take milliseconds, so that cells come near their time limit.
+    slow: ClassVar[bool] = False
 
     @classmethod
     def missing(cls) -> str | None:

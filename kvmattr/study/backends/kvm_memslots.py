@@ -29,6 +29,7 @@ class KernelMemslots(Backend):
     name = "kvm-memslots"
     kind = "kernel"
     about = "real KVM memslots, split and merged through /dev/kvm"
+    slow = True
 
     @classmethod
     def missing(cls) -> str | None:
