@@ -8,7 +8,7 @@ from typing import Any
 from kvmattr.study import scenarios, summary, table, text
 from kvmattr.study.extras import require
 from kvmattr.study.report import Report, replace
-from kvmattr.study.results import DEFECTS, STATUSES, comparisons
+from kvmattr.study.results import DEFECTS, KINDS, STATUSES, comparisons
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
     return environment.from_string(_TEMPLATE.read_text()).render(
         report=report, sentences=summary.sentences(report.results, report.load), plots=drawn,
         tables=by_scenario, scenarios=scenarios.ALL, rows=_rows(report), statuses=STATUSES, defects=DEFECTS,
-        machine=_machine(report.machine), legend=table.LEGEND)
+        kinds=KINDS, machine=_machine(report.machine), legend=table.LEGEND)
 
 
 def save_html(report: Report, path: Path) -> None:

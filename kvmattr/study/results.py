@@ -23,6 +23,11 @@ STATUSES = {
 #: A run that has one of these did not go as it should: the exit code says so.
 DEFECTS = ("wrong", "error")
 
+#: What the backends of a kind have in common; ratios are formed within one of them.
+KINDS = {"model": "compiled data structures in this process",
+         "kernel": "calls into the running kernel",
+         "library": "Python libraries, called once an operation"}
+
 #: What the others of a kind are compared with; the first that was measured.
 REFERENCES = {"model": ("store", ), "kernel": ("kvm-attributes", ), "library": ()}
 

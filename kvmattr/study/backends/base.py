@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from kvmattr.study.work import Batch, Footprint
 
-
 #: What an update takes as a tuple of Python numbers, for libraries that take no arrays.
 ROW_BYTES = 200
 

@@ -20,7 +20,6 @@ class Unicorn(Backend):
     name = "unicorn"
     kind = "library"
     about = "Unicorn's mem_protect on one region, split as it goes"
-    slow = True
 
     @classmethod
     def missing(cls) -> str | None:
