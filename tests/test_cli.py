@@ -58,11 +58,12 @@ def test_scaling_names_what_is_known(words, complaint, capsys):
     assert capsys.readouterr().err.startswith(f"kvmattr scaling: {complaint}")
 
 
-def test_scaling_refuses_a_number_that_is_none(capsys):
+@pytest.mark.parametrize("number", ["0", "-3", "many", "1.5"])
+def test_scaling_refuses_a_number_that_is_none(number, capsys):
     with pytest.raises(SystemExit) as raised:
-        cli.main(["scaling", "--rounds", "0"])
+        cli.main(["scaling", f"--rounds={number}"])
     assert raised.value.code == 2
-    assert "0 is not a positive number" in capsys.readouterr().err
+    assert f"{number} is not a positive number" in capsys.readouterr().err
 
 
 def test_html_without_the_extra_names_the_command_before_measuring(tmp_path, capsys, without, monkeypatch):

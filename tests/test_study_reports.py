@@ -113,6 +113,11 @@ class TestSummary:
         errors = [cell(name, 100, [], status="error", note="ValueError: no") for name in ("store", "numpy")]
         assert summary.sentences(errors) == ["ERROR: store in conversion at 100 and 1 more cells: ValueError: no."]
 
+    def test_one_reason_is_told_once_for_all_that_it_keeps_from_running(self):
+        absent = [cell(name, size, [], "kernel", status="unavailable", note="no permission")
+                  for size in (1, 10) for name in ("kvm-memslots", "empty-ioctl")]
+        assert summary.sentences(absent) == ["kvm-memslots and empty-ioctl did not run: no permission."]
+
     def test_a_busy_machine_is_mentioned(self, whole_report):
         busy = {"seconds": 1.0, "other_cpus": 0.9, "stolen_cpus": 0.2}
         assert "The machine was not quiet" in summary.sentences(whole_report.results, busy)[-1]

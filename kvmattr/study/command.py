@@ -140,7 +140,6 @@ def _listing() -> str:
 
 
 def _positive(word: str) -> int:
-    value = int(word)
-    if value < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is not a positive number")
-    return value
+    return int(word)

@@ -81,10 +81,13 @@ def _kernel(results: Sequence[Result]) -> list[str]:
             said.append(f"In this kernel a conversion by {backend} takes {_medians(cells, sizes)} after "
                         f"{_counts(sizes)} earlier ones; an empty ioctl takes "
                         f"{_medians(floor, sizes[-1:])}.")
-    absent = {result.backend: result.note for result in results
-              if result.kind == "kernel" and result.status == "unavailable"}
-    said += [f"{name} did not run: {note}." for name, note in absent.items()]
-    return said
+    absent: dict[str, list[str]] = {}
+    for result in results:
+        if result.kind == "kernel" and result.status == "unavailable":
+            names = absent.setdefault(result.note, [])
+            if result.backend not in names:
+                names.append(result.backend)
+    return said + [f"{text.listed(names)} did not run: {note}." for note, names in absent.items()]
 
 
 def _rmw(results: Sequence[Result]) -> list[str]:
