@@ -16,7 +16,7 @@ from kvmattr.study.results import Result, comparisons
 from kvmattr.study.runner import Options, Unit
 from kvmattr.study.scenarios import Scenario, Workload
 from kvmattr.study.statistics import Ratio, Spread
-from kvmattr.study.work import Batch, Failed, Reference, Unsupported, coalesced, pages_to_runs
+from kvmattr.study.work import Batch, Failed, Reference, coalesced, pages_to_runs
 
 BRIEF = Options(rounds=3, round_seconds=0.001, cell_seconds=30)
 
@@ -278,7 +278,7 @@ class TestHowACellEnds:
                 raise AssertionError("was started")
         monkeypatch.setattr(arm_module, "available_bytes", lambda: 4000)
         result = _result(Huge)
-        assert (result.status, result.note) == ("refused", "would take 1e-06 GB of 4e-06 GB free")
+        assert (result.status, result.note) == ("refused", "would take 1 kB of 4 kB free")
 
     def test_unavailable_and_unsupported(self):
         class Absent(Array):
@@ -287,8 +287,12 @@ class TestHowACellEnds:
                 return "kernel has no such thing"
 
         class Unable(Array):
-            def prepare(self, batch):
-                raise Unsupported("has one bit")
+            @classmethod
+            def unsupported(cls, batch):
+                return "has one bit"
+
+            def __init__(self, npages):
+                raise AssertionError("was started")
         assert (_result(Absent).status, _result(Absent).note) == ("unavailable", "kernel has no such thing")
         assert (_result(Unable).status, _result(Unable).note) == ("unsupported", "has one bit")
         workload = Workload(10, Batch.empty(), "export", lambda *_: None, 1)

@@ -14,7 +14,7 @@ from kvmattr.study.backends import kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
 from kvmattr.study.backends.kvm_memslots import KernelMemslots
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped
 
 NPAGES = 4096
 GIB = 1 << 18  # pages
@@ -53,6 +53,15 @@ def test_state_equals_the_reference(name):
         assert np.array_equal(backend.runs(), Reference(NPAGES, batch).apply(batch).runs())
     finally:
         backend.close()
+
+
+@pytest.mark.parametrize("name", backends.ALL)
+def test_who_can_express_what(name):
+    backend, one_bit = backends.ALL[name], {*ONE_BIT, "kvm-attributes"}
+    assert backend.unsupported(random_batch(1, bits=1, operations=1)) is None
+    assert backend.unsupported(Batch.empty()) is None
+    for more in (Batch.of([0], 1, 2), Batch.of([0], 1, 1, Operation.OR)):
+        assert (backend.unsupported(more) is not None) == (name in one_bit)
 
 
 @pytest.mark.parametrize("name", [name for name in GENERAL if hasattr(backends.ALL[name], "lookup")])
@@ -166,12 +175,6 @@ class TestSlotPlan:
         assert (created["userspace_addr"] - created["guest_phys_addr"] == 1 << 40).all()
         assert ends.tolist() == [4, 8]
 
-    def test_refuses_what_a_memslot_cannot_say(self):
-        with pytest.raises(Unsupported, match="a memslot can say read-only and nothing else"):
-            SlotPlan(100, 0).plan(Batch.of([0], 1, 2))
-        with pytest.raises(Unsupported):
-            SlotPlan(100, 0).plan(Batch.of([0], 1, 1, Operation.OR))
-
     def test_load_stops_below_the_limit(self):
         plan = SlotPlan(100, 0)
         done, slots = plan.load(Batch.of(np.arange(1, 100, 2), 1, 1), 8)
@@ -256,11 +259,6 @@ class TestKernelAttributes:
         monkeypatch.setattr(fake_vm, "fail_at", 2)
         with pytest.raises(Failed, match="failed after 2 updates: ENOMEM"):
             backend.update(backend.prepare(Batch.of([1, 3, 5], 1, 1)))
-
-    def test_refuses_what_the_merged_interface_lacks(self, fake_vm):
-        backend = KernelAttributes(NPAGES)
-        with pytest.raises(Unsupported, match="WRITE of PRIVATE alone"):
-            backend.prepare(Batch.of([1], 1, 1, Operation.OR))
 
 
 class TestKernelMemslots:

@@ -74,6 +74,15 @@ class TestTable:
         _, kernel = table.tables(cells)
         assert (kernel.rows, kernel.notes) == ([], ["kvm-attributes: kernel has no <attributes>"])
 
+    def test_refusals_are_told_once_a_backend(self):
+        refused = [cell("numpy", size, [], status="refused", note=f"would take {size} GB of 1 GB free")
+                   for size in (100, 1000)]
+        (model, ) = table.tables([cell("store", 10, [1.0]), cell("numpy", 10, [1.0]), *refused])
+        assert model.notes == ["numpy refused at 100 and 1,000: at 100 it would take 100 GB of 1 GB free"]
+        (model, ) = table.tables([cell("store", 10, [1.0]), *refused])
+        assert model.header == ["earlier conversions", "store"]
+        assert model.notes == ["numpy: would take 100 GB of 1 GB free"]
+
     def test_an_error_is_told_below(self):
         broken = cell("store", 100, [], status="error", note="KeyError: 'x' (arm.py:1)")
         (model, ) = table.tables([broken, cell("numpy", 100, [1.0])])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kvmattr.study import text
 from kvmattr.study.backends import Backend
 from kvmattr.study.machine import available_bytes
 from kvmattr.study.results import Result
@@ -166,9 +167,13 @@ class Arm:
         if reason is not None:
             self._end("unavailable", reason)
             return False
+        reason = self._class.unsupported(footprint.more) or self._class.unsupported(footprint.setup)
+        if reason is not None:
+            self._end("unsupported", reason)
+            return False
         needed, free = self._class.bytes_needed(footprint), available_bytes()
         if needed > free // 4:
-            self._end("refused", f"would take {needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free")
+            self._end("refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free")
             return False
         return True
 

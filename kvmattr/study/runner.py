@@ -43,11 +43,11 @@ def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: boo
     found = []
     for name in scenario_names:
         scenario = scenarios.ALL[name]
-        own = tuple(backend for backend in scenario.own_backends if backend in backend_names)
-        shared = tuple(backend for backend in backend_names
-                       if not any(backend in other.own_backends for other in scenarios.ALL.values()))
-        if shared + own:
-            found += [Unit(name, size, shared + own)
+        elsewhere = {backend for other in scenarios.ALL.values() for backend in other.own_backends
+                     if backend not in scenario.own_backends}
+        taking_part = tuple(backend for backend in backend_names if backend not in elsewhere)
+        if taking_part:
+            found += [Unit(name, size, taking_part)
                       for size in (scenario.quick_sizes if quick else scenario.sizes)]
     return found
 

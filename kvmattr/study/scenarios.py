@@ -137,7 +137,7 @@ def _lookup(earlier: int, random: Generator) -> Workload:
 
     def argument(index: int, operations: int) -> NDArray[np.uint64]:
         return np.take(gfns, np.arange(index * operations, (index + 1) * operations), mode="wrap")
-    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, 8192)
+    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, _CHEAP)
 
 
 def _has(length: int, random: Generator) -> Workload:
@@ -164,7 +164,7 @@ def _boot(npages: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         one_pass = Batch.joined(shadow(PRIVATE), shadow(0))
         return Batch.joined(*[one_pass] * -(-operations // len(one_pass))).part(0, operations)
-    return Workload(npages, Batch.empty(), "update", argument, 26 * 40, whole=True)
+    return Workload(npages, Batch.empty(), "update", argument, 26 * 80, whole=True)
 
 
 def _notify(runs: int, random: Generator) -> Workload:
@@ -214,7 +214,7 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
              "attributes: flat; memslots: end when slots = pages",
-             "guest size", "ns/conversion", (1_024, 16_384, 262_144, 1_048_576), (),
+             "guest size", "ns/conversion", (2_048, 16_384, 262_144, 1_048_576), (),
              _alternating),
     Scenario("rmw", "What does changing one bit over a range of r runs cost?",
              "one OR: O(height) by attributes; GET of the runs and a WRITE each: O(r)",

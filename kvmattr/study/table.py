@@ -44,8 +44,9 @@ def tables(results: Sequence[Result]) -> list[Table]:
                      *(cell_text(by_place.get((size, name)), ratios.get((scenario_name, size, name)))
                        for name in present)] for size in dict.fromkeys(cell.size for cell in own)]
             notes = [f"{name}: {why}" for name, why in absent.items()]
+            notes += _refusals(own, scenario.size_name, present)
             notes += [f"{cell.backend} at {text.size(cell.size, scenario.size_name)}: {cell.note}"
-                      for cell in own if cell.status in ("refused", *DEFECTS) or
+                      for cell in own if cell.status in DEFECTS or
                       (cell.status == "failed" and cell.reached is None)]
             found.append(Table(scenario_name, scenario.question, kind, [scenario.size_name, *present],
                                rows if present else [], notes))
@@ -58,11 +59,23 @@ def _absent(cells: Sequence[Result]) -> tuple[dict[str, str], list[str]]:
     present: list[str] = []
     for name in dict.fromkeys(cell.backend for cell in cells):
         own = [cell for cell in cells if cell.backend == name]
-        if all(cell.status in ("unavailable", "unsupported") for cell in own):
+        if all(cell.status in ("unavailable", "unsupported", "refused") for cell in own):
             absent[name] = own[0].note
         else:
             present.append(name)
     return absent, present
+
+
+def _refusals(cells: Sequence[Result], size_name: str, present: Sequence[str]) -> list[str]:
+    """One line a backend that ran at some sizes and was refused at others: where first, and what it would take."""
+    said = []
+    for name in present:
+        refused = [cell for cell in cells if cell.backend == name and cell.status == "refused"]
+        if refused:
+            sizes = text.listed([text.size(cell.size, size_name) for cell in refused])
+            first = text.size(refused[0].size, size_name)
+            said.append(f"{name} refused at {sizes}: at {first} it {refused[0].note}")
+    return said
 
 
 def cell_text(cell: Result | None, ratio: Comparison | None) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr.bridges import kvm
-from kvmattr.study.backends.base import Backend
+from kvmattr.study.backends.base import Backend, is_one_bit
 from kvmattr.study.machine import memslot_bytes
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.slot_plan import SlotPlan
@@ -48,6 +48,11 @@ class KernelMemslots(Backend):
     def bytes_needed(cls, footprint: Footprint) -> int:
         """The kernel's metadata of the slots, which together are as big as the guest."""
         return memslot_bytes(footprint.npages)
+
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "a memslot can say read-only and nothing else"
 
     def __init__(self, npages: int) -> None:
         # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvmattr import Operation
 from kvmattr.study import extras
-from kvmattr.study.backends.base import ROW_BYTES, Backend
+from kvmattr.study.backends.base import ROW_BYTES, Backend, is_one_bit
 from kvmattr.study.work import Batch, Footprint, Unsupported, coalesced
 
 
@@ -30,6 +30,11 @@ class Roaring(Backend):
         """A bit a page at most; and the updates as Python numbers."""
         return footprint.npages // 8 + footprint.updates * ROW_BYTES
 
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "a bitmap has one attribute bit"
+
     def __init__(self, npages: int) -> None:
         from pyroaring import BitMap64
 
@@ -38,8 +43,6 @@ class Roaring(Backend):
 
     def prepare(self, batch: Batch) -> list[tuple[int, int, int, Operation]]:
         """Python numbers: the library takes no arrays of ranges."""
-        if (batch.attributes > 1).any() or (batch.operations != Operation.WRITE).any():
-            raise Unsupported("a bitmap has one attribute bit")
         return list(batch.rows())
 
     def update(self, prepared: list[tuple[int, int, int, Operation]]) -> None:
