@@ -352,7 +352,13 @@ class TestRunner:
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: "no"))
         assert runner.forecast(units, options) == runner.Forecast(2, 10.0, 10.0)
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: None))
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "bytes_needed", classmethod(lambda cls, footprint: 0))
         assert runner.forecast(units, options) == runner.Forecast(3, 15.0, 70.0)
+        # What would be refused and what cannot be expressed does not count either.
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "bytes_needed", classmethod(lambda cls, footprint: 1 << 60))
+        assert runner.forecast(units, options).cells == 2
+        assert runner.forecast([Unit("rmw", 10, ("store", "mprotect"))], options).cells == 1
+        assert runner.forecast([Unit("guest", 1 << 30, ("store", "xarray", "unicorn"))], options).cells == 2
 
     def test_a_backend_of_few_scenarios_makes_no_empty_units(self):
         assert runner.plan(["guest"], ["kvm-memslots-vcpu"], quick=False) == []

@@ -57,7 +57,10 @@ class Arm:
     def open(self) -> None:
         """Make the backend and bring it to the state that the rounds start from."""
         with self._ending_here(0, "in the setup: "):
-            if self._may_start(self._footprint()):
+            reason = reason_against(self._class, self._workload)
+            if reason is not None:
+                self._end(*reason)
+            else:
                 self._backend = self._class(self._workload.npages)
                 self._set_up()
 
@@ -154,29 +157,6 @@ class Arm:
         if runs is not None and not np.array_equal(runs, reference.runs()):
             self._wrong(f"its state is {_short(runs)}, should be {_short(reference.runs())}")
 
-    def _footprint(self) -> Footprint:
-        argument = self._workload.argument(0, self._workload.operations)
-        return Footprint(self._workload.npages, self._workload.setup,
-                         argument if self._updates(argument) else Batch.empty())
-
-    def _may_start(self, footprint: Footprint) -> bool:
-        if not hasattr(self._class, self._workload.action):
-            self._end("unsupported", f"has no {ACTIONS[self._workload.action]}")
-            return False
-        reason = self._class.missing()
-        if reason is not None:
-            self._end("unavailable", reason)
-            return False
-        reason = self._class.unsupported(footprint.more) or self._class.unsupported(footprint.setup)
-        if reason is not None:
-            self._end("unsupported", reason)
-            return False
-        needed, free = self._class.bytes_needed(footprint), available_bytes()
-        if needed > free // 4:
-            self._end("refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free")
-            return False
-        return True
-
     def _set_up(self) -> None:
         assert self._backend is not None
         started = time.perf_counter()
@@ -239,11 +219,7 @@ class Arm:
 
     def _prepared(self, argument: Any) -> Any:
         assert self._backend is not None
-        return self._backend.prepare(argument) if self._updates(argument) else argument
-
-    def _updates(self, argument: Any) -> bool:
-        """Whether these are updates: ranges that are only looked up go to the backend as they are."""
-        return isinstance(argument, Batch) and self._workload.action != "has"
+        return self._backend.prepare(argument) if are_updates(argument, self._workload.action) else argument
 
     def _measure_empty_call(self) -> None:
         empty = _EMPTY.get(self._workload.action)
@@ -273,6 +249,29 @@ class Arm:
             self._status, self._note, self._reached = status, note, reached
         # At once: a backend that ended at a limit of the process (mprotect's regions) would starve others.
         self.close()
+
+
+def are_updates(argument: Any, action: str) -> bool:
+    """Whether a round's argument is updates: ranges that are only looked up go to the backend as they are."""
+    return isinstance(argument, Batch) and action != "has"
+
+
+def reason_against(backend: type[Backend], workload: Workload) -> tuple[str, str] | None:
+    """Why a cell cannot be measured, known before it starts: the status that it ends with, and the words."""
+    if not hasattr(backend, workload.action):
+        return "unsupported", f"has no {ACTIONS[workload.action]}"
+    reason = backend.missing()
+    if reason is not None:
+        return "unavailable", reason
+    argument = workload.argument(0, workload.operations)
+    more = argument if are_updates(argument, workload.action) else Batch.empty()
+    reason = backend.unsupported(more) or backend.unsupported(workload.setup)
+    if reason is not None:
+        return "unsupported", reason
+    needed, free = backend.bytes_needed(Footprint(workload.npages, workload.setup, more)), available_bytes()
+    if needed > free // 4:
+        return "refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free"
+    return None
 
 
 def answer(reference: Reference, action: str, argument: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import zlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmattr.study import backends, scenarios
-from kvmattr.study.arm import Arm, described
+from kvmattr.study.arm import Arm, described, reason_against
 from kvmattr.study.results import Result
 
 
@@ -66,16 +67,22 @@ class Forecast:
 
 
 def forecast(units: Sequence[Unit], options: Options) -> Forecast:
-    """Look which backends are here and have what the scenarios ask."""
+    """Look which backends are here, can do what the scenarios ask, and have the memory for such a guest."""
     here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
-    actions = {name: scenarios.ALL[name].make(scenarios.ALL[name].sizes[0], np.random.default_rng(0)).action
-               for name in dict.fromkeys(unit.scenario for unit in units)}
+    # The smallest size shows what a scenario asks; its work is made quickly.
+    work = {name: scenarios.ALL[name].make(scenarios.ALL[name].sizes[0], np.random.default_rng(0))
+            for name in dict.fromkeys(unit.scenario for unit in units)}
     running = [backends.ALL[name] for unit in units for name in unit.backends
-               if name in here and hasattr(backends.ALL[name], actions[unit.scenario])]
+               if name in here and _can_run(backends.ALL[name], unit, work[unit.scenario])]
     a_cell = (options.rounds + 2) * options.round_seconds
     slow = sum(backend.slow for backend in running)
     low = len(running) * a_cell
     return Forecast(len(running), low, low + slow * max(options.cell_seconds - a_cell, 0))
+
+
+def _can_run(backend: type[backends.Backend], unit: Unit, work: scenarios.Workload) -> bool:
+    guest = unit.size if scenarios.ALL[unit.scenario].size_name == "guest size" else work.npages
+    return reason_against(backend, dataclasses.replace(work, npages=guest)) is None
 
 
 def run_unit(unit: Unit, options: Options) -> list[Result]:
