@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kvmattr import cli
-from kvmattr.study import command, extras, runner
+from kvmattr.study import backends, command, extras, runner
 from kvmattr.study.runner import Options
 
 BRIEF = ["scaling", "--quick", "--rounds", "3", "--seconds", "5"]
@@ -31,7 +31,7 @@ def test_scaling_prints_a_table_and_writes_json_and_csv(tmp_path, capsys):
     assert cli.main([*SMALL, "--json", str(json_path), "--csv", str(csv_path)]) == 0
     out, err = capsys.readouterr()
     assert "has (model): Do all pages of an aligned block" in out
-    assert "1 units, 2 cells, 3 rounds: about 0.0 min; a cell stops after 5 s" in err
+    assert "1 units, 2 cells of which 2 can run here, 3 rounds: 0.0 to 0.0 min; a cell stops after 5 s" in err
     record = json.loads(json_path.read_text())
     assert [(result["backend"], result["status"]) for result in record["results"]] == [
         ("store", "ok"), ("xarray", "ok")]
@@ -50,6 +50,7 @@ def test_scaling_lists_what_it_knows(capsys):
 @pytest.mark.parametrize(("words", "complaint"), [
     (["--scenario", "nope"], "unknown scenario 'nope': known are conversion, guest, whole, "),
     (["--backend", "nope"], "unknown backend 'nope': known are store, store-get-write, memslots, "),
+    (["--backend", "store-get-write", "--scenario", "guest"], "store-get-write takes part in rmw alone"),
     (["--quick", "--scenario", "export"], "--quick leaves out export: run it without --quick"),
 ])
 def test_scaling_names_what_is_known(words, complaint, capsys):
@@ -57,11 +58,12 @@ def test_scaling_names_what_is_known(words, complaint, capsys):
     assert capsys.readouterr().err.startswith(f"kvmattr scaling: {complaint}")
 
 
-def test_scaling_refuses_a_number_that_is_none(capsys):
+@pytest.mark.parametrize("number", ["0", "-3", "many", "1.5"])
+def test_scaling_refuses_a_number_that_is_none(number, capsys):
     with pytest.raises(SystemExit) as raised:
-        cli.main(["scaling", "--rounds", "0"])
+        cli.main(["scaling", f"--rounds={number}"])
     assert raised.value.code == 2
-    assert "0 is not a positive number" in capsys.readouterr().err
+    assert f"{number} is not a positive number" in capsys.readouterr().err
 
 
 def test_html_without_the_extra_names_the_command_before_measuring(tmp_path, capsys, without, monkeypatch):
@@ -101,11 +103,35 @@ def test_ctrl_c_writes_what_is_done(tmp_path, capsys, monkeypatch):
     assert "conversion (model)" in out
 
 
+def test_an_error_in_a_cell_is_written_and_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
+    def broken(self, prepared):
+        raise RuntimeError("what nobody expected")
+    monkeypatch.setattr(backends.ALL["numpy"], "update", broken)
+    path = tmp_path / "a.json"
+    words = [*BRIEF, "--scenario", "whole", "--backend", "store", "--backend", "numpy", "--json", str(path)]
+    assert cli.main(words) == 1
+    record = json.loads(path.read_text())
+    assert [(result["backend"], result["status"]) for result in record["results"]] == [
+        ("store", "ok"), ("numpy", "error")] * 2
+    out = capsys.readouterr().out
+    assert "ERROR: numpy in whole at 1 GiB and 1 more cells: RuntimeError: what nobody expected (test_cli.py:" in out
+    assert "numpy at 16 GiB: RuntimeError: what nobody expected" in out
+
+
+def test_a_file_that_cannot_be_written_is_told_before_measuring(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    assert cli.main([*SMALL, "--json", str(tmp_path / "none" / "a.json")]) == 2
+    assert capsys.readouterr().err == f"kvmattr scaling: [Errno 2] no such directory: '{tmp_path / 'none'}'\n"
+    assert cli.main([*SMALL, "--csv", str(tmp_path)]) == 2
+    assert "is a directory, expected a file to write" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_full_run_says_how_long_it_may_take(capsys, monkeypatch):
     monkeypatch.setattr(runner, "run", lambda units, options, started: iter([]))
     command.measure(runner.plan(["conversion"], ["store"], quick=False), Options())
-    assert "7 units, 7 cells, 15 rounds: about 0.2 min; a cell stops after 30 s, so at most 4 min" in (
-        capsys.readouterr().err)
+    assert ("7 units, 7 cells of which 7 can run here, 15 rounds: 0.2 to 0.2 min; a cell stops after 20 s"
+            in capsys.readouterr().err)
 
 
 def test_compare_of_what_cannot_be_compared(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The study's machinery: what it measures with, how a cell ends, and that a wrong backend is called wrong."""
 
-from concurrent.futures import ProcessPoolExecutor
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from kvmattr.study.results import Result, comparisons
 from kvmattr.study.runner import Options, Unit
 from kvmattr.study.scenarios import Scenario, Workload
 from kvmattr.study.statistics import Ratio, Spread
-from kvmattr.study.work import Batch, Failed, Reference, Unsupported, coalesced, pages_to_runs
+from kvmattr.study.work import Batch, Failed, Reference, coalesced, pages_to_runs
 
 BRIEF = Options(rounds=3, round_seconds=0.001, cell_seconds=30)
 
@@ -192,14 +193,48 @@ class TestHowACellEnds:
         tested.close()
         assert Full.closed == 1
 
-    def test_failing_in_a_round(self):
+    @pytest.mark.parametrize("warmed", [0, 1])
+    def test_failing_in_a_round(self, warmed):
         class Full(Array):
             def update(self, prepared):
-                if self.calls >= 1:
+                # 49 earlier updates take three calls; the first round warms up, then come two calls a round.
+                if self.calls >= 3 + warmed * 10:
                     raise Failed(1, "ENOMEM")
                 super().update(prepared)
         result = _result(Full)
         assert (result.status, result.note) == ("failed", "failed at k = 51: ENOMEM")
+
+    @pytest.mark.parametrize(("place", "where"), [
+        ("missing", "in the setup: "), ("__init__", "in the setup: "), ("load", "in the setup: "),
+        ("prepare", "in the setup: "), ("update", "in the setup: "), ("runs", "in the check: "),
+        ("close", "on closing: "),
+    ])
+    def test_what_nobody_expected_ends_the_cell_alone(self, place, where):
+        def broken(*arguments):
+            raise ZeroDivisionError("this and\nthat")
+        result = _result(type("Broken", (Array, ), {place: classmethod(broken) if place == "missing" else broken}))
+        assert result.status == "error"
+        assert re.fullmatch(rf"{where}ZeroDivisionError: this and that \(test_study\.py:\d+\)", result.note)
+        assert len(result.samples) == (3 if place in ("runs", "close") else 0)
+
+    def test_an_unexpected_exception_in_a_round(self):
+        class Broken(Array):
+            def update(self, prepared):
+                if self.calls >= 12:
+                    raise KeyError("lost")
+                super().update(prepared)
+        result = _result(Broken)
+        assert result.status == "error"
+        assert result.note.startswith("KeyError: 'lost' (test_study.py:")
+
+    def test_what_ended_a_cell_first_is_told(self):
+        class Twice(Array):
+            def update(self, prepared):
+                raise Failed(2, "ENOMEM")
+
+            def close(self):
+                raise ValueError("and this")
+        assert _result(Twice).note == "failed at k = 3: ENOMEM"
 
     def test_out_of_memory(self):
         class Big(Array):
@@ -212,6 +247,27 @@ class TestHowACellEnds:
         assert (result.status, result.samples) == ("stopped", [])
         assert result.note.startswith("stopped after 0 s")
 
+    def test_indivisible_work_is_stopped_too(self):
+        class Slow(Array):
+            def update(self, prepared):
+                time.sleep(0.02)
+        updates = Batch.of(np.arange(1, 999, 2), 1, 1)
+        workload = Workload(1000, Batch.empty(), "update", lambda index, operations: updates, 499, whole=True)
+        result = _result(Slow, seconds=0.05, workload=workload)
+        assert (result.status, result.samples) == ("stopped", [])
+        assert result.note == f"stopped after 0.05 s at k = {result.reached}"
+        assert 0 < result.reached < 499
+
+    def test_memory_of_the_rounds_counts_before_the_start(self, monkeypatch):
+        monkeypatch.setattr(arm_module, "available_bytes", lambda: 4_000_000_000)
+        whole = scenarios.ALL["whole"]
+        tebibytes = 4 * scenarios.TIB
+        workload = whole.make(tebibytes, np.random.default_rng(1))
+        tested = Arm(backends.ALL["xarray"], whole, tebibytes, workload, 30)
+        tested.open()
+        tested.close()
+        assert tested.result().status == "refused"
+
     def test_refused_before_it_starts(self, monkeypatch):
         class Huge(Array):
             @classmethod
@@ -222,7 +278,7 @@ class TestHowACellEnds:
                 raise AssertionError("was started")
         monkeypatch.setattr(arm_module, "available_bytes", lambda: 4000)
         result = _result(Huge)
-        assert (result.status, result.note) == ("refused", "would take 1e-06 GB of 4e-06 GB free")
+        assert (result.status, result.note) == ("refused", "would take 1 kB of 4 kB free")
 
     def test_unavailable_and_unsupported(self):
         class Absent(Array):
@@ -231,12 +287,16 @@ class TestHowACellEnds:
                 return "kernel has no such thing"
 
         class Unable(Array):
-            def prepare(self, batch):
-                raise Unsupported("has one bit")
+            @classmethod
+            def unsupported(cls, batch):
+                return "has one bit"
+
+            def __init__(self, npages):
+                raise AssertionError("was started")
         assert (_result(Absent).status, _result(Absent).note) == ("unavailable", "kernel has no such thing")
         assert (_result(Unable).status, _result(Unable).note) == ("unsupported", "has one bit")
         workload = Workload(10, Batch.empty(), "export", lambda *_: None, 1)
-        assert _result(Array, workload=workload).note == "has no export"
+        assert _result(Array, workload=workload).note == "has no export of runs"
 
 
 class TestRunner:
@@ -266,27 +326,44 @@ class TestRunner:
         assert [unit.backends for unit in units if unit.scenario == "rmw"] == [
             ("store", "memslots", "store-get-write")]
 
-    def test_a_process_pool_gives_the_same_cells(self):
-        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", "xarray"))]
-        with ProcessPoolExecutor(1) as pool:
-            pooled = [result for results in runner.run(units, BRIEF, executor=pool) for result in results]
-        here = [result for results in runner.run(units, BRIEF) for result in results]
-        assert {(cell.scenario, cell.backend, cell.status) for cell in pooled} == {
-            (cell.scenario, cell.backend, cell.status) for cell in here}
-        assert all(cell.status == "ok" and cell.host for cell in pooled)
+    def test_a_broken_unit_is_an_error_in_its_cells_and_the_rest_is_measured(self, monkeypatch):
+        def broken(size, random):
+            raise ValueError("no such size")
+        monkeypatch.setitem(scenarios.ALL, "has", Scenario(
+            "has", "?", "", "block size", "ns", (1, ), (), broken))
+        units = [Unit("has", 1, ("store", "numpy")), Unit("conversion", 10, ("store", ))]
+        results = [result for unit in runner.run(units, BRIEF) for result in unit]
+        assert [(result.scenario, result.backend, result.status) for result in results] == [
+            ("has", "store", "error"), ("has", "numpy", "error"), ("conversion", "store", "ok")]
+        assert results[0].note.startswith("ValueError: no such size (test_study.py:")
 
+    def test_an_exception_between_the_arms_ends_those_that_were_alive(self, monkeypatch):
+        def broken(arm, index):
+            raise RuntimeError("between")
+        monkeypatch.setattr(Arm, "sample", broken)
+        results = runner.run_unit(Unit("conversion", 10, ("store", "unicorn")), BRIEF)
+        assert results[0].status == "error"
+        assert results[0].note.startswith("RuntimeError: between (test_study.py:")
+        assert results[1].status in ("refused", "unavailable")
 
-    @pytest.mark.slow
-    @pytest.mark.filterwarnings("default")  # a cluster's own threads and sockets are not ours to close
-    def test_a_dask_cluster_takes_whole_units(self):
-        distributed = pytest.importorskip("distributed")
-        units = [Unit("conversion", 10, ("store", "numpy")), Unit("has", 512, ("store", "xarray"))]
-        with (distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None,
-                                       processes=False) as cluster, distributed.Client(cluster) as client):
-            batches = list(runner.run(units, BRIEF, executor=client.get_executor()))
-        assert sorted((cell.scenario, cell.backend, cell.status) for cells in batches for cell in cells) == [
-            ("conversion", "numpy", "ok"), ("conversion", "store", "ok"), ("has", "store", "ok"),
-            ("has", "xarray", "ok")]
+    def test_the_forecast_leaves_out_what_cannot_run(self, monkeypatch):
+        units = [Unit("export", 10, ("store", "pyroaring")), Unit("conversion", 10, ("store", "kvm-memslots"))]
+        options = Options(rounds=8, round_seconds=0.5, cell_seconds=60)
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: "no"))
+        assert runner.forecast(units, options) == runner.Forecast(2, 10.0, 10.0)
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: None))
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "bytes_needed", classmethod(lambda cls, footprint: 0))
+        assert runner.forecast(units, options) == runner.Forecast(3, 15.0, 70.0)
+        # What would be refused and what cannot be expressed does not count either.
+        monkeypatch.setattr(backends.ALL["kvm-memslots"], "bytes_needed", classmethod(lambda cls, footprint: 1 << 60))
+        assert runner.forecast(units, options).cells == 2
+        assert runner.forecast([Unit("rmw", 10, ("store", "mprotect"))], options).cells == 1
+        assert runner.forecast([Unit("guest", 1 << 30, ("store", "xarray", "unicorn"))], options).cells == 2
+
+    def test_a_backend_of_few_scenarios_makes_no_empty_units(self):
+        assert runner.plan(["guest"], ["kvm-memslots-vcpu"], quick=False) == []
+        assert {unit.scenario for unit in runner.plan(list(scenarios.ALL), ["kvm-memslots-vcpu"], quick=False)} == {
+            "conversion", "whole"}
 
 
 class TestDocs:

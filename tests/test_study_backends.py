@@ -8,13 +8,13 @@ import pytest
 
 from kvmattr import AttributeMap, Operation, uapi
 from kvmattr.bridges import kvm
-from kvmattr.study import backends
+from kvmattr.study import backends, machine
 from kvmattr.study._xarray import XArray
 from kvmattr.study.backends import kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
 from kvmattr.study.backends.kvm_memslots import KernelMemslots
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped
 
 NPAGES = 4096
 GIB = 1 << 18  # pages
@@ -53,6 +53,15 @@ def test_state_equals_the_reference(name):
         assert np.array_equal(backend.runs(), Reference(NPAGES, batch).apply(batch).runs())
     finally:
         backend.close()
+
+
+@pytest.mark.parametrize("name", backends.ALL)
+def test_who_can_express_what(name):
+    backend, one_bit = backends.ALL[name], {*ONE_BIT, "kvm-attributes"}
+    assert backend.unsupported(random_batch(1, bits=1, operations=1)) is None
+    assert backend.unsupported(Batch.empty()) is None
+    for more in (Batch.of([0], 1, 2), Batch.of([0], 1, 1, Operation.OR)):
+        assert (backend.unsupported(more) is not None) == (name in one_bit)
 
 
 @pytest.mark.parametrize("name", [name for name in GENERAL if hasattr(backends.ALL[name], "lookup")])
@@ -132,8 +141,8 @@ class TestXArray:
         self.update(array, Batch.of([3, 1 << 30], 1, 1))
         self.update(array, Batch.of([1 << 30], 1, 0))
         assert array.nodes == 1
-        gfns, attributes = array.entries()
-        assert (gfns.tolist(), attributes.tolist()) == ([3], [1])
+        starts, attributes = array.runs(100)
+        assert (starts.tolist(), attributes.tolist()) == ([0, 3, 4], [0, 1, 0])
 
     def test_equal_value_allocates_nothing(self):
         array = XArray()
@@ -165,12 +174,6 @@ class TestSlotPlan:
         created = records[records["memory_size"] > 0]
         assert (created["userspace_addr"] - created["guest_phys_addr"] == 1 << 40).all()
         assert ends.tolist() == [4, 8]
-
-    def test_refuses_what_a_memslot_cannot_say(self):
-        with pytest.raises(Unsupported, match="a memslot can say read-only and nothing else"):
-            SlotPlan(100, 0).plan(Batch.of([0], 1, 2))
-        with pytest.raises(Unsupported):
-            SlotPlan(100, 0).plan(Batch.of([0], 1, 1, Operation.OR))
 
     def test_load_stops_below_the_limit(self):
         plan = SlotPlan(100, 0)
@@ -257,11 +260,6 @@ class TestKernelAttributes:
         with pytest.raises(Failed, match="failed after 2 updates: ENOMEM"):
             backend.update(backend.prepare(Batch.of([1, 3, 5], 1, 1)))
 
-    def test_refuses_what_the_merged_interface_lacks(self, fake_vm):
-        backend = KernelAttributes(NPAGES)
-        with pytest.raises(Unsupported, match="WRITE of PRIVATE alone"):
-            backend.prepare(Batch.of([1], 1, 1, Operation.OR))
-
 
 class TestKernelMemslots:
     """Real memslots, where /dev/kvm opens."""
@@ -277,7 +275,7 @@ class TestKernelMemslots:
 
     def test_loading_keeps_the_time_limit(self, fake_vm):
         setup = Batch.of(np.arange(0, NPAGES, 2), 1, 1)
-        with pytest.raises(Stopped, match=r"stopped after 0 s with 256 of 4096 slots created"):
+        with pytest.raises(Stopped, match=r"stopped after 0 s with 32 of 4096 slots created"):
             KernelMemslots(NPAGES).load(setup, seconds=0)
 
     def test_runs_sees_a_slot_that_is_not_there(self):
@@ -305,10 +303,23 @@ class TestKernelMemslots:
 
 
 def test_bytes_needed_grows_with_what_a_backend_stores():
-    whole = Footprint(1 << 30, Batch.of([0], 1 << 30, 1))
-    nothing = Footprint(1 << 30, Batch.empty())
+    whole = Footprint(1 << 30, Batch.of([0], 1 << 30, 1), Batch.empty())
+    nothing = Footprint(1 << 30, Batch.empty(), Batch.empty())
+    at_once = Footprint(1 << 30, Batch.empty(), Batch.of([0], 1 << 30, 1))
     assert backends.ALL["numpy"].bytes_needed(nothing) == 2 << 30
     assert backends.ALL["xarray"].bytes_needed(whole) > 9 * (1 << 30)
+    assert backends.ALL["xarray"].bytes_needed(at_once) == backends.ALL["xarray"].bytes_needed(whole)
     assert backends.ALL["xarray"].bytes_needed(nothing) < 4096
     assert backends.ALL["unicorn"].bytes_needed(nothing) > 4096 << 30
     assert backends.ALL["store"].bytes_needed(whole) == 0
+
+
+def test_the_kernels_metadata_counts_by_how_it_pages(monkeypatch):
+    for said, bytes_a_page in (("Y\n", 0), ("N\n", 10)):
+        monkeypatch.setattr(machine.Path, "exists", lambda path: True)
+        monkeypatch.setattr(machine.Path, "read_text", lambda path, said=said: said)
+        assert machine.memslot_bytes(1 << 30) == (1 << 30) // 512 * 4 + 4096 * 4 + (bytes_a_page << 30)
+    monkeypatch.setattr(machine.Path, "exists", lambda path: False)
+    assert machine.memslot_bytes(1 << 30) > 10 << 30
+    whole = Footprint(1 << 30, Batch.empty(), Batch.empty())
+    assert backends.ALL["kvm-memslots"].bytes_needed(whole) == machine.memslot_bytes(1 << 30)

@@ -69,6 +69,26 @@ class TestTable:
         assert all(" x" not in word for row in kernel.rows for word in row)
         assert kernel.notes == ["kvm-attributes: kernel has no <attributes>"]
 
+    def test_a_floor_under_nothing_is_not_shown(self, whole_report):
+        cells = [result for result in whole_report.results if result.backend != "kvm-memslots"]
+        _, kernel = table.tables(cells)
+        assert (kernel.rows, kernel.notes) == ([], ["kvm-attributes: kernel has no <attributes>"])
+
+    def test_refusals_are_told_once_a_backend(self):
+        refused = [cell("numpy", size, [], status="refused", note=f"would take {size} GB of 1 GB free")
+                   for size in (100, 1000)]
+        (model, ) = table.tables([cell("store", 10, [1.0]), cell("numpy", 10, [1.0]), *refused])
+        assert model.notes == ["numpy refused at 100 and 1,000: at 100 it would take 100 GB of 1 GB free"]
+        (model, ) = table.tables([cell("store", 10, [1.0]), *refused])
+        assert model.header == ["earlier conversions", "store"]
+        assert model.notes == ["numpy: would take 100 GB of 1 GB free"]
+
+    def test_an_error_is_told_below(self):
+        broken = cell("store", 100, [], status="error", note="KeyError: 'x' (arm.py:1)")
+        (model, ) = table.tables([broken, cell("numpy", 100, [1.0])])
+        assert model.rows == [["100", "error", "1 ns"]]
+        assert model.notes == ["store at 100: KeyError: 'x' (arm.py:1)"]
+
     def test_plain_is_aligned(self, whole_report):
         lines = table.plain(whole_report.results).splitlines()
         assert lines[0].startswith("conversion (model): What does converting")
@@ -97,6 +117,15 @@ class TestSummary:
     def test_every_number_comes_from_the_results(self, whole_report):
         nothing = [cell("store", 100, [], status="stopped", note="stopped after 1 s")]
         assert summary.sentences(nothing) == ["Nothing was measured."]
+
+    def test_an_error_of_a_unit_is_told_once(self):
+        errors = [cell(name, 100, [], status="error", note="ValueError: no") for name in ("store", "numpy")]
+        assert summary.sentences(errors) == ["ERROR: store in conversion at 100 and 1 more cells: ValueError: no."]
+
+    def test_one_reason_is_told_once_for_all_that_it_keeps_from_running(self):
+        absent = [cell(name, size, [], "kernel", status="unavailable", note="no permission")
+                  for size in (1, 10) for name in ("kvm-memslots", "empty-ioctl")]
+        assert summary.sentences(absent) == ["kvm-memslots and empty-ioctl did not run: no permission."]
 
     def test_a_busy_machine_is_mentioned(self, whole_report):
         busy = {"seconds": 1.0, "other_cpus": 0.9, "stolen_cpus": 0.2}
@@ -194,23 +223,45 @@ class TestPage:
           const first = document.querySelector("table.sortable tbody tr").cells[1].textContent;
           const wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
           const ink = getComputedStyle(document.querySelector("figure svg text")).fill;
-          document.title = JSON.stringify([first, wide, ink, getComputedStyle(document.body).color]);
+          const seen = JSON.stringify([first, wide, ink, getComputedStyle(document.body).color, innerWidth]);
+          document.title = seen;
+          parent.postMessage(seen, "*");
         </script>"""
         probed = tmp_path / "probed.html"
         probed.write_text(page.read_text().replace("</body>", probe + "</body>"))
-        for scheme, width in (("1", 1200), ("1", 500), ("0", 1200)):
+        # A window cannot be as narrow as a phone; a frame in it can.
+        phone = tmp_path / "phone.html"
+        phone.write_text("""<title>waits</title><script>
+          addEventListener("message", (message) => { document.title = message.data; });
+        </script><iframe src="probed.html" width="390" height="900" style="border: 0"></iframe>""")
+        for opened, scheme, width in ((probed, "1", 1200), (phone, "1", 390), (phone, "0", 390), (probed, "0", 1200)):
             printed = subprocess.run(
                 [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                  "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                 f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom",
-                 f"--blink-settings=preferredColorScheme={scheme}", probed.as_uri()],
+                 f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", "--dump-dom",
+                 f"--blink-settings=preferredColorScheme={scheme}", opened.as_uri()],
                 capture_output=True, text=True, timeout=120, check=True).stdout
             title = re.search(r"<title>(.*?)</title>", printed).group(1)
-            first, fits, ink, body_ink = json.loads(title)
+            first, fits, ink, body_ink, inner_width = json.loads(title)
+            assert inner_width == width
             assert first == "kvm-memslots"
             assert fits
             assert ink == body_ink
             assert (sum(map(int, re.findall(r"\d+", ink))) > 384) == (scheme == "0")
+
+
+def test_plots_show_what_was_measured_alone(whole_report):
+    pytest.importorskip("matplotlib")
+    # It failed after two rounds: the table says so, and no curve may say otherwise.
+    failed = cell("memslots", 100_000, [9000.0, 9100.0], status="failed", note="failed at k = 16399", reached=16398)
+    results = [result for result in whole_report.results
+               if (result.backend, result.size) != ("memslots", 100_000)] + [failed]
+    model = next(plot for plot in plots.plots(results) if plot.stem == "conversion-model")
+    axes = model.figure.axes[0]
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines()}
+    assert drawn["store"] == [100, 10_000, 100_000]
+    assert drawn["memslots"] == [100, 10_000]
+    assert [text.get_text() for text in axes.texts] == ["memslots ends at 16,398"]
 
 
 def test_plots_are_written(whole_report, tmp_path):

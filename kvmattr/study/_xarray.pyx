@@ -202,6 +202,32 @@ cdef uint64_t next_nonempty(Array *array, uint64_t index, uint64_t stop) noexcep
     return stop
 
 
+cdef Py_ssize_t runs_of(Array *array, uint64_t npages, uint64_t *starts, uint8_t *values) noexcept nogil:
+    """The number of runs of [0, npages), which is not empty; they are stored where starts is not NULL."""
+    cdef Node *leaf
+    cdef uint64_t index = 0
+    cdef uint64_t stop
+    cdef uint8_t value
+    cdef int before = -1
+    cdef Py_ssize_t count = 0
+    while index < npages:
+        leaf = leaf_of(array, index)
+        if leaf == NULL:
+            value = 0
+            stop = next_nonempty(array, index, npages)
+        else:
+            value = value_of(leaf.entries[index & (ENTRIES - 1)])
+            stop = index + 1
+        if value != before:
+            if starts != NULL:
+                starts[count] = index
+                values[count] = value
+            count += 1
+            before = value
+        index = stop
+    return count
+
+
 cdef bint range_has(Array *array, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
     """kvm_range_has_memory_attributes: a step a page for a value, jumps over holes for 0."""
     cdef Node *leaf = NULL
@@ -300,28 +326,17 @@ cdef class XArray:
                         large[i] = True
                         break
 
-    def entries(self):
-        """Every page with a value: ``(gfns, attributes)`` as uint64 and uint8 arrays, in order."""
-        cdef uint64_t end = 0
-        cdef uint64_t index
-        cdef Py_ssize_t count = 0
-        cdef uint64_t[::1] gfns
+    def runs(self, uint64_t npages):
+        """The runs of ``[0, npages)``, not empty: ``(starts, attributes)`` as uint64 and uint8 arrays, in order."""
+        cdef Py_ssize_t count
+        cdef uint64_t[::1] starts
         cdef uint8_t[::1] values
-        if self.array.root != NULL:
-            end = <uint64_t> 1 << min(self.array.root.shift + BITS, 63)
-        index = next_nonempty(&self.array, 0, end)
-        while index < end:
-            count += 1
-            index = next_nonempty(&self.array, index + 1, end)
+        with nogil:
+            count = runs_of(&self.array, npages, NULL, NULL)
         found = np.empty(count, np.uint64), np.empty(count, np.uint8)
-        gfns, values = found
-        index = next_nonempty(&self.array, 0, end)
-        count = 0
-        while index < end:
-            gfns[count] = index
-            values[count] = load(&self.array, index)
-            count += 1
-            index = next_nonempty(&self.array, index + 1, end)
+        starts, values = found
+        with nogil:
+            runs_of(&self.array, npages, &starts[0], &values[0])
         return found
 
     @property

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import socket
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kvmattr.study import text
 from kvmattr.study.backends import Backend
 from kvmattr.study.machine import available_bytes
 from kvmattr.study.results import Result
-from kvmattr.study.scenarios import Scenario, Workload
+from kvmattr.study.scenarios import ACTIONS, Scenario, Workload
 from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
 
-#: The setup goes in parts that take about so long, so that the time limit can be kept.
+#: Where the time limit must be kept, updates go in parts that take about so long, the first of so many.
 _PART_SECONDS = 0.05
+_FIRST_PART = 8
 #: Rounds of fewer operations are so slow that what the caches hold does not show.
 _WORTH_WARMING = 64
+#: The actions that answer many operations in one call, with the argument of a call that asks for none.
+_EMPTY: dict[str, Any] = {"update": Batch.empty(), "has": Batch.empty(), "lookup": np.empty(0, np.uint64)}
 
 
 class Arm:
@@ -48,24 +56,19 @@ class Arm:
 
     def open(self) -> None:
         """Make the backend and bring it to the state that the rounds start from."""
-        footprint = Footprint(self._workload.npages, self._workload.setup)
-        if not self._may_start(footprint):
-            return
-        try:
-            self._backend = self._class(self._workload.npages)
-            self._set_up()
-        except Unsupported as error:
-            self._end("unsupported", str(error))
-        except Stopped as error:
-            self._end("stopped", str(error))
-        except (OSError, MemoryError) as error:
-            self._end("failed", f"in the setup: {error}", 0)
+        with self._ending_here(0, "in the setup: "):
+            reason = reason_against(self._class, self._workload)
+            if reason is not None:
+                self._end(*reason)
+            else:
+                self._backend = self._class(self._workload.npages)
+                self._set_up()
 
     def warm_up(self, round_seconds: float) -> None:
         """Find how many operations fit a round, which also brings code and data into the caches."""
         if self._workload.whole:
             # Where rounds alternate, this is the odd one: it finds nothing to undo, and round 0 comes next.
-            self._timed(self._workload.argument(1, self._operations))
+            self._whole_round(self._workload.argument(1, self._operations))
         else:
             operations = 2
             while self.alive:
@@ -88,7 +91,7 @@ class Arm:
             return
         if self._operations >= _WORTH_WARMING and not self._workload.whole:
             self._timed(self._workload.argument(index, self._operations // 16 * 2))
-        took = self._timed(self._workload.argument(index, self._operations))
+        took = self._timed(self._workload.argument(index, self._operations)) if self.alive else 0.0
         if self.alive:
             is_size = self._scenario.unit == "bytes"
             self._samples.append(float(self._answer) if is_size else took * 1e9 / self._operations)
@@ -101,8 +104,46 @@ class Arm:
             # Rounds convert and convert back: half a round more leaves what doing nothing would not.
             last = self._workload.argument(0, self._operations)
             self._timed(last.part(0, len(last) // 2 | 1))
-        if not self.alive:
-            return
+        if self.alive:
+            with self._ending_here(None, "in the check: "):
+                self._compare()
+
+    def close(self) -> None:
+        """Give back what the backend holds."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            with self._ending_here(None, "on closing: "):
+                backend.close()
+
+    def fail(self, error: Exception) -> None:
+        """End with what went wrong around the backends, unless something had ended it before."""
+        self._end("error", described(error))
+
+    def result(self) -> Result:
+        """What came out, with all that a report needs."""
+        overhead = None
+        if self._empty_seconds is not None and self._samples:
+            overhead = self._empty_seconds * 1e9 / (float(np.median(self._samples)) * self._operations)
+        return Result(self._scenario.name, self._class.name, self._class.kind, self._size,
+                      self._scenario.unit, self._status, self._note, self._samples, self._operations,
+                      overhead, self._reached, socket.gethostname())
+
+    @contextmanager
+    def _ending_here(self, reached: int | None, where: str = "") -> Iterator[None]:
+        """What a backend raises becomes the end of this cell, never of the run; Ctrl-C passes."""
+        try:
+            yield
+        except Unsupported as error:
+            self._end("unsupported", str(error))
+        except Stopped as error:
+            self._end("stopped", str(error))
+        except (OSError, MemoryError) as error:
+            self._end("failed", f"{where}{error}", reached)
+        except Exception as error:
+            self._end("error", f"{where}{described(error)}", reached)
+
+    def _compare(self) -> None:
+        assert self._backend is not None
         batches = [done for done in self._done if isinstance(done, Batch)]
         reference = Reference(self._workload.npages, self._workload.setup, *batches)
         reference.apply(self._workload.setup)
@@ -116,50 +157,37 @@ class Arm:
         if runs is not None and not np.array_equal(runs, reference.runs()):
             self._wrong(f"its state is {_short(runs)}, should be {_short(reference.runs())}")
 
-    def close(self) -> None:
-        """Give back what the backend holds."""
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
-
-    def result(self) -> Result:
-        """What came out, with all that a report needs."""
-        overhead = None
-        if self._empty_seconds is not None and self._samples:
-            overhead = self._empty_seconds * 1e9 / (float(np.median(self._samples)) * self._operations)
-        return Result(self._scenario.name, self._class.name, self._class.kind, self._size,
-                      self._scenario.unit, self._status, self._note, self._samples, self._operations,
-                      overhead, self._reached, socket.gethostname())
-
-    def _may_start(self, footprint: Footprint) -> bool:
-        if not hasattr(self._class, self._workload.action):
-            self._end("unsupported", f"has no {self._workload.action}")
-            return False
-        reason = self._class.missing()
-        if reason is not None:
-            self._end("unavailable", reason)
-            return False
-        needed, free = self._class.bytes_needed(footprint), available_bytes()
-        if needed > free // 4:
-            self._end("refused", f"would take {needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free")
-            return False
-        return True
-
     def _set_up(self) -> None:
         assert self._backend is not None
-        setup, part = self._workload.setup, 64
         started = time.perf_counter()
-        first = self._backend.load(setup, self._seconds)
+        first = self._backend.load(self._workload.setup, self._seconds)
         self._spent += time.perf_counter() - started
-        while first < len(setup):
+        self._in_parts(self._workload.setup.part(first, len(self._workload.setup)), first)
+
+    def _whole_round(self, argument: Any) -> None:
+        """The first round of indivisible work: in parts, because nobody knows yet how long it takes."""
+        if self._workload.action != "update":
+            self._timed(argument)
+            return
+        with self._ending_here(0):
+            self._in_parts(argument, len(self._workload.setup))
+            self._done.append(argument)
+
+    def _in_parts(self, updates: Batch, before: int) -> None:
+        """Do updates, of which ``before`` came earlier, keeping the time limit."""
+        assert self._backend is not None
+        first, part = 0, _FIRST_PART
+        while first < len(updates):
             if self._spent > self._seconds:
-                self._end("stopped", f"stopped after {self._seconds:g} s at k = {first}", first)
+                reached = before + first
+                self._end("stopped", f"stopped after {self._seconds:g} s at k = {reached}", reached)
                 return
+            prepared = self._backend.prepare(updates.part(first, first + part))
             started = time.perf_counter()
             try:
-                self._backend.update(self._backend.prepare(setup.part(first, first + part)))
+                self._backend.update(prepared)
             except Failed as failure:
-                self._fail(failure, first)
+                self._fail(failure, before + first)
                 return
             took = time.perf_counter() - started
             self._spent += took
@@ -170,45 +198,43 @@ class Arm:
     def _timed(self, argument: Any) -> float:
         assert self._backend is not None
         call = getattr(self._backend, self._workload.action)
-        try:
-            if argument is None:
-                started = time.perf_counter_ns()
-                self._answer = call()
-            else:
-                prepared = self._prepared(argument)
-                started = time.perf_counter_ns()
-                self._answer = call(prepared)
-            took = (time.perf_counter_ns() - started) / 1e9
-        except Failed as failure:
-            self._fail(failure, len(self._workload.setup))
-            return 0.0
-        except Unsupported as error:
-            self._end("unsupported", str(error))
-            return 0.0
-        except (OSError, MemoryError) as error:
-            self._end("failed", str(error), len(self._workload.setup))
-            return 0.0
-        self._done.append(argument)
-        self._spent += took
+        reached = len(self._workload.setup)
+        took = 0.0
+        with self._ending_here(reached):
+            try:
+                if argument is None:
+                    started = time.perf_counter_ns()
+                    self._answer = call()
+                else:
+                    prepared = self._prepared(argument)
+                    started = time.perf_counter_ns()
+                    self._answer = call(prepared)
+                took = (time.perf_counter_ns() - started) / 1e9
+            except Failed as failure:
+                self._fail(failure, reached)
+                return 0.0
+            self._done.append(argument)
+            self._spent += took
         return took
 
     def _prepared(self, argument: Any) -> Any:
         assert self._backend is not None
-        # Ranges that are only looked up are not updates: they go to the backend as they are.
-        is_update = isinstance(argument, Batch) and self._workload.action != "has"
-        return self._backend.prepare(argument) if is_update else argument
+        return self._backend.prepare(argument) if are_updates(argument, self._workload.action) else argument
 
     def _measure_empty_call(self) -> None:
-        if self._workload.action != "update":
+        empty = _EMPTY.get(self._workload.action)
+        if empty is None:
             return
         assert self._backend is not None
+        call = getattr(self._backend, self._workload.action)
         times = []
-        for _ in range(5):
-            prepared = self._backend.prepare(Batch.empty())
-            started = time.perf_counter_ns()
-            self._backend.update(prepared)
-            times.append((time.perf_counter_ns() - started) / 1e9)
-        self._empty_seconds = min(times)
+        with self._ending_here(len(self._workload.setup)):
+            for _ in range(5):
+                prepared = self._prepared(empty)
+                started = time.perf_counter_ns()
+                call(prepared)
+                times.append((time.perf_counter_ns() - started) / 1e9)
+            self._empty_seconds = min(times)
 
     def _fail(self, failure: Failed, before: int) -> None:
         reached = before + failure.done
@@ -219,9 +245,33 @@ class Arm:
         self._end("wrong", note)
 
     def _end(self, status: str, note: str, reached: int | None = None) -> None:
-        self._status, self._note, self._reached = status, note, reached
+        if self.alive:  # what ended it first is what is told
+            self._status, self._note, self._reached = status, note, reached
         # At once: a backend that ended at a limit of the process (mprotect's regions) would starve others.
         self.close()
+
+
+def are_updates(argument: Any, action: str) -> bool:
+    """Whether a round's argument is updates: ranges that are only looked up go to the backend as they are."""
+    return isinstance(argument, Batch) and action != "has"
+
+
+def reason_against(backend: type[Backend], workload: Workload) -> tuple[str, str] | None:
+    """Why a cell cannot be measured, known before it starts: the status that it ends with, and the words."""
+    if not hasattr(backend, workload.action):
+        return "unsupported", f"has no {ACTIONS[workload.action]}"
+    reason = backend.missing()
+    if reason is not None:
+        return "unavailable", reason
+    argument = workload.argument(0, workload.operations)
+    more = argument if are_updates(argument, workload.action) else Batch.empty()
+    reason = backend.unsupported(more) or backend.unsupported(workload.setup)
+    if reason is not None:
+        return "unsupported", reason
+    needed, free = backend.bytes_needed(Footprint(workload.npages, workload.setup, more)), available_bytes()
+    if needed > free // 4:
+        return "refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free"
+    return None
 
 
 def answer(reference: Reference, action: str, argument: Any) -> Any:
@@ -240,6 +290,13 @@ def answer(reference: Reference, action: str, argument: Any) -> Any:
         case "migrate":
             return reference.changed_by(argument)
     return None
+
+
+def described(error: Exception) -> str:
+    """An exception in one line: its type, its text and the place in the code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())
 
 
 def _short(value: Any) -> str:

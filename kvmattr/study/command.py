@@ -1,7 +1,8 @@
 """What does converting a page cost, by attributes and by memslots?
 
 Runs scenarios x sizes x backends in interleaved rounds and prints medians, ratios within one kind of backend,
-and what follows from them in words. Ctrl-C writes what is done.
+and what follows from them in words. Ctrl-C writes what is done. Exit code 1: a cell was wrong or ended in an
+error, which the report tells; all others are in it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 from kvmattr.study import backends, runner, scenarios, summary, table, text
 from kvmattr.study.machine import Load, describe
 from kvmattr.study.progress import progress
-from kvmattr.study.report import Report, names_known
-from kvmattr.study.results import Result
+from kvmattr.study.report import Report, names_known, writable
+from kvmattr.study.results import DEFECTS, Result
 from kvmattr.study.runner import QUICK, Options, Unit, plan
 
 HELP = "measure what page conversions cost by attributes and by memslots"
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, write. 0; 2 for a bad option; 130 after Ctrl-C, with what was done written."""
+    """Measure, print, write. 0; 1 if a cell was wrong or an error; 2 for a bad option; 130 after Ctrl-C."""
     if arguments.list:
         print(_listing())
         return 0
@@ -50,26 +51,30 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.html or arguments.plots:
             from kvmattr.study.extras import require
             require("matplotlib", "jinja2")
-    except (ValueError, ImportError) as error:
+        for path in (arguments.json, arguments.csv, arguments.html):
+            writable(path)
+    except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr scaling: {error}", file=sys.stderr)
         return 2
     report = measure(units, options)
-    _write(report, arguments)
     print(table.plain(report.results))
     print()
     for sentence in summary.sentences(report.results, report.load):
         print(sentence)
-    return 130 if report.interrupted else 0
+    _write(report, arguments)
+    if report.interrupted:
+        return 130
+    return 1 if any(result.status in DEFECTS for result in report.results) else 0
 
 
 def measure(units: list[Unit], options: Options) -> Report:
     """Run the units here, with progress on stderr; Ctrl-C ends it with what is done."""
     machine, before = describe(), Load.now()
     cells = sum(len(unit.backends) for unit in units)
-    minutes = options.expected_seconds(cells) / 60
-    print(f"{len(units)} units, {cells} cells, {options.rounds} rounds: about {minutes:.1f} min; a cell "
-          f"stops after {options.cell_seconds:g} s, so at most {cells * options.cell_seconds / 60:.0f} min",
-          file=sys.stderr)
+    expected = runner.forecast(units, options)
+    print(f"{len(units)} units, {cells} cells of which {expected.cells} can run here, {options.rounds} rounds: "
+          f"{expected.low / 60:.1f} to {expected.high / 60:.1f} min; a cell stops after "
+          f"{options.cell_seconds:g} s", file=sys.stderr)
     results: list[Result] = []
     interrupted = False
     try:
@@ -94,6 +99,11 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[Unit], Options]:
     chosen = arguments.backend or [name for name in backends.ALL
                                    if not (arguments.quick and name in _NOT_QUICK)]
     units = plan(arguments.scenario or list(scenarios.ALL), chosen, arguments.quick)
+    if not units and not plan(arguments.scenario or list(scenarios.ALL), chosen, quick=False):
+        places = {name: [scenario.name for scenario in scenarios.ALL.values() if name in scenario.own_backends]
+                  for name in chosen}
+        raise ValueError("; ".join(f"{name} takes part in {text.listed(names)} alone"
+                                   for name, names in places.items()))
     if not units:
         raise ValueError(f"--quick leaves out {text.listed(arguments.scenario)}: run it without --quick")
     return units, options
@@ -130,7 +140,6 @@ def _listing() -> str:
 
 
 def _positive(word: str) -> int:
-    value = int(word)
-    if value < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is not a positive number")
-    return value
+    return int(word)

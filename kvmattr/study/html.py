@@ -8,7 +8,7 @@ from typing import Any
 from kvmattr.study import scenarios, summary, table, text
 from kvmattr.study.extras import require
 from kvmattr.study.report import Report, replace
-from kvmattr.study.results import STATUSES, comparisons
+from kvmattr.study.results import DEFECTS, KINDS, STATUSES, comparisons
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -30,8 +30,8 @@ def render(report: Report) -> str:
         by_scenario.setdefault(part.scenario, []).append(part)
     return environment.from_string(_TEMPLATE.read_text()).render(
         report=report, sentences=summary.sentences(report.results, report.load), plots=drawn,
-        tables=by_scenario, scenarios=scenarios.ALL, rows=_rows(report), statuses=STATUSES,
-        machine=_machine(report.machine), legend=table.LEGEND)
+        tables=by_scenario, scenarios=scenarios.ALL, rows=_rows(report), statuses=STATUSES, defects=DEFECTS,
+        kinds=KINDS, machine=_machine(report.machine), legend=table.LEGEND)
 
 
 def save_html(report: Report, path: Path) -> None:

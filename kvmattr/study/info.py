@@ -29,11 +29,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {name.replace('_', ' ')}: {value}")
     print("libraries:")
     for library in extras.EXTRA_OF:
-        print(f"  {library}: {extras.missing(library) or importlib.metadata.version(library)}")
+        print(f"  {library}: {extras.missing(library) or _version(library)}")
     print("backends of the study:")
     for name, backend in backends.ALL.items():
         print(f"  {name}: {backend.missing() or 'yes'}")
     return 0
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "installed, of unknown version"
 
 
 def _kernel_setting(name: str) -> str:

@@ -34,12 +34,28 @@ def cpu_model() -> str:
     return platform.machine()
 
 
+def memslot_bytes(npages: int) -> int:
+    """Kernel memory that KVM takes for a memslot of so many pages, at most.
+
+    A u32 for each 2 MiB and each 1 GiB (``lpage_info``); where KVM does not page in two dimensions by its TDP
+    MMU also a reverse map and a write-tracking counter for each page, 10 bytes, which fill memory long before
+    the guest's addresses end.
+    """
+    parameter = Path("/sys/module/kvm/parameters/tdp_mmu")
+    two_dimensional = parameter.exists() and parameter.read_text().strip() == "Y"
+    return npages // 512 * 4 + npages // (1 << 18) * 4 + (0 if two_dimensional else npages * 10)
+
+
 def kvm_capabilities() -> dict[str, Any]:
     """What /dev/kvm says of itself, or why it does not."""
     reason = kvm.missing()
     if reason is not None:
         return {"missing": reason}
-    with kvm.KernelVM() as vm:
+    try:
+        vm = kvm.KernelVM()
+    except OSError as error:
+        return {"missing": f"{kvm.DEVICE} makes no VM: {error.strerror}"}
+    with vm:
         return {
             "memslots": vm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS),
             "readonly_memslots": bool(vm.check_extension(uapi.KVM_CAP_READONLY_MEM)),

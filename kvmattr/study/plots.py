@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -12,7 +13,7 @@ from typing import Any
 from kvmattr.study import scenarios, text
 from kvmattr.study.extras import require
 from kvmattr.study.report import partial_path
-from kvmattr.study.results import Result
+from kvmattr.study.results import KINDS, Result
 
 #: Okabe and Ito's palette: told apart by most colour-blind readers, and on white and black alike.
 _COLOURS = {
@@ -22,11 +23,15 @@ _COLOURS = {
     "unicorn": "#cc79a7", "pyroaring": "#009e73", "sortedcontainers": "#e69f00",
 }
 _MARKERS = "osD^vP*X"
+#: Inches. So small that the text can still be read where a phone shows the figure 340 pixels wide.
+_SIZE = (4.5, 3.6)
+#: Letters of a figure's width, for its title, and for its legend with the marks.
+_TITLE_LETTERS, _LEGEND_LETTERS = 52, 50
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: ``stem`` names its files, ``figure`` is matplotlib's."""
+    """One figure: ``stem`` names its files, ``title`` says which backends it has, ``figure`` is matplotlib's."""
 
     stem: str
     scenario: str
@@ -41,7 +46,7 @@ def plots(results: Sequence[Result]) -> Iterator[Plot]:
         for kind in dict.fromkeys(result.kind for result in results):
             cells = [result for result in results if result.scenario == scenario.name and result.kind == kind]
             if len({cell.size for cell in cells if cell.status == "ok"}) > 1:
-                yield Plot(f"{scenario.name}-{kind}", scenario.name, f"{scenario.question} ({kind})",
+                yield Plot(f"{scenario.name}-{kind}", scenario.name, f"{kind}: {KINDS[kind]}",
                            _figure(cells, scenario))
 
 
@@ -50,37 +55,52 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
+    ends: list[tuple[int, str, str]] = []
     for index, backend in enumerate(dict.fromkeys(cell.backend for cell in cells)):
         own = [cell for cell in cells if cell.backend == backend]
         colour = _COLOURS.get(backend, f"C{index}")
-        measured = [(cell.size, cell.spread) for cell in own if cell.spread is not None]
+        measured = [(cell.size, cell.spread) for cell in own
+                    if cell.status == "ok" and cell.spread is not None]
         if measured:
             sizes = [size for size, _ in measured]
             axes.fill_between(sizes, [spread.p10 for _, spread in measured],
                               [spread.p90 for _, spread in measured], color=colour, alpha=0.2, linewidth=0)
             axes.plot(sizes, [spread.median for _, spread in measured], color=colour,
                       marker=_MARKERS[index % len(_MARKERS)], label=backend)
-        ends = [cell.reached for cell in own if cell.status == "failed" and cell.reached]
-        if ends and scenario.size_name == "earlier conversions":
-            axes.axvline(min(ends), color=colour, linestyle=":")
-            axes.annotate(f"{backend} ends at {min(ends):,}", (min(ends), 0.97), rotation=90, color=colour,
-                          xycoords=axes.get_xaxis_transform(), fontsize="small", ha="left", va="top")
+        reached = [cell.reached for cell in own if cell.status == "failed" and cell.reached]
+        if reached and scenario.size_name == "earlier conversions":
+            ends.append((min(reached), backend, colour))
+    for line, (end, backend, colour) in enumerate(ends):
+        axes.axvline(end, color=colour, linestyle=":")
+        # Above the axes, where no curve can cross it.
+        axes.annotate(f"{backend} ends at {end:,}", (end, 1), (3, 2 + 10 * line), color=colour, fontsize="small",
+                      xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="right", va="bottom")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(scenario.size_name)
-    axes.set_ylabel(scenario.unit.replace("ns/", "per ") if scenario.unit != "bytes" else "bytes")
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: text.size(round(value), scenario.size_name)))
+    axes.set_ylabel(scenario.unit.replace("ns/", "time per ") if scenario.unit != "bytes" else "bytes")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(round(value), scenario.size_name)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, scenario.unit)))
     if scenario.size_name in text.MEMORY_SIZES:
         axes.set_xticks(sorted({cell.size for cell in cells}))
         axes.minorticks_off()
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=3)
+    _add_legend(figure, axes)
     return figure
+
+
+def _add_legend(figure: Any, axes: Any) -> None:
+    """Below the axes, read line by line; matplotlib itself fills column by column."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = len(labels)
+    while columns > 1 and columns * (max(map(len, labels)) + 4) > _LEGEND_LETTERS:
+        columns -= 1
+    order = [index for column in range(columns) for index in range(column, len(labels), columns)]
+    figure.legend([handles[index] for index in order], [labels[index] for index in order], frameon=False,
+                  fontsize="small", loc="outside lower center", ncols=columns)
 
 
 def save_plots(results: Sequence[Result], directory: Path) -> list[Path]:
@@ -88,6 +108,8 @@ def save_plots(results: Sequence[Result], directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for plot in plots(results):
+        title = f"{scenarios.ALL[plot.scenario].question} ({plot.title.partition(':')[0]})"
+        plot.figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize="medium")
         for suffix in ("png", "svg"):
             path = directory / f"{plot.stem}.{suffix}"
             partial = partial_path(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -42,10 +43,11 @@ def _bar(total: int) -> Iterator[Advance]:
 
 
 def _lines(total: int) -> Iterator[Advance]:
-    seen = 0
+    seen, started = 0, time.monotonic()
 
     def advance(label: str) -> None:
         nonlocal seen
         seen += 1
-        print(f"[{seen}/{total}] {label}", file=sys.stderr, flush=True)
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        print(f"[{seen}/{total}] {minutes}:{seconds:02} {label}", file=sys.stderr, flush=True)
     yield advance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -84,6 +85,19 @@ def replace(path: Path, content: str) -> None:
     partial = partial_path(path)
     partial.write_text(content)
     partial.replace(path)
+
+
+def writable(path: Path | None) -> None:
+    """Raise OSError now, not after half an hour, if no file can be written there."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory, expected a file to write", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
+    partial = partial_path(path)
+    partial.touch()
+    partial.unlink()
 
 
 def names_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:

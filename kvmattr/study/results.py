@@ -17,7 +17,16 @@ STATUSES = {
     "unavailable": "cannot run on this machine",
     "unsupported": "cannot do what the scenario asks",
     "wrong": "its state or answer differs from the reference",
+    "error": "something raised what it should not have: a defect, of the backend or of the study",
 }
+
+#: A run that has one of these did not go as it should: the exit code says so.
+DEFECTS = ("wrong", "error")
+
+#: What the backends of a kind have in common; ratios are formed within one of them.
+KINDS = {"model": "compiled data structures in this process",
+         "kernel": "calls into the running kernel",
+         "library": "Python libraries, called once an operation"}
 
 #: What the others of a kind are compared with; the first that was measured.
 REFERENCES = {"model": ("store", ), "kernel": ("kvm-attributes", ), "library": ()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import zlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmattr.study import backends, scenarios
-from kvmattr.study.arm import Arm
+from kvmattr.study.arm import Arm, described, reason_against
 from kvmattr.study.results import Result
 
 
@@ -32,11 +33,7 @@ class Options:
 
     rounds: int = 15
     round_seconds: float = 0.1
-    cell_seconds: float = 30.0
-
-    def expected_seconds(self, cells: int) -> float:
-        """What so many cells take where none is slow: their rounds, and two more to open and to warm up."""
-        return cells * (self.rounds + 2) * self.round_seconds
+    cell_seconds: float = 20.0
 
 
 QUICK = Options(rounds=9, round_seconds=0.04, cell_seconds=10.0)
@@ -47,37 +44,70 @@ def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: boo
     found = []
     for name in scenario_names:
         scenario = scenarios.ALL[name]
-        own = tuple(backend for backend in scenario.own_backends if backend in backend_names)
-        shared = tuple(backend for backend in backend_names
-                       if not any(backend in other.own_backends for other in scenarios.ALL.values()))
-        for size in scenario.quick_sizes if quick else scenario.sizes:
-            found.append(Unit(name, size, shared + own))
+        elsewhere = {backend for other in scenarios.ALL.values() for backend in other.own_backends
+                     if backend not in scenario.own_backends}
+        taking_part = tuple(backend for backend in backend_names if backend not in elsewhere)
+        if taking_part:
+            found += [Unit(name, size, taking_part)
+                      for size in (scenario.quick_sizes if quick else scenario.sizes)]
     return found
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will be: the cells that can be measured here, and seconds from ... to.
+
+    ``low`` is what the rounds take, and two more to open and to warm up; ``high`` has every cell of a slow
+    backend at its time limit, which depends on the kernel more than on anything known before.
+    """
+
+    cells: int
+    low: float
+    high: float
+
+
+def forecast(units: Sequence[Unit], options: Options) -> Forecast:
+    """Look which backends are here, can do what the scenarios ask, and have the memory for such a guest."""
+    here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
+    # The smallest size shows what a scenario asks; its work is made quickly.
+    work = {name: scenarios.ALL[name].make(scenarios.ALL[name].sizes[0], np.random.default_rng(0))
+            for name in dict.fromkeys(unit.scenario for unit in units)}
+    running = [backends.ALL[name] for unit in units for name in unit.backends
+               if name in here and _can_run(backends.ALL[name], unit, work[unit.scenario])]
+    a_cell = (options.rounds + 2) * options.round_seconds
+    slow = sum(backend.slow for backend in running)
+    low = len(running) * a_cell
+    return Forecast(len(running), low, low + slow * max(options.cell_seconds - a_cell, 0))
+
+
+def _can_run(backend: type[backends.Backend], unit: Unit, work: scenarios.Workload) -> bool:
+    guest = unit.size if scenarios.ALL[unit.scenario].size_name == "guest size" else work.npages
+    return reason_against(backend, dataclasses.replace(work, npages=guest)) is None
+
+
 def run_unit(unit: Unit, options: Options) -> list[Result]:
-    """Measure one unit: open all arms, let them take turns forwards and backwards, check them at the end."""
+    """Measure one unit: open all arms, let them take turns forwards and backwards, check them at the end.
+
+    Always gives a result for every backend: what was raised outside them is the ``error`` of every cell that
+    had not ended before.
+    """
     scenario = scenarios.ALL[unit.scenario]
     seed = zlib.crc32(f"{unit.scenario} {unit.size}".encode())
-    workload = scenario.make(unit.size, np.random.default_rng(seed))
-    arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
-            for name in unit.backends]
+    arms: list[Arm] = []
     try:
-        with _one_cpu(), _no_collector():
-            for arm in arms:
-                arm.open()
-            for arm in arms:
-                if arm.alive:
-                    arm.warm_up(options.round_seconds)
-            for index in range(options.rounds):
-                for arm in arms if index % 2 == 0 else reversed(arms):
-                    arm.sample(index)
+        workload = scenario.make(unit.size, np.random.default_rng(seed))
+        arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
+                for name in unit.backends]
+        _measure(arms, options)
+    except Exception as error:
+        if not arms:
+            return _without_results(unit, error)
         for arm in arms:
-            arm.check()
-        return [arm.result() for arm in arms]
+            arm.fail(error)
     finally:
         for arm in arms:
             arm.close()
+    return [arm.result() for arm in arms]
 
 
 def run(units: Sequence[Unit], options: Options, executor: Executor | None = None,
@@ -85,8 +115,9 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
     """The results, unit by unit as they end. With an executor, whole units go to its workers.
 
     ``executor``: anything with ``submit`` in the manner of ``concurrent.futures`` (a process pool,
-    ``dask.distributed.Client().get_executor()``, Ray's pool behind an adapter). Results name the host that
-    they came from. Two units on one machine at a time disturb each other: give each host one worker.
+    ``dask.distributed.Client().get_executor()``, Ray behind the adapter of docs/study.md). Results name the
+    host that they came from. Two units on one machine at a time disturb each other: give each host one worker.
+    A worker that died is the ``error`` of its unit; the others go on.
     """
     if executor is None:
         for unit in units:
@@ -96,7 +127,32 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
     futures = {executor.submit(run_unit, unit, options): unit for unit in units}
     for future in as_completed(futures):
         started(futures[future])
-        yield future.result()
+        try:
+            results = future.result()
+        except Exception as error:
+            results = _without_results(futures[future], error)
+        yield results
+
+
+def _measure(arms: Sequence[Arm], options: Options) -> None:
+    with _one_cpu(), _no_collector():
+        for arm in arms:
+            arm.open()
+        for arm in arms:
+            if arm.alive:
+                arm.warm_up(options.round_seconds)
+        for index in range(options.rounds):
+            for arm in arms if index % 2 == 0 else reversed(arms):
+                arm.sample(index)
+    for arm in arms:
+        arm.check()
+
+
+def _without_results(unit: Unit, error: Exception) -> list[Result]:
+    """The cells of a unit that was never measured."""
+    scenario = scenarios.ALL[unit.scenario]
+    return [Result(unit.scenario, name, backends.ALL[name].kind, unit.size, scenario.unit, "error",
+                   described(error)) for name in unit.backends]
 
 
 @contextmanager

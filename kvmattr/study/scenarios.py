@@ -29,6 +29,12 @@ _CHEAP = 16384
 _CONVERTED_AT_ONCE = 1024
 
 
+#: What a round asks of a backend (backends/base.py), in words.
+ACTIONS = {"update": "updates", "lookup": "lookup of pages", "has": "query of a range",
+           "export": "export of runs", "mixed": "list of mixed blocks", "snapshot_restore": "snapshot",
+           "migrate": "snapshot to compare with", "nbytes": "account of its memory"}
+
+
 @dataclass(frozen=True)
 class Workload:
     """One unit of work: a guest, the updates that lead to the state, and what every round then asks.
@@ -61,7 +67,7 @@ class Scenario:
     sizes: tuple[int, ...]
     quick_sizes: tuple[int, ...]
     make: Callable[[int, Generator], Workload]
-    #: Backends that stand in this scenario alone.
+    #: Backends that take part in those scenarios alone that name them.
     own_backends: tuple[str, ...] = ()
 
 
@@ -105,7 +111,7 @@ def _whole(npages: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         pair = Batch.joined(Batch.of([0], npages, PRIVATE), Batch.of([0], npages, 0))
         return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(npages, Batch.empty(), "update", argument, 1024)
+    return Workload(npages, Batch.empty(), "update", argument, _CHEAP)
 
 
 def _alternating(npages: int, random: Generator) -> Workload:
@@ -123,7 +129,7 @@ def _rmw(runs: int, random: Generator) -> Workload:
         pair = Batch.joined(Batch.of([0], stop, OTHER_BIT, Operation.OR),
                             Batch.of([0], stop, 0xFF ^ OTHER_BIT, Operation.AND))
         return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, 1024)
+    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, _CHEAP)
 
 
 def _lookup(earlier: int, random: Generator) -> Workload:
@@ -131,7 +137,7 @@ def _lookup(earlier: int, random: Generator) -> Workload:
 
     def argument(index: int, operations: int) -> NDArray[np.uint64]:
         return np.take(gfns, np.arange(index * operations, (index + 1) * operations), mode="wrap")
-    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, 8192)
+    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, _CHEAP)
 
 
 def _has(length: int, random: Generator) -> Workload:
@@ -142,7 +148,7 @@ def _has(length: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         return Batch.of(np.take(blocks, np.arange(index * operations, (index + 1) * operations), mode="wrap"),
                         length, PRIVATE)
-    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, 1024)
+    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, _CHEAP)
 
 
 def _boot(npages: int, random: Generator) -> Workload:
@@ -158,7 +164,7 @@ def _boot(npages: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         one_pass = Batch.joined(shadow(PRIVATE), shadow(0))
         return Batch.joined(*[one_pass] * -(-operations // len(one_pass))).part(0, operations)
-    return Workload(npages, Batch.empty(), "update", argument, 26 * 40, whole=True)
+    return Workload(npages, Batch.empty(), "update", argument, 26 * 80, whole=True)
 
 
 def _notify(runs: int, random: Generator) -> Workload:
@@ -195,19 +201,20 @@ _GUESTS = (GIB, 16 * GIB, 256 * GIB, 4 * TIB, 16 * TIB)
 ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions?",
              "attributes: flat, up to cache misses; memslots: grows with k and ends at the slot limit",
-             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion),
+             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion,
+             ("kvm-memslots-vcpu", )),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              "attributes: flat; memslots: grows with the slot, whose metadata is rebuilt",
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
              "attributes: flat; memslots: metadata of the guest; per-page stores: pages of the guest",
-             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole),
+             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole, ("kvm-memslots-vcpu", )),
     Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
              "as conversion; per-page stores pay for 512 pages",
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
              "attributes: flat; memslots: end when slots = pages",
-             "guest size", "ns/conversion", (1_024, 16_384, 262_144, 1_048_576), (),
+             "guest size", "ns/conversion", (2_048, 16_384, 262_144, 1_048_576), (),
              _alternating),
     Scenario("rmw", "What does changing one bit over a range of r runs cost?",
              "one OR: O(height) by attributes; GET of the runs and a WRITE each: O(r)",

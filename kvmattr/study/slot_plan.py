@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation, uapi
-from kvmattr.study.work import RUN, Batch, Unsupported
+from kvmattr import uapi
+from kvmattr.study.work import RUN, Batch
 
 
 class SlotPlan:
@@ -36,9 +36,7 @@ class SlotPlan:
         """The calls for ``batch``, and for each update the number of calls up to its end."""
         calls: list[tuple[int, int, int, int]] = []
         ends = np.empty(len(batch), np.int64)
-        for index, (start, stop, attributes, operation) in enumerate(batch.rows()):
-            if attributes > 1 or operation is not Operation.WRITE:
-                raise Unsupported("a memslot can say read-only and nothing else")
+        for index, (start, stop, attributes, _) in enumerate(batch.rows()):
             self._update(calls, start, stop, attributes)
             ends[index] = len(calls)
         return self._records(calls), ends

@@ -15,7 +15,7 @@ _LISTED = 4
 
 def sentences(results: Sequence[Result], load: dict[str, float] | None = None) -> list[str]:
     """What the run has to say, most important first."""
-    said = [*_conversions(results), *_limits(results), *_kernel(results), *_rmw(results), *_wrong(results),
+    said = [*_conversions(results), *_limits(results), *_kernel(results), *_rmw(results), *_defects(results),
             *_untold(results), *_overhead(results)]
     if load and load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
         said.append(f"The machine was not quiet: others used {load['other_cpus']:.2g} CPUs, the hypervisor "
@@ -81,10 +81,13 @@ def _kernel(results: Sequence[Result]) -> list[str]:
             said.append(f"In this kernel a conversion by {backend} takes {_medians(cells, sizes)} after "
                         f"{_counts(sizes)} earlier ones; an empty ioctl takes "
                         f"{_medians(floor, sizes[-1:])}.")
-    absent = {result.backend: result.note for result in results
-              if result.kind == "kernel" and result.status == "unavailable"}
-    said += [f"{name} did not run: {note}." for name, note in absent.items()]
-    return said
+    absent: dict[str, list[str]] = {}
+    for result in results:
+        if result.kind == "kernel" and result.status == "unavailable":
+            names = absent.setdefault(result.note, [])
+            if result.backend not in names:
+                names.append(result.backend)
+    return said + [f"{text.listed(names)} did not run: {note}." for note, names in absent.items()]
 
 
 def _rmw(results: Sequence[Result]) -> list[str]:
@@ -97,9 +100,19 @@ def _rmw(results: Sequence[Result]) -> list[str]:
             f"{_medians(by_get, largest)} by GET and one WRITE a run."]
 
 
-def _wrong(results: Sequence[Result]) -> list[str]:
-    return [f"WRONG: {result.backend} in {_place(result)}: {result.note}."
+def _defects(results: Sequence[Result]) -> list[str]:
+    """Every wrong state, and the errors by their text: a unit that broke has the same one in all its cells."""
+    said = [f"WRONG: {result.backend} in {_place(result)}: {result.note}."
             for result in results if result.status == "wrong"]
+    errors: dict[str, list[Result]] = {}
+    for result in results:
+        if result.status == "error":
+            errors.setdefault(result.note, []).append(result)
+    for note, cells in errors.items():
+        first = f"{cells[0].backend} in {_place(cells[0])}"
+        more = f" and {len(cells) - 1} more cells" if len(cells) > 1 else ""
+        said.append(f"ERROR: {first}{more}: {note}.")
+    return said
 
 
 def _untold(results: Sequence[Result]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvmattr.study import scenarios, text
-from kvmattr.study.results import Comparison, Result, comparisons
+from kvmattr.study.results import DEFECTS, Comparison, Result, comparisons
 
 LEGEND = ("median (10th..90th percentile); x: times the reference of the same kind, measured in the same "
           "rounds (model: store, kernel: kvm-attributes); x...?: could not be told apart from 1")
@@ -35,6 +35,8 @@ def tables(results: Sequence[Result]) -> list[Table]:
         for kind in dict.fromkeys(cell.kind for cell in cells):
             own = [cell for cell in cells if cell.kind == kind]
             absent, present = _absent(own)
+            if present == ["empty-ioctl"]:      # a floor under nothing
+                present = []
             if all(cell.status == "unsupported" for cell in own):
                 continue
             by_place = {(cell.size, cell.backend): cell for cell in own}
@@ -42,8 +44,9 @@ def tables(results: Sequence[Result]) -> list[Table]:
                      *(cell_text(by_place.get((size, name)), ratios.get((scenario_name, size, name)))
                        for name in present)] for size in dict.fromkeys(cell.size for cell in own)]
             notes = [f"{name}: {why}" for name, why in absent.items()]
+            notes += _refusals(own, scenario.size_name, present)
             notes += [f"{cell.backend} at {text.size(cell.size, scenario.size_name)}: {cell.note}"
-                      for cell in own if cell.status in ("refused", "wrong") or
+                      for cell in own if cell.status in DEFECTS or
                       (cell.status == "failed" and cell.reached is None)]
             found.append(Table(scenario_name, scenario.question, kind, [scenario.size_name, *present],
                                rows if present else [], notes))
@@ -56,11 +59,23 @@ def _absent(cells: Sequence[Result]) -> tuple[dict[str, str], list[str]]:
     present: list[str] = []
     for name in dict.fromkeys(cell.backend for cell in cells):
         own = [cell for cell in cells if cell.backend == name]
-        if all(cell.status in ("unavailable", "unsupported") for cell in own):
+        if all(cell.status in ("unavailable", "unsupported", "refused") for cell in own):
             absent[name] = own[0].note
         else:
             present.append(name)
     return absent, present
+
+
+def _refusals(cells: Sequence[Result], size_name: str, present: Sequence[str]) -> list[str]:
+    """One line a backend that ran at some sizes and was refused at others: where first, and what it would take."""
+    said = []
+    for name in present:
+        refused = [cell for cell in cells if cell.backend == name and cell.status == "refused"]
+        if refused:
+            sizes = text.listed([text.size(cell.size, size_name) for cell in refused])
+            first = text.size(refused[0].size, size_name)
+            said.append(f"{name} refused at {sizes}: at {first} it {refused[0].note}")
+    return said
 
 
 def cell_text(cell: Result | None, ratio: Comparison | None) -> str:

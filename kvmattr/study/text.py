@@ -62,6 +62,18 @@ def size(value: int, size_name: str) -> str:
     return f"{value:,}"
 
 
+def tick(value: int, size_name: str) -> str:
+    """A size beside an axis, where seven of them must find room.
+
+    >>> tick(1 << 18, "guest size"), tick(10_000, "runs"), tick(1_000_000, "runs")
+    ('1 GiB', '10k', '1M')
+    """
+    if size_name in MEMORY_SIZES:
+        return size(value, size_name)
+    return next((f"{value / divisor:g}{letter}" for divisor, letter in ((1_000_000, "M"), (1_000, "k"))
+                 if value >= divisor), f"{value}")
+
+
 def listed(words: list[str]) -> str:
     """Words with commas and an "and".
 

@@ -104,10 +104,12 @@ class Reference:
     def apply(self, batch: Batch) -> Self:
         """Do the updates in order; all their edges must be among those given on construction."""
         values = self._values
-        first = np.searchsorted(self._edges, batch.starts).tolist()
-        last = np.searchsorted(self._edges, batch.stops).tolist()
-        for low, high, attributes, operation in zip(first, last, batch.attributes, batch.operations.tolist(),
-                                                    strict=True):
+        first, last = np.searchsorted(self._edges, batch.starts), np.searchsorted(self._edges, batch.stops)
+        if (last - first == 1).all() and (batch.operations == Operation.WRITE).all():
+            values[first] = batch.attributes    # one element each; of several writes to one, the last stays
+            return self
+        for low, high, attributes, operation in zip(first.tolist(), last.tolist(), batch.attributes,
+                                                    batch.operations.tolist(), strict=True):
             if operation == Operation.WRITE:
                 values[low:high] = attributes
             elif operation == Operation.OR:
@@ -181,17 +183,21 @@ def pages_to_runs(gfns: NDArray[np.uint64], attributes: NDArray[np.uint8], npage
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a cell will hold, known before it starts, so that a backend can say what memory it needs."""
+    """What a cell will hold, known before it starts, so that a backend can say what memory it needs.
+
+    ``setup`` leads to the state; ``more`` are the updates of a round, as if none of them took anything back.
+    """
 
     npages: int
     setup: Batch
+    more: Batch
 
     @cached_property
     def pages(self) -> int:
         """Pages that the updates touch, at most the guest."""
-        return min(self.npages, self.setup.pages)
+        return min(self.npages, self.setup.pages + self.more.pages)
 
     @property
     def updates(self) -> int:
         """Number of updates."""
-        return len(self.setup)
+        return len(self.setup) + len(self.more)

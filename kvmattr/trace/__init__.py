@@ -5,6 +5,7 @@
 'set 0x1000 0x1000 0x1 0x0'
 """
 
+from kvmattr.trace.files import replay_file, replay_files
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.native import line_of
 from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
@@ -29,6 +30,8 @@ __all__ = [
     "read",
     "record",
     "replay",
+    "replay_file",
+    "replay_files",
     "summary_text",
     "write",
 ]

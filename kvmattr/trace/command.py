@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from kvmattr.profiles import PROFILES
+from kvmattr.trace.files import ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.operations import Machine
 from kvmattr.trace.reading import Trace, read
@@ -25,8 +26,6 @@ from kvmattr.trace.writing import write
 
 HELP = "replay recorded operations by memslots and by attributes"
 
-#: Traces up to this many operations are replayed so many times, which takes well under a second.
-_TIMED_AGAIN, _ROUNDS = 10_000, 9
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -84,8 +83,8 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
         write(arguments.write, trace, trace.machine or Machine(vm.profile.name, options))
     summary = replay(trace, vm, answers=sys.stdout if arguments.answers else None,
                      compare=not arguments.no_comparison, progress=_Counter("operations replayed"))
-    if trace.operations <= _TIMED_AGAIN:
-        time_again(summary, trace, lambda: machine_for(trace, arguments.abi, arguments.phys_bits), _ROUNDS)
+    if trace.operations <= TIMED_AGAIN:
+        time_again(summary, trace, lambda: machine_for(trace, arguments.abi, arguments.phys_bits), ROUNDS)
     print(summary_text(summary), file=sys.stderr if arguments.answers else sys.stdout, end="", flush=True)
     return summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Summary:
     sides: list[Cost] = field(default_factory=list)
     equal: bool | None = None
     rounds: int = 1
+    #: The machine that replayed it.
+    host: str = ""
 
 
 def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = None) -> VM:
@@ -108,7 +111,7 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     ({'0': 1, 'EINVAL': 1}, [('memslots', 3), ('attributes', 2)], True)
     """
     summary = Summary(trace.name, vm.profile.name, trace.operations, trace.lines, trace.unrelated,
-                      trace.slot_calls, trace.attribute_calls)
+                      trace.slot_calls, trace.attribute_calls, host=platform.node())
     compared: _Nothing = _Nothing()
     if compare and trace.attribute_calls:
         compared = _Conversions(trace)

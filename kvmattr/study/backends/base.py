@@ -23,7 +23,16 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from kvmattr import Operation
 from kvmattr.study.work import Batch, Footprint
+
+#: What an update takes as a tuple of Python numbers, for libraries that take no arrays.
+ROW_BYTES = 200
+
+
+def is_one_bit(batch: Batch) -> bool:
+    """Whether these updates WRITE 0 or 1: all that a backend with one attribute and no operations can express."""
+    return bool((batch.attributes <= 1).all() and (batch.operations == Operation.WRITE).all())
 
 
 class Backend(ABC):
@@ -35,6 +44,8 @@ class Backend(ABC):
     kind: ClassVar[str]
     #: One line for ``kvmattr scaling --list``.
     about: ClassVar[str]
+    #: Whether an operation may take milliseconds, so that cells come near their time limit.
+    slow: ClassVar[bool] = False
 
     @classmethod
     def missing(cls) -> str | None:
@@ -45,6 +56,11 @@ class Backend(ABC):
     def bytes_needed(cls, footprint: Footprint) -> int:
         """An upper estimate of the memory that the cell will take."""
         return 0
+
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """Why it cannot express these updates, or None; asked before the setup is begun."""
+        return None
 
     @abstractmethod
     def __init__(self, npages: int) -> None: ...
@@ -57,7 +73,10 @@ class Backend(ABC):
         return 0
 
     def prepare(self, batch: Batch) -> Any:
-        """Turn a batch into what ``update`` takes, before the clock starts; called in order."""
+        """Turn a batch into what ``update`` takes, before the clock starts; called in order.
+
+        Only batches that are not ``unsupported`` come here.
+        """
         return batch
 
     @abstractmethod

@@ -45,9 +45,9 @@ class Dense(Backend):
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
         """Compare every page of each range."""
-        return np.fromiter(((self.pages[start:stop] == value).all() for start, stop, value in
-                            zip(ranges.starts.tolist(), ranges.stops.tolist(),
-                                ranges.attributes.tolist(), strict=True)), np.bool_, len(ranges))
+        out = np.empty(len(ranges), np.uint8)
+        _dense.has(self.pages, ranges.starts, ranges.stops, ranges.attributes, out)
+        return out.view(np.bool_)
 
     def snapshot_restore(self, prepared: Batch) -> None:
         """Copy all, update, copy all back."""

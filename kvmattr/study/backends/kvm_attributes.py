@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation, uapi
+from kvmattr import uapi
 from kvmattr.bridges import kvm
-from kvmattr.study.backends.base import Backend
+from kvmattr.study.backends.base import Backend, is_one_bit
+from kvmattr.study.machine import memslot_bytes
 from kvmattr.study.mapping import Mapping
-from kvmattr.study.work import Batch, Failed, Footprint, Unsupported
+from kvmattr.study.work import Batch, Failed, Footprint
 
 
 class KernelAttributes(Backend):
@@ -39,8 +40,13 @@ class KernelAttributes(Backend):
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
-        """9 bytes a page where pages lie together, a node of 576 where they lie apart."""
-        return min(footprint.pages * 576, footprint.npages * 10)
+        """9 bytes a page where pages lie together, a node of 576 where they lie apart; and the slot's metadata."""
+        return min(footprint.pages * 576, footprint.npages * 10) + memslot_bytes(footprint.npages)
+
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "this kernel's interface has WRITE of PRIVATE alone"
 
     def __init__(self, npages: int) -> None:
         self._memory = Mapping(npages)
@@ -52,8 +58,6 @@ class KernelAttributes(Backend):
 
     def prepare(self, batch: Batch) -> NDArray[Any]:
         """One structure an update."""
-        if (batch.attributes > 1).any() or (batch.operations != Operation.WRITE).any():
-            raise Unsupported("this kernel's interface has WRITE of PRIVATE alone")
         records = np.zeros(len(batch), uapi.LINUX_MEMORY_ATTRIBUTES)
         records["address"] = batch.starts * np.uint64(uapi.PAGE_SIZE)
         records["size"] = (batch.stops - batch.starts) * np.uint64(uapi.PAGE_SIZE)

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr.bridges import kvm
-from kvmattr.study.backends.base import Backend
+from kvmattr.study.backends.base import Backend, is_one_bit
+from kvmattr.study.machine import memslot_bytes
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed, Stopped
+from kvmattr.study.work import Batch, Failed, Footprint, Stopped
 
 #: So near the limit every conversion is a real one, so that the kernel itself says which is the last.
 _LEFT_TO_SPLIT = 64
 #: Slots that are created between two looks at the clock.
-_PART = 256
+_PART = 32
 
 
 class KernelMemslots(Backend):
@@ -28,6 +29,7 @@ class KernelMemslots(Backend):
     name = "kvm-memslots"
     kind = "kernel"
     about = "real KVM memslots, split and merged through /dev/kvm"
+    slow = True
 
     @classmethod
     def missing(cls) -> str | None:
@@ -35,10 +37,22 @@ class KernelMemslots(Backend):
         reason = kvm.missing()
         if reason is not None:
             return reason
-        with kvm.KernelVM() as vm:
-            if not vm.check_extension(uapi.KVM_CAP_READONLY_MEM):
-                return "kernel has no KVM_CAP_READONLY_MEM"
-        return None
+        try:
+            with kvm.KernelVM() as vm:
+                read_only = vm.check_extension(uapi.KVM_CAP_READONLY_MEM)
+        except OSError as error:
+            return f"{kvm.DEVICE} makes no VM: {error.strerror}"
+        return None if read_only else "kernel has no KVM_CAP_READONLY_MEM"
+
+    @classmethod
+    def bytes_needed(cls, footprint: Footprint) -> int:
+        """The kernel's metadata of the slots, which together are as big as the guest."""
+        return memslot_bytes(footprint.npages)
+
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "a memslot can say read-only and nothing else"
 
     def __init__(self, npages: int) -> None:
         # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation, uapi
+from kvmattr import uapi
 from kvmattr.study._mprotect import mprotect_many
-from kvmattr.study.backends.base import Backend
+from kvmattr.study.backends.base import Backend, is_one_bit
 from kvmattr.study.mapping import Mapping
-from kvmattr.study.work import Batch, Failed, Unsupported, coalesced
+from kvmattr.study.work import Batch, Failed, coalesced
 
 
 class Mprotect(Backend):
@@ -24,15 +24,14 @@ class Mprotect(Backend):
     kind = "kernel"
     about = "mprotect on a mapping as big as the guest, up to vm.max_map_count regions"
 
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "mprotect has WRITE of read-only alone"
+
     def __init__(self, npages: int) -> None:
         self._npages = npages
         self._memory = Mapping(npages, mmap.PROT_READ | mmap.PROT_WRITE)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Only what a protection can say."""
-        if (batch.attributes > 1).any() or (batch.operations != Operation.WRITE).any():
-            raise Unsupported("mprotect has WRITE of read-only alone")
-        return batch
 
     def update(self, prepared: Batch) -> None:
         """The calls."""

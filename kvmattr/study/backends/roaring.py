@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from kvmattr import Operation
 from kvmattr.study import extras
-from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import Batch, Unsupported, pages_to_runs
+from kvmattr.study.backends.base import ROW_BYTES, Backend, is_one_bit
+from kvmattr.study.work import Batch, Footprint, Unsupported, coalesced
 
 
 class Roaring(Backend):
@@ -25,6 +25,16 @@ class Roaring(Backend):
         """The library must be installed."""
         return extras.missing("pyroaring")
 
+    @classmethod
+    def bytes_needed(cls, footprint: Footprint) -> int:
+        """A bit a page at most; and the updates as Python numbers."""
+        return footprint.npages // 8 + footprint.updates * ROW_BYTES
+
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "a bitmap has one attribute bit"
+
     def __init__(self, npages: int) -> None:
         from pyroaring import BitMap64
 
@@ -33,8 +43,6 @@ class Roaring(Backend):
 
     def prepare(self, batch: Batch) -> list[tuple[int, int, int, Operation]]:
         """Python numbers: the library takes no arrays of ranges."""
-        if (batch.attributes > 1).any() or (batch.operations != Operation.WRITE).any():
-            raise Unsupported("a bitmap has one attribute bit")
         return list(batch.rows())
 
     def update(self, prepared: list[tuple[int, int, int, Operation]]) -> None:
@@ -44,9 +52,15 @@ class Roaring(Backend):
             (add if attributes else remove)(start, stop)
 
     def runs(self) -> NDArray[Any]:
-        """Every private page, coalesced."""
-        gfns = np.fromiter(self._private, np.uint64, len(self._private))
-        return pages_to_runs(gfns, np.ones(len(gfns), np.uint8), self._npages)
+        """From each edge to the next: never page by page, a whole guest has too many."""
+        shared = self._private.flip(0, self._npages)
+        starts, attributes = [0], [int(0 in self._private)]
+        while starts[-1] < self._npages:
+            other = shared if attributes[-1] else self._private
+            edge = other.next_set_bit(starts[-1]) if other and other.max() >= starts[-1] else self._npages
+            starts.append(edge)
+            attributes.append(1 - attributes[-1])
+        return coalesced(starts[:-1], starts[1:], attributes[:-1])
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
         """``contains_range`` for private; a range that must be shared is beyond one call."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from kvmattr import Operation
 from kvmattr.study import extras
-from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import Batch, coalesced
+from kvmattr.study.backends.base import ROW_BYTES, Backend
+from kvmattr.study.work import Batch, Footprint, coalesced
 
 
 class SortedRuns(Backend):
@@ -24,6 +24,11 @@ class SortedRuns(Backend):
     def missing(cls) -> str | None:
         """The library must be installed."""
         return extras.missing("sortedcontainers")
+
+    @classmethod
+    def bytes_needed(cls, footprint: Footprint) -> int:
+        """Two runs an update, each two numbers, a place in a dict and one in a list; and the updates themselves."""
+        return footprint.updates * (2 * 200 + ROW_BYTES)
 
     def __init__(self, npages: int) -> None:
         from sortedcontainers import SortedDict

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import AttributeMap
+from kvmattr import AttributeMap, Operation
+from kvmattr.study import _queries
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, mixed_blocks
 
@@ -26,9 +27,12 @@ class Store(Backend):
 
     def prepare(self, batch: Batch) -> Callable[[], int]:
         """The call that a user would choose: ``put`` for single pages, else ``update_many``."""
+        operations: Any = batch.operations
+        if (operations == operations[:1]).all():
+            operations = Operation(operations[0]) if len(batch) else Operation.WRITE
         if (batch.stops - batch.starts == 1).all():
-            return partial(self.map.put, batch.starts, batch.attributes, batch.operations)
-        return partial(self.map.update_many, batch.starts, batch.stops, batch.attributes, batch.operations)
+            return partial(self.map.put, batch.starts, batch.attributes, operations)
+        return partial(self.map.update_many, batch.starts, batch.stops, batch.attributes, operations)
 
     def update(self, prepared: Callable[[], int]) -> None:
         """One call for the whole batch."""
@@ -47,9 +51,10 @@ class Store(Backend):
         return self.map.take(gfns)
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
-        """One ``all`` a range."""
-        return np.fromiter(map(self.map.all, ranges.starts.tolist(), ranges.stops.tolist(),
-                               ranges.attributes.tolist()), np.bool_, len(ranges))
+        """A compiled loop of ``all``."""
+        out = np.empty(len(ranges), np.uint8)
+        _queries.has(self.map, ranges.starts, ranges.stops, ranges.attributes, out)
+        return out.view(np.bool_)
 
     def mixed(self) -> NDArray[np.bool_]:
         """The runs, and the blocks that a run starts inside."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation, uapi
+from kvmattr import uapi
 from kvmattr.study import extras
-from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import Batch, Failed, Footprint, Unsupported, coalesced
+from kvmattr.study.backends.base import Backend, is_one_bit
+from kvmattr.study.work import Batch, Failed, Footprint, coalesced
 
 
 class Unicorn(Backend):
@@ -31,6 +31,11 @@ class Unicorn(Backend):
         """Unicorn reserves the guest's memory and its own tables, about a tenth of it."""
         return footprint.npages * uapi.PAGE_SIZE * 11 // 10
 
+    @classmethod
+    def unsupported(cls, batch: Batch) -> str | None:
+        """WRITE of one attribute is all."""
+        return None if is_one_bit(batch) else "mem_protect has WRITE of read-only alone"
+
     def __init__(self, npages: int) -> None:
         # Its stubs export nothing: the module is Any.
         unicorn: Any = importlib.import_module("unicorn")
@@ -42,8 +47,6 @@ class Unicorn(Backend):
 
     def prepare(self, batch: Batch) -> list[tuple[int, int, int]]:
         """Address, size and protection an update."""
-        if (batch.attributes > 1).any() or (batch.operations != Operation.WRITE).any():
-            raise Unsupported("mem_protect has WRITE of read-only alone")
         return [(start * uapi.PAGE_SIZE, (stop - start) * uapi.PAGE_SIZE, self._protections[attributes])
                 for start, stop, attributes, _ in batch.rows()]
 

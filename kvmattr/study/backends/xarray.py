@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvmattr.study._xarray import XArray
 from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import BLOCKS, Batch, Failed, Footprint, pages_to_runs
+from kvmattr.study.work import BLOCKS, Batch, Failed, Footprint, coalesced
 
 _NODE_BYTES = 576
 _NODE_PAGES = 64
@@ -41,8 +41,9 @@ class XArrayModel(Backend):
             raise Failed(done, "ENOMEM")
 
     def runs(self) -> NDArray[Any]:
-        """Every entry, coalesced."""
-        return pages_to_runs(*self._array.entries(), self._npages)
+        """Every entry, coalesced by a compiled walk."""
+        starts, attributes = self._array.runs(self._npages)
+        return coalesced(starts, np.append(starts[1:], np.uint64(self._npages)), attributes)
 
     def export(self) -> NDArray[Any]:
         """The same: KVM has no other way to see where a run ends."""

@@ -1,0 +1,12 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmattr import AttributeMap
+
+def has(
+    attribute_map: AttributeMap,
+    starts: NDArray[np.uint64],
+    stops: NDArray[np.uint64],
+    attributes: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+) -> None: ...
