@@ -20,6 +20,7 @@ cdef enum:
     PALETTE_BYTES = 8 + 128 + 4
     BYTES_BYTES = 8 + 512
     LEAF_RUNS = 40                  # more than that and a search costs more than the bytes are worth
+    CHANGES_IN_PLACE = 16           # pages changed one by one before a block's encoding is chosen anew
 
 
 cdef inline int run_leaf_bytes(int runs) noexcept nogil:
@@ -195,7 +196,8 @@ cdef void leaf_fill(const Family *family, uint32_t handle, const uint8_t *block,
         memcpy(address_of(family, handle), plan.bits[1], 64)
         return
     record = <Record *>address_of(family, handle)
-    record.count = <uint8_t>plan.count          # of a leaf of bytes nobody asks
+    record.count = <uint8_t>plan.count
+    record.starts[0] = 0            # of a palette and of bytes: the changes in place since then
     payload = <uint8_t *>record + sizeof(Record)
     if plan.kind == CODED_BYTES:
         memcpy(payload, block, 512)
@@ -317,3 +319,136 @@ cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, ui
     leaf_decode(family, e, 0xff, 0, block)
     kernels.affine(block + lo, hi - lo, k, x)
     slot[0] = leaf_store(family, entry_handle(e), block)
+
+
+# ---- an update of one page of a coded leaf, in place ----
+
+cdef bint leaf_change(Family *family, Entry *slot, int page, uint8_t raw) noexcept nogil:
+    """Give one page, not the first, of a coded leaf of ours another stored value, where its encoding has room for
+    it and stays the one to choose as far as can be told at once; else False, and nothing is done."""
+    cdef Record *record = <Record *>address_of(family, entry_handle(slot[0]))
+    cdef uint8_t varying = 0
+    kvmattr_count_pages(family, 1)
+    if record_kind(record) == CODED_RUNS:
+        return run_leaf_change(family, slot, page, raw)
+    if record.starts[0] == CHANGES_IN_PLACE:
+        return False
+    if record_kind(record) == CODED_BYTES:
+        varying = bytes_change(<uint8_t *>record + sizeof(Record), page, raw)
+    else:
+        varying = palette_change(record, page, raw)
+    if varying == 0:
+        return False
+    record.starts[0] += 1
+    slot[0] = (slot[0] & ~(<uint64_t>0xff << 48)) | <uint64_t>varying << 48
+    return True
+
+
+cdef inline uint8_t bytes_change(uint8_t *payload, int page, uint8_t raw) noexcept nogil:
+    """The bits that vary afterwards; 0 if that were none, and then nothing is done."""
+    cdef uint8_t old = payload[page], varying
+    payload[page] = raw
+    varying = kernels.varying(payload)
+    if varying == 0:
+        payload[page] = old
+    return varying
+
+
+cdef inline uint8_t palette_change(Record *record, int page, uint8_t raw) noexcept nogil:
+    """The same for a palette; 0 also if it has no room for the value."""
+    cdef uint64_t *low = <uint64_t *>(<uint8_t *>record + sizeof(Record))
+    cdef uint64_t *high = low + 8
+    cdef uint8_t *values = <uint8_t *>(low + 16)
+    cdef uint64_t bit = <uint64_t>1 << (page & 63), low_word, high_word
+    cdef uint64_t[4] seen
+    cdef uint8_t varying = 0
+    cdef int i, code = 0, first, at = page >> 6
+    while code < record.count and values[code] != raw:
+        code += 1
+    if code == 4:
+        return 0
+    low_word = low[at]
+    high_word = high[at]
+    low[at] = (low_word & ~bit) | (bit if code & 1 else 0)
+    high[at] = (high_word & ~bit) | (bit if code & 2 else 0)
+    memset(seen, 0, sizeof(seen))
+    for i in range(8):
+        seen[0] |= ~low[i] & ~high[i]
+        seen[1] |= low[i] & ~high[i]
+        seen[2] |= ~low[i] & high[i]
+        seen[3] |= low[i] & high[i]
+    if code == record.count:
+        values[code] = raw
+        record.count += 1
+    first = 0
+    while not seen[first]:
+        first += 1
+    for i in range(first + 1, 4):
+        if seen[i]:
+            varying |= values[i] ^ values[first]
+    if varying == 0:
+        low[at] = low_word
+        high[at] = high_word
+    return varying
+
+
+cdef bint run_leaf_change(Family *family, Entry *slot, int page, uint8_t raw) noexcept nogil:
+    """The same for a run leaf: the run that holds the page becomes up to three, neighbours of one value are joined.
+    False if that makes too many runs, or leaves fewer than three values."""
+    cdef uint32_t handle = entry_handle(slot[0])
+    cdef Record *record = <Record *>address_of(family, handle)
+    cdef const uint16_t *old_starts = <const uint16_t *>record.starts
+    cdef const uint8_t *old_values = <const uint8_t *>(old_starts + record.count - 1)
+    cdef uint16_t[LEAF_RUNS + 3] starts
+    cdef uint8_t[LEAF_RUNS + 3] values
+    cdef int old_count = record.count, count, i, run = 0, start, stop, size_class
+    cdef uint8_t varying = 0, other
+    cdef bint third = False
+    while run < old_count - 1 and old_starts[run] <= page:
+        run += 1
+    start = old_starts[run - 1] if run else 0
+    stop = old_starts[run] if run < old_count - 1 else PAGES_PER_BLOCK
+    # starts[i] is where run i begins; what comes before the run stays.
+    starts[0] = 0
+    memcpy(starts + 1, old_starts, 2 * run)
+    memcpy(values, old_values, run + 1)
+    count = run
+    if start < page:
+        count += 1                                  # what is left of the run before the page
+    if count and values[count - 1] == raw:
+        count -= 1                                  # the page joins the run before it
+    else:
+        starts[count] = <uint16_t>page
+        values[count] = raw
+    count += 1
+    i = run + 1                                     # the old run that comes next
+    if page + 1 < stop:
+        starts[count] = <uint16_t>(page + 1)
+        values[count] = old_values[run]
+        count += 1
+    elif i < old_count and old_values[i] == raw:
+        i += 1                                      # the page joins the run after it
+    if count + old_count - i > LEAF_RUNS:
+        return False
+    memcpy(starts + count, old_starts + i - 1, 2 * (old_count - i))
+    memcpy(values + count, old_values + i, old_count - i)
+    count += old_count - i
+    other = values[0]
+    for i in range(1, count):
+        varying |= values[i] ^ values[0]
+        if values[i] != values[0]:
+            if other == values[0]:
+                other = values[i]
+            third |= values[i] != other
+    if not third:
+        return False
+    size_class = class_of_units[(run_leaf_bytes(count) + 15) // 16]
+    if size_class != record_class(record):
+        release(family, handle)
+        handle = leaf_new(family, size_class, CODED_RUNS)
+        record = <Record *>address_of(family, handle)
+    record.count = <uint8_t>count
+    memcpy(record.starts, starts + 1, 2 * (count - 1))
+    memcpy(<uint8_t *>record.starts + 2 * (count - 1), values, count)
+    slot[0] = (slot[0] & ~(<uint64_t>0xff << 48 | <uint64_t>0xffffffff)) | <uint64_t>varying << 48 | handle
+    return True

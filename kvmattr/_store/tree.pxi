@@ -258,23 +258,34 @@ cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k,
     return UPDATE_CHANGED
 
 
-cdef UpdateResult map_flip(Map *map, uint64_t gfn, uint8_t varying) noexcept nogil:
-    """Give one page the other value of its bitmap leaf, or the second value of its uniform block, where `varying`
-    are the bits by which the two differ, nothing is pending on the way, and the leaf keeps two values. What is
-    shared on the way is copied first. A page whose value the entries above know has no business here."""
+# One page in a block that can take it: nothing is pending on the way, and the page is none whose value the
+# entries above know (the first of its block, the last of the map). What is shared on the way is copied first.
+
+cdef inline Entry *map_own(Map *map, uint64_t gfn, uint8_t varying) noexcept nogil:
+    """The entry of a block, after the nodes on the way to it have become ours. `varying` are the bits by which the
+    page's new value will differ from the old one: what varies below was known, and these come to it."""
     cdef Family *family = map.family
     cdef Entry *slot = &map.root
-    cdef uint32_t handle, copy
+    cdef uint32_t handle
     cdef int level = map.level
     kvmattr_assert(gfn & 511 != 0 and gfn + 1 != map.pages)
-    if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
-        return UPDATE_NO_MEMORY
     while level > 2:
         handle = node_own(family, entry_handle(slot[0]), level)
-        # The new value differs from its neighbours by bits that varied already, and by these.
         slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << 48
         slot = &node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
         level -= 1
+    return slot
+
+
+cdef UpdateResult map_flip(Map *map, uint64_t gfn, uint8_t varying) noexcept nogil:
+    """Give one page the other value of its bitmap leaf, which keeps both, or the second value of its uniform
+    block."""
+    cdef Family *family = map.family
+    cdef Entry *slot
+    cdef uint32_t handle, copy
+    if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
+        return UPDATE_NO_MEMORY
+    slot = map_own(map, gfn, varying)
     handle = entry_handle(slot[0])
     if handle == 0 or reference_count(family, handle)[0] != 1:
         copy = leaf_new(family, BITMAP_CLASS, 0)
@@ -288,10 +299,35 @@ cdef UpdateResult map_flip(Map *map, uint64_t gfn, uint8_t varying) noexcept nog
     return UPDATE_CHANGED
 
 
+cdef UpdateResult map_recode(Map *map, uint64_t gfn, uint8_t k, uint8_t x, uint8_t raw, uint8_t varying) noexcept nogil:
+    """Change one page of a coded leaf, to be stored as `raw`, in place if its encoding has room."""
+    cdef Family *family = map.family
+    cdef Entry *slot
+    cdef const Record *record
+    cdef uint32_t handle, copy
+    if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
+        return UPDATE_NO_MEMORY
+    slot = map_own(map, gfn, varying)
+    handle = entry_handle(slot[0])
+    if reference_count(family, handle)[0] != 1:
+        record = <const Record *>address_of(family, handle)
+        copy = leaf_new(family, record_class(record), record_kind(record))
+        # Its references and coding are its own.
+        memcpy(&(<Record *>address_of(family, copy)).count, &record.count,
+               class_bytes[record_class(record)] - sizeof(uint32_t) - sizeof(uint8_t))
+        release(family, handle)
+        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | copy
+    if not leaf_change(family, slot, <int>(gfn & 511), raw):
+        return map_update(map, gfn, gfn + 1, k, x)
+    kvmattr_raise_version(&map.version, 1)
+    family_settle(family)
+    return UPDATE_CHANGED
+
+
 cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. In a bitmap leaf of ours that holds both the old and the new value it is a flip
-    of one bit; in one that is shared and in a uniform block it is that after a copy; everything else goes the way of
-    a range."""
+    of one bit; in one that is shared and in a uniform block it is that after a copy; coded leaves are changed in place
+    where they have room; everything else goes the way of a range."""
     cdef Family *family = map.family
     cdef Entry e = map.root
     cdef PageInfo *info
@@ -314,6 +350,12 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
         handle = entry_handle(e)
         level -= 1
     if is_coded(handle):
+        old = (leaf_raw(family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e)
+        new = (old & k) ^ x
+        if new == old:
+            return UPDATE_UNCHANGED
+        if entry_k(e) == 0xff:
+            return map_recode(map, gfn, k, x, new ^ entry_x(e), new ^ old)
         return map_update(map, gfn, gfn + 1, k, x)
     kvmattr_count_pages(family, 1)
     words = <uint64_t *>address_of(family, handle) + ((gfn >> 6) & 7)
