@@ -20,6 +20,29 @@ cdef inline bint audit_fail(Audit *audit, const char *what, int level, uint64_t 
     return False
 
 
+cdef bint audit_record(Audit *audit, const Record *record, uint64_t gfn) noexcept nogil:
+    """A coded leaf's record is of a kind of leaves and has the shape of it."""
+    cdef const uint16_t *starts = <const uint16_t *>record.starts
+    cdef const uint8_t *values = <const uint8_t *>(starts + record.count - 1)
+    cdef int i
+    if record_kind(record) == CODED_PALETTE:
+        if record.count < 3 or record.count > 4:
+            return audit_fail(audit, "a palette has three or four values", 2, gfn)
+    elif record_kind(record) == CODED_RUNS:
+        if record.count < 3 or record.count > LEAF_RUNS:
+            return audit_fail(audit, "a run leaf has 3 .. LEAF_RUNS runs", 2, gfn)
+        if run_leaf_bytes(record.count) > class_bytes[record_class(record)]:
+            return audit_fail(audit, "a run leaf fits its record", 2, gfn)
+        for i in range(record.count - 1):
+            if starts[i] <= (starts[i - 1] if i else 0) or starts[i] >= PAGES_PER_BLOCK:
+                return audit_fail(audit, "a run leaf's starts rise within its block", 2, gfn)
+            if values[i] == values[i + 1]:
+                return audit_fail(audit, "neighbours in a run leaf differ", 2, gfn)
+    elif record_kind(record) != CODED_BYTES:
+        return audit_fail(audit, "a block is stored in a leaf", 2, gfn)
+    return True
+
+
 cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *first, uint8_t *varying) noexcept nogil:
     """Check one subtree; report the value of its first page and the bits that really vary."""
     cdef const Family *family = audit.family
@@ -96,6 +119,8 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     else:
         if info.kind < PAGE_SLAB:
             return audit_fail(audit, "a leaf lies in a slab", level, gfn)
+        if is_coded(handle) and not audit_record(audit, <const Record *>address_of(family, handle), gfn):
+            return False
         leaf_decode(family, entry_make(handle, 0xff, 0, 0, 0), 0xff, 0, block)
         raw_first = block[0]
         raw_varying = kernels.varying(block)
