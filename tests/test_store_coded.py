@@ -80,6 +80,21 @@ def test_a_fourth_value_fits_a_palette():
     assert (m[7], m[8], m[9]) == (200, 201, 1)
 
 
+@pytest.mark.parametrize(("values", "kind"), [(2, "bitmap"), (4, "palette")])
+def test_there_and_back(values, kind):
+    """A page that gets a value of its own and loses it again leaves its block as small as it was."""
+    m = filled(np.resize(np.arange(values, dtype=np.uint8), 512))
+    bytes_before = m.nbytes
+    for gfn in (7, 8, 300):
+        assert m.or_(gfn, gfn + 1, 8)
+        m.validate()
+        assert leaves(m) == {"palette" if values == 2 else "byte": 1}
+        assert m.and_(gfn, gfn + 1, 7)
+        m.validate()
+        assert leaves(m) == {kind: 1}
+        assert m.nbytes == bytes_before
+
+
 def test_encodings_become_small_again():
     a = np.resize(np.array([1, 2, 3, 4, 5], np.uint8), 512)
     m = filled(a)

@@ -345,24 +345,31 @@ cdef bint leaf_change(Family *family, Entry *slot, int page, uint8_t raw) noexce
 
 
 cdef inline uint8_t bytes_change(uint8_t *payload, int page, uint8_t raw) noexcept nogil:
-    """The bits that vary afterwards; 0 if that were none, and then nothing is done."""
-    cdef uint8_t old = payload[page], varying
+    """The bits that vary afterwards; 0 if the old value is gone with this page, since fewer values may have a
+    smaller encoding: then nothing is done."""
+    cdef uint8_t old = payload[page]
+    cdef uint64_t[8] same
+    cdef uint64_t any_left = 0
+    cdef int i
     payload[page] = raw
-    varying = kernels.varying(payload)
-    if varying == 0:
+    kernels.match(payload, old, 0xff, same)
+    for i in range(8):
+        any_left |= same[i]
+    if any_left == 0:
         payload[page] = old
-    return varying
+        return 0
+    return kernels.varying(payload)
 
 
 cdef inline uint8_t palette_change(Record *record, int page, uint8_t raw) noexcept nogil:
-    """The same for a palette; 0 also if it has no room for the value."""
+    """The same for a palette: 0 if it has no room for the value, or if only two values are left."""
     cdef uint64_t *low = <uint64_t *>(<uint8_t *>record + sizeof(Record))
     cdef uint64_t *high = low + 8
     cdef uint8_t *values = <uint8_t *>(low + 16)
     cdef uint64_t bit = <uint64_t>1 << (page & 63), low_word, high_word
     cdef uint64_t[4] seen
     cdef uint8_t varying = 0
-    cdef int i, code = 0, first, at = page >> 6
+    cdef int i, code = 0, first, left = 0, at = page >> 6
     while code < record.count and values[code] != raw:
         code += 1
     if code == 4:
@@ -377,18 +384,19 @@ cdef inline uint8_t palette_change(Record *record, int page, uint8_t raw) noexce
         seen[1] |= low[i] & ~high[i]
         seen[2] |= ~low[i] & high[i]
         seen[3] |= low[i] & high[i]
+    for i in range(4):
+        left += seen[i] != 0
+    if left < 3:
+        low[at] = low_word
+        high[at] = high_word
+        return 0
     if code == record.count:
         values[code] = raw
         record.count += 1
-    first = 0
-    while not seen[first]:
-        first += 1
+    first = 0 if seen[0] else 1
     for i in range(first + 1, 4):
         if seen[i]:
             varying |= values[i] ^ values[first]
-    if varying == 0:
-        low[at] = low_word
-        high[at] = high_word
     return varying
 
 
