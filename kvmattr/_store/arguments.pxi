@@ -174,35 +174,48 @@ cdef object operation_array(object values):
 cdef object change_arrays(object attributes, object operation, object mask, str name, object pages):
     """k and x of updates whose attributes, operations and masks are arrays that broadcast, with each other and with
     the pages or ranges called `name`."""
-    cdef Py_buffer attributes_view, k_view, x_view
+    cdef Py_buffer attributes_view, operation_view, mask_view, k_view, x_view
     cdef Change change
-    cdef int kind, masked
-    cdef Py_ssize_t i
-    attributes = byte_array(attributes, "attributes")
-    if is_scalar(operation) and is_scalar(mask) and attributes.ndim == 1 and len(attributes) == pages.size:
-        kind = operation_of(operation)
-        masked = byte_of(mask, "mask")
-        attributes = np.ascontiguousarray(attributes)
-        k = np.empty(attributes.size, np.uint8)
-        x = np.empty(attributes.size, np.uint8)
-        PyObject_GetBuffer(attributes, &attributes_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(k, &k_view, PyBUF_WRITABLE)
-        PyObject_GetBuffer(x, &x_view, PyBUF_WRITABLE)
-        for i in range(attributes_view.len):
-            change = change_of((<const uint8_t *>attributes_view.buf)[i], kind, <uint8_t>masked)
-            (<uint8_t *>k_view.buf)[i] = change.k
-            (<uint8_t *>x_view.buf)[i] = change.x
-        PyBuffer_Release(&attributes_view)
-        PyBuffer_Release(&k_view)
-        PyBuffer_Release(&x_view)
-        return k, x
-    operation = operation_array(operation)
-    mask = byte_array(mask, "mask")
-    broadcast((pages, attributes, operation, mask), (name, "attributes", "operation", "mask"))
-    value = attributes & mask
-    k = np.select([operation == 0, operation == 1], [~mask, ~value], attributes | ~mask)
-    x = np.where(operation == 2, np.uint8(0), value)
-    return k.astype(np.uint8), x.astype(np.uint8)
+    cdef Py_ssize_t i, operation_step = 1, mask_step = 1
+    arrays = [pages, byte_array(attributes, "attributes")]
+    names = [name, "attributes"]
+    if is_scalar(operation):        # one for all
+        operation = np.array([operation_of(operation)], np.uint8)
+        operation_step = 0
+    else:
+        arrays.append(operation_array(operation))
+        names.append("operation")
+    if is_scalar(mask):
+        mask = np.array([byte_of(mask, "mask")], np.uint8)
+        mask_step = 0
+    else:
+        arrays.append(byte_array(mask, "mask"))
+        names.append("mask")
+    arrays = broadcast(arrays, names)
+    attributes = arrays[1]
+    if operation_step:
+        operation = arrays[2]
+    if mask_step:
+        mask = arrays[len(arrays) - 1]
+    k = np.empty(attributes.size, np.uint8)
+    x = np.empty(attributes.size, np.uint8)
+    PyObject_GetBuffer(attributes, &attributes_view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(operation, &operation_view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(mask, &mask_view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(k, &k_view, PyBUF_WRITABLE)
+    PyObject_GetBuffer(x, &x_view, PyBUF_WRITABLE)
+    for i in range(attributes_view.len):
+        change = change_of((<const uint8_t *>attributes_view.buf)[i],
+                           (<const uint8_t *>operation_view.buf)[i * operation_step],
+                           (<const uint8_t *>mask_view.buf)[i * mask_step])
+        (<uint8_t *>k_view.buf)[i] = change.k
+        (<uint8_t *>x_view.buf)[i] = change.x
+    PyBuffer_Release(&attributes_view)
+    PyBuffer_Release(&operation_view)
+    PyBuffer_Release(&mask_view)
+    PyBuffer_Release(&k_view)
+    PyBuffer_Release(&x_view)
+    return k, x
 
 
 cdef object broadcast(arrays, names):
