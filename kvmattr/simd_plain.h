@@ -15,6 +15,8 @@ static void kvmattr_fill_spread(void)
     }
 }
 
+#define KVMATTR_INLINE static inline __attribute__((always_inline))
+
 static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
 {
     return (uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)handle);
@@ -306,11 +308,16 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
 /* A way that leads to anything else than nodes goes on in the page of zeros (handle 0), so that no load goes astray.
  *
  * Groups of 32 pages: all are walked to their last word before the first is read, so that many loads are under
- * way at once. A page whose way leads through a run list, or beyond the root, is answered by `get`. */
+ * way at once. A page whose way leads through a run list, or beyond the root, is answered by `get`.
+ *
+ * The levels of guests up to 512 GiB are constants, which takes the loop over levels apart; the walk's fields are
+ * copied, since what is written might be taken for them. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
-    TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
-                                           size_t n)                                                         \
+    TARGET KVMATTR_INLINE void kvmattr_take_levels_##NAME(const kvmattr_walk *walk, const uint64_t *gfns,    \
+                                                          uint8_t *out, size_t n, int levels)                \
     {                                                                                                        \
+        const uintptr_t *bias = walk->bias;                                                                  \
+        const uint64_t root = walk->root, span = walk->span;                                                 \
         enum { GROUP = 32 };                                                                                 \
         const uint64_t *where[GROUP];                                                                        \
         uint64_t entries[GROUP];                                                                             \
@@ -319,18 +326,18 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
             int count = n - done < GROUP ? (int)(n - done) : GROUP;                                          \
             uint32_t slow = 0, coded_leaves = 0;                                                             \
             for (int i = 0; i < count; i++) {                                                                \
-                uint64_t gfn = gfns[done + i], entry = walk->root;                                           \
-                uint32_t handle = (uint32_t)entry, keep = 0xff, toggle = 0, coded = gfn >= walk->span;       \
-                for (int level = walk->level; level > 2; level--) {                                          \
+                uint64_t gfn = gfns[done + i], entry = root;                                                 \
+                uint32_t handle = (uint32_t)entry, keep = 0xff, toggle = 0, coded = gfn >= span;             \
+                for (int level = levels; level > 2; level--) {                                               \
                     toggle ^= (uint32_t)(entry >> 40) & keep;                                                \
                     keep &= (uint32_t)(entry >> 32);                                                         \
                     coded |= handle & 511;                                                                   \
-                    entry = kvmattr_words(walk->bias, handle & 511 ? 0 : handle)                             \
+                    entry = kvmattr_words(bias, handle & 511 ? 0 : handle)                                   \
                         [(gfn >> (9 * (level - 2))) & 511];                                                  \
                     handle = (uint32_t)entry;                                                                \
                 }                                                                                            \
                 entries[i] = entry;                                                                          \
-                where[i] = kvmattr_words(walk->bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);            \
+                where[i] = kvmattr_words(bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);                  \
                 kvmattr_prefetch(where[i]);                                                                  \
                 x[i] = (uint8_t)(toggle ^ ((uint32_t)(entry >> 40) & keep));                                 \
                 k[i] = (uint8_t)(keep & (uint32_t)(entry >> 32));                                            \
@@ -347,23 +354,35 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
                 out[done + __builtin_ctz(slow)] = walk->get(walk, gfns[done + __builtin_ctz(slow)]);         \
         }                                                                                                    \
     }                                                                                                        \
-    TARGET static int kvmattr_put_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,              \
-                                         const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,   \
-                                         uint64_t *changed)                                                  \
+    TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
+                                           size_t n)                                                         \
     {                                                                                                        \
+        if (walk->level == 4)                                                                                \
+            kvmattr_take_levels_##NAME(walk, gfns, out, n, 4);                                               \
+        else if (walk->level == 3)                                                                           \
+            kvmattr_take_levels_##NAME(walk, gfns, out, n, 3);                                               \
+        else                                                                                                 \
+            kvmattr_take_levels_##NAME(walk, gfns, out, n, walk->level);                                     \
+    }                                                                                                        \
+    TARGET KVMATTR_INLINE int kvmattr_put_levels_##NAME(                                                     \
+        const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *ks, const uint8_t *xs,         \
+        size_t step, uint64_t last, uint64_t *changed, int levels)                                           \
+    {                                                                                                        \
+        const uintptr_t *bias = walk->bias;                                                                  \
+        const uint64_t root = walk->root, span = walk->span;                                                 \
         uint64_t *where[64];                                                                                 \
         kvmattr_flip flips[64];                                                                              \
         int i;                                                                                               \
         for (i = 0; i < n; i++) {                                                                            \
-            uint64_t gfn = gfns[i], entry = walk->root;                                                      \
-            uint32_t handle = (uint32_t)entry, away = gfn >= walk->span || gfn == last || !(gfn & 511);      \
-            for (int level = walk->level; level > 2; level--) {                                              \
+            uint64_t gfn = gfns[i], entry = root;                                                            \
+            uint32_t handle = (uint32_t)entry, away = gfn >= span || gfn == last || !(gfn & 511);            \
+            for (int level = levels; level > 2; level--) {                                                   \
                 /* k = 0xff and x = 0 in an entry on which nothing is pending. */                            \
                 away |= (handle & 511) | (((uint32_t)(entry >> 32) & 0xffff) ^ 0xff);                        \
-                entry = kvmattr_words(walk->bias, handle & 511 ? 0 : handle)[(gfn >> (9 * (level - 2))) & 511]; \
+                entry = kvmattr_words(bias, handle & 511 ? 0 : handle)[(gfn >> (9 * (level - 2))) & 511];    \
                 handle = (uint32_t)entry;                                                                    \
             }                                                                                                \
-            where[i] = kvmattr_words(walk->bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);                \
+            where[i] = kvmattr_words(bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);                      \
             away |= handle == 0 || handle & 7;                                                               \
             away |= !kvmattr_flip_of((uint8_t)(entry >> 32), (uint8_t)(entry >> 40), ks[i * step],           \
                                      xs[i * step], gfn, &flips[i]);                                          \
@@ -382,6 +401,16 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
         }                                                                                                    \
         *changed += sum;                                                                                     \
         return i;                                                                                            \
+    }                                                                                                        \
+    TARGET static int kvmattr_put_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,              \
+                                         const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,   \
+                                         uint64_t *changed)                                                  \
+    {                                                                                                        \
+        if (walk->level == 4)                                                                                \
+            return kvmattr_put_levels_##NAME(walk, gfns, n, ks, xs, step, last, changed, 4);                 \
+        if (walk->level == 3)                                                                                \
+            return kvmattr_put_levels_##NAME(walk, gfns, n, ks, xs, step, last, changed, 3);                 \
+        return kvmattr_put_levels_##NAME(walk, gfns, n, ks, xs, step, last, changed, walk->level);           \
     }
 
 KVMATTR_WALKS(portable, )

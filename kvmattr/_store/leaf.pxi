@@ -6,7 +6,9 @@
 #   bytes     528 bytes      anything
 #
 # Every leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf. All encodings go
-# through leaf_decode() and leaf_store(); only reading one page knows them apart beside these two.
+# through leaf_decode() and leaf_store(). Beside these two, reading one page knows them apart (leaf_raw), and so do the
+# two short ways of changing a part of a block: by its bits where it keeps to two values (bits_update), and one page of
+# any other leaf in place (leaf_change).
 
 from libc.string cimport memcmp
 
