@@ -68,7 +68,7 @@ cdef enum PageKind:
 cdef uint16_t[CODED_CLASSES] class_bytes = [
     16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512, 528, 1024]
 
-cdef uint8_t[66] class_of_units     # (bytes + 15) / 16 -> the smallest class that holds them
+cdef uint8_t[65] class_of_units     # (bytes + 15) / 16 -> the smallest class that holds them
 
 cdef struct Slab:                   # at the beginning of each slab page
     uint16_t free_record            # list of records that were freed, by number
@@ -93,7 +93,7 @@ cdef uint64_t[512] zero_page
 
 cdef void arena_prepare() noexcept nogil:
     cdef int units, size_class = 0
-    for units in range(66):
+    for units in range(65):
         while class_bytes[size_class] < 16 * units:
             size_class += 1
         class_of_units[units] = <uint8_t>size_class
