@@ -122,7 +122,7 @@ def built_as(mode: str, words: list[str], **environment: str) -> None:
             "hypothesis>=6.100", "pytest-benchmark>=5")
         shutil.rmtree(tree / "kvmattr")
         run(python, "-m", "pytest", *sorted((tree / "tests").glob("test_store*.py")), "-p", "no:cacheprovider",
-            *words, cwd=tree, **environment)
+            *words, cwd=tree, KVMATTR_BUILD=mode, **environment)
 
 
 def debug(words: list[str]) -> None:

@@ -49,6 +49,10 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @can_preload
+@pytest.mark.skipif(
+    "debug" in os.environ.get("KVMATTR_BUILD", ""),
+    reason="the debug build's own check after each operation asks for memory",
+)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_request_for_memory_may_fail(shim: str, name: str) -> None:
     refused = int(run_python("-m", "tests.memory_scenarios", name, LD_PRELOAD=shim))

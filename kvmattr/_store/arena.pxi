@@ -45,6 +45,9 @@ cdef enum:
     # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each
     # end a run list that bursts into at most 4 nodes and a new slab of each of 21 size classes: 67.
     RESERVE_PAGES = 96
+    # What an update of one page takes before it may find that its block must be encoded anew, as a range: a copy of each
+    # of 6 nodes, a new slab for a copy of the leaf.
+    RECODE_PAGES = 8
     # Entries of dead nodes released after an update: so many, and more the more nodes wait (an update after a snapshot
     # may leave one on each level), up to at most about 25 us.
     DEAD_SLICE = 256
@@ -65,7 +68,7 @@ cdef enum PageKind:
 cdef uint16_t[CODED_CLASSES] class_bytes = [
     16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512, 528, 1024]
 
-cdef uint8_t[66] class_of_units     # (bytes + 15) / 16 -> the smallest class that holds them
+cdef uint8_t[65] class_of_units     # (bytes + 15) / 16 -> the smallest class that holds them
 
 cdef struct Slab:                   # at the beginning of each slab page
     uint16_t free_record            # list of records that were freed, by number
@@ -90,7 +93,7 @@ cdef uint64_t[512] zero_page
 
 cdef void arena_prepare() noexcept nogil:
     cdef int units, size_class = 0
-    for units in range(66):
+    for units in range(65):
         while class_bytes[size_class] < 16 * units:
             size_class += 1
         class_of_units[units] = <uint8_t>size_class

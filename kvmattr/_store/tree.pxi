@@ -305,7 +305,9 @@ cdef UpdateResult map_recode(Map *map, uint64_t gfn, uint8_t k, uint8_t x, uint8
     cdef Entry *slot
     cdef const Record *record
     cdef uint32_t handle, copy
-    if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
+    # Enough for both ways at once: the range must not run out of memory after what is shared was copied.
+    if available_pages(family) < RESERVE_PAGES + RECODE_PAGES and \
+            arena_reserve(family, RESERVE_PAGES + RECODE_PAGES) < 0:
         return UPDATE_NO_MEMORY
     slot = map_own(map, gfn, varying)
     handle = entry_handle(slot[0])
