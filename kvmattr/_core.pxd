@@ -12,8 +12,8 @@ cdef extern from "<pthread.h>" nogil:
 # Constants that shape memory. Changing one changes the encodings of every map: only after measuring.
 cdef enum:
     PAGES_PER_BLOCK = 512       # pages of a 2 MiB block, entries of a node
-    SEGMENTS = 32               # entries of a family's segment table (simd.h: KVMATTR_SEGMENTS)
-    SEGMENT_SHIFT = 27          # granules of a segment in a handle (simd.h: KVMATTR_SEGMENT_SHIFT)
+    SEGMENTS = 32               # entries of a family's segment table (kernels.h: KVMATTR_SEGMENTS)
+    SEGMENT_SHIFT = 27          # granules of a segment in a handle (kernels.h: KVMATTR_SEGMENT_SHIFT)
     CODED_CLASSES = 20          # size classes of coded records
     MAX_LEVEL = 7               # an entry of level 7 covers 2^54 pages; the gfn space has 2^52
 

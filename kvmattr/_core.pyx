@@ -76,8 +76,8 @@ get                                tree_get (tree.pxi)                          
 write, or_, and_, update           map_update: map_would_change, arena_reserve,         height + two leaves
                                    map_change -> entry_update
 put, m[gfn] = v                    map_put: a flip of a bit, one cell of a coded leaf,  height
-                                   else as above; many at once: kernels.put (simd.h)
-take                               kernels.take (simd.h)                                height a page
+                                   else as above; many at once: kernels.put (kernels.h)
+take                               kernels.take (kernels.h)                             height a page
 all, any, find, uniform, run       map_search (query.pxi)                               height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
 to_numpy, runs                     entry_pages, entry_runs (walk.pxi)                   what it writes

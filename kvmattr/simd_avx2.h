@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include "simd_plain.h"
+
 #define KVMATTR_AVX2 __attribute__((target("avx2,popcnt,bmi,bmi2")))
 
 KVMATTR_PLAIN(avx2, KVMATTR_AVX2)

@@ -1,12 +1,14 @@
 /* The kernels that AVX-512 does better than the compiler by itself. Included by simd.h.
  *
  * A walk does the arithmetic of eight pages in a vector and loads their entries one by one: a gather of eight words
- * takes longer than eight loads on processors that run it as microcode, and is no faster on the others (measured).
+ * takes longer than eight loads on a processor that runs it as microcode (measured on Zen 4).
  */
 #ifndef KVMATTR_SIMD_AVX512_H
 #define KVMATTR_SIMD_AVX512_H
 
 #include <immintrin.h>
+
+#include "simd_avx2.h"
 
 #define KVMATTR_AVX512 \
     __attribute__((target("avx2,popcnt,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")))

@@ -2,6 +2,8 @@
 #ifndef KVMATTR_SIMD_PLAIN_H
 #define KVMATTR_SIMD_PLAIN_H
 
+#include "kernels.h"
+
 /* Each of the 256 bytes of bits, spread to 8 bytes of 0 or 0xff. Filled once at import. */
 static uint64_t kvmattr_spread[256];
 

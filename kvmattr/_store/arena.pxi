@@ -45,8 +45,8 @@ cdef enum:
     # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each
     # end a run list that bursts into at most 4 nodes and a new slab of each of 21 size classes: 67.
     RESERVE_PAGES = 96
-    # What an update of one page takes before it may find that its block must be encoded anew, as a range: a copy of each
-    # of 6 nodes, a new slab for a copy of the leaf.
+    # What an update of one page takes before it may find that its block must be encoded anew, as a range: a copy of
+    # each of 6 nodes, a new slab for a copy of the leaf.
     RECODE_PAGES = 8
     # Entries of dead nodes released after an update: so many, and more the more nodes wait (an update after a snapshot
     # may leave one on each level), up to at most about 25 us.
@@ -87,7 +87,7 @@ cdef inline int record_kind(const Record *record) noexcept nogil:
 cdef inline int record_class(const Record *record) noexcept nogil:
     return record.coding & 31
 
-# Aligned like a page only so that simd.h may read it as a node; never written.
+# Aligned like a page only so that the kernels may read it as a node; never written.
 cdef uint64_t[512] zero_page
 
 

@@ -1,0 +1,112 @@
+/* Leaf and node kernels: what each does. There is one set for each instruction set: simd_plain.h has them in plain C,
+ * simd_avx2.h and simd_avx512.h what intrinsics do better, simd.h chooses.
+ *
+ * Everything here is a pure function over memory that the caller owns or has pinned: no allocation,
+ * no Python, no locks. The plain C versions are the meaning; the others must give the same bytes, and
+ * the test suite runs under each set that the machine has (KVMATTR_SIMD=portable, avx2 or avx512).
+ *
+ * Words: a *block* is 512 pages, held as 512 bytes (one attribute byte a page) or as 8 words of bits;
+ * an *entry* is the tree's 64-bit word, handle:32 | k:8 | x:8 | V:8 | F:8 from the low end up.
+ */
+#ifndef KVMATTR_KERNELS_H
+#define KVMATTR_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KVMATTR_BLOCK 512
+#define KVMATTR_SEGMENTS 32
+#define KVMATTR_SEGMENT_SHIFT 27 /* granules of 8 bytes in a handle below its segment number */
+
+/* What a walk from a root needs to know. `get` answers for one page by the slow road, `coded` reads one page of a
+ * leaf that is no bitmap, as it is stored. */
+typedef struct kvmattr_walk {
+    const uintptr_t *bias;      /* address of granule g = bias[g >> 27] + 8 * g */
+    uint64_t root;
+    uint64_t span;              /* pages below the root entry; the pages after them have the value `rest` */
+    int level;
+    int nsegments;
+    uint8_t rest;
+    uint8_t (*get)(const struct kvmattr_walk *walk, uint64_t gfn);
+    uint8_t (*coded)(const struct kvmattr_walk *walk, uint32_t handle, uint32_t page);
+} kvmattr_walk;
+
+typedef struct kvmattr_kernels {
+    const char *name;
+    /* out[i] = (bit i ? k : 0) ^ x, for the 512 bits of a bitmap leaf. */
+    void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out);
+    /* out[i] = values[bit i of plane 0 + 2 * bit i of plane 1], for the two planes of a palette leaf. */
+    void (*palette)(const uint64_t *planes, const uint8_t *values, uint8_t *out);
+    /* p[i] = (p[i] & k) ^ x. */
+    void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x);
+    /* bit i of bits = ((block[i] ^ want) & mask) == 0. */
+    void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits);
+    /* Bit i of bits = (block[i] != block[i - 1]); bit 0 is 0. */
+    void (*changes)(const uint8_t *block, uint64_t *bits);
+    /* OR over the block of (block[i] ^ block[0]): the attribute bits that vary. */
+    uint8_t (*varying)(const uint8_t *block);
+    /* Bits that vary below a node: OR over its entries of V | (F ^ F of the first entry). */
+    uint8_t (*summary)(const uint64_t *entries);
+    /* entries[i] = (entries[i] & keep) ^ toggle; whether some entry now has a handle and V = 0. */
+    int (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle);
+    /* The n blocks below entries of level 2, (page & k) ^ x of each page, to out[0 .. 512 n), but for entries that
+     * lead to coded leaves: their bits are set in left[8]. */
+    void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
+                  uint64_t *left);
+    /* How often a page of the n blocks below entries of level 2 differs from the page before it in its block, and
+     * the first and last (page & k) ^ x of each block; of entries that lead to coded leaves nothing is counted and
+     * their bits are set in left[8]. */
+    uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
+                      uint8_t *last, uint64_t *left);
+    /* Which of the 8 words of a bitmap leaf have a bit that differs from the one before it in the leaf. */
+    unsigned (*changing)(const uint64_t *words);
+    /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0, but for entries that lead to
+     * coded leaves: their bits are set in left[8]. */
+    uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
+                      uint8_t mask, uint64_t *left);
+    /* The number of set bits in n words. */
+    uint64_t (*popcount)(const uint64_t *words, size_t n);
+    /* The largest of n gfns: one pass that checks a batch before anything is done. */
+    uint64_t (*largest)(const uint64_t *gfns, size_t n);
+    /* new = (old & k[i * step]) ^ x[i * step] on the pages gfns[i], n at most 64, in order, by flipping their bits;
+     * all are walked down before the first bit is touched. Returns how many pages are done: it ends at one that a
+     * flip does not do (its way leads through a pending operation or a run list, beyond the root or to another leaf
+     * than a bitmap; the new value is neither of the leaf's two, or leaves the leaf with one; it is the first page
+     * of its block, whose value the entries above know, or the page `last`). Adds what changed to *changed. */
+    int (*put)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
+               size_t step, uint64_t last, uint64_t *changed);
+    /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
+    void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
+} kvmattr_kernels;
+
+static inline uint64_t kvmattr_load64(const void *p)
+{
+    uint64_t word;
+    memcpy(&word, p, 8);
+    return word;
+}
+
+static inline void kvmattr_prefetch(const void *p)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(p);
+#else
+    (void)p;
+#endif
+}
+
+static inline void kvmattr_prefetch_to_write(const void *p)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(p, 1);
+#else
+    (void)p;
+#endif
+}
+
+static inline int kvmattr_first_bit(uint64_t word) { return __builtin_ctzll(word); }
+static inline int kvmattr_last_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
+
+#endif /* KVMATTR_KERNELS_H */
