@@ -20,6 +20,8 @@ NEEDS_NONE = {"fill", "take", "runs"}
 LOADED = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
 SANITIZED = "sanitize" in LOADED or "libasan" in LOADED
 
+little_address_space = pytest.mark.skipif(SANITIZED, reason="a sanitizer maps terabytes of shadow memory")
+
 can_preload = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or SANITIZED,
     reason="needs glibc, and no sanitizer that takes malloc for itself",
@@ -79,7 +81,7 @@ print(m.run_count)
 """
 
 
-@pytest.mark.skipif(SANITIZED, reason="a sanitizer maps terabytes of shadow memory")
+@little_address_space
 def test_three_gibibytes_of_address_space_are_enough() -> None:
     assert int(run_python("-c", SMALL_ADDRESS_SPACE)) > 2**24
 
@@ -114,5 +116,6 @@ print(written)
 """
 
 
+@little_address_space
 def test_memory_that_ends_leaves_a_sound_map() -> None:
     assert int(run_python("-c", EXHAUSTED)) > 1
