@@ -116,6 +116,7 @@ import numpy as np
 from kvmattr.operation import Operation
 
 cdef extern from "pyint.h":
+    bint kvmattr_short_integer(object value, int64_t *result)
     int kvmattr_integer(object value, int64_t *result) except -1
     int kvmattr_fill_attributes() except -1
     object kvmattr_attribute(uint8_t value)
@@ -145,6 +146,13 @@ cdef extern from "simd.h" nogil:
         uint8_t (*get)(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil
         uint8_t (*coded)(const kvmattr_walk *walk, uint32_t handle, uint32_t page) noexcept nogil
 
+    ctypedef struct kvmattr_change_list:
+        uint64_t *bits
+        uint64_t *gfn
+        uint64_t *values
+        int count
+        uint8_t value
+
     ctypedef struct kvmattr_kernels:
         const char *name
         void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
@@ -159,7 +167,8 @@ cdef extern from "simd.h" nogil:
                       uint64_t *left) noexcept nogil
         uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
                           uint8_t *last, uint64_t *left) noexcept nogil
-        unsigned (*changing)(const uint64_t *words) noexcept nogil
+        int (*list_changes)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint64_t base,
+                            kvmattr_change_list *list) noexcept nogil
         uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
                           uint8_t mask, uint64_t *left) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
@@ -170,6 +179,7 @@ cdef extern from "simd.h" nogil:
 
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)
+    void *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
     void kvmattr_prefetch(const void *p)
     int kvmattr_first_bit(uint64_t word)
     int kvmattr_last_bit(uint64_t word)

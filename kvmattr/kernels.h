@@ -33,6 +33,19 @@ typedef struct kvmattr_walk {
     uint8_t (*coded)(const struct kvmattr_walk *walk, uint32_t handle, uint32_t page);
 } kvmattr_walk;
 
+/* Where pages differ from the page before them, as a list: of each 64 pages in which some do, the bits that say which,
+ * the gfn of the first page, and the values: after the first difference (bits 0..7), and what every further one
+ * toggles (bits 8..15). The arrays have room for a vector beyond the last word. */
+enum { KVMATTR_LISTED_BLOCKS = 32, KVMATTR_LISTED_WORDS = 8 * KVMATTR_LISTED_BLOCKS };
+
+typedef struct kvmattr_change_list {
+    uint64_t bits[KVMATTR_LISTED_WORDS + 8];
+    uint64_t gfn[KVMATTR_LISTED_WORDS + 8];
+    uint64_t values[KVMATTR_LISTED_WORDS + 8];
+    int count;
+    uint8_t value;              /* of the page before the first; afterwards of the last page */
+} kvmattr_change_list;
+
 typedef struct kvmattr_kernels {
     const char *name;
     /* out[i] = (bit i ? k : 0) ^ x, for the 512 bits of a bitmap leaf. */
@@ -60,8 +73,10 @@ typedef struct kvmattr_kernels {
      * their bits are set in left[8]. */
     uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
                       uint8_t *last, uint64_t *left);
-    /* Which of the 8 words of a bitmap leaf have a bit that differs from the one before it in the leaf. */
-    unsigned (*changing)(const uint64_t *words);
+    /* The same as a list, from gfn `base` on and the block's first page included: of up to KVMATTR_LISTED_BLOCKS blocks,
+     * as far as the first entry that leads to a coded leaf. Returns how many blocks that were. */
+    int (*list_changes)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint64_t base,
+                        kvmattr_change_list *list);
     /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0, but for entries that lead to
      * coded leaves: their bits are set in left[8]. */
     uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
@@ -86,6 +101,28 @@ static inline uint64_t kvmattr_load64(const void *p)
     uint64_t word;
     memcpy(&word, p, 8);
     return word;
+}
+
+/* Where a handle's granule lies. */
+static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
+{
+    return (uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)handle);
+}
+
+/* The same for a walk of one page, which has nothing else to do while it waits: as long as handles lie in the first
+ * two segments, the address does not wait for the look-up of a bias that needs the handle. The empty assembly keeps
+ * the compiler from making one look-up of it again. */
+static inline void *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
+{
+    uint32_t segment = handle >> KVMATTR_SEGMENT_SHIFT;
+    uintptr_t base = bias[1], zero = bias[0];
+    __asm__("" : "+r"(base), "+r"(zero));
+    base = segment ? base : zero;
+    if (__builtin_expect(segment > 1, 0)) {
+        base = bias[segment];
+        __asm__("" : "+r"(base));
+    }
+    return (void *)(base + 8 * (uintptr_t)handle);
 }
 
 static inline void kvmattr_prefetch(const void *p)

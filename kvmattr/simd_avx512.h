@@ -356,10 +356,41 @@ KVMATTR_AVX512 static inline __m512i kvmattr_flip_bits(const uint64_t *words)
     return _mm512_and_si512(_mm512_xor_si512(bits, before), after_first);
 }
 
-KVMATTR_AVX512 static unsigned kvmattr_changing_avx512(const uint64_t *words)
+KVMATTR_AVX512 static int kvmattr_list_changes_avx512(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k,
+                                                      uint8_t x, uint64_t base, kvmattr_change_list *list)
 {
-    __m512i flips = kvmattr_flip_bits(words);
-    return _mm512_test_epi64_mask(flips, flips);
+    const __m512i words_begin = _mm512_set_epi64(448, 384, 320, 256, 192, 128, 64, 0);
+    int count = 0, i;
+    uint8_t value = list->value;
+    for (i = 0; i < n && i < KVMATTR_LISTED_BLOCKS; i++, base += KVMATTR_BLOCK) {
+        uint64_t entry = entries[i];
+        if (i + 12 < n)
+            kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));
+        uint8_t both = (uint8_t)(entry >> 48) & k, first = (uint8_t)(((entry >> 56) & k) ^ x);
+        if (both && (entry & 1))
+            break;
+        const uint64_t *words = kvmattr_words(bias, both ? (uint32_t)entry : 0);
+        int enters = first != value;    /* the block's first page differs from the page before it */
+        __m512i bits = _mm512_loadu_si512(words);
+        __m512i zero = _mm512_and_si512(_mm512_set1_epi64((long long)words[0]), _mm512_set1_epi64(1));
+        __m512i before = _mm512_srli_epi64(_mm512_alignr_epi64(bits, _mm512_slli_epi64(zero, 63), 7), 63);
+        __m512i changes = _mm512_xor_si512(bits, _mm512_or_si512(_mm512_slli_epi64(bits, 1), before));
+        changes = _mm512_or_si512(changes, _mm512_zextsi128_si512(_mm_cvtsi32_si128(enters)));
+        __mmask8 some = _mm512_test_epi64_mask(changes, changes);
+        __mmask8 leaves_first = _mm512_cmpeq_epi64_mask(before, zero) & (__mmask8)~enters;
+        __m512i values = _mm512_mask_blend_epi64(leaves_first, _mm512_set1_epi64(first | both << 8),
+                                                 _mm512_set1_epi64((first ^ both) | both << 8));
+        __m512i gfn = _mm512_add_epi64(words_begin, _mm512_set1_epi64((long long)base));
+        /* Into a register, then to memory: a compressing store is microcode on Zen 4. */
+        _mm512_storeu_si512(list->bits + count, _mm512_maskz_compress_epi64(some, changes));
+        _mm512_storeu_si512(list->gfn + count, _mm512_maskz_compress_epi64(some, gfn));
+        _mm512_storeu_si512(list->values + count, _mm512_maskz_compress_epi64(some, values));
+        count += __builtin_popcount(some);
+        value = words[7] >> 63 == (words[0] & 1) ? first : first ^ both;
+    }
+    list->count = count;
+    list->value = value;
+    return i;
 }
 
 KVMATTR_AVX512 static inline uint64_t kvmattr_inside_avx512(const uint64_t *words)
@@ -372,7 +403,7 @@ KVMATTR_NODES(avx512, KVMATTR_AVX512)
 static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_palette_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
     kvmattr_changes_avx512, kvmattr_varying_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
-    kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_changing_avx512, kvmattr_count_avx512,
+    kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_put_avx512, kvmattr_take_avx512,
 };
 

@@ -19,11 +19,6 @@ static void kvmattr_fill_spread(void)
 
 #define KVMATTR_INLINE static inline __attribute__((always_inline))
 
-static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
-{
-    return (uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)handle);
-}
-
 /* ---- plain C, Also recompiled for AVX2 and AVX-512 where the compiler's own vectors are as good as ours ---- */
 
 #define KVMATTR_REPEAT(byte) ((uint64_t)(byte) * 0x0101010101010101ULL)
@@ -185,17 +180,41 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
 
 KVMATTR_SUMS(portable, )
 
-/* Also recompiled for AVX2. */
+/* What changes from page to page in leaves. Also recompiled for AVX2. */
 #define KVMATTR_CHANGES(NAME, TARGET)                                                                        \
-    TARGET static unsigned kvmattr_changing_##NAME(const uint64_t *words)                                    \
+    TARGET static int kvmattr_list_changes_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,     \
+                                                  uint8_t k, uint8_t x, uint64_t base,                       \
+                                                  kvmattr_change_list *list)                                 \
     {                                                                                                        \
-        uint64_t before = words[0] & 1;                                                                      \
-        unsigned any = 0;                                                                                    \
-        for (int i = 0; i < 8; i++) {                                                                        \
-            any |= (unsigned)(words[i] != (words[i] << 1 | before)) << i;                                    \
-            before = words[i] >> 63;                                                                         \
+        int count = 0, i;                                                                                    \
+        uint8_t value = list->value;                                                                         \
+        for (i = 0; i < n && i < KVMATTR_LISTED_BLOCKS; i++, base += KVMATTR_BLOCK) {                        \
+            uint64_t entry = entries[i];                                                                     \
+            if (i + 12 < n)                                                                                  \
+                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));                            \
+            uint8_t both = (uint8_t)(entry >> 48) & k, first = (uint8_t)(((entry >> 56) & k) ^ x);           \
+            if (both && (entry & 1))                                                                         \
+                break;                                                                                       \
+            const uint64_t *words = kvmattr_words(bias, both ? (uint32_t)entry : 0);                         \
+            uint64_t before = words[0] & 1, zero = before;                                                   \
+            for (int j = 0; j < 8; j++) {                                                                    \
+                uint64_t changes = words[j] ^ (words[j] << 1 | before);                                      \
+                uint8_t after = before == zero ? first ^ both : first;                                       \
+                if (j == 0 && first != value) {                                                              \
+                    changes |= 1;                                                                            \
+                    after = first;                                                                           \
+                }                                                                                            \
+                list->bits[count] = changes;                                                                 \
+                list->gfn[count] = base + 64 * (uint64_t)j;                                                  \
+                list->values[count] = after | (uint64_t)both << 8;                                           \
+                count += changes != 0;                                                                       \
+                before = words[j] >> 63;                                                                     \
+            }                                                                                                \
+            value = before == zero ? first : first ^ both;                                                   \
         }                                                                                                    \
-        return any;                                                                                          \
+        list->count = count;                                                                                 \
+        list->value = value;                                                                                 \
+        return i;                                                                                            \
     }                                                                                                        \
     TARGET static inline uint64_t kvmattr_inside_##NAME(const uint64_t *words)                               \
     {                                                                                                        \
@@ -420,7 +439,7 @@ KVMATTR_WALKS(portable, )
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_palette_portable, kvmattr_affine_portable, kvmattr_match_portable,
     kvmattr_changes_portable, kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable,
-    kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_changing_portable, kvmattr_count_portable,
+    kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_put_portable, kvmattr_take_portable,
 };
 

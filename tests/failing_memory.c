@@ -89,3 +89,7 @@ void *mmap(void *address, size_t length, int protection, int flags, int fd, off_
         find_real();
     return real_mmap(address, length, protection, flags, fd, offset);
 }
+
+/* What a file that was compiled for large files calls by that name. */
+void *mmap64(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+    __attribute__((alias("mmap")));

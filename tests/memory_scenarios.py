@@ -89,7 +89,7 @@ def pages_until_growth() -> int:
         m[gfn] = 5
         if shim.disarm():
             return count
-    raise AssertionError("600 nodes need no memory")
+    raise AssertionError("600 nodes and as many slabs need no memory")
 
 
 def put_all(m: Any) -> Any:
@@ -115,7 +115,7 @@ SCENARIOS: dict[str, tuple[Any, Any, bool]] = {
     "page of a shared leaf": (one_reserve_left, lambda m: m.__setitem__(2**20 + 715, 99), False),
     "write": (nearly_full, lambda m: m.write(2**20 + 100, 2**27 + 3, 9), False),
     "or": (nearly_full, lambda m: m.or_(2**20 + 100, 2**27 + 3, 16), False),
-    "assign": (small, lambda m: m.__setitem__(slice(700, 400_700), three_values(400_000)), False),
+    "assign": (fresh, lambda m: m.__setitem__(slice(700, 400_700), three_values(400_000)), False),
     "assign many blocks": (
         nearly_full,
         lambda m: m.__setitem__(slice(2**20 + 5, 2**20 + 200_005), three_values(200_000)),

@@ -15,7 +15,7 @@ from tests.memory_scenarios import SCENARIOS
 
 HERE = Path(__file__).parent
 # What asks nothing of the extension's allocator: no request, no refusal.
-NEEDS_NONE = {"fill", "take", "runs"}
+NEEDS_NONE = {"fill", "take"}
 
 LOADED = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
 SANITIZED = "sanitize" in LOADED or "libasan" in LOADED

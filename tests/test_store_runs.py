@@ -45,6 +45,54 @@ def test_runs_go_on_across_blocks_of_different_kinds(Map):
     m.validate()
 
 
+def mixed_blocks(rng: np.random.Generator, blocks: int) -> np.ndarray:
+    """Blocks of every kind in random order; many begin or end with a value of their own."""
+    pages = np.zeros((blocks, 512), np.uint8)
+    for block in pages:
+        kind = rng.integers(8)
+        low, high, third = rng.integers(0, 4, 3)
+        block[:] = low
+        if kind == 1:
+            block[rng.integers(0, 512, 3)] = high
+        elif kind == 2:
+            block[rng.choice([0, 1, 63, 64, 447, 448, 510, 511], 2)] = high
+        elif kind == 3:
+            block[1::2] = high
+        elif kind == 4:
+            block[rng.integers(0, 512, 40)] = high
+        elif kind == 5:
+            block[100:200], block[300] = high, third
+        elif kind == 6:
+            block[::2], block[::3] = high, third
+        elif kind == 7:
+            block[rng.integers(512) :] = high
+    return pages.ravel()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("operation", [(0xFF, 0), (0xFE, 0), (0xFD, 1), (0, 5)])
+def test_runs_of_blocks_of_every_kind(Map, seed, operation):
+    """Whole nodes and parts of them, with an operation pending above: what a range of blocks lists in one go."""
+    rng = np.random.default_rng(seed)
+    npages = 2 * 512 * 512
+    m = Map(npages)
+    pages = np.zeros(npages, np.uint8)
+    for first in (0, 512 - 40, 512 + 7):
+        some = mixed_blocks(rng, 70)
+        m[512 * first : 512 * (first + 70)] = some
+        pages[512 * first : 512 * (first + 70)] = some
+    kept, added = operation
+    m.and_(0, npages, kept)
+    m.or_(0, npages, added)
+    pages = pages & kept | added
+    for start, stop in ((0, npages), (5, npages - 5), (512 * 3, 512 * 36), (512 * 480 + 1, 512 * 600)):
+        edges = np.flatnonzero(np.diff(pages[start:stop])) + 1 + start
+        runs = m.runs(start, stop)
+        assert runs["start"].tolist() == [start, *edges.tolist()]
+        assert runs["stop"].tolist() == [*edges.tolist(), stop]
+        assert (runs["attributes"] == pages[runs["start"].astype(np.int64)]).all()
+
+
 def test_run_gives_plain_ints(Map):
     m = Map(1000, 2)
     m[7] = 3

@@ -11,7 +11,9 @@
 # What a handle names can be read off its low bits: a node begins a page (handle % 512 == 0), a bitmap leaf
 # begins a cache line (handle % 8 == 0), a coded record begins 8 bytes after a multiple of 16 (odd handle).
 # Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
-# raw values of 0 and a uniform entry needs no branch.
+# raw values of 0 and a uniform entry needs no branch. Segment 1 holds a fully fragmented guest of 64 GiB: that a
+# handle lies there is foreseen by the processor, and then a walk down waits for its entries alone, not for the
+# table of biases too (kernels.h: kvmattr_words). What no page was taken from costs address space only.
 #
 # Reserve, then commit: arena_reserve() makes sure of enough free pages for the worst that one update can
 # need; after it nothing can fail.
@@ -36,7 +38,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     PAGE_BYTES = 4096
     PAGE_GRANULES = 512
-    FIRST_SEGMENT_PAGES = 128       # 512 KiB, more than one reserve; each further segment doubles
+    FIRST_SEGMENT_PAGES = 1024      # 4 MiB, more than one reserve; each further segment doubles
     LAST_SEGMENT_PAGES = 1 << 18    # 1 GiB, all that a handle can count
     BITMAP_CLASS = CODED_CLASSES    # the size class of bitmap leaves, after those of coded records
     BITMAPS_PER_SLAB = 60           # 64 bytes each, after a header with their reference counts
@@ -115,14 +117,13 @@ cdef void family_free(Family *family) noexcept nogil:
     cdef int i
     families_remove(family)
     for i in range(1, family.segment_count):
-        munmap(family.segments[i].memory, <size_t>family.segments[i].capacity * PAGE_BYTES)
-        free(family.segments[i].pages)
+        munmap(family.segments[i].memory, segment_bytes(family.segments[i].capacity))
     pthread_mutex_destroy(&family.mutex)
     free(family)
 
 
 cdef inline void *address_of(const Family *family, uint32_t handle) noexcept nogil:
-    return <void *>(family.bias[handle >> SEGMENT_SHIFT] + 8 * <uintptr_t>handle)
+    return kvmattr_foreseen(family.bias, handle)
 
 cdef inline Entry *node_at(const Family *family, uint32_t handle) noexcept nogil:
     kvmattr_count_visit(family)
@@ -140,6 +141,11 @@ cdef inline bint is_coded(uint32_t handle) noexcept nogil:
 
 # ---- pages ----
 
+cdef inline size_t segment_bytes(uint32_t capacity) noexcept nogil:
+    """Of a segment of so many pages: themselves, then what is known of each."""
+    return <size_t>capacity * (PAGE_BYTES + sizeof(PageInfo))
+
+
 cdef int family_grow(Family *family) noexcept nogil:
     """Add a segment. -1 when out of memory or of handles; then nothing has changed."""
     cdef int number = family.segment_count
@@ -147,17 +153,11 @@ cdef int family_grow(Family *family) noexcept nogil:
     cdef Segment *last
     cdef Segment *segment
     cdef char *memory
-    cdef PageInfo *pages
     if number == SEGMENTS:
         return -1
-    capacity = <uint32_t>FIRST_SEGMENT_PAGES << (number - 1) if number < 12 else LAST_SEGMENT_PAGES
-    memory = <char *>mmap(NULL, <size_t>capacity * PAGE_BYTES, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    capacity = <uint32_t>FIRST_SEGMENT_PAGES << (number - 1) if number < 9 else LAST_SEGMENT_PAGES
+    memory = <char *>mmap(NULL, segment_bytes(capacity), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if <void *>memory == MAP_FAILED:
-        return -1
-    pages = <PageInfo *>calloc(capacity, sizeof(PageInfo))
-    if pages == NULL:
-        munmap(memory, <size_t>capacity * PAGE_BYTES)
         return -1
     # What the last segment still has is listed as free, so that only the newest has untouched pages.
     last = &family.segments[number - 1]
@@ -167,7 +167,7 @@ cdef int family_grow(Family *family) noexcept nogil:
         page_list_clean(family, page)
     segment = &family.segments[number]
     segment.memory = memory
-    segment.pages = pages
+    segment.pages = <PageInfo *>(memory + <size_t>capacity * PAGE_BYTES)
     segment.capacity = capacity
     segment.touched = 0
     family.bias[number] = <uintptr_t>memory - 8 * (<uintptr_t>number << SEGMENT_SHIFT)

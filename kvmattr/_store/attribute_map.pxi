@@ -437,9 +437,13 @@ cdef class AttributeMap:
         >>> AttributeMap(1000, default=5).get(999)
         5
         """
+        cdef int64_t page
+        # The short way has no error to handle and no mutex: nothing to keep for after a call.
+        if kvmattr_short_integer(gfn, &page) and <uint64_t>page < self.map.pages and not family_shared(self.map.family):
+            return kvmattr_attribute(map_get(self.map, page))
         return self.page(gfn)
 
-    cdef inline object page(self, gfn):
+    cdef object page(self, gfn):
         cdef uint64_t page = gfn_of(gfn, self.map.pages)
         cdef bint entered = family_enter(self.map.family)
         cdef uint8_t value = map_get(self.map, page)
@@ -676,25 +680,14 @@ cdef class AttributeMap:
         """
         cdef uint64_t lo, hi
         cdef Map pinned
-        cdef Py_buffer view
-        cdef RunSink sink
-        cdef size_t count
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
         if lo == hi:
             return np.empty(0, RUN_DTYPE)
         pin(&pinned, self.map)
         try:
-            with nogil:
-                count = map_run_count(&pinned, lo, hi)
-            array = np.empty(count, RUN_DTYPE)
-            PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
-            sink = sink_into(<RunRecord *>view.buf, count)
-            with nogil:
-                map_runs(&pinned, lo, hi, &sink)
-            PyBuffer_Release(&view)
+            return runs_array(&pinned, lo, hi)
         finally:
             unpin(&pinned)
-        return array
 
     def iter_runs(self, start=0, stop=None):
         """The runs of [start, stop) one by one as ``(start, stop, attributes)``, in bounded memory.

@@ -12,8 +12,12 @@ cdef enum:
     TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
 
+cdef inline bint family_shared(Family *family) noexcept nogil:
+    """Whether its mutex is to be taken: the GIL does not keep all others away."""
+    return KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced) != 0
+
 cdef inline bint family_enter(Family *family) noexcept nogil:
-    if KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced):
+    if family_shared(family):
         pthread_mutex_lock(&family.mutex)
         return True
     return False

@@ -30,17 +30,19 @@ cdef inline int run_leaf_bytes(int runs) noexcept nogil:
 
 cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
     """The stored value of one page of a block, before the entry's k and x."""
-    cdef const uint64_t *words
-    cdef const uint8_t *payload
-    cdef const uint16_t *starts
-    cdef const Record *record
-    cdef int code, low, high, middle
     kvmattr_count_pages(family, 1)
-    if not is_coded(handle):
-        words = <const uint64_t *>address_of(family, handle)
-        return <uint8_t>(0 - (words[page >> 6] >> (page & 63) & 1))
-    record = <const Record *>address_of(family, handle)
-    payload = <const uint8_t *>record + sizeof(Record)
+    if is_coded(handle):
+        return coded_raw(family, handle, page)
+    return <uint8_t>(0 - ((<const uint64_t *>address_of(family, handle))[page >> 6] >> (page & 63) & 1))
+
+
+# Not inline, so that a look-up in a bitmap leaf saves no registers for it.
+cdef uint8_t coded_raw(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
+    cdef const Record *record = <const Record *>address_of(family, handle)
+    cdef const uint8_t *payload = <const uint8_t *>record + sizeof(Record)
+    cdef const uint64_t *words
+    cdef const uint16_t *starts
+    cdef int code, low, high, middle
     if record_kind(record) == CODED_BYTES:
         return payload[page]
     if record_kind(record) == CODED_PALETTE:

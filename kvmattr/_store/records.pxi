@@ -1,4 +1,46 @@
-# Arrays of differences, as the walk hands them out.
+# Arrays of runs and of differences, as the walks hand them out.
+
+# Most guests have few runs: these are collected in a buffer with room for some in each leaf, which saves the walk
+# that counts them. Of what has no room there, the number is counted first.
+cdef enum:
+    RUNS_IN_LEAF = 8
+    RUNS_COLLECTED = 1 << 18        # 4.5 MB, of which only what is written becomes memory
+
+
+cdef object runs_array(const Map *pinned, uint64_t lo, uint64_t hi):
+    """The runs of [lo, hi), not empty. It is pinned, so others may write to the map meanwhile."""
+    cdef uint64_t room = PAGES_PER_BLOCK + RUNS_IN_LEAF * min(leaf_count(pinned.family), (hi - lo) >> 9)
+    cdef RunRecord *few = NULL
+    cdef Py_buffer view
+    cdef RunSink sink
+    cdef size_t collected, count
+    room = min(room, hi - lo, <uint64_t>RUNS_COLLECTED)
+    few = <RunRecord *>malloc(room * sizeof(RunRecord))
+    if few == NULL:
+        raise MemoryError(f"out of memory for {room} runs")
+    try:
+        with nogil:
+            sink = sink_into(few, room)
+            map_runs(pinned, lo, hi, &sink)
+            count = collected = sink.out - few
+            lo = few[count - 1].stop
+            count += map_run_count(pinned, lo, hi)
+        array = np.empty(count, RUN_DTYPE)
+        PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
+        with nogil:
+            memcpy(view.buf, few, collected * sizeof(RunRecord))
+            sink = sink_into(<RunRecord *>view.buf + collected, count - collected)
+            map_runs(pinned, lo, hi, &sink)
+        PyBuffer_Release(&view)
+        return array
+    finally:
+        free(few)
+
+
+cdef inline uint64_t leaf_count(const Family *family) noexcept nogil:
+    cdef const Counters *has = &family.counters
+    return has.bitmap_leaves + has.palette_leaves + has.run_leaves + has.byte_leaves + has.run_lists
+
 
 cdef packed struct DiffRecord:
     uint64_t start

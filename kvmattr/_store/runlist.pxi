@@ -44,6 +44,14 @@ cdef inline const Record *run_list_at(const Family *family, uint32_t handle, con
     return record
 
 
+cdef uint8_t run_list_raw(const Family *family, uint32_t handle, uint64_t page) noexcept nogil:
+    """The stored value of one page, before the entry's k and x."""
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record = run_list_at(family, handle, &starts, &values)
+    return values[run_list_find(starts, record.count, page)]
+
+
 cdef void runs_load(const Family *family, Entry e, Runs *runs) noexcept nogil:
     """The runs of a uniform entry or a run list, the entry's operation applied, neighbours merged."""
     cdef const uint64_t *starts

@@ -7,18 +7,13 @@ cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t 
     """The attributes of one page below an entry: compose the operations on the way down."""
     cdef uint32_t handle = entry_handle(e)
     cdef uint32_t keep = 0xff, toggle = 0
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
     while level > 2:
         if handle == 0:
             return <uint8_t>((entry_x(e) & keep) ^ toggle)
         toggle ^= <uint32_t>(e >> 40) & keep
         keep &= <uint32_t>(e >> 32)
         if not is_node(handle):
-            record = run_list_at(family, handle, &starts, &values)
-            page &= level_span(level) - 1
-            return <uint8_t>((values[run_list_find(starts, record.count, page)] & keep) ^ toggle)
+            return <uint8_t>((run_list_raw(family, handle, page & (level_span(level) - 1)) & keep) ^ toggle)
         e = node_at(family, handle)[(page >> (9 * (level - 2))) & 511]
         handle = entry_handle(e)
         level -= 1

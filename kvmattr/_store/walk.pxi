@@ -187,25 +187,53 @@ cdef int blocks_records(const Family *family, const Entry *entries, int count, u
                         RunSink *sink) noexcept nogil:
     """The runs of the next whole blocks into an array, as long as they are uniform or bitmap leaves and it has room;
     how many blocks that were."""
-    cdef int i
-    cdef Entry e
-    if sink.out == NULL or KVMATTR_COUNTING_BUILD:
+    cdef kvmattr_change_list changes
+    cdef int done = 0, blocks
+    if sink.out == NULL or KVMATTR_COUNTING_BUILD or count <= 0:
         return 0
-    for i in range(count):
-        e = entries[i]
-        if i + 12 < count:
-            kvmattr_prefetch(address_of(family, entry_handle(entries[i + 12])))
-        if sink.end - sink.out <= PAGES_PER_BLOCK:
-            return i
-        if entry_varying(e) & k == 0:
-            sink_add(sink, base, base + PAGES_PER_BLOCK, (entry_first(e) & k) ^ x)
-        elif is_coded(entry_handle(e)):
-            return i
-        else:
-            leaf_records(<const uint64_t *>address_of(family, entry_handle(e)), base, (entry_x(e) & k) ^ x,
-                         entry_k(e) & k, sink)
-        base += PAGES_PER_BLOCK
-    return count
+    if sink.stop == sink.start:             # the first run of all
+        sink.start = base
+        sink.value = (entry_first(entries[0]) & k) ^ x
+    while done < count:
+        changes.value = sink.value
+        blocks = kernels.list_changes(family.bias, entries + done, count - done, k, x, base, &changes)
+        if blocks == 0 or <uint64_t>(sink.end - sink.out) < kernels.popcount(changes.bits, changes.count):
+            break
+        listed_records(&changes, sink)
+        done += blocks
+        base += <uint64_t>blocks * PAGES_PER_BLOCK
+        sink.stop = base
+    return done
+
+
+cdef inline void listed_records(const kvmattr_change_list *changes, RunSink *sink) noexcept nogil:
+    """The runs that end at listed changes into an array with room for them: no call and no test a run."""
+    cdef RunRecord *out = sink.out
+    cdef uint64_t start = sink.start, at, bits
+    cdef uint8_t value = sink.value
+    cdef int i
+    for i in range(changes.count):
+        bits = changes.bits[i]
+        at = changes.gfn[i] + kvmattr_first_bit(bits)
+        out.start = start
+        out.stop = at
+        out.attributes = value
+        out += 1
+        start = at
+        value = <uint8_t>changes.values[i]
+        bits &= bits - 1
+        while bits:
+            at = changes.gfn[i] + kvmattr_first_bit(bits)
+            out.start = start
+            out.stop = at
+            out.attributes = value
+            out += 1
+            start = at
+            value ^= <uint8_t>(changes.values[i] >> 8)
+            bits &= bits - 1
+    sink.out = out
+    sink.start = start
+    sink.value = value
 
 
 cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi, uint8_t k, uint8_t x,
@@ -257,43 +285,6 @@ cdef inline uint64_t word_changes(const uint64_t *words, int i) noexcept nogil:
     """Word i of the bits of a bitmap leaf that differ from the bit before them; bit 0 of the leaf does not."""
     cdef uint64_t before = words[i - 1] >> 63 if i else words[0] & 1
     return words[i] ^ (words[i] << 1 | before)
-
-
-cdef inline void leaf_records(const uint64_t *words, uint64_t base, uint8_t zero, uint8_t both,
-                              RunSink *sink) noexcept nogil:
-    """The runs of a whole bitmap leaf into an array with room for whatever a block can hold: no call and no test a
-    run."""
-    cdef RunRecord *out = sink.out
-    cdef uint8_t value = zero ^ (both if words[0] & 1 else 0)
-    cdef uint64_t start = sink.start, at, word, word_base
-    cdef unsigned int some = kernels.changing(words)
-    cdef int i
-    if sink.stop == start:              # the first run of all
-        start = base
-    elif sink.value != value:
-        out.start = start
-        out.stop = base
-        out.attributes = sink.value
-        out += 1
-        start = base
-    while some:
-        i = kvmattr_first_bit(some)
-        some &= some - 1
-        word = word_changes(words, i)
-        word_base = base + 64 * i
-        while word:
-            at = word_base + kvmattr_first_bit(word)
-            word &= word - 1
-            out.start = start
-            out.stop = at
-            out.attributes = value
-            out += 1
-            start = at
-            value ^= both
-    sink.out = out
-    sink.start = start
-    sink.stop = base + PAGES_PER_BLOCK
-    sink.value = value
 
 
 cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink) noexcept nogil:
