@@ -3,6 +3,9 @@
 Each row is a function of the guest that makes both sides and says what a round of either does. Where numpy
 has several ways to say it, all are given and the fastest on this machine is the opponent. Rows that change
 pages change them for good in every round: a write of what is there already would be a query.
+
+A turn is as many calls as it takes to be at the store's own pace: numpy's 16 MB have pushed the store's 2.5 out of
+every cache before it. What the first calls of a turn cost is another question, and has rows of its own ("cold").
 """
 
 from __future__ import annotations
@@ -32,9 +35,7 @@ class Row:
 ROWS: list[Row] = []
 
 
-def row(
-    name: str, target: float | None, rounds: int = 21
-) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
+def row(name: str, target: float | None, rounds: int = 21) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
     def add(make: Callable[[Guest], Arms]) -> Callable[[Guest], Arms]:
         ROWS.append(Row(name, target, rounds, make))
         return make
@@ -111,9 +112,7 @@ def update_many(guest: Guest, values: int) -> Arms:
     def draw() -> Any:
         starts, stops = guest.short_ranges(guest.batch)
         attributes = guest.rng.integers(0, values, guest.batch, np.uint8)
-        return (starts, stops, attributes), list(
-            zip(starts.tolist(), stops.tolist(), attributes.tolist(), strict=True)
-        )
+        return (starts, stops, attributes), list(zip(starts.tolist(), stops.tolist(), attributes.tolist(), strict=True))
 
     def assign(drawn: Any) -> None:
         for start, stop, attributes in drawn[1]:
@@ -141,7 +140,7 @@ def update_many_8(guest: Guest) -> Arms:
 # ---- one page a call ----
 
 
-def get(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
+def get(guest: Guest, m: AttributeMap, a: Pages, calls: int) -> Arms:
     look_up, item = m.get, a.item
 
     def store(gfns: list[int]) -> None:
@@ -161,23 +160,28 @@ def get(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
             pass
 
     return Arms(
-        draw=lambda: guest.gfns(guest.calls).tolist(),
+        draw=lambda: guest.gfns(calls).tolist(),
         store=store,
         numpy={"a[i]": subscript, "a.item(i)": items},
         floor=loop,
         check=lambda gfns, ours, theirs: [look_up(gfn) for gfn in gfns] == a[gfns].tolist(),
-        calls=guest.calls,
+        calls=calls,
     )
 
 
 @row("get one random page, per call: uniform", 0.22)
 def get_uniform(guest: Guest) -> Arms:
-    return get(guest, *guest.uniform())
+    return get(guest, *guest.uniform(), guest.calls)
 
 
 @row("get one random page, per call: fragmented", 0.28)
 def get_fragmented(guest: Guest) -> Arms:
-    return get(guest, *guest.fragmented())
+    return get(guest, *guest.fragmented(), guest.calls)
+
+
+@row("get, fragmented: the first 1e4 calls of a turn (cold)", None)
+def get_cold(guest: Guest) -> Arms:
+    return get(guest, *guest.fragmented(), guest.calls // 100)
 
 
 @row("write one random page, per call, after 1e5", 0.50)
@@ -286,9 +290,10 @@ def all_fragmented(guest: Guest) -> Arms:
     return masked_all(guest, *guest.fragmented())
 
 
-def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool) -> Arms:
+def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool, windows: int = 500) -> Arms:
     """OR a bit over random windows of 1 GiB, and AND it away again: each of the two changes every page."""
     or_, and_ = m.or_, m.and_
+    last: list[tuple[int, int]] = []
 
     def store(windows: Any) -> None:
         for start, stop in windows:
@@ -310,9 +315,13 @@ def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool) -> Arms:
         a[slice(*windows[0])] |= 2
 
     def draw() -> Any:
-        m.and_(0, guest.pages, 0xFD)
-        a[:] &= 0xFD
-        return guest.windows(50, aligned)
+        if last:  # take back the last OR of the round before, whose bit the check has seen
+            start, stop = last.pop()
+            m.and_(start, stop, 0xFD)
+            a[start:stop] &= 0xFD
+        drawn = guest.windows(windows, aligned)
+        last.append(drawn[0])
+        return drawn
 
     def loop(windows: Any) -> None:
         for _start, _stop in windows:
@@ -322,9 +331,9 @@ def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool) -> Arms:
         draw=draw,
         store=store,
         numpy={"bitwise_or(w, v, out=w)": in_place, "a[s:e] |= v": augmented},
-        check=lambda windows, ours, theirs: same(m, a),
+        check=lambda drawn, ours, theirs: same(m, a),
         floor=loop,
-        calls=101,
+        calls=2 * windows + 1,
     )
 
 
@@ -341,6 +350,11 @@ def or_aligned(guest: Guest) -> Arms:
 @row("or_ over 1 GiB: fragmented, unaligned", 0.15)
 def or_unaligned(guest: Guest) -> Arms:
     return or_and_back(guest, *guest.fragmented(), aligned=False)
+
+
+@row("or_, unaligned: the first 20 calls of a turn (cold)", None)
+def or_cold(guest: Guest) -> Arms:
+    return or_and_back(guest, *guest.fragmented(), aligned=False, windows=10)
 
 
 def or_everywhere(guest: Guest, timed_writes: bool) -> Arms:
@@ -445,22 +459,36 @@ def to_numpy_fragmented(guest: Guest) -> Arms:
     return materialise(guest, *guest.fragmented())
 
 
-def runs(m: AttributeMap, a: Pages) -> Arms:
+def runs(m: AttributeMap, a: Pages, calls: int = 1) -> Arms:
     """numpy finds only where runs start, 8 bytes a run; the store also says where they stop and what they
     hold, 17.
     """
+
+    def store(_: Any) -> Any:
+        for _ in range(calls):
+            found = m.runs()
+        return found
+
+    def compared(_: Any) -> Any:
+        for _ in range(calls):
+            found = np.flatnonzero(a[1:] != a[:-1])
+        return found
+
+    def differenced(_: Any) -> Any:
+        for _ in range(calls):
+            found = np.flatnonzero(np.diff(a))
+        return found
+
     return Arms(
         draw=lambda: None,
-        store=lambda _: m.runs(),
-        numpy={
-            "flatnonzero(a[1:] != a[:-1])": lambda _: np.flatnonzero(a[1:] != a[:-1]),
-            "flatnonzero(diff(a))": lambda _: np.flatnonzero(np.diff(a)),
-        },
+        store=store,
+        numpy={"flatnonzero(a[1:] != a[:-1])": compared, "flatnonzero(diff(a))": differenced},
         check=lambda _, ours, theirs: bool(
             len(ours) == len(theirs) + 1
             and (ours["start"][1:] == theirs + 1).all()
             and (ours["attributes"] == a[ours["start"].astype(np.int64)]).all()
         ),
+        calls=calls,
     )
 
 
@@ -496,6 +524,11 @@ def few_runs(guest: Guest) -> tuple[AttributeMap, Pages]:
 
 @row("runs: 1e5", 0.20)
 def runs_few(guest: Guest) -> Arms:
+    return runs(*few_runs(guest), calls=10)
+
+
+@row("runs, 1e5: the first call of a turn (cold)", None)
+def runs_few_cold(guest: Guest) -> Arms:
     return runs(*few_runs(guest))
 
 
@@ -514,25 +547,39 @@ def runs_all_records(guest: Guest) -> Arms:
     return same_runs(*guest.fragmented())
 
 
-@row("count one bit over fragmented 64 GiB", 0.04)
-def count(guest: Guest) -> Arms:
+def count(guest: Guest, calls: int) -> Arms:
+    """By turns, in random order, one of the two bits that every other page has, over the whole guest."""
     m, a = guest.fragmented(value=5)
     masked, matching = np.empty(guest.pages, np.uint8), np.empty(guest.pages, bool)
 
-    def reused(_: Any) -> int:
-        np.bitwise_and(a, 4, out=masked)
-        np.not_equal(masked, 0, out=matching)
-        return int(np.count_nonzero(matching))
+    def reused(bits: Any) -> list[int]:
+        counts = []
+        for bit in bits:
+            np.bitwise_and(a, bit, out=masked)
+            np.not_equal(masked, 0, out=matching)
+            counts.append(int(np.count_nonzero(matching)))
+        return counts
 
     return Arms(
-        draw=lambda: None,
-        store=lambda _: m.count(0, guest.pages, 4, 4),
+        draw=lambda: guest.rng.choice([1, 4], calls).tolist(),
+        store=lambda bits: [m.count(0, guest.pages, bit, bit) for bit in bits],
         numpy={
-            "count_nonzero(a & bit)": lambda _: np.count_nonzero(a & 4),
+            "count_nonzero(a & bit)": lambda bits: [int(np.count_nonzero(a & bit)) for bit in bits],
             "the same in bools, out=": reused,
         },
-        check=lambda _, ours, theirs: ours == theirs == guest.pages // 2,
+        check=lambda _, ours, theirs: ours == theirs == [guest.pages // 2] * calls,
+        calls=calls,
     )
+
+
+@row("count one bit over fragmented 64 GiB", 0.04)
+def count_bit(guest: Guest) -> Arms:
+    return count(guest, 20)
+
+
+@row("count: the first call of a turn (cold)", None)
+def count_cold(guest: Guest) -> Arms:
+    return count(guest, 1)
 
 
 # ---- whole maps ----

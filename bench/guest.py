@@ -22,7 +22,7 @@ class Guest:
     terabyte: int = 1 << 28
     batch: int = 1_000_000  # gfns of a take, a put
     earlier: int = 100_000  # pages that were changed before
-    calls: int = 300_000  # calls of a row that is a loop of calls
+    calls: int = 1_000_000  # calls of a row that is a loop of calls
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20221122))
 
     def gfns(self, count: int) -> Gfns:
@@ -38,7 +38,8 @@ class Guest:
         return [(start, start + self.gigabyte) for start in starts.tolist()]
 
     def uniform(self) -> tuple[AttributeMap, Pages]:
-        return AttributeMap(self.pages), np.zeros(self.pages, np.uint8)
+        """The array is written: one that never was is a single page of zeros, mapped everywhere."""
+        return AttributeMap(self.pages), np.full(self.pages, 0, np.uint8)
 
     def changed(self) -> tuple[AttributeMap, Pages]:
         """After single-page writes of 1 to ``earlier`` random pages."""
