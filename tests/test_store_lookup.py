@@ -1,7 +1,11 @@
 """get, take, to_numpy, bitmap, uniform, all, any, count, values: answers are exact, whatever is stored."""
 
+import sys
+
 import numpy as np
 import pytest
+
+from kvmattr import AttributeMap
 
 EVERYTHING = 2**52
 
@@ -54,6 +58,19 @@ def test_get_take_and_to_numpy_agree(mixed):
         assert np.array_equal(got, pages[start:stop])
         assert np.array_equal(m[start:stop], pages[start:stop])
     assert np.array_equal(m[:], pages)
+
+
+def test_attributes_are_handed_out_for_ever():
+    """They are immortal integers: not counted when handed out, so never to be given back too often."""
+    m = AttributeMap(256)
+    m[:] = np.arange(256)
+    counted = [sys.getrefcount(m.get(gfn)) for gfn in range(256)]
+    for gfn in range(256):
+        for _ in range(1000):
+            m.get(gfn)
+    assert [m.get(gfn) for gfn in range(256)] == list(range(256))
+    for gfn, before in enumerate(counted):
+        assert 2**31 <= sys.getrefcount(m.get(gfn)) <= before
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64, np.uint64, ">u8", ">i4"])
