@@ -179,7 +179,8 @@ cdef extern from "simd.h" nogil:
 
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)
-    void *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
+    uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
+    uint64_t *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
     void kvmattr_prefetch(const void *p)
     int kvmattr_first_bit(uint64_t word)
     int kvmattr_last_bit(uint64_t word)

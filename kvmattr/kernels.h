@@ -112,7 +112,7 @@ static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
 /* The same for a walk of one page, which has nothing else to do while it waits: as long as handles lie in the first
  * two segments, the address does not wait for the look-up of a bias that needs the handle. The empty assembly keeps
  * the compiler from making one look-up of it again. */
-static inline void *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
+static inline uint64_t *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
 {
     uint32_t segment = handle >> KVMATTR_SEGMENT_SHIFT;
     uintptr_t base = bias[1], zero = bias[0];
@@ -122,7 +122,7 @@ static inline void *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
         base = bias[segment];
         __asm__("" : "+r"(base));
     }
-    return (void *)(base + 8 * (uintptr_t)handle);
+    return (uint64_t *)(base + 8 * (uintptr_t)handle);
 }
 
 static inline void kvmattr_prefetch(const void *p)

@@ -123,7 +123,7 @@ cdef void family_free(Family *family) noexcept nogil:
 
 
 cdef inline void *address_of(const Family *family, uint32_t handle) noexcept nogil:
-    return kvmattr_foreseen(family.bias, handle)
+    return kvmattr_words(family.bias, handle)
 
 cdef inline Entry *node_at(const Family *family, uint32_t handle) noexcept nogil:
     kvmattr_count_visit(family)

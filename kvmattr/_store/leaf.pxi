@@ -33,7 +33,7 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
     kvmattr_count_pages(family, 1)
     if is_coded(handle):
         return coded_raw(family, handle, page)
-    return <uint8_t>(0 - ((<const uint64_t *>address_of(family, handle))[page >> 6] >> (page & 63) & 1))
+    return <uint8_t>(0 - (kvmattr_foreseen(family.bias, handle)[page >> 6] >> (page & 63) & 1))
 
 
 # Not inline, so that a look-up in a bitmap leaf saves no registers for it.

@@ -14,7 +14,8 @@ cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t 
         keep &= <uint32_t>(e >> 32)
         if not is_node(handle):
             return <uint8_t>((run_list_raw(family, handle, page & (level_span(level) - 1)) & keep) ^ toggle)
-        e = node_at(family, handle)[(page >> (9 * (level - 2))) & 511]
+        kvmattr_count_visit(family)
+        e = kvmattr_foreseen(family.bias, handle)[(page >> (9 * (level - 2))) & 511]
         handle = entry_handle(e)
         level -= 1
     toggle ^= <uint32_t>(e >> 40) & keep
