@@ -574,7 +574,7 @@ def count(guest: Guest, calls: int) -> Arms:
 
 @row("count one bit over fragmented 64 GiB", 0.04)
 def count_bit(guest: Guest) -> Arms:
-    return count(guest, 20)
+    return count(guest, 100)
 
 
 @row("count: the first call of a turn (cold)", None)
