@@ -55,6 +55,12 @@ static inline int kvmattr_integer(PyObject *object, int64_t *value)
  * of a fragmented guest, 27 uncounted). */
 static PyObject *kvmattr_attributes[256];
 
+#if PY_VERSION_HEX < 0x030C0000 && SIZEOF_VOID_P > 4 && !defined(Py_REF_DEBUG)
+#define KVMATTR_UNCOUNTED 1
+#else
+#define KVMATTR_UNCOUNTED 0
+#endif
+
 static inline int kvmattr_fill_attributes(void)
 {
     for (int value = 0; value < 256; value++) {
@@ -62,7 +68,7 @@ static inline int kvmattr_fill_attributes(void)
             continue;
         if ((kvmattr_attributes[value] = PyLong_FromLong(value)) == NULL)
             return -1;
-#if PY_VERSION_HEX < 0x030C0000 && SIZEOF_VOID_P > 4
+#if KVMATTR_UNCOUNTED
         Py_SET_REFCNT(kvmattr_attributes[value], Py_REFCNT(kvmattr_attributes[value]) + ((Py_ssize_t)1 << 60));
 #endif
     }
@@ -71,7 +77,7 @@ static inline int kvmattr_fill_attributes(void)
 
 static inline PyObject *kvmattr_attribute(uint8_t value)
 {
-#if PY_VERSION_HEX >= 0x030C0000 || SIZEOF_VOID_P == 4
+#if !KVMATTR_UNCOUNTED
     Py_INCREF(kvmattr_attributes[value]);
 #endif
     return kvmattr_attributes[value];
