@@ -4,8 +4,9 @@ Each row is a function of the guest that makes both sides and says what a round 
 has several ways to say it, all are given and the fastest on this machine is the opponent. Rows that change
 pages change them for good in every round: a write of what is there already would be a query.
 
-A turn is as many calls as it takes to be at the store's own pace: numpy's 16 MB have pushed the store's 2.5 out of
-every cache before it. What the first calls of a turn cost is another question, and has rows of its own ("cold").
+A turn is as many calls as it takes to be at the store's own pace: numpy's 16 MB have pushed most of the store's
+2.5 out of the caches before it. What the first calls of a turn cost is another question, and has rows of its
+own ("cold").
 """
 
 from __future__ import annotations

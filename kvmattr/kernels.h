@@ -110,15 +110,19 @@ static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
 }
 
 /* The same for a walk of one page, which has nothing else to do while it waits: as long as handles lie in the first
- * two segments, the address does not wait for the look-up of a bias that needs the handle. The empty assembly keeps
- * the compiler from making one look-up of it again. */
+ * segments, the address does not wait for a look-up of the bias that needs the handle. The empty assembly keeps the
+ * compiler from making one look-up of it again. */
 static inline uint64_t *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
 {
     uint32_t segment = handle >> KVMATTR_SEGMENT_SHIFT;
-    uintptr_t base = bias[1], zero = bias[0];
-    __asm__("" : "+r"(base), "+r"(zero));
-    base = segment ? base : zero;
-    if (__builtin_expect(segment > 1, 0)) {
+    uintptr_t base;
+    if (__builtin_expect(segment == 2, 1)) {
+        base = bias[2];
+        __asm__("" : "+r"(base));
+    } else if (segment == 1) {
+        base = bias[1];
+        __asm__("" : "+r"(base));
+    } else {
         base = bias[segment];
         __asm__("" : "+r"(base));
     }

@@ -147,7 +147,7 @@ KVMATTR_AVX512 static uint64_t kvmattr_count_avx512(const uintptr_t *bias, const
 
 enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = 8, KVMATTR_GROUP = 64 };
 
-/* Segments' bases are looked up in two registers, so at most 16 segments (8 GiB of nodes and leaves); a larger
+/* Segments' bases are looked up in two registers, so at most 16 segments (7 GiB of nodes and leaves); a larger
  * arena takes the plain walk. */
 #define KVMATTR_WIDE_SEGMENTS 16
 

@@ -11,9 +11,10 @@
 # What a handle names can be read off its low bits: a node begins a page (handle % 512 == 0), a bitmap leaf
 # begins a cache line (handle % 8 == 0), a coded record begins 8 bytes after a multiple of 16 (odd handle).
 # Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
-# raw values of 0 and a uniform entry needs no branch. Segment 1 holds a fully fragmented guest of 64 GiB: that a
-# handle lies there is foreseen by the processor, and then a walk down waits for its entries alone, not for the
-# table of biases too (kernels.h: kvmattr_words). What no page was taken from costs address space only.
+# raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for the sake of programs with thousands of maps;
+# together with segment 2 it holds a fully fragmented guest of 64 GiB. Which of the two a handle lies in the processor
+# mostly foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels.h:
+# kvmattr_foreseen).
 #
 # Reserve, then commit: arena_reserve() makes sure of enough free pages for the worst that one update can
 # need; after it nothing can fail.
@@ -38,7 +39,8 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     PAGE_BYTES = 4096
     PAGE_GRANULES = 512
-    FIRST_SEGMENT_PAGES = 1024      # 4 MiB, more than one reserve; each further segment doubles
+    FIRST_SEGMENT_PAGES = 128       # 512 KiB, more than one reserve
+    SECOND_SEGMENT_PAGES = 1024     # 4 MiB; each further segment doubles
     LAST_SEGMENT_PAGES = 1 << 18    # 1 GiB, all that a handle can count
     BITMAP_CLASS = CODED_CLASSES    # the size class of bitmap leaves, after those of coded records
     BITMAPS_PER_SLAB = 60           # 64 bytes each, after a header with their reference counts
@@ -155,7 +157,10 @@ cdef int family_grow(Family *family) noexcept nogil:
     cdef char *memory
     if number == SEGMENTS:
         return -1
-    capacity = <uint32_t>FIRST_SEGMENT_PAGES << (number - 1) if number < 9 else LAST_SEGMENT_PAGES
+    if number == 1:
+        capacity = FIRST_SEGMENT_PAGES
+    else:
+        capacity = <uint32_t>SECOND_SEGMENT_PAGES << (number - 2) if number < 10 else LAST_SEGMENT_PAGES
     memory = <char *>mmap(NULL, segment_bytes(capacity), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if <void *>memory == MAP_FAILED:
         return -1

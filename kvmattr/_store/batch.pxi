@@ -12,7 +12,7 @@ cdef enum:
     TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
 
-cdef inline bint family_shared(Family *family) noexcept nogil:
+cdef inline bint family_shared(const Family *family) noexcept nogil:
     """Whether its mutex is to be taken: the GIL does not keep all others away."""
     return KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced) != 0
 

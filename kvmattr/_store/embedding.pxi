@@ -94,10 +94,6 @@ cdef inline Map *opened(const kvmattr_map *handle) noexcept nogil:
     return map
 
 
-cdef inline bint shared(const Family *family) noexcept nogil:
-    return KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced) != 0
-
-
 cdef inline bint look_enter(const Map *map) noexcept nogil:
     """Take the mutex for a look-up in a map that may change meanwhile."""
     if map.seal & SEAL_READ_ONLY:
@@ -327,7 +323,7 @@ cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
     if gfn >= map.pages:
         return KVMATTR_BAD_GFN
     family = map.family
-    if not map.seal & SEAL_READ_ONLY and shared(family):
+    if not map.seal & SEAL_READ_ONLY and family_shared(family):
         return get_apart(map, gfn)
     shift = level_shift(map.level)
     if gfn >> shift:
@@ -355,7 +351,7 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
         return KVMATTR_BAD_POINTER
     if count and kernels.largest(gfns, count) >= map.pages:
         return KVMATTR_BAD_GFN
-    pins = not map.seal & SEAL_READ_ONLY and shared(map.family)
+    pins = not map.seal & SEAL_READ_ONLY and family_shared(map.family)
     if pins:
         pin(&pinned, map)
         view = &pinned
@@ -619,7 +615,7 @@ cdef const Map *cursor_view(Cursor *cursor) noexcept nogil:
     """The map's newest state, in a form that stays while this thread looks at it."""
     cdef const Map *map = cursor.map
     cdef bint entered
-    if map.seal & SEAL_READ_ONLY or not shared(map.family):
+    if map.seal & SEAL_READ_ONLY or not family_shared(map.family):
         cursor_unpin(cursor)
         cursor.window.seen = map.version
         return map

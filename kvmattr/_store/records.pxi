@@ -9,11 +9,12 @@ cdef enum:
 
 cdef object runs_array(const Map *pinned, uint64_t lo, uint64_t hi):
     """The runs of [lo, hi), not empty. It is pinned, so others may write to the map meanwhile."""
-    cdef uint64_t room = PAGES_PER_BLOCK + RUNS_IN_LEAF * min(leaf_count(pinned.family), (hi - lo) >> 9)
+    cdef uint64_t room
     cdef RunRecord *few = NULL
     cdef Py_buffer view
     cdef RunSink sink
     cdef size_t collected, count
+    room = PAGES_PER_BLOCK + RUNS_IN_LEAF * min(leaf_count(pinned.family), (hi - lo) >> 9)
     room = min(room, hi - lo, <uint64_t>RUNS_COLLECTED)
     few = <RunRecord *>malloc(room * sizeof(RunRecord))
     if few == NULL:
@@ -37,9 +38,14 @@ cdef object runs_array(const Map *pinned, uint64_t lo, uint64_t hi):
         free(few)
 
 
-cdef inline uint64_t leaf_count(const Family *family) noexcept nogil:
+cdef inline uint64_t leaf_count(Family *family) noexcept nogil:
+    """Leaves and run lists of all maps of a family."""
     cdef const Counters *has = &family.counters
-    return has.bitmap_leaves + has.palette_leaves + has.run_leaves + has.byte_leaves + has.run_lists
+    cdef bint entered = family_enter(family)
+    cdef uint64_t leaves = (has.bitmap_leaves + has.palette_leaves + has.run_leaves + has.byte_leaves
+                            + has.run_lists)
+    family_leave(family, entered)
+    return leaves
 
 
 cdef packed struct DiffRecord:
