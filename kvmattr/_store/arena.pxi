@@ -11,9 +11,9 @@
 # What a handle names can be read off its low bits: a node begins a page (handle % 512 == 0), a bitmap leaf
 # begins a cache line (handle % 8 == 0), a coded record begins 8 bytes after a multiple of 16 (odd handle).
 # Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
-# raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for the sake of programs with thousands of maps;
-# together with segment 2 it holds a fully fragmented guest of 64 GiB. Which of the two a handle lies in the processor
-# mostly foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels.h:
+# raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for programs with thousands of maps; together
+# with segment 2 it holds a fully fragmented guest of 64 GiB. Which of the two a handle lies in the processor mostly
+# foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels.h:
 # kvmattr_foreseen).
 #
 # Reserve, then commit: arena_reserve() makes sure of enough free pages for the worst that one update can
