@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvmattr import Operation
+from kvmattr import AttributeMap, Operation
 
 EVERYTHING = 2**52
 
@@ -128,6 +128,36 @@ def test_ranges_across_the_block_edges_of_every_level(WideMap, at):
         assert m.write(start, stop, 0) is True
         m.validate()
     assert m.run_count == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_first_page_of_a_block_stands_for_it(shared):
+    """Entries know the value of the first page below them: queries that ask no more follow each change of it."""
+    npages = 3 * 2**18 + 100
+    pages = np.resize(np.array([1, 5], dtype=np.uint8), npages)
+    pages[2**18 : 2**18 + 512] = np.resize(np.array([1, 5, 4, 1], dtype=np.uint8), 512)  # a coded leaf
+    pages[2**18 + 1024 : 2**18 + 2048] = 5
+    m = AttributeMap(npages)
+    m[0:npages] = pages
+    kept = m.snapshot() if shared else None
+    before = pages.copy()
+    rng = np.random.default_rng(2)
+    edges = [0, 512, 1024, 2**18 - 512, 2**18, 2**18 + 512, 2**18 + 1024, 2**18 + 1536, 2**19, 3 * 2**18]
+    for turn in range(300):
+        gfn = int(rng.choice(edges)) if turn % 3 else 512 * int(rng.integers(0, npages // 512))
+        attributes = int(rng.choice([1, 5, 5, 1, 7]))
+        assert m.write(gfn, gfn + 1, attributes) == (pages[gfn] != attributes)
+        pages[gfn] = attributes
+        assert m.get(gfn) == attributes
+        assert m.find(gfn, attributes) == gfn
+        assert m.all(gfn, gfn + 1, attributes)
+        assert m.run(gfn)[2] == attributes
+        assert m.uniform(gfn, gfn + 2) == (attributes if pages[gfn + 1] == attributes else None)
+        if turn % 10 == 0:
+            m.validate()
+            assert m.count(0, npages, 4, 4) == np.count_nonzero(pages & 4)
+    assert np.array_equal(m[:], pages)
+    assert kept is None or np.array_equal(kept[:], before)
 
 
 def test_fill_and_clear_return_none_and_always_raise_the_version(Map):

@@ -324,8 +324,9 @@ cdef UpdateResult map_recode(Map *map, uint64_t gfn, uint8_t k, uint8_t x, uint8
 
 cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. In a bitmap leaf of ours that holds both the old and the new value it is a flip
-    of one bit; in one that is shared and in a uniform block it is that after a copy; coded leaves are changed in place
-    where they have room; everything else goes the way of a range."""
+    of one bit (and of its entry's F, for the first page of a block); in one that is shared and in a uniform block
+    it is that after a copy; coded leaves are changed in place where they have room; everything else goes the way of
+    a range."""
     cdef Family *family = map.family
     cdef Entry e = map.root
     cdef PageInfo *info
@@ -333,10 +334,12 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
     cdef int level = map.level
     cdef bint ours = True
     cdef bint shared = False
+    cdef bint first = gfn & 511 == 0
     cdef uint8_t old, new
     cdef uint64_t *words
     cdef uint64_t word, bit
-    if gfn >= level_span(level) or gfn & 511 == 0 or gfn + 1 == map.pages:
+    cdef Entry *slot = &map.root
+    if gfn >= level_span(level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
         return map_update(map, gfn, gfn + 1, k, x)
     while level > 2:
         if handle == 0 or not is_node(handle) or entry_k(e) != 0xff or entry_x(e) != 0:
@@ -344,7 +347,8 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
         info = page_info(family, handle >> 9)
         ours &= info.references == 1
         shared = info.shares
-        e = node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
+        slot = &node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
+        e = slot[0]
         handle = entry_handle(e)
         level -= 1
     if is_coded(handle):
@@ -352,7 +356,7 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
         new = (old & k) ^ x
         if new == old:
             return UPDATE_UNCHANGED
-        if entry_k(e) == 0xff:
+        if entry_k(e) == 0xff and not first:
             return map_recode(map, gfn, k, x, new ^ entry_x(e), new ^ old)
         return map_update(map, gfn, gfn + 1, k, x)
     kvmattr_count_pages(family, 1)
@@ -363,7 +367,7 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
-    if handle == 0:
+    if handle == 0 and not first:
         return map_flip(map, gfn, new ^ old)
     if (new ^ old) != entry_k(e):
         return map_update(map, gfn, gfn + 1, k, x)
@@ -372,8 +376,11 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
     if word + 1 <= 1 and words_uniform(words - ((gfn >> 6) & 7), (gfn >> 6) & 7, word):
         return map_update(map, gfn, gfn + 1, k, x)
     if not ours or ((shared or map.level == 2) and reference_count(family, handle)[0] != 1):
-        return map_flip(map, gfn, new ^ old)
+        return map_update(map, gfn, gfn + 1, k, x) if first else map_flip(map, gfn, new ^ old)
     words[0] = word
+    if first:
+        # The block's F. The F of the entries above is another block's, and V has what the leaf's values differ in.
+        slot[0] = e ^ <uint64_t>entry_k(e) << 56
     kvmattr_raise_version(&map.version, 1)
     return UPDATE_CHANGED
 
