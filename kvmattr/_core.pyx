@@ -76,7 +76,7 @@ get                                tree_get (tree.pxi)                          
 write, or_, and_, update           map_update: map_would_change, arena_reserve,         height + two leaves
                                    map_change -> entry_update
 put, m[gfn] = v                    map_put: a flip of a bit, one cell of a coded leaf,  height
-                                   else as above; many at once: kernels.put (kernels.h)
+                                   else as above; many at once: put_located (batch.pxi)
 take                               kernels.take (kernels.h)                             height a page
 all, any, find, uniform, run       map_search (query.pxi)                               height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
@@ -153,6 +153,11 @@ cdef extern from "simd.h" nogil:
         int count
         uint8_t value
 
+    enum: KVMATTR_LOCATED
+    ctypedef struct kvmattr_located:
+        uint64_t firsts
+    int kvmattr_flip(const kvmattr_located *located, const kvmattr_located *next, int start, int n,
+                     uint64_t *changed) noexcept nogil
     ctypedef struct kvmattr_kernels:
         const char *name
         void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
@@ -173,8 +178,8 @@ cdef extern from "simd.h" nogil:
                           uint8_t mask, uint64_t *left) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
-        int (*put)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
-                   size_t step, uint64_t last, uint64_t *changed) noexcept nogil
+        void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
+                       size_t step, uint64_t last, kvmattr_located *located) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)

@@ -46,6 +46,20 @@ typedef struct kvmattr_change_list {
     uint8_t value;              /* of the page before the first; afterwards of the last page */
 } kvmattr_change_list;
 
+/* Pages about to be written, and how: word = (word & keep) ^ toggle is the new value of page i. Bits of `away`: pages
+ * that a flip of a bit does not do. Their way leads through a pending operation or a run list, beyond the root or to
+ * another leaf than a bitmap; the new value could be neither of the leaf's two; or entries above the block know the
+ * page (`last`, and the first of a node of level 3). Bits of `firsts`: pages that are the first of their block, which
+ * the block's own entry knows. */
+enum { KVMATTR_LOCATED = 64 };
+
+typedef struct kvmattr_located {
+    uint64_t *where[KVMATTR_LOCATED];
+    uint64_t keep[KVMATTR_LOCATED];
+    uint64_t toggle[KVMATTR_LOCATED];
+    uint64_t away, firsts;
+} kvmattr_located;
+
 typedef struct kvmattr_kernels {
     const char *name;
     /* out[i] = (bit i ? k : 0) ^ x, for the 512 bits of a bitmap leaf. */
@@ -85,13 +99,10 @@ typedef struct kvmattr_kernels {
     uint64_t (*popcount)(const uint64_t *words, size_t n);
     /* The largest of n gfns: one pass that checks a batch before anything is done. */
     uint64_t (*largest)(const uint64_t *gfns, size_t n);
-    /* new = (old & k[i * step]) ^ x[i * step] on the pages gfns[i], n at most 64, in order, by flipping their bits;
-     * all are walked down before the first bit is touched. Returns how many pages are done: it ends at one that a
-     * flip does not do (its way leads through a pending operation or a run list, beyond the root or to another leaf
-     * than a bitmap; the new value is neither of the leaf's two, or leaves the leaf with one; it is the first page
-     * of its block, whose value the entries above know, or the page `last`). Adds what changed to *changed. */
-    int (*put)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
-               size_t step, uint64_t last, uint64_t *changed);
+    /* Walk down to the n pages gfns[i], at most KVMATTR_LOCATED: what new = (old & k[i * step]) ^ x[i * step] does to
+     * the bit of each (kvmattr_located). */
+    void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
+                   size_t step, uint64_t last, kvmattr_located *located);
     /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
 } kvmattr_kernels;
@@ -149,5 +160,33 @@ static inline void kvmattr_prefetch_to_write(const void *p)
 
 static inline int kvmattr_first_bit(uint64_t word) { return __builtin_ctzll(word); }
 static inline int kvmattr_last_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
+
+/* Flip located pages, from number `from` on and in order, up to the first that a flip does not do: one that is away, or
+ * whose leaf would have one value only. Returns its number, or n; adds the pages that changed to *changed. For each page
+ * one word of `next` is asked for, all of which are there: so the requests are spread over the work, where a burst of
+ * them would wait for a place in line. */
+static inline int kvmattr_flip(const kvmattr_located *located, const kvmattr_located *next, int from, int n,
+                               uint64_t *changed)
+{
+    uint64_t away = located->away >> from, sum = 0;
+    int upto = away && from + kvmattr_first_bit(away) < n ? from + kvmattr_first_bit(away) : n, i;
+    for (i = from; i < upto; i++) {
+        uint64_t *where = located->where[i], old = *where;
+        uint64_t word = (old & located->keep[i]) ^ located->toggle[i];
+        if (__builtin_expect(word + 1 <= 1 && word != old, 0)) {
+            const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & ~(uintptr_t)63);
+            uint64_t differ = 0;
+            for (int other = 0; other < 8; other++)
+                differ |= leaf + other == where ? 0 : leaf[other] ^ word;
+            if (differ == 0)
+                break;
+        }
+        sum += word != old;
+        *where = word;
+        kvmattr_prefetch_to_write(next->where[i]);
+    }
+    *changed += sum;
+    return i;
+}
 
 #endif /* KVMATTR_KERNELS_H */

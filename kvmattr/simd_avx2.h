@@ -69,7 +69,7 @@ static const kvmattr_kernels kvmattr_avx2 = {
     "avx2", kvmattr_expand_avx2, kvmattr_palette_portable, kvmattr_affine_avx2, kvmattr_match_avx2,
     kvmattr_changes_avx2, kvmattr_varying_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
-    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_put_avx2, kvmattr_take_avx2,
+    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_take_avx2,
 };
 
 #endif /* KVMATTR_SIMD_AVX2_H */

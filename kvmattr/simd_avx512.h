@@ -266,21 +266,22 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
     kvmattr_take_avx2(walk, gfns + done, out + done, n - done);
 }
 
-KVMATTR_AVX512 static int kvmattr_put_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int n,
-                                             const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
-                                             uint64_t *changed)
+KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int n,
+                                                 const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
+                                                 kvmattr_located *located)
 {
     const __m512i low32 = _mm512_set1_epi64(0xffffffff), in_node = _mm512_set1_epi64(511);
     const __m512i low8 = _mm512_set1_epi64(0xff), seven = _mm512_set1_epi64(7), in_word = _mm512_set1_epi64(63);
     const __m512i operation = _mm512_set1_epi64(0xffff00000000), none = _mm512_set1_epi64(0xff00000000);
     const __m512i span = _mm512_set1_epi64((long long)walk->span), end = _mm512_set1_epi64((long long)last);
-    const __m512i one = _mm512_set1_epi64(1), every = _mm512_set1_epi64(-1);
+    const __m512i in_level3 = _mm512_set1_epi64(0x3ffff), one = _mm512_set1_epi64(1), every = _mm512_set1_epi64(-1);
     uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
     uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint64_t kept[KVMATTR_GROUP] __attribute__((aligned(64))), toggled[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint64_t away = 0, sum = 0;
-    if (n < KVMATTR_GROUP || walk->nsegments > KVMATTR_WIDE_SEGMENTS)
-        return kvmattr_put_avx2(walk, gfns, n, ks, xs, step, last, changed);
+    uint64_t away = 0, firsts = 0;
+    if (n < KVMATTR_GROUP || walk->nsegments > KVMATTR_WIDE_SEGMENTS) {
+        kvmattr_locate_avx2(walk, gfns, n, ks, xs, step, last, located);
+        return;
+    }
     const kvmattr_bases bases = kvmattr_bases_of(walk);
     for (int v = 0; v < KVMATTR_VECTORS; v++)
         _mm512_store_si512(entries + KVMATTR_LANES * v, _mm512_set1_epi64((long long)walk->root));
@@ -305,12 +306,12 @@ KVMATTR_AVX512 static int kvmattr_put_avx512(const kvmattr_walk *walk, const uin
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
         __m512i handle = _mm512_and_si512(entry, low32);
         __mmask8 coded = _mm512_test_epi64_mask(handle, seven);
-        __mmask8 astray = coded | _mm512_testn_epi64_mask(handle, low32) | _mm512_testn_epi64_mask(gfn, in_node) |
+        __mmask8 astray = coded | _mm512_testn_epi64_mask(handle, low32) | _mm512_testn_epi64_mask(gfn, in_level3) |
                           _mm512_cmpge_epu64_mask(gfn, span) | _mm512_cmpeq_epu64_mask(gfn, end);
         handle = _mm512_maskz_mov_epi64((__mmask8)~coded, handle);
         __m512i word = _mm512_and_si512(_mm512_srli_epi64(gfn, 6), seven);
-        _mm512_store_si512(at + KVMATTR_LANES * v,
-                           _mm512_add_epi64(kvmattr_addresses(&bases, handle), _mm512_slli_epi64(word, 3)));
+        _mm512_storeu_si512(located->where + KVMATTR_LANES * v,
+                            _mm512_add_epi64(kvmattr_addresses(&bases, handle), _mm512_slli_epi64(word, 3)));
         /* As kvmattr_flip_of: what becomes of a page that has x, and of one that has the other value. */
         __m512i k = _mm512_and_si512(_mm512_srli_epi64(entry, 32), low8);
         __m512i x = _mm512_and_si512(_mm512_srli_epi64(entry, 40), low8);
@@ -326,23 +327,14 @@ KVMATTR_AVX512 static int kvmattr_put_avx512(const kvmattr_walk *walk, const uin
         astray |= zero_flips & _mm512_cmpneq_epu64_mask(was_zero, k);
         astray |= one_stays & _mm512_cmpneq_epu64_mask(was_one, k);
         __m512i bit = _mm512_sllv_epi64(one, _mm512_and_si512(gfn, in_word));
-        _mm512_store_si512(kept + KVMATTR_LANES * v,
-                           _mm512_mask_andnot_epi64(every, (__mmask8)~(zero_flips ^ one_stays), bit, every));
-        _mm512_store_si512(toggled + KVMATTR_LANES * v, _mm512_maskz_mov_epi64(zero_flips, bit));
+        _mm512_storeu_si512(located->keep + KVMATTR_LANES * v,
+                            _mm512_mask_andnot_epi64(every, (__mmask8)~(zero_flips ^ one_stays), bit, every));
+        _mm512_storeu_si512(located->toggle + KVMATTR_LANES * v, _mm512_maskz_mov_epi64(zero_flips, bit));
         away |= (uint64_t)astray << (KVMATTR_LANES * v);
+        firsts |= (uint64_t)_mm512_testn_epi64_mask(gfn, in_node) << (KVMATTR_LANES * v);
     }
-    int upto = away ? __builtin_ctzll(away) : KVMATTR_GROUP, i;
-    for (i = 0; i < upto; i++)
-        kvmattr_prefetch_to_write((const void *)at[i]);
-    for (i = 0; i < upto; i++) {
-        uint64_t *where = (uint64_t *)at[i], old = *where, word = (old & kept[i]) ^ toggled[i];
-        if (kvmattr_leaves_one_value(where, old, word))
-            break;
-        sum += word != old;
-        *where = word;
-    }
-    *changed += sum;
-    return i;
+    located->away = away;
+    located->firsts = firsts;
 }
 
 /* ---- leaves of a node ---- */
@@ -404,7 +396,7 @@ static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_palette_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
     kvmattr_changes_avx512, kvmattr_varying_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
-    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_put_avx512, kvmattr_take_avx512,
+    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_take_avx512,
 };
 
 #endif /* KVMATTR_SIMD_AVX512_H */

@@ -278,33 +278,17 @@ KVMATTR_CHANGES(portable, )
 KVMATTR_NODES(portable, )
 
 /* An update of one page of a bitmap leaf, as what it does to its word: (word & keep) ^ toggle. */
-typedef struct kvmattr_flip {
-    uint64_t keep, toggle;
-} kvmattr_flip;
-
 /* The flip that new = (old & keep) ^ toggle is in a leaf with the values x and k ^ x; 0 if a new value could be
  * neither of these. */
 static inline int kvmattr_flip_of(uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint64_t gfn,
-                                  kvmattr_flip *flip)
+                                  uint64_t *word_keep, uint64_t *word_toggle)
 {
     /* What becomes of a page that has x, and of one that has the other value: 0 stands for x, k for the other. */
     uint8_t zero = (uint8_t)((x & keep) ^ toggle ^ x), one = (uint8_t)(((x ^ k) & keep) ^ toggle ^ x);
     uint64_t bit = (uint64_t)1 << (gfn & 63);
-    flip->keep = zero == one ? ~bit : ~(uint64_t)0;
-    flip->toggle = zero ? bit : 0;
+    *word_keep = zero == one ? ~bit : ~(uint64_t)0;
+    *word_toggle = zero ? bit : 0;
     return (zero == 0 || zero == k) && (one == 0 || one == k);
-}
-
-/* Whether a bitmap leaf, aligned to its 64 bytes, has one value only once *where is `word` instead of `old`. */
-static inline int kvmattr_leaves_one_value(const uint64_t *where, uint64_t old, uint64_t word)
-{
-    if (word + 1 > 1 || word == old)
-        return 0;
-    const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & ~(uintptr_t)63);
-    uint64_t differ = 0;
-    for (int i = 0; i < 8; i++)
-        differ |= leaf + i == where ? 0 : leaf[i] ^ word;
-    return differ == 0;
 }
 
 /* Pages of a group whose bits are set in `which` lie in coded leaves, named by their entries; k and x are what is to be
@@ -385,53 +369,44 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
         else                                                                                                 \
             kvmattr_take_levels_##NAME(walk, gfns, out, n, walk->level);                                     \
     }                                                                                                        \
-    TARGET KVMATTR_INLINE int kvmattr_put_levels_##NAME(                                                     \
+    TARGET KVMATTR_INLINE void kvmattr_locate_levels_##NAME(                                                 \
         const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *ks, const uint8_t *xs,         \
-        size_t step, uint64_t last, uint64_t *changed, int levels)                                           \
+        size_t step, uint64_t last, kvmattr_located *located, int levels)                                    \
     {                                                                                                        \
         const uintptr_t *bias = walk->bias;                                                                  \
         const uint64_t root = walk->root, span = walk->span;                                                 \
-        uint64_t *where[64];                                                                                 \
-        kvmattr_flip flips[64];                                                                              \
-        int i;                                                                                               \
-        for (i = 0; i < n; i++) {                                                                            \
+        uint64_t all_away = 0, firsts = 0;                                                                   \
+        for (int i = 0; i < n; i++) {                                                                        \
             uint64_t gfn = gfns[i], entry = root;                                                            \
-            uint32_t handle = (uint32_t)entry, away = gfn >= span || gfn == last || !(gfn & 511);            \
+            uint32_t handle = (uint32_t)entry, away = gfn >= span || gfn == last || !(gfn & 0x3ffff);        \
             for (int level = levels; level > 2; level--) {                                                   \
                 /* k = 0xff and x = 0 in an entry on which nothing is pending. */                            \
                 away |= (handle & 511) | (((uint32_t)(entry >> 32) & 0xffff) ^ 0xff);                        \
                 entry = kvmattr_words(bias, handle & 511 ? 0 : handle)[(gfn >> (9 * (level - 2))) & 511];    \
                 handle = (uint32_t)entry;                                                                    \
             }                                                                                                \
-            where[i] = kvmattr_words(bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);                      \
+            located->where[i] = kvmattr_words(bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);             \
+            /* Asked for at once: this walk is slow enough to hide it. */                                    \
+            kvmattr_prefetch_to_write(located->where[i]);                                                    \
             away |= handle == 0 || handle & 7;                                                               \
             away |= !kvmattr_flip_of((uint8_t)(entry >> 32), (uint8_t)(entry >> 40), ks[i * step],           \
-                                     xs[i * step], gfn, &flips[i]);                                          \
-            if (away)                                                                                        \
-                break;                                                                                       \
-            kvmattr_prefetch_to_write(where[i]);                                                             \
+                                     xs[i * step], gfn, &located->keep[i], &located->toggle[i]);             \
+            all_away |= (uint64_t)(away != 0) << i;                                                          \
+            firsts |= (uint64_t)!(gfn & 511) << i;                                                           \
         }                                                                                                    \
-        int upto = i;                                                                                        \
-        uint64_t sum = 0;                                                                                    \
-        for (i = 0; i < upto; i++) {                                                                         \
-            uint64_t old = *where[i], word = (old & flips[i].keep) ^ flips[i].toggle;                        \
-            if (kvmattr_leaves_one_value(where[i], old, word))                                               \
-                break;                                                                                       \
-            sum += word != old;                                                                              \
-            *where[i] = word;                                                                                \
-        }                                                                                                    \
-        *changed += sum;                                                                                     \
-        return i;                                                                                            \
+        located->away = all_away;                                                                            \
+        located->firsts = firsts;                                                                            \
     }                                                                                                        \
-    TARGET static int kvmattr_put_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,              \
-                                         const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,   \
-                                         uint64_t *changed)                                                  \
+    TARGET static void kvmattr_locate_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,          \
+                                             const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,\
+                                             kvmattr_located *located)                                       \
     {                                                                                                        \
         if (walk->level == 4)                                                                                \
-            return kvmattr_put_levels_##NAME(walk, gfns, n, ks, xs, step, last, changed, 4);                 \
-        if (walk->level == 3)                                                                                \
-            return kvmattr_put_levels_##NAME(walk, gfns, n, ks, xs, step, last, changed, 3);                 \
-        return kvmattr_put_levels_##NAME(walk, gfns, n, ks, xs, step, last, changed, walk->level);           \
+            kvmattr_locate_levels_##NAME(walk, gfns, n, ks, xs, step, last, located, 4);                     \
+        else if (walk->level == 3)                                                                           \
+            kvmattr_locate_levels_##NAME(walk, gfns, n, ks, xs, step, last, located, 3);                     \
+        else                                                                                                 \
+            kvmattr_locate_levels_##NAME(walk, gfns, n, ks, xs, step, last, located, walk->level);           \
     }
 
 KVMATTR_WALKS(portable, )
@@ -440,7 +415,7 @@ static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_palette_portable, kvmattr_affine_portable, kvmattr_match_portable,
     kvmattr_changes_portable, kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
-    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_put_portable, kvmattr_take_portable,
+    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_take_portable,
 };
 
 #endif /* KVMATTR_SIMD_PLAIN_H */

@@ -97,6 +97,27 @@ def test_puts_build_and_undo_every_kind_of_block(Map, values):
     assert m.level(0) == 2
 
 
+def test_put_finds_pages_again_when_their_leaves_are_moved_meanwhile(Map):
+    gib = 1 << 18
+    m = Map(3 * gib)
+    dense = np.zeros(3 * gib, np.uint8)
+    # A ninth of the leaves stays, spread over all slabs, so that these are emptied after the others were dropped: a
+    # node after every update, the last one's, which has nearly all of them, after the first pages of the batch.
+    kept = 2 * gib + 512 * np.arange(128) + 7
+    dropped = np.concatenate([first * gib + 512 * np.arange(1, 509) + 9 for first in (0, 1)])
+    leaves = np.concatenate([[5, gib + 5, kept[127]], np.c_[kept[:127], dropped.reshape(127, 8)].ravel()])
+    m.put(leaves, 1)
+    dense[leaves] = 1
+    for first in (0, gib):
+        m.write(first + 512, first + gib, 0)
+        dense[first + 512 : first + gib] = 0
+    gfns = np.c_[kept + 1, 512 * np.arange(1, 129) + 5].ravel()
+    m.put(gfns, 1)
+    dense[gfns] = 1
+    m.validate()
+    assert (m.to_numpy(0, 3 * gib) == dense).all()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64, np.uint64, ">u8"])
 def test_put_takes_any_integer_type_and_stride(Map, dtype):
     m = Map(128)

@@ -5,9 +5,8 @@
 # read without it. A writer that will drop the GIL announces itself while it still holds it.
 
 cdef enum:
-    PUT_GROUP = 512             # single pages for each hold of the mutex: at most about 25 us
+    PUT_GROUP = 1024            # single pages for each hold of the mutex: 5 us of flips, at most about 100 us
     UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
-    LOCATED = 64                # pages whose leaves are asked for at once
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
@@ -182,25 +181,92 @@ cdef struct Batch:
     uint64_t changed
 
 
-cdef inline int put_flips(Map *map, Batch *batch, size_t first, size_t upto) noexcept nogil:
-    """Flip the bits of as many of the next pages as can be changed by that, all located before the first is
-    touched; the number of pages that are done. It ends at a page that needs more, since what that does may move
-    the leaves of those after it."""
+cdef void blocks_know_firsts(Map *map, const uint64_t *gfns, uint64_t firsts) noexcept nogil:
+    """Pages that are the first of their block, in a bitmap leaf and with nothing pending above it, may have been
+    flipped: their values into the blocks' entries."""
+    cdef Entry *slot
+    cdef uint64_t gfn
+    cdef int level
+    while firsts:
+        gfn = gfns[kvmattr_first_bit(firsts)]
+        firsts &= firsts - 1
+        slot = &map.root
+        level = map.level
+        while level > 2:
+            slot = &node_at(map.family, entry_handle(slot[0]))[(gfn >> (9 * (level - 2))) & 511]
+            level -= 1
+        slot[0] = entry_make(entry_handle(slot[0]), entry_k(slot[0]), entry_x(slot[0]), entry_varying(slot[0]),
+                             leaf_raw(map.family, entry_handle(slot[0]), 0) & entry_k(slot[0]) ^ entry_x(slot[0]))
+
+
+cdef inline uint64_t bits_between(int start, int stop) noexcept nogil:
+    return 0 if start >= stop else (<uint64_t>-1 << start) & (<uint64_t>-1 >> (64 - stop))
+
+
+cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvmattr_located *located) noexcept nogil:
+    """The next group of single pages, up to `upto`; how many they are."""
     cdef kvmattr_walk walk = walk_of(map)
-    cdef size_t at = first * batch.step
-    cdef uint64_t changed = 0
-    cdef int done = kernels.put(&walk, batch.starts + first, LOCATED if upto - first > LOCATED else <int>(upto - first),
-                                batch.k + at, batch.x + at, batch.step, map.pages - 1, &changed)
-    batch.changed += changed
-    kvmattr_raise_version(&map.version, changed)
-    return done
+    cdef size_t cell = at * batch.step
+    cdef int n = KVMATTR_LOCATED if upto - at > KVMATTR_LOCATED else <int>(upto - at)
+    if n:
+        kernels.locate(&walk, batch.starts + at, n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, located)
+    return n
+
+
+cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogil:
+    cdef UpdateResult result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
+    if result > 0:
+        batch.changed += 1
+    return result
+
+
+cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) noexcept nogil:
+    """Single pages from number *i on, up to `upto` and in order, of a map that shares with none. They are located
+    in groups, one group ahead: while one is flipped, the leaves of the next come nearer. What a flip does not do goes
+    the way of one page, after which the others may have to be located again. *i is how far it came: to the end, unless
+    locating did not pay or memory was refused."""
+    cdef kvmattr_located[2] groups
+    cdef kvmattr_located *now = &groups[0]
+    cdef kvmattr_located *ahead = &groups[1]
+    cdef uint64_t rearranged = map.family.rearranged, changed
+    cdef int n = locate(map, batch, i[0], upto, now), following, at, done
+    cdef UpdateResult result
+    while n:
+        following = locate(map, batch, i[0] + n, upto, ahead)
+        at = 0
+        while True:
+            changed = 0
+            done = kvmattr_flip(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
+            if now.firsts:
+                blocks_know_firsts(map, batch.starts + i[0], now.firsts & bits_between(at, done))
+            batch.changed += changed
+            kvmattr_raise_version(&map.version, changed)
+            at = done
+            if at == n:
+                break
+            result = put_one(map, batch, i[0] + at)
+            if result < 0:
+                i[0] += at
+                return result
+            at += 1
+            if map.family.rearranged != rearranged:
+                break
+        i[0] += at
+        if map.family.rearranged != rearranged:
+            if at < KVMATTR_LOCATED // 8:
+                break
+            rearranged = map.family.rearranged
+            n = locate(map, batch, i[0], upto, now)
+        else:
+            now, ahead = ahead, now
+            n = following
+    return UPDATE_CHANGED
 
 
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
     cdef size_t group, i = batch.done
     cdef size_t beside = 0
-    cdef int flipped
     cdef UpdateResult result = UPDATE_UNCHANGED
     while i < upto:
         group = i + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
@@ -208,20 +274,17 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
         pthread_mutex_lock(&map.family.mutex)
         if batch.stops == NULL:
             while i < group:
-                # While nobody shares with this map, every leaf is its own.
-                if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and upto - i >= LOCATED and i >= beside:
-                    flipped = put_flips(map, batch, i, upto)
-                    i += flipped
-                    # Where hardly any page is a plain flip, looking ahead does not pay for a while.
-                    if flipped < LOCATED // 8:
-                        beside = i + LOCATED
-                    if flipped == LOCATED:
-                        continue
-                result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
+                # While nobody shares with this map, every leaf is its own. Where hardly any page is a plain flip,
+                # looking ahead does not pay for a while.
+                if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and i >= beside:
+                    result = put_located(map, batch, &i, group)
+                    if i < group:
+                        beside = i + KVMATTR_LOCATED
+                else:
+                    result = put_one(map, batch, i)
+                    i += result >= 0
                 if result < 0:
                     break
-                batch.changed += result
-                i += 1
         else:
             while i < group:
                 result = map_update(map, batch.starts[i], batch.stops[i], batch.k[i * batch.step],

@@ -134,6 +134,7 @@ cdef inline void record_move(Family *family, Entry *slot) noexcept nogil:
     cdef int size_class
     if not info.leaving or reference_count(family, handle)[0] != 1:
         return
+    family.rearranged += 1
     size_class = info.kind - PAGE_SLAB
     copy = record_take(family, size_class)
     memcpy(address_of(family, copy), address_of(family, handle),

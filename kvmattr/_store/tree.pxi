@@ -221,6 +221,7 @@ cdef void map_lower(Map *map) noexcept nogil:
 cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [start, stop), not empty; the worst case is reserved."""
     cdef uint64_t covered
+    map.family.rearranged += 1
     # The pages above npages always equal the last one, so that an update that reaches npages covers whole
     # subtrees to the end of the space (a 64 GiB guest in a root of 512 GiB needs one word for an OR over all).
     if stop == map.pages:
