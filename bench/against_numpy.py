@@ -36,7 +36,7 @@ class Row:
 ROWS: list[Row] = []
 
 
-def row(name: str, target: float | None, rounds: int = 21) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
+def row(name: str, target: float | None, rounds: int = 22) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
     def add(make: Callable[[Guest], Arms]) -> Callable[[Guest], Arms]:
         ROWS.append(Row(name, target, rounds, make))
         return make
@@ -128,12 +128,12 @@ def update_many(guest: Guest, values: int) -> Arms:
     )
 
 
-@row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 2 values", 0.50, rounds=5)
+@row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 2 values", 0.50, rounds=6)
 def update_many_2(guest: Guest) -> Arms:
     return update_many(guest, 2)
 
 
-@row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 8 values", None, rounds=5)
+@row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 8 values", None, rounds=6)
 def update_many_8(guest: Guest) -> Arms:
     return update_many(guest, 8)
 
@@ -226,7 +226,7 @@ def write_changed(guest: Guest) -> Arms:
 # ---- one range a call ----
 
 
-@row("write 1 TiB", 1.5e-5, rounds=9)
+@row("write 1 TiB", 1.5e-5, rounds=10)
 def write_terabyte(guest: Guest) -> Arms:
     m, a = AttributeMap(guest.terabyte), np.zeros(guest.terabyte, np.uint8)
     write, values = m.write, [1, 2] * 500
@@ -404,12 +404,12 @@ def or_everywhere(guest: Guest, timed_writes: bool) -> Arms:
     )
 
 
-@row("or_ over fragmented 64 GiB, 10 page writes before it", 0.01, rounds=101)
+@row("or_ over fragmented 64 GiB, 10 page writes before it", 0.01, rounds=102)
 def or_after_writes(guest: Guest) -> Arms:
     return or_everywhere(guest, timed_writes=False)
 
 
-@row("the same, with the 10 calls of write on the clock", None, rounds=101)
+@row("the same, with the 10 calls of write on the clock", None, rounds=102)
 def or_and_writes(guest: Guest) -> Arms:
     return or_everywhere(guest, timed_writes=True)
 
@@ -538,12 +538,12 @@ def runs_few_records(guest: Guest) -> Arms:
     return same_runs(*few_runs(guest))
 
 
-@row("runs: 16.8M", 0.40, rounds=7)
+@row("runs: 16.8M", 0.40, rounds=8)
 def runs_all(guest: Guest) -> Arms:
     return runs(*guest.fragmented())
 
 
-@row("runs: 16.8M, numpy makes the same records", None, rounds=7)
+@row("runs: 16.8M, numpy makes the same records", None, rounds=8)
 def runs_all_records(guest: Guest) -> Arms:
     return same_runs(*guest.fragmented())
 

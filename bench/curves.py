@@ -12,7 +12,7 @@ from bench.guest import Guest, same
 from bench.rounds import Arms, compare
 from kvmattr import AttributeMap
 
-ROUNDS = 9
+ROUNDS = 10
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ typedef struct kvmattr_change_list {
 
 /* Pages about to be written, and how: word = (word & keep) ^ toggle is the new value of page i. Bits of `away`: pages
  * that a flip of a bit does not do. Their way leads through a pending operation or a run list, beyond the root or to
- * another leaf than a bitmap; the new value could be neither of the leaf's two; or entries above the block know the
- * page (`last`, and the first of a node of level 3). Bits of `firsts`: pages that are the first of their block, which
- * the block's own entry knows. */
+ * another leaf than a bitmap, then `where` is near its header; or the new value could be neither of the leaf's two; or
+ * entries above the block know the page (`last`, and the first of a node of level 3). Bits of `firsts`: pages that are
+ * the first of their block, which the block's own entry knows. */
 enum { KVMATTR_LOCATED = 64 };
 
 typedef struct kvmattr_located {

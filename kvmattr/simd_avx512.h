@@ -305,10 +305,9 @@ KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const
         __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
         __m512i handle = _mm512_and_si512(entry, low32);
-        __mmask8 coded = _mm512_test_epi64_mask(handle, seven);
-        __mmask8 astray = coded | _mm512_testn_epi64_mask(handle, low32) | _mm512_testn_epi64_mask(gfn, in_level3) |
-                          _mm512_cmpge_epu64_mask(gfn, span) | _mm512_cmpeq_epu64_mask(gfn, end);
-        handle = _mm512_maskz_mov_epi64((__mmask8)~coded, handle);
+        __mmask8 astray = _mm512_test_epi64_mask(handle, seven) | _mm512_testn_epi64_mask(handle, low32) |
+                          _mm512_testn_epi64_mask(gfn, in_level3) | _mm512_cmpge_epu64_mask(gfn, span) |
+                          _mm512_cmpeq_epu64_mask(gfn, end);
         __m512i word = _mm512_and_si512(_mm512_srli_epi64(gfn, 6), seven);
         _mm512_storeu_si512(located->where + KVMATTR_LANES * v,
                             _mm512_add_epi64(kvmattr_addresses(&bases, handle), _mm512_slli_epi64(word, 3)));

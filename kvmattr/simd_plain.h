@@ -385,7 +385,7 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
                 entry = kvmattr_words(bias, handle & 511 ? 0 : handle)[(gfn >> (9 * (level - 2))) & 511];    \
                 handle = (uint32_t)entry;                                                                    \
             }                                                                                                \
-            located->where[i] = kvmattr_words(bias, handle & 7 ? 0 : handle) + ((gfn >> 6) & 7);             \
+            located->where[i] = kvmattr_words(bias, handle) + ((gfn >> 6) & 7);                              \
             /* Asked for at once: this walk is slow enough to hide it. */                                    \
             kvmattr_prefetch_to_write(located->where[i]);                                                    \
             away |= handle == 0 || handle & 7;                                                               \

@@ -97,6 +97,22 @@ def test_wrong_work_is_not_timed() -> None:
         )
 
 
+def test_a_ratio_is_of_a_pair_of_rounds_one_in_each_order() -> None:
+    rounds = importlib.import_module("bench.rounds")
+    order: list[str] = []
+    arms = rounds.Arms(
+        draw=lambda: order.append("|"),
+        store=lambda drawn: order.append("s"),
+        numpy={"n": lambda drawn: order.append("n")},
+        check=lambda drawn, ours, theirs: True,
+    )
+    samples = rounds.compare(arms, 3)
+    assert "".join(order[9:]) == "|sn|ns|sn|ns"
+    assert len(samples.store) == 4
+    samples.store, samples.numpy = [1.0, 3.0, 8.0, 4.0], [4.0, 4.0, 1.0, 2.0]
+    assert samples.ratios == [0.5, 4.0]
+
+
 def test_the_plot_is_drawn_from_results(quick: tuple[dict[str, Any], str, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "costs.svg"

@@ -229,11 +229,11 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) no
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]
     cdef uint64_t rearranged = map.family.rearranged, changed
-    cdef int n = locate(map, batch, i[0], upto, now), following, at, done
+    cdef int n = locate(map, batch, i[0], upto, now), following, at, done, flips
     cdef UpdateResult result
     while n:
         following = locate(map, batch, i[0] + n, upto, ahead)
-        at = 0
+        at = flips = 0
         while True:
             changed = 0
             done = kvmattr_flip(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
@@ -241,6 +241,7 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) no
                 blocks_know_firsts(map, batch.starts + i[0], now.firsts & bits_between(at, done))
             batch.changed += changed
             kvmattr_raise_version(&map.version, changed)
+            flips += done - at
             at = done
             if at == n:
                 break
@@ -252,9 +253,9 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) no
             if map.family.rearranged != rearranged:
                 break
         i[0] += at
+        if flips < KVMATTR_LOCATED // 8:
+            break
         if map.family.rearranged != rearranged:
-            if at < KVMATTR_LOCATED // 8:
-                break
             rearranged = map.family.rearranged
             n = locate(map, batch, i[0], upto, now)
         else:
@@ -263,10 +264,21 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) no
     return UPDATE_CHANGED
 
 
+cdef size_t ask_for_leaves(Map *map, const Batch *batch, size_t i, size_t upto) noexcept nogil:
+    """Have the leaves of the next group of single pages come nearer, and the counts of references before them, for
+    updates one by one, which cannot wait for several at once; where the group ends."""
+    cdef kvmattr_located located
+    cdef int n = locate(map, batch, i, upto, &located), j
+    for j in range(n):
+        kvmattr_prefetch_to_write(located.where[j])
+        kvmattr_prefetch_to_write(<void *>(<uintptr_t>located.where[j] & ~<uintptr_t>(PAGE_BYTES - 1)))
+    return i + n
+
+
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
     cdef size_t group, i = batch.done
-    cdef size_t beside = 0
+    cdef size_t beside = 0, asked = 0
     cdef UpdateResult result = UPDATE_UNCHANGED
     while i < upto:
         group = i + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
@@ -281,6 +293,8 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
                     if i < group:
                         beside = i + KVMATTR_LOCATED
                 else:
+                    if not KVMATTR_COUNTING_BUILD and asked < group and i + KVMATTR_LOCATED // 2 >= asked:
+                        asked = ask_for_leaves(map, batch, asked if asked > i else i, group)
                     result = put_one(map, batch, i)
                     i += result >= 0
                 if result < 0:
