@@ -21,7 +21,7 @@ from kvmattr.cli import main
 from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, stages, timing
 from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.plants import planted
-from kvmattr.gate.process import Worker
+from kvmattr.gate.process import Worker, start
 from kvmattr.gate.pytest_plugin import AssertCost
 from kvmattr.gate.scenario import Scenario, found_in
 from kvmattr.gate.slopes import slope
@@ -174,6 +174,14 @@ def test_ctrl_c_is_the_gates_to_act_on_and_not_its_workers(project: Path) -> Non
     with Worker(installed(), ["scenarios.py"]) as worker:
         worker._process.send_signal(signal.SIGINT)
         assert worker.ask("count", name="look-up", size=4)["operations"] == 512
+
+
+def test_what_the_gate_starts_is_deaf_to_ctrl_c_before_it_runs() -> None:
+    process = start([sys.executable, "-c", "print('whole')"], stdout=subprocess.PIPE)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == (b"whole\n", None)
+    assert process.returncode == 0
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,16 @@ def without_randomisation() -> tuple[str, ...]:
     return prefix
 
 
+def start(arguments: Sequence[str], **words: Any) -> subprocess.Popen[bytes]:
+    """A process that does not hear Ctrl-C, from its first moment on: that reaches the whole group of a terminal,
+    and is this process's to act on. One that came meanwhile is heard here afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(arguments, **words)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class CellError(Exception):
     """A scenario raised; the worker lives on."""
 
@@ -45,7 +56,7 @@ class Worker:
         # The same hashes and messages everywhere.
         variables = {**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C", **(environment or {})}
         self._buffer = b""
-        self._process = subprocess.Popen(
+        self._process = start(
             [*prefix, sys.executable, "-P", str(gate / "worker.py"), str(gate), str(tree)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
         try:

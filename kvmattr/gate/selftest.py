@@ -13,7 +13,6 @@ import os
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmattr.gate import builds
+from kvmattr.gate.process import start
 from kvmattr.gate.stages import Gate, Measured, Pair, installed, judge_counts, judge_times, measure
 from kvmattr.gate.verdict import EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED, CannotTell, Report, Verdict
 from kvmattr.study.machine import cpu_model
@@ -50,10 +50,9 @@ CASES = (
 )
 
 #: What runs beside: it fights for a core, the memory bus and the last-level cache, as a neighbour in CI does.
-#: It ends with the process that started it, however that ends; Ctrl-C is that one's to hear.
+#: It ends with the process that started it, however that ends.
 _LOAD = """
-import os, signal
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+import os
 import numpy as np
 memory, parent = np.zeros(1 << 25, np.uint8), os.getppid()
 while os.getppid() == parent:
@@ -211,7 +210,7 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _load() -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-P", "-c", _LOAD])
+    process = start([sys.executable, "-P", "-c", _LOAD])
     try:
         yield
     finally:
