@@ -210,18 +210,12 @@ cdef inline void listed_records(const kvmattr_change_list *changes, RunSink *sin
     """The runs that end at listed changes into an array with room for them: no call and no test a run."""
     cdef RunRecord *out = sink.out
     cdef uint64_t start = sink.start, at, bits
-    cdef uint8_t value = sink.value
+    cdef uint8_t value = sink.value, after, toggle
     cdef int i
     for i in range(changes.count):
         bits = changes.bits[i]
-        at = changes.gfn[i] + kvmattr_first_bit(bits)
-        out.start = start
-        out.stop = at
-        out.attributes = value
-        out += 1
-        start = at
-        value = <uint8_t>changes.values[i]
-        bits &= bits - 1
+        after = <uint8_t>changes.values[i]
+        toggle = <uint8_t>(changes.values[i] >> 8)
         while bits:
             at = changes.gfn[i] + kvmattr_first_bit(bits)
             out.start = start
@@ -229,7 +223,8 @@ cdef inline void listed_records(const kvmattr_change_list *changes, RunSink *sin
             out.attributes = value
             out += 1
             start = at
-            value ^= <uint8_t>(changes.values[i] >> 8)
+            value = after
+            after ^= toggle
             bits &= bits - 1
     sink.out = out
     sink.start = start
