@@ -426,24 +426,30 @@ def test_benchmark_files_of_two_refs(project: Path, factor: float, code: int, fi
 
 @pytest.mark.slow
 def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two refs of a function, one of which does half as much again: one file each, and five in turn."""
-    Path("test_sum.py").write_text(
-        "import os\nnumbers = range(int(os.environ['HOW_MANY']))\n"
-        "def test_sum(benchmark): benchmark.pedantic(lambda: sum(numbers), rounds=100, iterations=3)\n")
+    """Two refs of a function, one of which does half as much again: one file each, and five in turn. The clock counts
+    what was done, and a little of chance."""
+    Path("work.py").write_text(
+        "import os, random\nelapsed, chance = 0.0, random.Random(int(os.environ['SEED']))\n"
+        "def do(amount):\n    global elapsed\n    elapsed += amount * chance.uniform(0.98, 1.02)\n"
+        "def clock():\n    do(1e-9)\n    return elapsed\n")
+    Path("test_work.py").write_text(
+        "import os, work\namount = float(os.environ['AMOUNT'])\n"
+        "def test_work(benchmark): benchmark.pedantic(work.do, (amount,), rounds=20, iterations=3)\n")
 
-    def measured(name: str, how_many: int) -> str:
+    def measured(name: str, amount: float, seed: int) -> str:
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
-                        "pytest_benchmark.plugin", "-c", "/dev/null",
-                        "--rootdir", ".", f"--benchmark-json={name}", "--benchmark-save-data", "test_sum.py"],
+                        "pytest_benchmark.plugin", "-c", "/dev/null", "--rootdir", ".", f"--benchmark-json={name}",
+                        "--benchmark-save-data", "--benchmark-timer=work.clock", "test_work.py"],
                        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                       env={**os.environ, "HOW_MANY": str(how_many), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+                       env={**os.environ, "PYTHONPATH": ".", "AMOUNT": str(amount), "SEED": str(seed),
+                            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
         return name
-    rounds = [(measured(f"base{i}.json", 20_000), measured(f"slow{i}.json", 30_000)) for i in range(5)]
+    rounds = [(measured(f"base{i}.json", 2e-4, i), measured(f"slow{i}.json", 3e-4, 100 + i)) for i in range(5)]
     base, slow = ([files[i] for files in rounds] for i in range(2))
-    assert judge_json(slow, base) in (1, 3)
-    assert re.search(r"test_sum\.py::test_sum: 1\.[2-9]", capsys.readouterr().out)
-    assert judge_json(base, slow) in (0, 3)     # wall times of a busy machine: in doubt, but never red
-    assert judge_json(slow[:1], base[:1]) in (1, 3)
+    assert judge_json(slow, base) == 1
+    assert re.search(r"test_work\.py::test_work: 1\.(49|50|51)", capsys.readouterr().out)
+    assert judge_json(base, slow) == 0
+    assert judge_json(slow[:1], base[:1]) == 1
     out = capsys.readouterr().out
     assert "in 20 rounds" in out
     assert "one file each" in out
