@@ -168,7 +168,7 @@ static inline int kvmattr_last_bit(uint64_t word) { return 63 - __builtin_clzll(
 static inline int kvmattr_flip(const kvmattr_located *located, const kvmattr_located *next, int from, int n,
                                uint64_t *changed)
 {
-    uint64_t away = located->away >> from, sum = 0;
+    uint64_t away = from < n ? located->away >> from : 0, sum = 0;
     int upto = away && from + kvmattr_first_bit(away) < n ? from + kvmattr_first_bit(away) : n, i;
     for (i = from; i < upto; i++) {
         uint64_t *where = located->where[i], old = *where;
