@@ -277,9 +277,8 @@ KVMATTR_CHANGES(portable, )
 
 KVMATTR_NODES(portable, )
 
-/* An update of one page of a bitmap leaf, as what it does to its word: (word & keep) ^ toggle. */
-/* The flip that new = (old & keep) ^ toggle is in a leaf with the values x and k ^ x; 0 if a new value could be
- * neither of these. */
+/* What new = (old & keep) ^ toggle of one page does to its word in a bitmap leaf with the values x and k ^ x: word =
+ * (word & *word_keep) ^ *word_toggle. 0 if a new value could be neither of these two. */
 static inline int kvmattr_flip_of(uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint64_t gfn,
                                   uint64_t *word_keep, uint64_t *word_toggle)
 {

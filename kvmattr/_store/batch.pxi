@@ -266,7 +266,7 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) no
 
 cdef size_t ask_for_leaves(Map *map, const Batch *batch, size_t i, size_t upto) noexcept nogil:
     """Have the leaves of the next group of single pages come nearer, and the counts of references before them, for
-    updates one by one, which cannot wait for several at once; where the group ends."""
+    updates one by one, which cannot wait for several at once. Returns where the group ends."""
     cdef kvmattr_located located
     cdef int n = locate(map, batch, i, upto, &located), j
     for j in range(n):
