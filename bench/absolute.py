@@ -126,12 +126,16 @@ def first_write(guest: Guest) -> Alone:
     )
 
 
-@limit("put of 1e5 random pages after a snapshot, per page", 60)
-def scattered_puts(guest: Guest) -> Alone:
+def scattered_puts(guest: Guest, new_map: bool) -> Alone:
+    """Each round in a map of its own, or all in one that a restore has taken back after each: then what the restore
+    dropped is freed by the puts of the next round, a slice after each, and the clock runs."""
     m = changed(guest)
     kept: list[AttributeMap] = []
 
     def draw() -> Any:
+        nonlocal m
+        if new_map:
+            m = changed(guest)
         kept[:] = [m.snapshot()]
         gfns = np.unique(guest.gfns(guest.earlier))
         guest.rng.shuffle(gfns)
@@ -140,10 +144,17 @@ def scattered_puts(guest: Guest) -> Alone:
     def check(drawn: Any, count: int) -> bool:
         gfns, attributes = drawn
         sound = count == len(gfns) and np.array_equal(m.take(gfns), attributes)
-        m.restore(kept[0])
+        if not new_map:
+            m.restore(kept[0])
         return bool(sound)
 
     return Alone(draw=draw, work=lambda drawn: m.put(*drawn), check=check, calls=guest.earlier)
+
+
+limit("put of 1e5 random pages after a snapshot, per page", 60)(lambda guest: scattered_puts(guest, True))
+limit("the same, and meanwhile what a restore dropped is freed", None)(
+    lambda guest: scattered_puts(guest, False)
+)
 
 
 @limit("del m of a fragmented 1 TiB guest", 50e6, rounds=3)

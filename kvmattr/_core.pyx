@@ -153,7 +153,7 @@ cdef extern from "simd.h" nogil:
         int count
         uint8_t value
 
-    enum: KVMATTR_LOCATED
+    enum: KVMATTR_TAKE_GROUP, KVMATTR_LOCATED
     ctypedef struct kvmattr_located:
         uint64_t *where[KVMATTR_LOCATED]
         uint64_t firsts
@@ -188,7 +188,7 @@ cdef extern from "simd.h" nogil:
     uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
     uint64_t *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
     void kvmattr_prefetch(const void *p)
-    void kvmattr_prefetch_to_write(const void *p)
+    void kvmattr_prefetch_soon(const void *p)
     int kvmattr_first_bit(uint64_t word)
     int kvmattr_last_bit(uint64_t word)
 

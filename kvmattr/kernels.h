@@ -33,6 +33,10 @@ typedef struct kvmattr_walk {
     uint8_t (*coded)(const struct kvmattr_walk *walk, uint32_t handle, uint32_t page);
 } kvmattr_walk;
 
+/* Gfns in one call of `take`: they stay in the first-level cache between the check of them and the walk, during which
+ * those of the next call are asked for. Otherwise each call would begin by waiting for memory. */
+enum { KVMATTR_TAKE_GROUP = 2048 };
+
 /* Where pages differ from the page before them, as a list: of each 64 pages in which some do, the bits that say which,
  * the gfn of the first page, and the values: after the first difference (bits 0..7), and what every further one
  * toggles (bits 8..15). The arrays have room for a vector beyond the last word. */
@@ -149,13 +153,21 @@ static inline void kvmattr_prefetch(const void *p)
 #endif
 }
 
-static inline void kvmattr_prefetch_to_write(const void *p)
+/* For what is needed a group of pages later: into the second-level cache. Where the first is asked to take so much, a
+ * walk is slower by a third (Zen 4), in one process of two or three. */
+static inline void kvmattr_prefetch_soon(const void *p)
 {
 #if defined(__GNUC__) || defined(__clang__)
-    __builtin_prefetch(p, 1);
+    __builtin_prefetch(p, 0, 2);
 #else
     (void)p;
 #endif
+}
+
+/* The gfns that a walk will come to in KVMATTR_TAKE_GROUP pages; there need not be any. */
+static inline void kvmattr_prefetch_gfns(const uint64_t *gfns)
+{
+    kvmattr_prefetch_soon((const void *)((uintptr_t)gfns + sizeof *gfns * KVMATTR_TAKE_GROUP));
 }
 
 static inline int kvmattr_first_bit(uint64_t word) { return __builtin_ctzll(word); }
@@ -183,7 +195,7 @@ static inline int kvmattr_flip(const kvmattr_located *located, const kvmattr_loc
         }
         sum += word != old;
         *where = word;
-        kvmattr_prefetch_to_write(next->where[i]);
+        kvmattr_prefetch_soon(next->where[i]);
     }
     *changed += sum;
     return i;

@@ -1,8 +1,5 @@
-/* The kernels that AVX-512 does better than the compiler by itself. Included by simd.h.
- *
- * A walk does the arithmetic of eight pages in a vector and loads their entries one by one: a gather of eight words
- * takes longer than eight loads on a processor that runs it as microcode (measured on Zen 4).
- */
+/* The kernels that AVX-512 does better than the compiler by itself. Included by simd.h; simd_avx512_walk.h has those that
+ * walk down to many pages. */
 #ifndef KVMATTR_SIMD_AVX512_H
 #define KVMATTR_SIMD_AVX512_H
 
@@ -14,6 +11,8 @@
     __attribute__((target("avx2,popcnt,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")))
 
 KVMATTR_PLAIN(avx512, KVMATTR_AVX512)
+
+#include "simd_avx512_walk.h"
 
 KVMATTR_AVX512 static void kvmattr_expand_avx512(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out)
 {
@@ -141,199 +140,6 @@ KVMATTR_AVX512 static uint64_t kvmattr_count_avx512(const uintptr_t *bias, const
         sum += 512 * (unsigned)__builtin_popcount(where_zero);
     }
     return sum + (uint64_t)_mm512_reduce_add_epi64(ones) - (uint64_t)_mm512_reduce_add_epi64(zeros);
-}
-
-/* ---- walks: groups of 64 pages, each level done for all of them before the next ---- */
-
-enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = 8, KVMATTR_GROUP = 64 };
-
-/* Segments' bases are looked up in two registers, so at most 16 segments (7 GiB of nodes and leaves); a larger
- * arena takes the plain walk. */
-#define KVMATTR_WIDE_SEGMENTS 16
-
-typedef struct kvmattr_bases {
-    __m512i low, high;
-} kvmattr_bases;
-
-KVMATTR_AVX512 static inline kvmattr_bases kvmattr_bases_of(const kvmattr_walk *walk)
-{
-    kvmattr_bases bases = {_mm512_loadu_si512(walk->bias), _mm512_loadu_si512(walk->bias + 8)};
-    return bases;
-}
-
-/* The address of a granule in bytes, for eight handles. */
-KVMATTR_AVX512 static inline __m512i kvmattr_addresses(const kvmattr_bases *bases, __m512i handle)
-{
-    __m512i base = _mm512_permutex2var_epi64(bases->low, _mm512_srli_epi64(handle, KVMATTR_SEGMENT_SHIFT),
-                                             bases->high);
-    return _mm512_add_epi64(base, _mm512_slli_epi64(handle, 3));
-}
-
-/* The compiler would make a gather of these loops. */
-static inline const void *kvmattr_by_itself(uintptr_t address)
-{
-    __asm__("" : "+r"(address));
-    return (const void *)address;
-}
-
-static inline void kvmattr_load_words(const uintptr_t *at, uint64_t *words)
-{
-    for (int i = 0; i < KVMATTR_GROUP; i++)
-        words[i] = *(const uint64_t *)kvmattr_by_itself(at[i]);
-}
-
-static inline void kvmattr_load_bytes(const uintptr_t *at, uint8_t *bytes)
-{
-    for (int i = 0; i < KVMATTR_GROUP; i++)
-        bytes[i] = *(const uint8_t *)kvmattr_by_itself(at[i]);
-}
-
-/* The low bytes of eight words. */
-KVMATTR_AVX512 static inline void kvmattr_store_low(uint8_t *to, __m512i words)
-{
-    _mm_storel_epi64((__m128i *)to, _mm512_cvtepi64_epi8(words));
-}
-
-KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
-                                               size_t n)
-{
-    const kvmattr_bases bases = kvmattr_bases_of(walk);
-    const __m512i low32 = _mm512_set1_epi64(0xffffffff), in_node = _mm512_set1_epi64(511);
-    const __m512i in_leaf = _mm512_set1_epi64(63), seven = _mm512_set1_epi64(7);
-    const __m512i span = _mm512_set1_epi64((long long)walk->span);
-    /* Byte i of a block of bits has pages 8 i .. 8 i + 7: 1 << (gfn & 7) picks the page. */
-    const __m512i bit_of = _mm512_set1_epi64((long long)0x8040201008040201ULL);
-    uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint8_t keeps[KVMATTR_GROUP] __attribute__((aligned(64))), toggles[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint8_t pages[KVMATTR_GROUP] __attribute__((aligned(64))), bytes[KVMATTR_GROUP] __attribute__((aligned(64)));
-    size_t done = 0;
-    if (walk->nsegments > KVMATTR_WIDE_SEGMENTS) {
-        kvmattr_take_portable(walk, gfns, out, n);
-        return;
-    }
-    for (; done + KVMATTR_GROUP <= n; done += KVMATTR_GROUP) {
-        __m512i keep[KVMATTR_VECTORS], toggle[KVMATTR_VECTORS];
-        uint64_t slow = 0, coded_leaves = 0;
-        for (int v = 0; v < KVMATTR_VECTORS; v++) {
-            keep[v] = _mm512_set1_epi64(0xff);
-            toggle[v] = _mm512_setzero_si512();
-            _mm512_store_si512(entries + KVMATTR_LANES * v, _mm512_set1_epi64((long long)walk->root));
-        }
-        for (int level = walk->level; level > 2; level--) {
-            const __m128i shift = _mm_cvtsi32_si128(9 * (level - 2));
-            for (int v = 0; v < KVMATTR_VECTORS; v++) {
-                __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
-                __m512i gfn = _mm512_loadu_si512(gfns + done + KVMATTR_LANES * v);
-                __m512i handle = _mm512_and_si512(entry, low32);
-                __mmask8 coded = _mm512_test_epi64_mask(handle, in_node);
-                slow |= (uint64_t)coded << (KVMATTR_LANES * v);
-                /* A way to a run list goes on in the page of zeros. */
-                handle = _mm512_maskz_mov_epi64((__mmask8)~coded, handle);
-                toggle[v] = _mm512_xor_si512(toggle[v], _mm512_and_si512(_mm512_srli_epi64(entry, 40), keep[v]));
-                keep[v] = _mm512_and_si512(keep[v], _mm512_srli_epi64(entry, 32));
-                __m512i index = _mm512_and_si512(_mm512_srl_epi64(gfn, shift), in_node);
-                _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(kvmattr_addresses(&bases, handle),
-                                                                            _mm512_slli_epi64(index, 3)));
-            }
-            kvmattr_load_words(at, entries);
-        }
-        for (int v = 0; v < KVMATTR_VECTORS; v++) {
-            __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
-            __m512i gfn = _mm512_loadu_si512(gfns + done + KVMATTR_LANES * v);
-            __m512i handle = _mm512_and_si512(entry, low32);
-            __mmask8 coded = _mm512_test_epi64_mask(handle, seven);
-            coded_leaves |= (uint64_t)coded << (KVMATTR_LANES * v);
-            slow |= (uint64_t)_mm512_cmpge_epu64_mask(gfn, span) << (KVMATTR_LANES * v);
-            handle = _mm512_maskz_mov_epi64((__mmask8)~coded, handle);
-            __m512i byte = _mm512_and_si512(_mm512_srli_epi64(gfn, 3), in_leaf);
-            _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(kvmattr_addresses(&bases, handle), byte));
-            kvmattr_store_low(toggles + KVMATTR_LANES * v,
-                              _mm512_xor_si512(toggle[v], _mm512_and_si512(_mm512_srli_epi64(entry, 40), keep[v])));
-            kvmattr_store_low(keeps + KVMATTR_LANES * v, _mm512_and_si512(keep[v], _mm512_srli_epi64(entry, 32)));
-            kvmattr_store_low(pages + KVMATTR_LANES * v, gfn);
-        }
-        kvmattr_load_bytes(at, bytes);
-        __m512i bit = _mm512_shuffle_epi8(bit_of, _mm512_and_si512(_mm512_load_si512(pages), _mm512_set1_epi8(7)));
-        __mmask64 set = _mm512_test_epi8_mask(_mm512_load_si512(bytes), bit);
-        _mm512_storeu_si512(out + done, _mm512_xor_si512(_mm512_load_si512(toggles),
-                                                         _mm512_maskz_mov_epi8(set, _mm512_load_si512(keeps))));
-        if (coded_leaves & ~slow)
-            kvmattr_take_coded(walk, gfns + done, entries, coded_leaves & ~slow, keeps, toggles, out + done);
-        for (; slow; slow &= slow - 1)
-            out[done + __builtin_ctzll(slow)] = walk->get(walk, gfns[done + __builtin_ctzll(slow)]);
-    }
-    kvmattr_take_avx2(walk, gfns + done, out + done, n - done);
-}
-
-KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int n,
-                                                 const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
-                                                 kvmattr_located *located)
-{
-    const __m512i low32 = _mm512_set1_epi64(0xffffffff), in_node = _mm512_set1_epi64(511);
-    const __m512i low8 = _mm512_set1_epi64(0xff), seven = _mm512_set1_epi64(7), in_word = _mm512_set1_epi64(63);
-    const __m512i operation = _mm512_set1_epi64(0xffff00000000), none = _mm512_set1_epi64(0xff00000000);
-    const __m512i span = _mm512_set1_epi64((long long)walk->span), end = _mm512_set1_epi64((long long)last);
-    const __m512i in_level3 = _mm512_set1_epi64(0x3ffff), one = _mm512_set1_epi64(1), every = _mm512_set1_epi64(-1);
-    uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint64_t away = 0, firsts = 0;
-    if (n < KVMATTR_GROUP || walk->nsegments > KVMATTR_WIDE_SEGMENTS) {
-        kvmattr_locate_avx2(walk, gfns, n, ks, xs, step, last, located);
-        return;
-    }
-    const kvmattr_bases bases = kvmattr_bases_of(walk);
-    for (int v = 0; v < KVMATTR_VECTORS; v++)
-        _mm512_store_si512(entries + KVMATTR_LANES * v, _mm512_set1_epi64((long long)walk->root));
-    for (int level = walk->level; level > 2; level--) {
-        const __m128i shift = _mm_cvtsi32_si128(9 * (level - 2));
-        for (int v = 0; v < KVMATTR_VECTORS; v++) {
-            __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
-            __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-            __m512i handle = _mm512_and_si512(entry, low32);
-            __mmask8 astray = _mm512_test_epi64_mask(handle, in_node);
-            handle = _mm512_maskz_mov_epi64((__mmask8)~astray, handle);
-            astray |= _mm512_cmpneq_epu64_mask(_mm512_and_si512(entry, operation), none);
-            away |= (uint64_t)astray << (KVMATTR_LANES * v);
-            __m512i index = _mm512_and_si512(_mm512_srl_epi64(gfn, shift), in_node);
-            _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(kvmattr_addresses(&bases, handle),
-                                                                        _mm512_slli_epi64(index, 3)));
-        }
-        kvmattr_load_words(at, entries);
-    }
-    for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
-        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-        __m512i handle = _mm512_and_si512(entry, low32);
-        __mmask8 astray = _mm512_test_epi64_mask(handle, seven) | _mm512_testn_epi64_mask(handle, low32) |
-                          _mm512_testn_epi64_mask(gfn, in_level3) | _mm512_cmpge_epu64_mask(gfn, span) |
-                          _mm512_cmpeq_epu64_mask(gfn, end);
-        __m512i word = _mm512_and_si512(_mm512_srli_epi64(gfn, 6), seven);
-        _mm512_storeu_si512(located->where + KVMATTR_LANES * v,
-                            _mm512_add_epi64(kvmattr_addresses(&bases, handle), _mm512_slli_epi64(word, 3)));
-        /* As kvmattr_flip_of: what becomes of a page that has x, and of one that has the other value. */
-        __m512i k = _mm512_and_si512(_mm512_srli_epi64(entry, 32), low8);
-        __m512i x = _mm512_and_si512(_mm512_srli_epi64(entry, 40), low8);
-        __m512i keep = _mm512_set1_epi64(ks[0]), toggle = _mm512_set1_epi64(xs[0]);
-        if (step) {
-            keep = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(ks + KVMATTR_LANES * v)));
-            toggle = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(xs + KVMATTR_LANES * v)));
-        }
-        __m512i was_zero = _mm512_xor_si512(_mm512_xor_si512(_mm512_and_si512(x, keep), toggle), x);
-        __m512i was_one = _mm512_xor_si512(was_zero, _mm512_and_si512(k, keep));
-        __mmask8 zero_flips = _mm512_test_epi64_mask(was_zero, was_zero);
-        __mmask8 one_stays = _mm512_test_epi64_mask(was_one, was_one);
-        astray |= zero_flips & _mm512_cmpneq_epu64_mask(was_zero, k);
-        astray |= one_stays & _mm512_cmpneq_epu64_mask(was_one, k);
-        __m512i bit = _mm512_sllv_epi64(one, _mm512_and_si512(gfn, in_word));
-        _mm512_storeu_si512(located->keep + KVMATTR_LANES * v,
-                            _mm512_mask_andnot_epi64(every, (__mmask8)~(zero_flips ^ one_stays), bit, every));
-        _mm512_storeu_si512(located->toggle + KVMATTR_LANES * v, _mm512_maskz_mov_epi64(zero_flips, bit));
-        away |= (uint64_t)astray << (KVMATTR_LANES * v);
-        firsts |= (uint64_t)_mm512_testn_epi64_mask(gfn, in_node) << (KVMATTR_LANES * v);
-    }
-    located->away = away;
-    located->firsts = firsts;
 }
 
 /* ---- leaves of a node ---- */

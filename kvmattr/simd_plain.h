@@ -329,6 +329,8 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
         for (size_t done = 0; done < n; done += GROUP) {                                                     \
             int count = n - done < GROUP ? (int)(n - done) : GROUP;                                          \
             uint32_t slow = 0, coded_leaves = 0;                                                             \
+            for (int i = 0; i < GROUP; i += 8)                                                               \
+                kvmattr_prefetch_gfns(gfns + done + i);                                                      \
             for (int i = 0; i < count; i++) {                                                                \
                 uint64_t gfn = gfns[done + i], entry = root;                                                 \
                 uint32_t handle = (uint32_t)entry, keep = 0xff, toggle = 0, coded = gfn >= span;             \
@@ -386,7 +388,7 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
             }                                                                                                \
             located->where[i] = kvmattr_words(bias, handle) + ((gfn >> 6) & 7);                              \
             /* Asked for at once: this walk is slow enough to hide it. */                                    \
-            kvmattr_prefetch_to_write(located->where[i]);                                                    \
+            kvmattr_prefetch_soon(located->where[i]);                                                        \
             away |= handle == 0 || handle & 7;                                                               \
             away |= !kvmattr_flip_of((uint8_t)(entry >> 32), (uint8_t)(entry >> 40), ks[i * step],           \
                                      xs[i * step], gfn, &located->keep[i], &located->toggle[i]);             \

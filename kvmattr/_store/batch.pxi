@@ -8,7 +8,6 @@ cdef enum:
     PUT_GROUP = 1024            # single pages for each hold of the mutex: 5 us of flips, at most about 100 us
     UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
-    TAKE_GROUP = 2048           # gfns that stay in the first-level cache between check and walk
 
 
 cdef inline bint family_shared(const Family *family) noexcept nogil:
@@ -156,7 +155,7 @@ cdef bint take_pages(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *ou
     cdef size_t done = 0, some, i
     cdef bint uniform = entry_handle(walk.root) == 0 and entry_first(walk.root) == walk.rest
     while done < count:
-        some = count - done if count - done < TAKE_GROUP else TAKE_GROUP
+        some = count - done if count - done < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
         if not checked and kernels.largest(gfns + done, some) >= pages:
             return False
         if uniform:
@@ -270,8 +269,8 @@ cdef size_t ask_for_leaves(Map *map, const Batch *batch, size_t i, size_t upto) 
     cdef kvmattr_located located
     cdef int n = locate(map, batch, i, upto, &located), j
     for j in range(n):
-        kvmattr_prefetch_to_write(located.where[j])
-        kvmattr_prefetch_to_write(<void *>(<uintptr_t>located.where[j] & ~<uintptr_t>(PAGE_BYTES - 1)))
+        kvmattr_prefetch_soon(located.where[j])
+        kvmattr_prefetch_soon(<void *>(<uintptr_t>located.where[j] & ~<uintptr_t>(PAGE_BYTES - 1)))
     return i + n
 
 

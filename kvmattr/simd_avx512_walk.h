@@ -1,0 +1,369 @@
+/* The walks down to many pages, with AVX-512. Included by simd_avx512.h.
+ *
+ * Groups of 64 pages go down together, one level after the other. The arithmetic of eight pages is done in a vector;
+ * their entries are loaded one by one, since a gather of eight words takes longer than eight loads on a processor that
+ * runs it as microcode (measured on Zen 4). What is rare below a node, a pending operation, a run list, a page beyond the
+ * root, is only looked for, in all pages of a group at once, and put right when it is there.
+ */
+#ifndef KVMATTR_SIMD_AVX512_WALK_H
+#define KVMATTR_SIMD_AVX512_WALK_H
+
+enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = 8, KVMATTR_GROUP = 64 };
+
+/* Segments' bases are looked up in two registers, so at most 16 segments (7 GiB of nodes and leaves); a larger
+ * arena takes the plain walk. */
+#define KVMATTR_WIDE_SEGMENTS 16
+
+/* An entry on which nothing is pending has k = 0xff and x = 0; a handle of a node begins a page. */
+#define KVMATTR_NO_OPERATION 0xff00000000
+#define KVMATTR_OPERATION 0xffff00000000
+#define KVMATTR_IN_NODE 511
+#define KVMATTR_IN_LINE 7
+
+/* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. */
+typedef struct kvmattr_group {
+    uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
+    uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
+} kvmattr_group;
+
+typedef struct kvmattr_bases {
+    __m512i low, high;
+} kvmattr_bases;
+
+KVMATTR_AVX512 static inline kvmattr_bases kvmattr_bases_of(const kvmattr_walk *walk)
+{
+    kvmattr_bases bases = {_mm512_loadu_si512(walk->bias), _mm512_loadu_si512(walk->bias + 8)};
+    return bases;
+}
+
+/* The addresses of granules, for eight entries: the low bits of their handles, those of `within`, are taken from the
+ * index. Of what is shifted down for it, the permutation looks at the low four bits only, which number the segment. */
+KVMATTR_AVX512 static inline __m512i kvmattr_addresses(const kvmattr_bases *bases, __m512i entry, __m512i within,
+                                                       __m512i index)
+{
+    const __m512i granule = _mm512_set1_epi64(8);
+    __m512i base = _mm512_permutex2var_epi64(bases->low, _mm512_srli_epi64(entry, KVMATTR_SEGMENT_SHIFT),
+                                             bases->high);
+    __m512i handle = _mm512_ternarylogic_epi64(within, index, entry, 0xca);     /* within ? index : entry */
+    return _mm512_add_epi64(base, _mm512_mul_epu32(handle, granule));           /* of their low halves */
+}
+
+/* The compiler would make a gather of a loop of loads. */
+static inline const uint64_t *kvmattr_by_itself(uintptr_t address)
+{
+    __asm__("" : "+r"(address));
+    return (const uint64_t *)address;
+}
+
+/* Eight words put together in registers: a vector read where eight words have just been written waits until the last of
+ * them has come to the cache. */
+KVMATTR_AVX512 static inline __m512i kvmattr_load_eight(const uintptr_t *at)
+{
+    __m128i pairs[4];
+    for (int i = 0; i < 4; i++) {
+        __m128d low = _mm_load_sd((const double *)kvmattr_by_itself(at[2 * i]));
+        pairs[i] = _mm_castpd_si128(_mm_loadh_pd(low, (const double *)kvmattr_by_itself(at[2 * i + 1])));
+    }
+    __m256i first = _mm256_inserti128_si256(_mm256_castsi128_si256(pairs[0]), pairs[1], 1);
+    __m256i second = _mm256_inserti128_si256(_mm256_castsi128_si256(pairs[2]), pairs[3], 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+KVMATTR_AVX512 static inline int kvmattr_any(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }
+
+/* Into the root: it is the same for all pages. Returns those beyond it, which go on as if they were not. */
+KVMATTR_AVX512 static inline uint64_t kvmattr_enter(const kvmattr_walk *walk, const uint64_t *gfns,
+                                                    kvmattr_group *group)
+{
+    const __m512i span = _mm512_set1_epi64((long long)walk->span), in_node = _mm512_set1_epi64(KVMATTR_IN_NODE);
+    const uint64_t *root = kvmattr_words(walk->bias, (uint32_t)walk->root);
+    const __m128i shift = _mm_cvtsi32_si128(9 * (walk->level - 2));
+    uint64_t beyond = 0;
+    __m512i all = _mm512_setzero_si512();
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
+        all = _mm512_or_si512(all, gfn);
+        kvmattr_prefetch_gfns(gfns + KVMATTR_LANES * v);
+        if (walk->level > 2)
+            _mm512_store_si512(group->at + KVMATTR_LANES * v,
+                               _mm512_and_si512(_mm512_srl_epi64(gfn, shift), in_node));
+        else
+            _mm512_store_si512(group->entries + KVMATTR_LANES * v, _mm512_set1_epi64((long long)walk->root));
+    }
+    if (walk->level > 2)
+        for (int i = 0; i < KVMATTR_GROUP; i++)
+            group->entries[i] = *kvmattr_by_itself((uintptr_t)(root + group->at[i]));
+    /* The span is a power of two. */
+    if (_mm512_cmpge_epu64_mask(all, span))
+        for (int v = 0; v < KVMATTR_VECTORS; v++)
+            beyond |= (uint64_t)_mm512_cmpge_epu64_mask(_mm512_loadu_si512(gfns + KVMATTR_LANES * v), span)
+                      << (KVMATTR_LANES * v);
+    return beyond;
+}
+
+/* Where the entries of the next level are, and what of KVMATTR_OPERATION and KVMATTR_IN_NODE is not as in an entry that
+ * leads to a node and nothing else, in any of the pages. */
+KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, const uint64_t *gfns, int level,
+                                                 kvmattr_group *group)
+{
+    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), none = _mm512_set1_epi64(KVMATTR_NO_OPERATION);
+    const __m512i looked_at = _mm512_set1_epi64(KVMATTR_OPERATION | KVMATTR_IN_NODE);
+    const __m128i shift = _mm_cvtsi32_si128(9 * (level - 2));
+    __m512i different = _mm512_setzero_si512();
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
+        __m512i index = _mm512_srl_epi64(_mm512_loadu_si512(gfns + KVMATTR_LANES * v), shift);
+        different = _mm512_ternarylogic_epi64(different, _mm512_xor_si512(entry, none), looked_at, 0xf8);
+        _mm512_store_si512(group->at + KVMATTR_LANES * v, kvmattr_addresses(bases, entry, in_node, index));
+    }
+    return different;
+}
+
+/* Ways to run lists go on in the page of zeros instead. Returns which these are. */
+KVMATTR_AVX512 static inline uint64_t kvmattr_turn_away(const kvmattr_walk *walk, kvmattr_group *group)
+{
+    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE);
+    const __m512i zeros = _mm512_set1_epi64((long long)walk->bias[0]);
+    uint64_t which = 0;
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
+        __mmask8 listed = _mm512_test_epi64_mask(entry, in_node);
+        _mm512_mask_store_epi64(group->at + KVMATTR_LANES * v, listed, zeros);
+        which |= (uint64_t)listed << (KVMATTR_LANES * v);
+    }
+    return which;
+}
+
+KVMATTR_AVX512 static inline void kvmattr_descend(kvmattr_group *group)
+{
+    for (int v = 0; v < KVMATTR_VECTORS; v++)
+        _mm512_store_si512(group->entries + KVMATTR_LANES * v, kvmattr_load_eight(group->at + KVMATTR_LANES * v));
+}
+
+/* The words of the pages in bitmap leaves, at level 2; of other leaves a word near the page's. */
+KVMATTR_AVX512 static inline __m512i kvmattr_aim_at_word(const kvmattr_bases *bases, __m512i entry, __m512i gfn)
+{
+    return kvmattr_addresses(bases, entry, _mm512_set1_epi64(KVMATTR_IN_LINE), _mm512_srli_epi64(gfn, 6));
+}
+
+/* ---- take ---- */
+
+/* What the entries above a group's pages do to them. */
+typedef struct kvmattr_above {
+    __m512i keep[KVMATTR_VECTORS], toggle[KVMATTR_VECTORS];
+} kvmattr_above;
+
+KVMATTR_AVX512 static inline void kvmattr_above_root(kvmattr_above *above, uint64_t root)
+{
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        above->keep[v] = _mm512_set1_epi64((uint8_t)(root >> 32));
+        above->toggle[v] = _mm512_set1_epi64((uint8_t)(root >> 40));
+    }
+}
+
+KVMATTR_AVX512 static inline void kvmattr_above_entries(kvmattr_above *above, const uint64_t *entries)
+{
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
+        above->toggle[v] = _mm512_xor_si512(above->toggle[v],
+                                            _mm512_and_si512(_mm512_srli_epi64(entry, 40), above->keep[v]));
+        above->keep[v] = _mm512_and_si512(above->keep[v], _mm512_srli_epi64(entry, 32));
+    }
+}
+
+/* The low bytes of eight words. */
+KVMATTR_AVX512 static inline void kvmattr_store_low(uint8_t *to, __m512i words)
+{
+    _mm_storel_epi64((__m128i *)to, _mm512_cvtepi64_epi8(words));
+}
+
+/* A group that has come to level 2: it goes on to words of leaves. */
+typedef struct kvmattr_arrived {
+    kvmattr_group group;
+    kvmattr_above above;        /* only if something there operates on pages of the group */
+    int operates, coded;        /* coded: some of the leaves are */
+    uint64_t slow;              /* pages that are answered by `get` */
+} kvmattr_arrived;
+
+KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, const kvmattr_bases *bases,
+                                                 const uint64_t *gfns, kvmattr_arrived *arrived)
+{
+    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), operation = _mm512_set1_epi64(KVMATTR_OPERATION);
+    const __m512i in_line = _mm512_set1_epi64(KVMATTR_IN_LINE);
+    kvmattr_group *group = &arrived->group;
+    __m512i coded = _mm512_setzero_si512();
+    arrived->slow = kvmattr_enter(walk, gfns, group);
+    arrived->operates = walk->level > 2 && (walk->root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION;
+    if (arrived->operates)
+        kvmattr_above_root(&arrived->above, walk->root);
+    for (int level = walk->level - 1; level > 2; level--) {
+        __m512i different = kvmattr_aim(bases, gfns, level, group);
+        if (kvmattr_any(_mm512_and_si512(different, in_node)))
+            arrived->slow |= kvmattr_turn_away(walk, group);
+        if (kvmattr_any(_mm512_and_si512(different, operation))) {
+            if (!arrived->operates)
+                kvmattr_above_root(&arrived->above, KVMATTR_NO_OPERATION);
+            arrived->operates = 1;
+            kvmattr_above_entries(&arrived->above, group->entries);
+        }
+        kvmattr_descend(group);
+    }
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
+        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
+        coded = _mm512_ternarylogic_epi64(coded, entry, in_line, 0xf8);
+        _mm512_store_si512(group->at + KVMATTR_LANES * v, kvmattr_aim_at_word(bases, entry, gfn));
+    }
+    arrived->coded = kvmattr_any(coded);
+}
+
+/* The pages of a group in coded leaves. */
+KVMATTR_AVX512 static void kvmattr_take_group_coded(const kvmattr_walk *walk, const uint64_t *gfns,
+                                                    const kvmattr_arrived *arrived, uint8_t *out)
+{
+    const __m512i in_line = _mm512_set1_epi64(KVMATTR_IN_LINE);
+    const kvmattr_above *above = &arrived->above;
+    uint8_t keeps[KVMATTR_GROUP], toggles[KVMATTR_GROUP];
+    uint64_t which = 0;
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(arrived->group.entries + KVMATTR_LANES * v);
+        __m512i keep = _mm512_srli_epi64(entry, 32), toggle = _mm512_srli_epi64(entry, 40);
+        if (arrived->operates) {
+            keep = _mm512_and_si512(keep, above->keep[v]);
+            toggle = _mm512_xor_si512(_mm512_and_si512(toggle, above->keep[v]), above->toggle[v]);
+        }
+        kvmattr_store_low(keeps + KVMATTR_LANES * v, keep);
+        kvmattr_store_low(toggles + KVMATTR_LANES * v, toggle);
+        which |= (uint64_t)_mm512_test_epi64_mask(entry, in_line) << (KVMATTR_LANES * v);
+    }
+    kvmattr_take_coded(walk, gfns, arrived->group.entries, which, keeps, toggles, out);
+}
+
+/* The attributes of a group's pages. The words of the next group, if there is one, are asked for meanwhile. */
+KVMATTR_AVX512 static inline void kvmattr_read_words(const kvmattr_walk *walk, const uint64_t *gfns,
+                                                     const kvmattr_arrived *arrived, const kvmattr_arrived *next,
+                                                     uint8_t *out)
+{
+    const __m512i one = _mm512_set1_epi64(1);
+    const kvmattr_group *group = &arrived->group;
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
+        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
+        __m512i word = kvmattr_load_eight(group->at + KVMATTR_LANES * v), value = _mm512_srli_epi64(entry, 40);
+        __mmask8 set = _mm512_test_epi64_mask(_mm512_rorv_epi64(word, gfn), one);
+        value = _mm512_mask_xor_epi64(value, set, value, _mm512_srli_epi64(entry, 32));
+        if (arrived->operates)
+            value = _mm512_xor_si512(_mm512_and_si512(value, arrived->above.keep[v]), arrived->above.toggle[v]);
+        kvmattr_store_low(out + KVMATTR_LANES * v, value);
+        if (next)
+            for (int i = 0; i < KVMATTR_LANES; i++)
+                kvmattr_prefetch_soon((const void *)next->group.at[KVMATTR_LANES * v + i]);
+    }
+    if (arrived->coded)
+        kvmattr_take_group_coded(walk, gfns, arrived, out);
+    for (uint64_t slow = arrived->slow; slow; slow &= slow - 1)
+        out[kvmattr_first_bit(slow)] = walk->get(walk, gfns[kvmattr_first_bit(slow)]);
+}
+
+KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
+                                               size_t n)
+{
+    const kvmattr_bases bases = kvmattr_bases_of(walk);
+    /* Up to a GiB of pages has its leaves in 32 KiB, which come near by themselves. */
+    const int far = walk->level > 3;
+    kvmattr_arrived groups[2], *now = &groups[0], *next = &groups[1], *other;
+    if (walk->nsegments > KVMATTR_WIDE_SEGMENTS || (walk->level > 2 && (walk->root & KVMATTR_IN_NODE))) {
+        kvmattr_take_portable(walk, gfns, out, n);
+        return;
+    }
+    if (n >= KVMATTR_GROUP)
+        kvmattr_arrive(walk, &bases, gfns, now);
+    for (; n >= KVMATTR_GROUP; gfns += KVMATTR_GROUP, out += KVMATTR_GROUP, n -= KVMATTR_GROUP) {
+        int more = n >= 2 * KVMATTR_GROUP;
+        if (more)
+            kvmattr_arrive(walk, &bases, gfns + KVMATTR_GROUP, next);
+        kvmattr_read_words(walk, gfns, now, more && far ? next : NULL, out);
+        other = now;
+        now = next;
+        next = other;
+    }
+    kvmattr_take_avx2(walk, gfns, out, n);
+}
+
+/* ---- locate ---- */
+
+/* Which entries have something pending or lead to a run list; uniform ones have k = 0. */
+KVMATTR_AVX512 static inline uint64_t kvmattr_other_than_nodes(const uint64_t *entries)
+{
+    const __m512i none = _mm512_set1_epi64(KVMATTR_NO_OPERATION);
+    const __m512i looked_at = _mm512_set1_epi64(KVMATTR_OPERATION | KVMATTR_IN_NODE);
+    uint64_t which = 0;
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
+        which |= (uint64_t)_mm512_cmpneq_epu64_mask(_mm512_and_si512(entry, looked_at), none)
+                 << (KVMATTR_LANES * v);
+    }
+    return which;
+}
+
+KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int n,
+                                                 const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
+                                                 kvmattr_located *located)
+{
+    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), in_line = _mm512_set1_epi64(KVMATTR_IN_LINE);
+    const __m512i low32 = _mm512_set1_epi64(0xffffffff), low8 = _mm512_set1_epi64(0xff);
+    const __m512i end = _mm512_set1_epi64((long long)last), in_level3 = _mm512_set1_epi64(0x3ffff);
+    const __m512i one = _mm512_set1_epi64(1), every = _mm512_set1_epi64(-1);
+    const uint64_t root_differs = (walk->root & (KVMATTR_OPERATION | KVMATTR_IN_NODE)) ^ KVMATTR_NO_OPERATION;
+    kvmattr_group group;
+    uint64_t away, firsts = 0;
+    if (n < KVMATTR_GROUP || walk->nsegments > KVMATTR_WIDE_SEGMENTS ||
+        (walk->level > 2 && (walk->root & KVMATTR_IN_NODE))) {
+        kvmattr_locate_avx2(walk, gfns, n, ks, xs, step, last, located);
+        return;
+    }
+    const kvmattr_bases bases = kvmattr_bases_of(walk);
+    away = kvmattr_enter(walk, gfns, &group);
+    if (walk->level > 2 && root_differs)
+        away = ~(uint64_t)0;
+    for (int level = walk->level - 1; level > 2; level--) {
+        __m512i different = kvmattr_aim(&bases, gfns, level, &group);
+        if (kvmattr_any(different)) {
+            away |= kvmattr_other_than_nodes(group.entries);
+            if (kvmattr_any(_mm512_and_si512(different, in_node)))
+                kvmattr_turn_away(walk, &group);
+        }
+        kvmattr_descend(&group);
+    }
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_load_si512(group.entries + KVMATTR_LANES * v);
+        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
+        __mmask8 astray = _mm512_test_epi64_mask(entry, in_line) | _mm512_testn_epi64_mask(entry, low32) |
+                          _mm512_testn_epi64_mask(gfn, in_level3) | _mm512_cmpeq_epu64_mask(gfn, end);
+        _mm512_storeu_si512(located->where + KVMATTR_LANES * v, kvmattr_aim_at_word(&bases, entry, gfn));
+        /* As kvmattr_flip_of: what becomes of a page that has x, and of one that has the other value. */
+        __m512i k = _mm512_and_si512(_mm512_srli_epi64(entry, 32), low8);
+        __m512i x = _mm512_and_si512(_mm512_srli_epi64(entry, 40), low8);
+        __m512i keep = _mm512_set1_epi64(ks[0]), toggle = _mm512_set1_epi64(xs[0]);
+        if (step) {
+            keep = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(ks + KVMATTR_LANES * v)));
+            toggle = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(xs + KVMATTR_LANES * v)));
+        }
+        __m512i was_zero = _mm512_ternarylogic_epi64(_mm512_and_si512(x, keep), toggle, x, 0x96);
+        __m512i was_one = _mm512_xor_si512(was_zero, _mm512_and_si512(k, keep));
+        __mmask8 zero_flips = _mm512_test_epi64_mask(was_zero, was_zero);
+        __mmask8 one_stays = _mm512_test_epi64_mask(was_one, was_one);
+        astray |= zero_flips & _mm512_cmpneq_epu64_mask(was_zero, k);
+        astray |= one_stays & _mm512_cmpneq_epu64_mask(was_one, k);
+        __m512i bit = _mm512_rolv_epi64(one, gfn);
+        _mm512_storeu_si512(located->keep + KVMATTR_LANES * v,
+                            _mm512_mask_andnot_epi64(every, (__mmask8)~(zero_flips ^ one_stays), bit, every));
+        _mm512_storeu_si512(located->toggle + KVMATTR_LANES * v, _mm512_maskz_mov_epi64(zero_flips, bit));
+        away |= (uint64_t)astray << (KVMATTR_LANES * v);
+        firsts |= (uint64_t)_mm512_testn_epi64_mask(gfn, in_node) << (KVMATTR_LANES * v);
+    }
+    located->away = away;
+    located->firsts = firsts;
+}
+
+#endif /* KVMATTR_SIMD_AVX512_WALK_H */
