@@ -8,17 +8,11 @@
 #ifndef KVMATTR_SIMD_AVX512_WALK_H
 #define KVMATTR_SIMD_AVX512_WALK_H
 
-enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = 8, KVMATTR_GROUP = 64 };
+enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = KVMATTR_GROUP / KVMATTR_LANES };
 
 /* Segments' bases are looked up in two registers, so at most 16 segments (7 GiB of nodes and leaves); a larger
  * arena takes the plain walk. */
 #define KVMATTR_WIDE_SEGMENTS 16
-
-/* An entry on which nothing is pending has k = 0xff and x = 0; a handle of a node begins a page. */
-#define KVMATTR_NO_OPERATION 0xff00000000
-#define KVMATTR_OPERATION 0xffff00000000
-#define KVMATTR_IN_NODE 511
-#define KVMATTR_IN_LINE 7
 
 /* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. */
 typedef struct kvmattr_group {
@@ -46,13 +40,6 @@ KVMATTR_AVX512 static inline __m512i kvmattr_addresses(const kvmattr_bases *base
                                              bases->high);
     __m512i handle = _mm512_ternarylogic_epi64(within, index, entry, 0xca);     /* within ? index : entry */
     return _mm512_add_epi64(base, _mm512_mul_epu32(handle, granule));           /* of their low halves */
-}
-
-/* The compiler would make a gather of a loop of loads. */
-static inline const uint64_t *kvmattr_by_itself(uintptr_t address)
-{
-    __asm__("" : "+r"(address));
-    return (const uint64_t *)address;
 }
 
 /* Eight words put together in registers: a vector read where eight words have just been written waits until the last of
@@ -92,7 +79,7 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_enter(const kvmattr_walk *walk, co
     }
     if (walk->level > 2)
         for (int i = 0; i < KVMATTR_GROUP; i++)
-            group->entries[i] = *kvmattr_by_itself((uintptr_t)(root + group->at[i]));
+            group->entries[i] = root[kvmattr_by_itself(group->at[i])];
     /* The span is a power of two. */
     if (_mm512_cmpge_epu64_mask(all, span))
         for (int v = 0; v < KVMATTR_VECTORS; v++)
