@@ -116,12 +116,13 @@ def test_put_of_many_pages_is_update_of_each(content: Callable[[], AttributeMap]
     assert_puts_agree(together, single, gfns, attributes, operation)
 
 
+@pytest.mark.parametrize("count", [64, 3000])
 @pytest.mark.parametrize("content", CONTENTS)
-def test_put_of_one_value_that_the_leaves_may_have(content: Callable[[], AttributeMap]) -> None:
+def test_put_of_one_value_that_the_leaves_may_have(content: Callable[[], AttributeMap], count: int) -> None:
     for value in [*content().values()[:3].tolist(), 1]:
         together, single = content(), content()
-        gfns = interesting(single, 64)
-        assert_puts_agree(together, single, gfns, np.full(64, value, np.uint8), Operation.WRITE)
+        gfns = interesting(single, count)
+        assert_puts_agree(together, single, gfns, np.full(count, value, np.uint8), Operation.WRITE)
 
 
 def assert_puts_agree(
