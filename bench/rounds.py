@@ -102,16 +102,14 @@ def round_of(arms: Arms, form: str, store_first: bool, samples: Samples) -> None
 
 
 def compare(arms: Arms, rounds: int) -> Samples:
-    """Find the fastest of numpy's forms in three rounds each, which warm both sides up, then measure
-    against it, in an even number of rounds.
+    """Find the fastest of numpy's forms in three rounds of each, which take turns and warm both sides up, then
+    measure against it, in an even number of rounds.
     """
-    tried = {}
-    for form in arms.numpy:
-        trial = Samples()
-        for index in range(3):
+    tried = {form: Samples() for form in arms.numpy}
+    for index in range(3):
+        for form, trial in tried.items():
             round_of(arms, form, index % 2 == 0, trial)
-        tried[form] = min(trial.numpy)
-    samples = Samples(form=min(tried, key=tried.__getitem__))
+    samples = Samples(form=min(tried, key=lambda form: min(tried[form].numpy)))
     for index in range(rounds + rounds % 2):
         round_of(arms, samples.form, index % 2 == 0, samples)
     return samples

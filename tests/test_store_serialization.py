@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +150,39 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
                 m.save(path)
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ["map"]
+
+
+SAVES = """
+import sys
+from kvmattr import AttributeMap
+
+for value in range(1, 256):
+    m = AttributeMap.from_runs([(2 * gfn, 2 * gfn + 1, value) for gfn in range(2000)], 2**40)
+    m.save(sys.argv[1])
+    if value == 1:
+        print("saved once", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    rounds = cut_short = 0
+    while cut_short < 5:
+        rounds += 1
+        assert rounds < 500
+        process = subprocess.Popen([sys.executable, "-c", SAVES, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved once\n"
+        time.sleep(random.random() / 20)
+        process.kill()
+        process.communicate()
+        m = AttributeMap.load(path)
+        assert m == AttributeMap.from_runs([(2 * gfn, 2 * gfn + 1, m[0]) for gfn in range(2000)], 2**40)
+        # Whoever is killed cannot clean up: what it was about to rename tells that a save was cut short.
+        for left in tmp_path.glob(".kvmattr-*"):
+            cut_short += 1
+            left.unlink()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -950,7 +950,8 @@ cdef class AttributeMap:
         return rebuild, (pickle.PickleBuffer(data) if protocol >= 5 else data, self.frozen)
 
     def save(self, path, progress=None):
-        """Write the map to a file, at once and for good: after a crash there is the old file or the new one.
+        """Write the map to a file, at once and for good: after a crash there is the old file or the new one, and
+        perhaps a file ``.kvmattr-...`` beside it that was to replace it.
 
         progress: called as ``progress(done, total)`` with bytes. Raises OSError as the file system does, which
         leaves the old file as it was.
