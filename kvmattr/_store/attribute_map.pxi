@@ -216,9 +216,8 @@ cdef class AttributeMap:
         starts, stops = bound_arrays(starts, stops, self.map.pages)
         if self.frozen:
             raise_readonly()
+        memset(&batch, 0, sizeof(batch))
         batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
-        batch.done = 0
-        batch.changed = 0
         if batch.step:
             ks, xs = change_arrays(attributes, operation, mask, "starts", starts)
             starts, stops, ks, xs = broadcast((starts, stops, ks, xs), ("starts", "stops", "attributes", "attributes"))
@@ -266,10 +265,8 @@ cdef class AttributeMap:
             check_gfns(given, gfns, self.map.pages)
         if self.frozen:
             raise_readonly()
+        memset(&batch, 0, sizeof(batch))
         batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
-        batch.done = 0
-        batch.changed = 0
-        batch.stops = NULL
         if batch.step:
             ks, xs = change_arrays(attributes, operation, mask, "gfns", gfns)
             gfns, ks, xs = broadcast((gfns, ks, xs), ("gfns", "attributes", "attributes"))

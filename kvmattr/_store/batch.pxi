@@ -169,7 +169,7 @@ cdef bint take_pages(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *ou
     return True
 
 
-# Arrays of a batch; a step of 0 uses the first cell for all.
+# Arrays of a batch, and how far it has come; a step of 0 uses the first cell for all.
 cdef struct Batch:
     const uint64_t *starts
     const uint64_t *stops       # NULL: single pages
@@ -178,6 +178,8 @@ cdef struct Batch:
     size_t step
     size_t done
     uint64_t changed
+    size_t one_by_one           # up to here, single pages go one by one: to locate them in groups did not pay
+    size_t asked                # up to here, leaves were asked for
 
 
 cdef void blocks_know_firsts(Map *map, const uint64_t *gfns, uint64_t firsts) noexcept nogil:
@@ -219,95 +221,107 @@ cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogi
     return result
 
 
-cdef UpdateResult put_located(Map *map, Batch *batch, size_t *i, size_t upto) noexcept nogil:
-    """Single pages from number *i on, up to `upto` and in order, of a map that shares with none. They are located
-    in groups, one group ahead: while one is flipped, the leaves of the next come nearer. What a flip does not do goes
-    the way of one page, after which the others may have to be located again. *i is how far it came: to the end, unless
-    locating did not pay or memory was refused."""
+cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """Single pages up to number `upto`, in order, of a map that shares with none. They are located in groups, one group
+    ahead: while one is flipped, the leaves of the next come nearer. What a flip does not do goes the way of one page,
+    after which the others may have to be located again. Ends early if locating does not pay or memory is refused."""
     cdef kvmattr_located[2] groups
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]
     cdef uint64_t rearranged = map.family.rearranged, changed
-    cdef int n = locate(map, batch, i[0], upto, now), following, at, done, flips
+    cdef int n = locate(map, batch, batch.done, upto, now), following, at, done, flips
     cdef UpdateResult result
     while n:
-        following = locate(map, batch, i[0] + n, upto, ahead)
+        following = locate(map, batch, batch.done + n, upto, ahead)
         at = flips = 0
         while True:
             changed = 0
             done = kvmattr_flip(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
             if now.firsts:
-                blocks_know_firsts(map, batch.starts + i[0], now.firsts & bits_between(at, done))
+                blocks_know_firsts(map, batch.starts + batch.done, now.firsts & bits_between(at, done))
             batch.changed += changed
             kvmattr_raise_version(&map.version, changed)
             flips += done - at
             at = done
             if at == n:
                 break
-            result = put_one(map, batch, i[0] + at)
+            result = put_one(map, batch, batch.done + at)
             if result < 0:
-                i[0] += at
+                batch.done += at
                 return result
             at += 1
             if map.family.rearranged != rearranged:
                 break
-        i[0] += at
+        batch.done += at
         if flips < KVMATTR_LOCATED // 8:
             break
         if map.family.rearranged != rearranged:
             rearranged = map.family.rearranged
-            n = locate(map, batch, i[0], upto, now)
+            n = locate(map, batch, batch.done, upto, now)
         else:
             now, ahead = ahead, now
             n = following
     return UPDATE_CHANGED
 
 
-cdef size_t ask_for_leaves(Map *map, const Batch *batch, size_t i, size_t upto) noexcept nogil:
+cdef void ask_for_leaves(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Have the leaves of the next group of single pages come nearer, and the counts of references before them, for
-    updates one by one, which cannot wait for several at once. Returns where the group ends."""
+    updates one by one, which cannot wait for several at once."""
     cdef kvmattr_located located
-    cdef int n = locate(map, batch, i, upto, &located), j
-    for j in range(n):
-        kvmattr_prefetch_soon(located.where[j])
-        kvmattr_prefetch_soon(<void *>(<uintptr_t>located.where[j] & ~<uintptr_t>(PAGE_BYTES - 1)))
-    return i + n
+    cdef size_t start = batch.asked if batch.asked > batch.done else batch.done
+    cdef int n = locate(map, batch, start, upto, &located), i
+    for i in range(n):
+        kvmattr_prefetch_soon(located.where[i])
+        kvmattr_prefetch_soon(<void *>(<uintptr_t>located.where[i] & ~<uintptr_t>(PAGE_BYTES - 1)))
+    batch.asked = start + n
+
+
+cdef UpdateResult put_pages(Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """Single pages up to number `upto`, in order; ends early if memory is refused."""
+    cdef UpdateResult result = UPDATE_UNCHANGED
+    while batch.done < upto and result >= 0:
+        # While nobody shares with this map, every leaf is its own. Where hardly any page is a plain flip, looking ahead
+        # does not pay for a while.
+        if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and batch.done >= batch.one_by_one:
+            result = put_located(map, batch, upto)
+            if batch.done < upto:
+                batch.one_by_one = batch.done + KVMATTR_LOCATED
+        else:
+            if not KVMATTR_COUNTING_BUILD and batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked:
+                ask_for_leaves(map, batch, upto)
+            result = put_one(map, batch, batch.done)
+            batch.done += result >= 0
+    return result
+
+
+cdef UpdateResult update_ranges(Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """The same for ranges."""
+    cdef UpdateResult result = UPDATE_UNCHANGED
+    cdef size_t i, cell
+    while batch.done < upto:
+        i = batch.done
+        cell = i * batch.step
+        result = map_update(map, batch.starts[i], batch.stops[i], batch.k[cell], batch.x[cell])
+        if result < 0:
+            break
+        batch.changed += result
+        batch.done += 1
+    return result
 
 
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
-    cdef size_t group, i = batch.done
-    cdef size_t beside = 0, asked = 0
-    cdef UpdateResult result = UPDATE_UNCHANGED
-    while i < upto:
-        group = i + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
+    cdef size_t group
+    cdef UpdateResult result
+    while batch.done < upto:
+        group = batch.done + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
         group = group if group < upto else upto
         pthread_mutex_lock(&map.family.mutex)
         if batch.stops == NULL:
-            while i < group:
-                # While nobody shares with this map, every leaf is its own. Where hardly any page is a plain flip,
-                # looking ahead does not pay for a while.
-                if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and i >= beside:
-                    result = put_located(map, batch, &i, group)
-                    if i < group:
-                        beside = i + KVMATTR_LOCATED
-                else:
-                    if not KVMATTR_COUNTING_BUILD and asked < group and i + KVMATTR_LOCATED // 2 >= asked:
-                        asked = ask_for_leaves(map, batch, asked if asked > i else i, group)
-                    result = put_one(map, batch, i)
-                    i += result >= 0
-                if result < 0:
-                    break
+            result = put_pages(map, batch, group)
         else:
-            while i < group:
-                result = map_update(map, batch.starts[i], batch.stops[i], batch.k[i * batch.step],
-                                    batch.x[i * batch.step])
-                if result < 0:
-                    break
-                batch.changed += result
-                i += 1
+            result = update_ranges(map, batch, group)
         pthread_mutex_unlock(&map.family.mutex)
-        batch.done = i
         if result < 0:
             return False
     return True
