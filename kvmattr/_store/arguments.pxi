@@ -171,12 +171,33 @@ cdef object operation_array(object values):
     return array.astype(np.uint8)
 
 
+cdef void changes_of(const uint8_t *attributes, const uint8_t *operation, Py_ssize_t operation_step, const uint8_t *mask,
+                     Py_ssize_t mask_step, uint8_t *k, uint8_t *x, Py_ssize_t count) noexcept nogil:
+    """k and x of `count` updates; a step of 0 uses the first operation, the first mask, for all."""
+    cdef int only_operation
+    cdef uint8_t only_mask
+    cdef Change change
+    cdef Py_ssize_t i
+    if operation_step == 0 and mask_step == 0:
+        only_operation = operation[0]
+        only_mask = mask[0]
+        # The compiler makes vectors of this loop, which for single pages is a sixth of the time of put.
+        for i in range(count):
+            change = change_of(attributes[i], only_operation, only_mask)
+            k[i] = change.k
+            x[i] = change.x
+        return
+    for i in range(count):
+        change = change_of(attributes[i], operation[i * operation_step], mask[i * mask_step])
+        k[i] = change.k
+        x[i] = change.x
+
+
 cdef object change_arrays(object attributes, object operation, object mask, str name, object pages):
     """k and x of updates whose attributes, operations and masks are arrays that broadcast, with each other and with
     the pages or ranges called `name`."""
     cdef Py_buffer attributes_view, operation_view, mask_view, k_view, x_view
-    cdef Change change
-    cdef Py_ssize_t i, operation_step = 1, mask_step = 1
+    cdef Py_ssize_t operation_step = 1, mask_step = 1
     arrays = [pages, byte_array(attributes, "attributes")]
     names = [name, "attributes"]
     if is_scalar(operation):        # one for all
@@ -204,12 +225,8 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
     PyObject_GetBuffer(mask, &mask_view, PyBUF_SIMPLE)
     PyObject_GetBuffer(k, &k_view, PyBUF_WRITABLE)
     PyObject_GetBuffer(x, &x_view, PyBUF_WRITABLE)
-    for i in range(attributes_view.len):
-        change = change_of((<const uint8_t *>attributes_view.buf)[i],
-                           (<const uint8_t *>operation_view.buf)[i * operation_step],
-                           (<const uint8_t *>mask_view.buf)[i * mask_step])
-        (<uint8_t *>k_view.buf)[i] = change.k
-        (<uint8_t *>x_view.buf)[i] = change.x
+    changes_of(<const uint8_t *>attributes_view.buf, <const uint8_t *>operation_view.buf, operation_step,
+               <const uint8_t *>mask_view.buf, mask_step, <uint8_t *>k_view.buf, <uint8_t *>x_view.buf, attributes_view.len)
     PyBuffer_Release(&attributes_view)
     PyBuffer_Release(&operation_view)
     PyBuffer_Release(&mask_view)
