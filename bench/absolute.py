@@ -6,9 +6,11 @@ them by what it takes here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import thread_time_ns
+from threading import Thread
+from time import perf_counter_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ import numpy as np
 from bench.guest import Guest, alternating
 from bench.rounds import Alone
 from kvmattr import AttributeMap
+
+#: All that this process may use, before the table keeps to one.
+CPUS = os.sched_getaffinity(0)
 
 #: ns that numpy's hot scalar a[i] takes on the machine that the limits were written for.
 YARDSTICK = 34.0
@@ -155,6 +160,40 @@ limit("put of 1e5 random pages after a snapshot, per page", 60)(lambda guest: sc
 limit("the same, and meanwhile what a restore dropped is freed", None)(
     lambda guest: scattered_puts(guest, False)
 )
+
+
+@limit("what a get waits for that finds a batch of puts at work, 90th percentile", 0.3e6, rounds=5)
+def wait_for_a_batch(guest: Guest) -> Alone:
+    """A batch gives the mutex to whoever waits for it after each of its groups. On the wall's clock: who waits
+    does not run."""
+
+    def draw() -> Any:
+        gfns = np.unique(guest.gfns(guest.batch))
+        guest.rng.shuffle(gfns)
+        return AttributeMap(guest.pages), gfns, guest.rng.integers(1, 9, len(gfns)).astype(np.uint8)
+
+    def work(drawn: Any) -> int:
+        m, gfns, attributes = drawn
+        writer = Thread(target=m.put, args=(gfns, attributes))
+        get, clock, times = m.get, perf_counter_ns, [0]
+        one = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, CPUS)
+        writer.start()
+        while writer.is_alive():
+            before = clock()
+            get(0)
+            times.append(clock() - before)
+        writer.join()
+        os.sched_setaffinity(0, one)
+        waits = [time for time in times if time > 2000]
+        return int(np.percentile(waits or times, 90))
+
+    return Alone(
+        draw=draw,
+        work=work,
+        check=lambda drawn, _: np.array_equal(drawn[0].take(drawn[1]), drawn[2]),
+        own_clock=True,
+    )
 
 
 @limit("del m of a fragmented 1 TiB guest", 50e6, rounds=3)

@@ -74,6 +74,7 @@ cdef struct Family:
     uint64_t moving_gfn         # how far that has come
     Counters counters
     pthread_mutex_t mutex
+    pthread_mutex_t turn        # held by who waits for the mutex next (locking.pxi)
     int announced               # writers that run, or are about to run, without the GIL
     Map *maps                   # list of the maps, snapshots and pinned roots of this family
     Family *next_family         # in the list of all families (fork.pxi)

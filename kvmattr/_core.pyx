@@ -87,7 +87,8 @@ m[a:b] = array                     map_store (maps.pxi), built aside, swung in  
 validate                           audit_family (validate.pxi)                          everything
 put_bitmap, bitmap                 bitmap_run, map_bitmap (bitmap.pxi)                  blocks
 to_bytes, save, pickle             write_map, read_map (serial.pxi)                     runs and mixed blocks
-batches, pins, the mutex           batch_run, pin (batch.pxi)
+batches, pins                      batch_run, pin (batch.pxi)                           a group for each hold
+the mutex, and who is next         family_lock (locking.pxi)                            constant
 for C and Cython                   embedding.pxi, for_cython.pxi
 what updates leave to be tidied    family_settle (compact.pxi)                          a slice an update
 ================================== ==================================================== ====================
@@ -205,6 +206,7 @@ include "_store/walk.pxi"
 include "_store/maps.pxi"
 include "_store/validate.pxi"
 include "_store/arguments.pxi"
+include "_store/locking.pxi"
 include "_store/batch.pxi"
 include "_store/fork.pxi"
 include "_store/bitmap.pxi"

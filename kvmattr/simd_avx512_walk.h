@@ -106,17 +106,17 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, con
     return different;
 }
 
-/* Ways to run lists go on in the page of zeros instead. Returns which these are. */
-KVMATTR_AVX512 static inline uint64_t kvmattr_turn_away(const kvmattr_walk *walk, kvmattr_group *group)
+/* Ways to what does not begin a page, or a line, go on in the page of zeros instead: run lists at an inner level, coded
+ * leaves at level 2. Returns which these are. */
+KVMATTR_AVX512 static inline uint64_t kvmattr_turn_away(const kvmattr_walk *walk, kvmattr_group *group, __m512i within)
 {
-    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE);
     const __m512i zeros = _mm512_set1_epi64((long long)walk->bias[0]);
     uint64_t which = 0;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
-        __mmask8 listed = _mm512_test_epi64_mask(entry, in_node);
-        _mm512_mask_store_epi64(group->at + KVMATTR_LANES * v, listed, zeros);
-        which |= (uint64_t)listed << (KVMATTR_LANES * v);
+        __mmask8 away = _mm512_test_epi64_mask(entry, within);
+        _mm512_mask_store_epi64(group->at + KVMATTR_LANES * v, away, zeros);
+        which |= (uint64_t)away << (KVMATTR_LANES * v);
     }
     return which;
 }
@@ -168,7 +168,8 @@ KVMATTR_AVX512 static inline void kvmattr_store_low(uint8_t *to, __m512i words)
 typedef struct kvmattr_arrived {
     kvmattr_group group;
     kvmattr_above above;        /* only if something there operates on pages of the group */
-    int operates, coded;        /* coded: some of the leaves are */
+    int operates;
+    uint64_t coded;             /* pages in coded leaves */
     uint64_t slow;              /* pages that are answered by `get` */
 } kvmattr_arrived;
 
@@ -186,7 +187,7 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, cons
     for (int level = walk->level - 1; level > 2; level--) {
         __m512i different = kvmattr_aim(bases, gfns, level, group);
         if (kvmattr_any(_mm512_and_si512(different, in_node)))
-            arrived->slow |= kvmattr_turn_away(walk, group);
+            arrived->slow |= kvmattr_turn_away(walk, group, in_node);
         if (kvmattr_any(_mm512_and_si512(different, operation))) {
             if (!arrived->operates)
                 kvmattr_above_root(&arrived->above, KVMATTR_NO_OPERATION);
@@ -201,17 +202,16 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, cons
         coded = _mm512_ternarylogic_epi64(coded, entry, in_line, 0xf8);
         _mm512_store_si512(group->at + KVMATTR_LANES * v, kvmattr_aim_at_word(bases, entry, gfn));
     }
-    arrived->coded = kvmattr_any(coded);
+    /* Beside a coded leaf of a pinned root lie others, which somebody may be writing. */
+    arrived->coded = kvmattr_any(coded) ? kvmattr_turn_away(walk, group, in_line) : 0;
 }
 
 /* The pages of a group in coded leaves. */
 KVMATTR_AVX512 static void kvmattr_take_group_coded(const kvmattr_walk *walk, const uint64_t *gfns,
                                                     const kvmattr_arrived *arrived, uint8_t *out)
 {
-    const __m512i in_line = _mm512_set1_epi64(KVMATTR_IN_LINE);
     const kvmattr_above *above = &arrived->above;
     uint8_t keeps[KVMATTR_GROUP], toggles[KVMATTR_GROUP];
-    uint64_t which = 0;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(arrived->group.entries + KVMATTR_LANES * v);
         __m512i keep = _mm512_srli_epi64(entry, 32), toggle = _mm512_srli_epi64(entry, 40);
@@ -221,9 +221,8 @@ KVMATTR_AVX512 static void kvmattr_take_group_coded(const kvmattr_walk *walk, co
         }
         kvmattr_store_low(keeps + KVMATTR_LANES * v, keep);
         kvmattr_store_low(toggles + KVMATTR_LANES * v, toggle);
-        which |= (uint64_t)_mm512_test_epi64_mask(entry, in_line) << (KVMATTR_LANES * v);
     }
-    kvmattr_take_coded(walk, gfns, arrived->group.entries, which, keeps, toggles, out);
+    kvmattr_take_coded(walk, gfns, arrived->group.entries, arrived->coded, keeps, toggles, out);
 }
 
 /* The attributes of a group's pages. The words of the next group, if there is one, are asked for meanwhile. */
@@ -318,7 +317,7 @@ KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const
         if (kvmattr_any(different)) {
             away |= kvmattr_other_than_nodes(group.entries);
             if (kvmattr_any(_mm512_and_si512(different, in_node)))
-                kvmattr_turn_away(walk, &group);
+                kvmattr_turn_away(walk, &group, in_node);
         }
         kvmattr_descend(&group);
     }

@@ -116,16 +116,23 @@ static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, c
 KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, int n, int levels)
 {
     const uint64_t *where[KVMATTR_GROUP];
-    uint64_t coded = 0;
+    uint64_t any = 0, coded = 0;
     kvmattr_plain_group group;
     kvmattr_walk_down(walk, gfns, n, levels, &group);
     for (int i = 0; i < n; i++) {
-        coded |= group.entries[i];
+        any |= group.entries[i];
         where[i] = kvmattr_word_of(walk->bias, group.entries[i], gfns[i]);
         /* Up to a GiB of pages has its leaves in 32 KiB, which come near by themselves. */
         if (levels > 3)
             kvmattr_prefetch(where[i]);
     }
+    /* Beside a coded leaf of a pinned root lie others, which somebody may be writing: read the page of zeros instead. */
+    if (any & KVMATTR_IN_LINE)
+        for (int i = 0; i < n; i++)
+            if (group.entries[i] & KVMATTR_IN_LINE) {
+                coded |= (uint64_t)1 << i;
+                where[i] = kvmattr_words(walk->bias, 0);
+            }
     for (int i = 0; i < n; i++) {
         uint64_t word = *(const uint64_t *)kvmattr_by_itself((uintptr_t)where[i]), entry = group.entries[i];
         uint64_t bit = (word >> (gfns[i] & 63)) & 1;
@@ -134,17 +141,15 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
     if (group.operates)
         for (int i = 0; i < n; i++)
             out[i] = (uint8_t)((out[i] & group.keep[i]) ^ group.toggle[i]);
-    if (coded & KVMATTR_IN_LINE) {
+    if (coded) {
         uint8_t k[KVMATTR_GROUP], x[KVMATTR_GROUP];
-        uint64_t which = 0;
         if (!group.operates)
             kvmattr_operate(&group, n, 0xff, 0);
         for (int i = 0; i < n; i++) {
             k[i] = (uint8_t)(group.entries[i] >> 32) & group.keep[i];
             x[i] = (uint8_t)(((group.entries[i] >> 40) & group.keep[i]) ^ group.toggle[i]);
-            which |= (uint64_t)(group.entries[i] & 1) << i;
         }
-        kvmattr_take_coded(walk, gfns, group.entries, which, k, x, out);
+        kvmattr_take_coded(walk, gfns, group.entries, coded, k, x, out);
     }
     for (; group.astray; group.astray &= group.astray - 1) {
         int i = kvmattr_first_bit(group.astray);

@@ -34,6 +34,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 cdef enum:
@@ -111,6 +112,7 @@ cdef Family *family_new() noexcept nogil:
     family.bias[0] = <uintptr_t>&zero_page[0]
     family.segment_count = 1
     pthread_mutex_init(&family.mutex, NULL)
+    pthread_mutex_init(&family.turn, NULL)
     families_add(family)
     return family
 
@@ -121,6 +123,7 @@ cdef void family_free(Family *family) noexcept nogil:
     for i in range(1, family.segment_count):
         munmap(family.segments[i].memory, segment_bytes(family.segments[i].capacity))
     pthread_mutex_destroy(&family.mutex)
+    pthread_mutex_destroy(&family.turn)
     free(family)
 
 

@@ -171,8 +171,9 @@ cdef object operation_array(object values):
     return array.astype(np.uint8)
 
 
-cdef void changes_of(const uint8_t *attributes, const uint8_t *operation, Py_ssize_t operation_step, const uint8_t *mask,
-                     Py_ssize_t mask_step, uint8_t *k, uint8_t *x, Py_ssize_t count) noexcept nogil:
+cdef void changes_of(const uint8_t *attributes, const uint8_t *operation, Py_ssize_t operation_step,
+                     const uint8_t *mask, Py_ssize_t mask_step, uint8_t *k, uint8_t *x,
+                     Py_ssize_t count) noexcept nogil:
     """k and x of `count` updates; a step of 0 uses the first operation, the first mask, for all."""
     cdef int only_operation
     cdef uint8_t only_mask
@@ -226,7 +227,8 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
     PyObject_GetBuffer(k, &k_view, PyBUF_WRITABLE)
     PyObject_GetBuffer(x, &x_view, PyBUF_WRITABLE)
     changes_of(<const uint8_t *>attributes_view.buf, <const uint8_t *>operation_view.buf, operation_step,
-               <const uint8_t *>mask_view.buf, mask_step, <uint8_t *>k_view.buf, <uint8_t *>x_view.buf, attributes_view.len)
+               <const uint8_t *>mask_view.buf, mask_step, <uint8_t *>k_view.buf, <uint8_t *>x_view.buf,
+               attributes_view.len)
     PyBuffer_Release(&attributes_view)
     PyBuffer_Release(&operation_view)
     PyBuffer_Release(&mask_view)

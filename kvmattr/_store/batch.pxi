@@ -1,33 +1,13 @@
-# Who holds the mutex, what a reader without the GIL holds, and batches of updates without the GIL.
-#
-# Who takes the mutex: whoever changes a family or reads its current state, but only while some thread writes
-# without the GIL (family.announced; always on free-threaded builds). Bulk readers pin the root under it and
-# read without it. A writer that will drop the GIL announces itself while it still holds it.
+# What a reader without the GIL holds, whole maps, and batches of updates without the GIL.
 
 cdef enum:
-    PUT_GROUP = 1024            # single pages for each hold of the mutex: 5 us of flips, at most about 100 us
-    UPDATE_GROUP = 32           # ranges for each hold: at most about 50 us
+    # Pages and ranges for each hold of the mutex, by what they may take: a flip 5 ns, a page by itself 140 ns, one that
+    # goes the way of a range 1.5 us. At most about 50 us.
+    HELD_MOST = 1 << 14
+    HELD_FLIP = 4
+    HELD_PAGE = 48
+    HELD_RANGE = 512
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
-
-
-cdef inline bint family_shared(const Family *family) noexcept nogil:
-    """Whether its mutex is to be taken: the GIL does not keep all others away."""
-    return KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced) != 0
-
-cdef inline bint family_enter(Family *family) noexcept nogil:
-    if family_shared(family):
-        pthread_mutex_lock(&family.mutex)
-        return True
-    return False
-
-cdef inline void family_leave(Family *family, bint entered) noexcept nogil:
-    if entered:
-        pthread_mutex_unlock(&family.mutex)
-
-cdef inline void family_announce(Family *family, int change) noexcept nogil:
-    pthread_mutex_lock(&family.mutex)
-    kvmattr_store_int(&family.announced, family.announced + change)
-    pthread_mutex_unlock(&family.mutex)
 
 
 cdef void pin(Map *pinned, const Map *map) noexcept nogil:
@@ -178,6 +158,7 @@ cdef struct Batch:
     size_t step
     size_t done
     uint64_t changed
+    int held                    # what has been done in this hold of the mutex, in units of HELD_MOST
     size_t one_by_one           # up to here, single pages go one by one: to locate them in groups did not pay
     size_t asked                # up to here, leaves were asked for
 
@@ -215,7 +196,9 @@ cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvm
 
 
 cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogil:
+    cdef uint64_t rearranged = map.family.rearranged
     cdef UpdateResult result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
+    batch.held += HELD_PAGE if map.family.rearranged == rearranged else HELD_RANGE
     if result > 0:
         batch.changed += 1
     return result
@@ -224,7 +207,8 @@ cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogi
 cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Single pages up to number `upto`, in order, of a map that shares with none. They are located in groups, one group
     ahead: while one is flipped, the leaves of the next come nearer. What a flip does not do goes the way of one page,
-    after which the others may have to be located again. Ends early if locating does not pay or memory is refused."""
+    after which the others may have to be located again. Ends early if locating does not pay, if the mutex was held long
+    enough, or if memory is refused."""
     cdef kvmattr_located[2] groups
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]
@@ -253,7 +237,11 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
             if map.family.rearranged != rearranged:
                 break
         batch.done += at
+        batch.held += HELD_FLIP * flips
         if flips < KVMATTR_LOCATED // 8:
+            batch.one_by_one = batch.done + KVMATTR_LOCATED
+            break
+        if batch.held >= HELD_MOST:
             break
         if map.family.rearranged != rearranged:
             rearranged = map.family.rearranged
@@ -277,15 +265,13 @@ cdef void ask_for_leaves(Map *map, Batch *batch, size_t upto) noexcept nogil:
 
 
 cdef UpdateResult put_pages(Map *map, Batch *batch, size_t upto) noexcept nogil:
-    """Single pages up to number `upto`, in order; ends early if memory is refused."""
+    """Single pages up to number `upto`, in order; ends early if the mutex was held long enough or memory is refused."""
     cdef UpdateResult result = UPDATE_UNCHANGED
-    while batch.done < upto and result >= 0:
+    while batch.done < upto and batch.held < HELD_MOST and result >= 0:
         # While nobody shares with this map, every leaf is its own. Where hardly any page is a plain flip, looking ahead
         # does not pay for a while.
         if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and batch.done >= batch.one_by_one:
             result = put_located(map, batch, upto)
-            if batch.done < upto:
-                batch.one_by_one = batch.done + KVMATTR_LOCATED
         else:
             if not KVMATTR_COUNTING_BUILD and batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked:
                 ask_for_leaves(map, batch, upto)
@@ -298,30 +284,27 @@ cdef UpdateResult update_ranges(Map *map, Batch *batch, size_t upto) noexcept no
     """The same for ranges."""
     cdef UpdateResult result = UPDATE_UNCHANGED
     cdef size_t i, cell
-    while batch.done < upto:
+    while batch.done < upto and batch.held < HELD_MOST:
         i = batch.done
         cell = i * batch.step
         result = map_update(map, batch.starts[i], batch.stops[i], batch.k[cell], batch.x[cell])
         if result < 0:
             break
         batch.changed += result
+        batch.held += HELD_RANGE
         batch.done += 1
     return result
 
 
 cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
-    cdef size_t group
-    cdef UpdateResult result
-    while batch.done < upto:
-        group = batch.done + (PUT_GROUP if batch.stops == NULL else UPDATE_GROUP)
-        group = group if group < upto else upto
-        pthread_mutex_lock(&map.family.mutex)
+    cdef UpdateResult result = UPDATE_UNCHANGED
+    while batch.done < upto and result >= 0:
+        family_lock_in_turn(map.family)
+        batch.held = 0
         if batch.stops == NULL:
-            result = put_pages(map, batch, group)
+            result = put_pages(map, batch, upto)
         else:
-            result = update_ranges(map, batch, group)
-        pthread_mutex_unlock(&map.family.mutex)
-        if result < 0:
-            return False
-    return True
+            result = update_ranges(map, batch, upto)
+        family_unlock(map.family)
+    return result >= 0

@@ -89,7 +89,7 @@ cdef bint bitmap_run(Map *map, BitmapBatch *batch) noexcept nogil:
     cdef int count, block = 0, i
     cdef bint sound = True
     while sound and batch.at < batch.bits and block < BITMAP_SLICE:
-        pthread_mutex_lock(&map.family.mutex)
+        family_lock_in_turn(map.family)
         for i in range(BITMAP_GROUP):
             if batch.at >= batch.bits or not sound:
                 break
@@ -100,7 +100,7 @@ cdef bint bitmap_run(Map *map, BitmapBatch *batch) noexcept nogil:
             gather_bits(batch, batch.at, count, bits)
             sound = bitmap_block(map, batch, gfn, count, bits)
             batch.at += count
-        pthread_mutex_unlock(&map.family.mutex)
+        family_unlock(map.family)
         block += BITMAP_GROUP
     return sound
 

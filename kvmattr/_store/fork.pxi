@@ -1,8 +1,8 @@
 # fork(): the child has one thread, and finds every map between two operations.
 #
 # The threads that held a family's mutex or read from a pinned root are not there in the child. So fork waits until
-# it holds every mutex itself, and the child drops what other threads had pinned: those pins lie on their stacks,
-# which the child will use for threads of its own.
+# it holds every mutex itself, with its turn, and the child drops what other threads had pinned: those pins lie on their
+# stacks, which the child will use for threads of its own.
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
@@ -42,6 +42,7 @@ cdef void fork_prepare() noexcept nogil:
     pthread_mutex_lock(&families_mutex)
     family = families
     while family != NULL:
+        pthread_mutex_lock(&family.turn)
         pthread_mutex_lock(&family.mutex)
         family = family.next_family
 
@@ -50,6 +51,7 @@ cdef void fork_parent() noexcept nogil:
     cdef Family *family = families
     while family != NULL:
         pthread_mutex_unlock(&family.mutex)
+        pthread_mutex_unlock(&family.turn)
         family = family.next_family
     pthread_mutex_unlock(&families_mutex)
 
