@@ -105,6 +105,7 @@ ctypedef bint (*ChangeVisitor)(void *context, uint64_t start, uint64_t stop, uin
 
 cdef Map *map_of(object attribute_map) except NULL
 cdef bint map_enter(Map *map) noexcept nogil
+cdef bint map_enter_in_turn(Map *map) noexcept nogil
 cdef void map_leave(Map *map, bint entered) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil

@@ -34,8 +34,8 @@ import numpy as np
 
 from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
-                            map_block_is_uniform, map_changes, map_enter, map_expect, map_leave, map_of, map_page,
-                            map_refused, map_run_stop)
+                            map_block_is_uniform, map_changes, map_enter, map_enter_in_turn, map_expect, map_leave,
+                            map_of, map_page, map_refused, map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
 from kvmattr._core import DIFF_DTYPE, AttributeMap
@@ -723,7 +723,7 @@ cdef class Machine:
         """A few records under the mutex of the store, so that nobody waits for it long."""
         cdef Record record
         cdef size_t ahead
-        cdef bint entered = map_enter(self.map)
+        cdef bint entered = map_enter_in_turn(self.map)
         for ahead in range(batch.done, end):
             map_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
         while batch.done < end:

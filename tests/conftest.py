@@ -8,6 +8,7 @@ always the same ones, so that the suite's verdict depends on the code alone.
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ QUIET = [
     HealthCheck.filter_too_much,
     HealthCheck.large_base_example,
 ]
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=QUIET
 )

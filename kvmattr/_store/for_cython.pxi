@@ -10,6 +10,13 @@ cdef bint map_enter(Map *map) noexcept nogil:
     """Take the mutex if another thread may write now; tell whether it was taken, for map_leave."""
     return family_enter(map.family)
 
+cdef bint map_enter_in_turn(Map *map) noexcept nogil:
+    """The same for one of many steps in a row: whoever waits for the mutex has it first."""
+    cdef bint entered = family_shared(map.family)
+    if entered:
+        family_lock_in_turn(map.family)
+    return entered
+
 cdef void map_leave(Map *map, bint entered) noexcept nogil:
     family_leave(map.family, entered)
 
