@@ -35,8 +35,8 @@ from bench.guest import TINY, Guest  # noqa: E402
 from bench.memory import CONTENTS, GROWTH, RESERVE, Content, weigh_apart  # noqa: E402
 from bench.rounds import compare, hot_scalar_ns, time_alone  # noqa: E402
 from kvmattr import AttributeMap  # noqa: E402
-from kvmattr.study.machine import Load, describe  # noqa: E402
-from kvmattr.study.text import digits, quantity  # noqa: E402
+from kvmattr.measure.machine import Load, describe  # noqa: E402
+from kvmattr.measure.text import digits, quantity  # noqa: E402
 
 Record = dict[str, Any]
 

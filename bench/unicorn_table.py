@@ -32,7 +32,7 @@ from unicorn.x86_const import UC_X86_REG_RBX, UC_X86_REG_RCX, UC_X86_REG_RDX
 
 from kvmattr import VM, uapi
 from kvmattr.bridges.unicorn import Guest
-from kvmattr.study.machine import describe
+from kvmattr.measure.machine import describe
 
 PAGE = uapi.PAGE_SIZE
 NO_WRITE = uapi.KVM_MEM_ATTR_NO_WRITE

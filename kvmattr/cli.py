@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
+
+from kvmattr.measure import ending
+
+#: What was asked for could not be written.
+EXIT_UNWRITTEN = 2
 
 #: Command name -> the module that owns it. Each module has ``HELP`` (one line), ``add_arguments(parser)``
 #: and ``run(arguments) -> int`` (the exit code).
@@ -20,7 +27,11 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (2 for bad usage, 130 after Ctrl-C)."""
+    """Run one command and return its exit code.
+
+    2 for bad usage and for output that could not be written; 130 after Ctrl-C, 143 after SIGTERM, 129 after
+    SIGHUP, 141 when nobody reads the output any more.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -38,13 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.set_defaults(run=module.run)
     arguments = parser.parse_args(words)
     try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("kvmattr: interrupted", file=sys.stderr)
-        return 130
+        with ending.signals_interrupt():
+            code = int(arguments.run(arguments))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as interrupt:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"kvmattr: {ending.reason(interrupt)}", file=sys.stderr)
+        return ending.exit_code(interrupt)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 141
+        return ending.exit_code(ending.ReaderGone())
+    except OSError as error:
+        # Everything else that is written goes through measure.writing, whose errors have a name.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        print(f"kvmattr {arguments.command}: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_UNWRITTEN
+    finally:
+        ending.abandon_output()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from kvmattr.gate.scenario import Scenario, found_in
 from kvmattr.gate.slopes import slope
 from kvmattr.gate.stages import installed
 from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
-from kvmattr.study.statistics import Ratio
+from kvmattr.measure.statistics import Ratio
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "gate-project"

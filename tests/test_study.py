@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kvmattr import Operation
+from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
 from kvmattr.study import backends, extras, runner, scenarios, work
 from kvmattr.study.arm import Arm
@@ -15,7 +16,6 @@ from kvmattr.study.backends import Backend
 from kvmattr.study.results import Result, comparisons
 from kvmattr.study.runner import Options, Unit
 from kvmattr.study.scenarios import Scenario, Workload
-from kvmattr.study.statistics import Ratio, Spread
 from kvmattr.study.work import Batch, Failed, Reference, coalesced, pages_to_runs
 
 BRIEF = Options(rounds=3, round_seconds=0.001, cell_seconds=30)

@@ -8,7 +8,8 @@ import pytest
 
 from kvmattr import AttributeMap, Operation, uapi
 from kvmattr.bridges import kvm
-from kvmattr.study import backends, machine
+from kvmattr.measure import machine
+from kvmattr.study import backends
 from kvmattr.study._xarray import XArray
 from kvmattr.study.backends import kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes

@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from kvmattr.study import compare, html, plots, report, summary, table, text
+from kvmattr.measure import text
+from kvmattr.study import compare, html, plots, report, summary, table
 from kvmattr.study.report import Report
 from kvmattr.study.results import Result
 

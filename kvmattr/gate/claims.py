@@ -7,7 +7,7 @@ import math
 from kvmattr.gate.process import CellError, Worker
 from kvmattr.gate.timing import MOST_ROUNDS, ROUNDS, SAMPLE_SECONDS
 from kvmattr.gate.verdict import Report, Verdict
-from kvmattr.study.statistics import Ratio
+from kvmattr.measure.statistics import Ratio
 
 #: A claim that holds by less than this is too near its threshold to be trusted on another machine.
 _FAR = 1.5

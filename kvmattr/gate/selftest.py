@@ -25,7 +25,7 @@ from kvmattr.gate import builds
 from kvmattr.gate.process import start
 from kvmattr.gate.stages import Gate, Measured, Pair, installed, judge_counts, judge_times, measure
 from kvmattr.gate.verdict import EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED, CannotTell, Report, Verdict
-from kvmattr.study.machine import cpu_model
+from kvmattr.measure.machine import cpu_model
 
 
 @dataclass(frozen=True)

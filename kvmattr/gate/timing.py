@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvmattr.gate.verdict import Verdict
-from kvmattr.study.statistics import Ratio
+from kvmattr.measure.statistics import Ratio
 
 #: A sample repeats its operation for at least so long: far above the clock's and a context switch's grain.
 SAMPLE_SECONDS = 0.002

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kvmattr.study import text
+from kvmattr.measure import text
+from kvmattr.measure.machine import available_bytes
 from kvmattr.study.backends import Backend
-from kvmattr.study.machine import available_bytes
 from kvmattr.study.results import Result
 from kvmattr.study.scenarios import ACTIONS, Scenario, Workload
 from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported

@@ -12,10 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from kvmattr.study import backends, runner, scenarios, summary, table, text
-from kvmattr.study.machine import Load, describe
-from kvmattr.study.progress import progress
-from kvmattr.study.report import Report, names_known, writable
+from kvmattr.measure import text, writing
+from kvmattr.measure.machine import Load, describe
+from kvmattr.measure.progress import progress
+from kvmattr.study import backends, runner, scenarios, summary, table
+from kvmattr.study.report import Report, names_known
 from kvmattr.study.results import DEFECTS, Result
 from kvmattr.study.runner import QUICK, Options, Unit, plan
 
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.html or arguments.plots:
             from kvmattr.study.extras import require
             require("matplotlib", "jinja2")
-        for path in (arguments.json, arguments.csv, arguments.html):
-            writable(path)
+        writing.check(arguments.json, arguments.csv, arguments.html)
+        writing.check_directory(arguments.plots)
     except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr scaling: {error}", file=sys.stderr)
         return 2

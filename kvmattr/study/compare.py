@@ -11,7 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvmattr.study import scenarios, table, text
+from kvmattr.measure import text
+from kvmattr.study import scenarios, table
 from kvmattr.study.report import Report, load
 from kvmattr.study.results import Comparison, Result, comparisons
 

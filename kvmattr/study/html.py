@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvmattr.study import scenarios, summary, table, text
+from kvmattr.measure import text
+from kvmattr.measure.writing import write
+from kvmattr.study import scenarios, summary, table
 from kvmattr.study.extras import require
-from kvmattr.study.report import Report, replace
+from kvmattr.study.report import Report
 from kvmattr.study.results import DEFECTS, KINDS, STATUSES, comparisons
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -36,7 +38,7 @@ def render(report: Report) -> str:
 
 def save_html(report: Report, path: Path) -> None:
     """Write the page."""
-    replace(path, render(report))
+    write(path, render(report))
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:

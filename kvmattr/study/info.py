@@ -6,8 +6,9 @@ import argparse
 import importlib.metadata
 from pathlib import Path
 
-from kvmattr.study import backends, extras, text
-from kvmattr.study.machine import available_bytes, describe
+from kvmattr.measure import text
+from kvmattr.measure.machine import available_bytes, describe
+from kvmattr.study import backends, extras
 
 HELP = "say what this machine can do"
 

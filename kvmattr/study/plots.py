@@ -6,13 +6,14 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from kvmattr.study import scenarios, text
+from kvmattr.measure import text
+from kvmattr.measure.writing import write
+from kvmattr.study import scenarios
 from kvmattr.study.extras import require
-from kvmattr.study.report import partial_path
 from kvmattr.study.results import KINDS, Result
 
 #: Okabe and Ito's palette: told apart by most colour-blind readers, and on white and black alike.
@@ -112,9 +113,9 @@ def save_plots(results: Sequence[Result], directory: Path) -> list[Path]:
         plot.figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize="medium")
         for suffix in ("png", "svg"):
             path = directory / f"{plot.stem}.{suffix}"
-            partial = partial_path(path)
-            plot.figure.savefig(partial, format=suffix, dpi=160, facecolor="white")
-            partial.replace(path)
+            drawn = BytesIO()
+            plot.figure.savefig(drawn, format=suffix, dpi=160, facecolor="white")
+            write(path, drawn.getvalue())
             written.append(path)
     return written
 

@@ -1,16 +1,16 @@
-"""A report as data: what JSON and CSV hold, written atomically, read back with every field checked."""
+"""A report as data: what JSON and CSV hold, read back with every field checked."""
 
 from __future__ import annotations
 
 import csv
-import errno
+import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvmattr.measure.writing import write
 from kvmattr.study.results import STATUSES, Result, comparisons
 
 SCHEMA = 1
@@ -52,18 +52,25 @@ class Report:
             raise ValueError(f"{name} has results of status {sorted(unknown)}: known are {known}")
         return report
 
+    def as_json(self) -> str:
+        """The JSON document as text."""
+        return json.dumps(self.as_record(), indent=1) + "\n"
+
     def save_json(self, path: Path) -> None:
         """Write the JSON document."""
-        replace(path, json.dumps(self.as_record(), indent=1) + "\n")
+        write(path, self.as_json())
 
     def save_csv(self, path: Path) -> None:
         """Write one line a result, without the samples."""
-        partial = partial_path(path)
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(result.as_record() for result in self.results)
-        partial.replace(path)
+        write(path, self.as_csv())
+
+    def as_csv(self) -> str:
+        """One line a result, without the samples, as text."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(result.as_record() for result in self.results)
+        return text.getvalue()
 
 
 def load(path: Path) -> Report:
@@ -73,31 +80,6 @@ def load(path: Path) -> Report:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     return Report.from_record(record, str(path))
-
-
-def partial_path(path: Path) -> Path:
-    """The name beside ``path`` under which a file is written before it takes its place."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def replace(path: Path, content: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = partial_path(path)
-    partial.write_text(content)
-    partial.replace(path)
-
-
-def writable(path: Path | None) -> None:
-    """Raise OSError now, not after half an hour, if no file can be written there."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory, expected a file to write", str(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
-    partial = partial_path(path)
-    partial.touch()
-    partial.unlink()
 
 
 def names_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:

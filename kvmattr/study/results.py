@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kvmattr.study.statistics import Ratio, Spread
+from kvmattr.measure.statistics import Ratio, Spread
 
 #: How a cell ended. Only ``ok`` has a median.
 STATUSES = {

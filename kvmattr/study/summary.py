@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvmattr.study import scenarios, text
+from kvmattr.measure import text
+from kvmattr.study import scenarios
 from kvmattr.study.results import Comparison, Result, comparisons
 
 #: More than this part of a CPU taken by others, and a reader should know.

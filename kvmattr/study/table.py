@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvmattr.study import scenarios, text
+from kvmattr.measure import text
+from kvmattr.study import scenarios
 from kvmattr.study.results import DEFECTS, Comparison, Result, comparisons
 
 LEGEND = ("median (10th..90th percentile); x: times the reference of the same kind, measured in the same "

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr.bridges import kvm
+from kvmattr.measure.machine import memslot_bytes
 from kvmattr.study.backends.base import Backend, is_one_bit
-from kvmattr.study.machine import memslot_bytes
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.work import Batch, Failed, Footprint
 
