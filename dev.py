@@ -9,6 +9,7 @@
     python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
     python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
+    python3 dev.py pages      the store's tests as on kernels with pages of 16 and 64 KiB (or of one size: pages 64)
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
     python3 dev.py clang      build with clang, warnings are errors
@@ -154,6 +155,18 @@ def simd(words: list[str]) -> None:
                 KVMATTR_SIMD=kernels)
 
 
+def pages(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    sizes, words = (words[:1], words[1:]) if words and words[0].isdigit() else (["16", "64"], words)
+    with tempfile.TemporaryDirectory() as scratch:
+        shim = Path(scratch) / "large_pages.so"
+        run("cc", "-O1", "-shared", "-fPIC", "-o", shim, HERE / "tests" / "large_pages.c", "-ldl")
+        for size in sizes:
+            run(python, "-m", "pytest", *sorted((HERE / "tests").glob("test_store*.py")), *words,
+                LD_PRELOAD=str(shim), KVMATTR_TEST_PAGE_BYTES=str(int(size) << 10))
+
+
 def sdist(words: list[str]) -> None:
     python = make_environment("package")
     install(python, "build>=1.2")
@@ -188,7 +201,7 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, sdist, clang)}
+            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, sdist, clang)}
 
 
 def main() -> None:
