@@ -104,7 +104,7 @@ few ask for. The figures are in docs/costs.md.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 import os
 import pickle
@@ -126,6 +126,7 @@ cdef extern from "sync.h" nogil:
     const bint KVMATTR_FREE_THREADED
     const bint KVMATTR_DEBUG_BUILD
     void kvmattr_assert(bint condition)
+    void kvmattr_read_once(void *copy, const void *source, size_t bytes)
     void kvmattr_raise_version(uint64_t *version, uint64_t by)
     uint64_t kvmattr_read_version(const uint64_t *version)
     void kvmattr_store_int(int *where, int value)
@@ -143,6 +144,7 @@ cdef extern from "simd.h" nogil:
         uint64_t span
         int level
         int nsegments
+        intptr_t ahead
         uint8_t rest
         uint8_t (*get)(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil
         uint8_t (*coded)(const kvmattr_walk *walk, uint32_t handle, uint32_t page) noexcept nogil

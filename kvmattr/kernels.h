@@ -20,7 +20,8 @@
 #define KVMATTR_SEGMENTS 32
 #define KVMATTR_SEGMENT_SHIFT 27 /* granules of 8 bytes in a handle below its segment number */
 
-/* What a walk from a root needs to know. `get` answers for one page by the slow road, `coded` reads one page of a
+/* What a walk from a root needs to know. The gfns that it is handed are a private copy, a piece of what the caller gave:
+ * `ahead` is the way from a gfn in the copy to what will stand there in the next piece, to be asked for early. `get` answers for one page by the slow road, `coded` reads one page of a
  * leaf that is no bitmap, as it is stored. */
 typedef struct kvmattr_walk {
     const uintptr_t *bias;      /* address of granule g = bias[g >> 27] + 8 * g */
@@ -28,13 +29,14 @@ typedef struct kvmattr_walk {
     uint64_t span;              /* pages below the root entry; the pages after them have the value `rest` */
     int level;
     int nsegments;
+    intptr_t ahead;
     uint8_t rest;
     uint8_t (*get)(const struct kvmattr_walk *walk, uint64_t gfn);
     uint8_t (*coded)(const struct kvmattr_walk *walk, uint32_t handle, uint32_t page);
 } kvmattr_walk;
 
-/* Gfns in one call of `take`: they stay in the first-level cache between the check of them and the walk, during which
- * those of the next call are asked for. Otherwise each call would begin by waiting for memory. */
+/* Gfns that are copied, checked and walked at a time: the copy stays in the first-level cache meanwhile, and what is to
+ * be copied next is asked for during the walk. Otherwise each copy would begin by waiting for memory. */
 enum { KVMATTR_TAKE_GROUP = 2048 };
 
 /* Where pages differ from the page before them, as a list: of each 64 pages in which some do, the bits that say which,
@@ -164,10 +166,10 @@ static inline void kvmattr_prefetch_soon(const void *p)
 #endif
 }
 
-/* The gfns that a walk will come to in KVMATTR_TAKE_GROUP pages; there need not be any. */
-static inline void kvmattr_prefetch_gfns(const uint64_t *gfns)
+/* The gfns that will be copied to this place next; there need not be any. */
+static inline void kvmattr_prefetch_gfns(const kvmattr_walk *walk, const uint64_t *gfns)
 {
-    kvmattr_prefetch_soon((const void *)((uintptr_t)gfns + sizeof *gfns * KVMATTR_TAKE_GROUP));
+    kvmattr_prefetch_soon((const void *)((uintptr_t)gfns + (uintptr_t)walk->ahead));
 }
 
 static inline int kvmattr_first_bit(uint64_t word) { return __builtin_ctzll(word); }

@@ -70,7 +70,7 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_enter(const kvmattr_walk *walk, co
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
         all = _mm512_or_si512(all, gfn);
-        kvmattr_prefetch_gfns(gfns + KVMATTR_LANES * v);
+        kvmattr_prefetch_gfns(walk, gfns + KVMATTR_LANES * v);
         if (walk->level > 2)
             _mm512_store_si512(group->at + KVMATTR_LANES * v,
                                _mm512_and_si512(_mm512_srl_epi64(gfn, shift), in_node));

@@ -50,7 +50,7 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
     group->astray = listed ? ~(uint64_t)0 : 0;
     group->operates = 0;
     for (int i = 0; i < n; i += 8)
-        kvmattr_prefetch_gfns(gfns + i);
+        kvmattr_prefetch_gfns(walk, gfns + i);
     for (int i = 0; i < n; i++) {
         all |= gfns[i];
         entries[i] = root;

@@ -8,7 +8,9 @@
 #define KVMATTR_SYNC_H
 
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* The "locking" build does on any CPython what free-threaded ones need: every look-up in a map that may change takes the
  * mutex. It finds who takes it twice, or not at all; it cannot show what Python objects do without the GIL. */
@@ -36,6 +38,14 @@ static inline void kvmattr_raise_version(uint64_t *version, uint64_t by)
 static inline uint64_t kvmattr_read_version(const uint64_t *version)
 {
     return __atomic_load_n(version, __ATOMIC_ACQUIRE);
+}
+
+/* A private copy of memory that another thread may change meanwhile: what is checked and what is used afterwards are both
+ * the copy. The empty assembly keeps the compiler from reading the source once more in the copy's place. */
+static inline void kvmattr_read_once(void *copy, const void *from, size_t bytes)
+{
+    memcpy(copy, from, bytes);
+    __asm__ __volatile__("" : : "r"(copy) : "memory");
 }
 
 /* Numbers that are changed under the mutex and read without it. */

@@ -98,13 +98,14 @@ cdef int gfn_or_end(object value, uint64_t pages, uint64_t *result) except -1:
 # ---- arrays ----
 
 cdef object bit_words(object bits):
-    """Packed little-endian bits as 64-bit words, padded with 0."""
+    """Packed little-endian bits as 64-bit words of our own, padded with 0."""
     if isinstance(bits, np.ndarray):
         if bits.dtype != np.uint8 and bits.dtype != np.dtype("<u8"):
             raise TypeError(f"bits must be uint8 or little-endian uint64, not {bits.dtype}")
         bits = np.ascontiguousarray(bits).ravel().view(np.uint8)
     else:
-        bits = np.frombuffer(bits, np.uint8)
+        bits = memoryview(bits)
+        bits = np.frombuffer(bits if bits.c_contiguous else bits.tobytes(), np.uint8)
     padded = np.zeros((bits.size + 7) // 8 * 8, np.uint8)
     padded[:bits.size] = bits
     return padded.view("<u8")
@@ -128,28 +129,56 @@ cdef object integer_array(object values, str name):
 
 
 cdef object gfn_cells(object gfns):
-    """An array of integers as contiguous uint64 cells: uint64 and int64 are not copied. A negative gfn becomes one
-    beyond any map, which the check of the cells finds."""
-    if gfns.dtype == np.int64 and gfns.flags.c_contiguous:
-        return gfns.view(np.uint64)
-    if gfns.dtype.kind == "i":
-        return np.ascontiguousarray(gfns, np.int64).view(np.uint64)
+    """An array of integers as contiguous, aligned uint64 cells: uint64 and int64 are not copied. A negative gfn becomes
+    one beyond any map, which the check of the cells finds."""
     if gfns.dtype.kind == "O":
-        return np.array([gfn if 0 <= gfn <= GFN_LIMIT else GFN_LIMIT + 1 for gfn in gfns.flat], np.uint64)
-    return np.ascontiguousarray(gfns, np.uint64)
+        cells = np.array([gfn if 0 <= gfn <= GFN_LIMIT else GFN_LIMIT + 1 for gfn in gfns.flat], np.uint64)
+        return cells.reshape(gfns.shape)
+    cells = contiguous(gfns, np.int64 if gfns.dtype.kind == "i" else np.uint64).view(np.uint64)
+    return cells if cells.flags.aligned else cells.copy()
+
+
+cdef object contiguous(object array, object dtype=None):
+    """As numpy's ascontiguousarray, which makes one dimension out of none."""
+    return np.asarray(array, dtype, order="C")
 
 
 cdef int check_gfns(object given, object cells, uint64_t pages) except -1:
     """IndexError with the first gfn outside the map, if there is one."""
     cdef Py_buffer view
-    cdef uint64_t largest
+    cdef size_t at
+    cdef uint64_t wrong
     PyObject_GetBuffer(cells, &view, PyBUF_SIMPLE)
     with nogil:
-        largest = kernels.largest(<const uint64_t *>view.buf, view.len // 8)
+        at = first_outside(<const uint64_t *>view.buf, view.len // 8, pages, &wrong)
     PyBuffer_Release(&view)
-    if largest >= pages:
-        raise_gfn(given.flat[int(np.flatnonzero(cells.ravel() >= np.uint64(pages))[0])], pages)
+    if at < <size_t>cells.size:
+        raise_gfn(cell_given(given, at, wrong), pages)
     return 0
+
+
+cdef size_t first_outside(const uint64_t *gfns, size_t count, uint64_t pages, uint64_t *wrong) noexcept nogil:
+    """The number of the first gfn outside the map, which goes to *wrong, or count."""
+    cdef uint64_t[512] copy
+    cdef size_t done = 0, some, i
+    while done < count:
+        some = count - done if count - done < 512 else 512
+        # As most gfns are right, they are copied only where one seems not to be.
+        if kernels.largest(gfns + done, some) >= pages:
+            kvmattr_read_once(copy, gfns + done, some * sizeof(uint64_t))
+            for i in range(some):
+                if copy[i] >= pages:
+                    wrong[0] = copy[i]
+                    return done + i
+        done += some
+    return count
+
+
+cdef object cell_given(object given, Py_ssize_t at, uint64_t cell):
+    """A gfn or bound as the caller wrote it, read off its cell: the array may be another by now."""
+    if given.dtype.kind == "O":
+        return given.flat[at]
+    return <int64_t>cell if given.dtype.kind == "i" else cell
 
 
 cdef object byte_array(object values, str name):
@@ -174,29 +203,31 @@ cdef object operation_array(object values):
 cdef void changes_of(const uint8_t *attributes, const uint8_t *operation, Py_ssize_t operation_step,
                      const uint8_t *mask, Py_ssize_t mask_step, uint8_t *k, uint8_t *x,
                      Py_ssize_t count) noexcept nogil:
-    """k and x of `count` updates; a step of 0 uses the first operation, the first mask, for all."""
+    """k and x of `count` updates; a step of 0 uses the first operation, the first mask, for all. The attributes may be
+    another thread's, and k and x must come of one reading of them; operation and mask are ours."""
     cdef int only_operation
     cdef uint8_t only_mask
     cdef Change change
     cdef Py_ssize_t i
+    kvmattr_read_once(x, attributes, count)
     if operation_step == 0 and mask_step == 0:
         only_operation = operation[0]
         only_mask = mask[0]
         # The compiler makes vectors of this loop, which for single pages is a sixth of the time of put.
         for i in range(count):
-            change = change_of(attributes[i], only_operation, only_mask)
+            change = change_of(x[i], only_operation, only_mask)
             k[i] = change.k
             x[i] = change.x
         return
     for i in range(count):
-        change = change_of(attributes[i], operation[i * operation_step], mask[i * mask_step])
+        change = change_of(x[i], operation[i * operation_step], mask[i * mask_step])
         k[i] = change.k
         x[i] = change.x
 
 
 cdef object change_arrays(object attributes, object operation, object mask, str name, object pages):
     """k and x of updates whose attributes, operations and masks are arrays that broadcast, with each other and with
-    the pages or ranges called `name`."""
+    the pages or ranges called `name`; of the shape that this gives."""
     cdef Py_buffer attributes_view, operation_view, mask_view, k_view, x_view
     cdef Py_ssize_t operation_step = 1, mask_step = 1
     arrays = [pages, byte_array(attributes, "attributes")]
@@ -211,7 +242,7 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
         mask = np.array([byte_of(mask, "mask")], np.uint8)
         mask_step = 0
     else:
-        arrays.append(byte_array(mask, "mask"))
+        arrays.append(byte_array(mask, "mask").copy())      # ours: another thread may change the caller's
         names.append("mask")
     arrays = broadcast(arrays, names)
     attributes = arrays[1]
@@ -219,8 +250,8 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
         operation = arrays[2]
     if mask_step:
         mask = arrays[len(arrays) - 1]
-    k = np.empty(attributes.size, np.uint8)
-    x = np.empty(attributes.size, np.uint8)
+    k = np.empty(attributes.shape, np.uint8)
+    x = np.empty(attributes.shape, np.uint8)
     PyObject_GetBuffer(attributes, &attributes_view, PyBUF_SIMPLE)
     PyObject_GetBuffer(operation, &operation_view, PyBUF_SIMPLE)
     PyObject_GetBuffer(mask, &mask_view, PyBUF_SIMPLE)
@@ -238,15 +269,15 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
 
 
 cdef object broadcast(arrays, names):
-    """Contiguous 1-d arrays of one length."""
-    if all(array.ndim == 1 and array.size == arrays[0].size for array in arrays):
-        return [np.ascontiguousarray(array) for array in arrays]
+    """Contiguous arrays of one shape."""
+    if all(array.shape == arrays[0].shape for array in arrays):
+        return [contiguous(array) for array in arrays]
     try:
         arrays = np.broadcast_arrays(*arrays)
     except ValueError:
         shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in zip(names, arrays))
         raise ValueError(f"lengths do not broadcast: {shapes}") from None
-    return [np.ascontiguousarray(array).ravel() for array in arrays]
+    return [contiguous(array) for array in arrays]
 
 
 cdef object bound_arrays(object starts, object stops, uint64_t pages):
@@ -254,6 +285,7 @@ cdef object bound_arrays(object starts, object stops, uint64_t pages):
     cdef Py_buffer starts_view, stops_view
     cdef const uint64_t *first
     cdef const uint64_t *last
+    cdef uint64_t lo = 0, hi = 0
     cdef Py_ssize_t i, count
     starts = integer_array(starts, "starts")
     stops = integer_array(stops, "stops")
@@ -270,12 +302,16 @@ cdef object bound_arrays(object starts, object stops, uint64_t pages):
     count = starts_view.len // 8
     i = 0
     with nogil:
-        while i < count and first[i] <= last[i] <= pages:
+        while i < count:
+            kvmattr_read_once(&lo, &first[i], 8)
+            kvmattr_read_once(&hi, &last[i], 8)
+            if not lo <= hi <= pages:
+                break
             i += 1
     PyBuffer_Release(&starts_view)
     PyBuffer_Release(&stops_view)
     if i < count:
-        raise_range(starts[i], stops[i], pages)
+        raise_range(cell_given(starts, i, lo), cell_given(stops, i, hi), pages)
     return start_cells, stop_cells
 
 
@@ -283,10 +319,13 @@ cdef object output_array(object out, uint64_t count, shape):
     """The caller's array for `count` bytes, checked, or a new one."""
     if out is None:
         return np.empty(shape, np.uint8)
-    if not isinstance(out, np.ndarray) or out.dtype != np.uint8:
-        raise TypeError(f"out must be a uint8 array, not {getattr(out, 'dtype', type(out).__name__)}")
-    if out.size != count:
-        raise ValueError(f"out has {out.size} cells: need {count}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a uint8 array, not {type(out).__name__}")
+    cells = np.asarray(out)         # a subclass may say of itself what it likes
+    if cells.dtype != np.uint8:
+        raise TypeError(f"out must be a uint8 array, not {cells.dtype}")
+    if cells.size != count:
+        raise ValueError(f"out has {cells.size} cells: need {count}")
+    if not (cells.flags.c_contiguous and cells.flags.writeable):
         raise ValueError("out must be contiguous and writable")
     return out

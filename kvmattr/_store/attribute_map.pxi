@@ -14,6 +14,8 @@ cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0
     cdef size_t upto
     family_announce(self.map.family, 1)
     try:
+        if not batch_open(batch, count):
+            raise MemoryError(f"out of memory for a batch of {count} operations: nothing has changed")
         while batch.done < count:
             upto = batch.done + BATCH_SLICE
             upto = upto if upto < count else count
@@ -27,6 +29,7 @@ cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0
         raise
     finally:
         family_announce(self.map.family, -1)
+        free(batch.starts)
     if KVMATTR_DEBUG_BUILD:
         self.audit()
     return batch.changed
@@ -235,8 +238,8 @@ cdef class AttributeMap:
                 return 0
         PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
         PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
-        batch.starts = <const uint64_t *>starts_view.buf
-        batch.stops = <const uint64_t *>stops_view.buf
+        batch.given_starts = <const uint64_t *>starts_view.buf
+        batch.given_stops = <const uint64_t *>stops_view.buf
         try:
             return run_batch(self, &batch, starts_view.len // 8)
         finally:
@@ -283,7 +286,7 @@ cdef class AttributeMap:
             if gfns.size == 0:
                 return 0
         PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
-        batch.starts = <const uint64_t *>gfns_view.buf
+        batch.given_starts = <const uint64_t *>gfns_view.buf
         try:
             return run_batch(self, &batch, gfns_view.len // 8)
         finally:
@@ -363,8 +366,8 @@ cdef class AttributeMap:
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         chosen = np.flatnonzero(bits)
         length = int(chosen.max()) + 1 if chosen.size else 0
-        arrays = broadcast([np.asarray(values) for values in (attributes, operation, mask)],
-                           ("attributes", "operation", "mask"))
+        arrays = [array.ravel() for array in broadcast([np.asarray(values) for values in (attributes, operation, mask)],
+                                                       ("attributes", "operation", "mask"))]
         count = len(arrays[0]) if npages is None else int(npages)
         if length > count:
             raise ValueError(f"bit {length - 1} is set beyond npages {count}")
@@ -463,7 +466,8 @@ cdef class AttributeMap:
         cdef kvmattr_walk walk
         cdef size_t count
         cdef bint checked = out is not None
-        cdef bint sound
+        cdef size_t done
+        cdef uint64_t wrong
         given = integer_array(gfns, "gfns")
         gfns = gfn_cells(given)
         count = gfns.size
@@ -474,22 +478,24 @@ cdef class AttributeMap:
         out = output_array(out, count, given.shape)
         if count == 0:
             return out
+        if checked and np.may_share_memory(gfns, out):
+            gfns = gfns.copy()
         PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(out, &out_view, PyBUF_WRITABLE)
+        PyObject_GetBuffer(np.asarray(out), &out_view, PyBUF_WRITABLE)
         pin(&pinned, self.map)
         walk = walk_of(&pinned)
         if count < BULK_PAGES:
-            sound = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
-                               pinned.pages, checked)
+            done = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
+                              pinned.pages, checked, &wrong)
         else:
             with nogil:
-                sound = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
-                                   pinned.pages, checked)
+                done = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
+                                  pinned.pages, checked, &wrong)
         unpin(&pinned)
         PyBuffer_Release(&gfns_view)
         PyBuffer_Release(&out_view)
-        if not sound:
-            check_gfns(given, gfns, self.map.pages)
+        if done < count:
+            raise_gfn(cell_given(given, done, wrong), self.map.pages)
         return out
 
     def to_numpy(self, start, stop, out=None):
@@ -509,7 +515,7 @@ cdef class AttributeMap:
         out = output_array(out, hi - lo, hi - lo)
         if lo == hi:
             return out
-        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        PyObject_GetBuffer(np.asarray(out), &view, PyBUF_WRITABLE)
         if hi - lo < 64 * BULK_PAGES:
             entered = family_enter(self.map.family)
             map_pages(self.map, lo, hi, <uint8_t *>view.buf)
@@ -928,7 +934,11 @@ cdef class AttributeMap:
         cdef Py_buffer view
         cdef size_t where = 0
         cdef ReadResult trouble = READ_SOUND
-        pages, default, body = serial_parse(memoryview(data).cast("B"))
+        data = memoryview(data)
+        # Only bytes stay as they are: of anything else what is checked and what is read must be one copy.
+        if not isinstance(data.obj, bytes):
+            data = memoryview(data.tobytes())
+        pages, default, body = serial_parse(data.cast("B"))
         result = AttributeMap(pages, default)
         if pages or len(body):
             PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)

@@ -41,6 +41,7 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.span = level_span(map.level)
     walk.level = map.level
     walk.nsegments = kvmattr_load_int(&map.family.segment_count)
+    walk.ahead = 0
     walk.rest = map.rest
     walk.get = walk_get
     walk.coded = walk_coded
@@ -128,31 +129,60 @@ cdef int map_restore(Map *map, const Map *source) noexcept nogil:
 
 # ---- batches: groups under the mutex, without the GIL ----
 
-cdef bint take_pages(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t count, uint64_t pages,
-                     bint checked) noexcept nogil:
-    """The attributes of pages, a cacheful at a time; False at the first cacheful with a gfn outside the map, for
-    which nobody looks if all were checked before."""
+cdef inline uint64_t gfns_copy(uint64_t *copy, const uint64_t *gfns, size_t count) noexcept nogil:
+    """A private copy of gfns, and the largest of them. The caller's array is read here and nowhere else: another thread
+    may write to it, so what was checked before may be another gfn now."""
+    kvmattr_read_once(copy, gfns, count * sizeof(uint64_t))
+    return kernels.largest(copy, count)
+
+
+cdef void gfns_bound(uint64_t *copy, size_t count, uint64_t pages) noexcept nogil:
+    """Gfns outside the map, which were inside when they were checked, become the last page: which legal page an array
+    names that another thread changes meanwhile is nobody's promise, that it is legal is ours."""
+    cdef size_t i
+    for i in range(count):
+        copy[i] = copy[i] if copy[i] < pages else pages - 1
+
+
+cdef size_t take_pages(const kvmattr_walk *walk, const uint64_t *given, uint8_t *out, size_t count, uint64_t pages,
+                       bint checked, uint64_t *wrong) noexcept nogil:
+    """The attributes of pages, a cacheful at a time. Ends before a gfn outside the map, which goes to *wrong, unless
+    all were checked before; how many are done."""
+    cdef uint64_t[KVMATTR_TAKE_GROUP] gfns
+    cdef kvmattr_walk piece = walk[0]
     cdef size_t done = 0, some, i
     cdef bint uniform = entry_handle(walk.root) == 0 and entry_first(walk.root) == walk.rest
     while done < count:
         some = count - done if count - done < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
-        if not checked and kernels.largest(gfns + done, some) >= pages:
-            return False
+        if gfns_copy(gfns, given + done, some) >= pages:
+            if not checked:
+                i = 0
+                while gfns[i] < pages:
+                    i += 1
+                wrong[0] = gfns[i]
+                return done + i
+            gfns_bound(gfns, some, pages)
+        piece.ahead = <intptr_t>(<uintptr_t>(given + done + some) - <uintptr_t>&gfns[0])
         if uniform:
             memset(out + done, walk.rest, some)
         elif KVMATTR_COUNTING_BUILD:
             for i in range(some):
-                out[done + i] = walk.get(walk, gfns[done + i])
+                out[done + i] = walk.get(walk, gfns[i])
         else:
-            kernels.take(walk, gfns + done, out + done, some)
+            kernels.take(&piece, gfns, out + done, some)
         done += some
-    return True
+    return count
 
 
-# Arrays of a batch, and how far it has come; a step of 0 uses the first cell for all.
+# A batch and how far it has come. The caller's arrays may be changed by another thread: a piece of them is copied, and
+# checked once more, before it is used. k and x are ours; a step of 0 uses their first cell for all.
 cdef struct Batch:
-    const uint64_t *starts
-    const uint64_t *stops       # NULL: single pages
+    const uint64_t *given_starts
+    const uint64_t *given_stops     # NULL: single pages
+    uint64_t *starts            # the piece: operations [first, copied)
+    uint64_t *stops
+    size_t first
+    size_t copied
     const uint8_t *k
     const uint8_t *x
     size_t step
@@ -185,19 +215,47 @@ cdef inline uint64_t bits_between(int start, int stop) noexcept nogil:
     return 0 if start >= stop else (<uint64_t>-1 << start) & (<uint64_t>-1 >> (64 - stop))
 
 
+cdef bint batch_open(Batch *batch, size_t count) noexcept nogil:
+    """Room for a piece of a batch of so many operations. False when out of memory."""
+    cdef size_t room = count if count < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
+    batch.starts = <uint64_t *>malloc((1 if batch.given_stops == NULL else 2) * room * sizeof(uint64_t))
+    batch.stops = batch.starts + room if batch.starts != NULL and batch.given_stops != NULL else NULL
+    return batch.starts != NULL
+
+
+cdef void batch_copy(const Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """The next piece. What is not legal any more becomes legal: it was when all was checked."""
+    cdef size_t some = upto - batch.copied, i
+    cdef uint64_t pages = map.pages
+    some = some if some < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
+    batch.first = batch.copied
+    batch.copied += some
+    if batch.given_stops == NULL:
+        if gfns_copy(batch.starts, batch.given_starts + batch.first, some) >= pages:
+            gfns_bound(batch.starts, some, pages)
+        return
+    kvmattr_read_once(batch.starts, batch.given_starts + batch.first, some * sizeof(uint64_t))
+    kvmattr_read_once(batch.stops, batch.given_stops + batch.first, some * sizeof(uint64_t))
+    for i in range(some):
+        batch.stops[i] = batch.stops[i] if batch.stops[i] < pages else pages
+        batch.starts[i] = batch.starts[i] if batch.starts[i] < batch.stops[i] else batch.stops[i]
+
+
 cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvmattr_located *located) noexcept nogil:
     """The next group of single pages, up to `upto`; how many they are."""
     cdef kvmattr_walk walk = walk_of(map)
     cdef size_t cell = at * batch.step
     cdef int n = KVMATTR_LOCATED if upto - at > KVMATTR_LOCATED else <int>(upto - at)
     if n:
-        kernels.locate(&walk, batch.starts + at, n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, located)
+        walk.ahead = <intptr_t>(<uintptr_t>(batch.given_starts + batch.copied) - <uintptr_t>batch.starts)
+        kernels.locate(&walk, batch.starts + (at - batch.first), n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, located)
     return n
 
 
 cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogil:
     cdef uint64_t rearranged = map.family.rearranged
-    cdef UpdateResult result = map_put(map, batch.starts[i], batch.k[i * batch.step], batch.x[i * batch.step])
+    cdef size_t cell = i * batch.step
+    cdef UpdateResult result = map_put(map, batch.starts[i - batch.first], batch.k[cell], batch.x[cell])
     batch.held += HELD_PAGE if map.family.rearranged == rearranged else HELD_RANGE
     if result > 0:
         batch.changed += 1
@@ -222,7 +280,8 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
             changed = 0
             done = kvmattr_flip(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
             if now.firsts:
-                blocks_know_firsts(map, batch.starts + batch.done, now.firsts & bits_between(at, done))
+                blocks_know_firsts(map, batch.starts + (batch.done - batch.first),
+                                   now.firsts & bits_between(at, done))
             batch.changed += changed
             kvmattr_raise_version(&map.version, changed)
             flips += done - at
@@ -285,8 +344,8 @@ cdef UpdateResult update_ranges(Map *map, Batch *batch, size_t upto) noexcept no
     cdef UpdateResult result = UPDATE_UNCHANGED
     cdef size_t i, cell
     while batch.done < upto and batch.held < HELD_MOST:
-        i = batch.done
-        cell = i * batch.step
+        i = batch.done - batch.first
+        cell = batch.done * batch.step
         result = map_update(map, batch.starts[i], batch.stops[i], batch.k[cell], batch.x[cell])
         if result < 0:
             break
@@ -300,11 +359,13 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Apply operations up to number `upto`, in order. False when out of memory at operation `done`."""
     cdef UpdateResult result = UPDATE_UNCHANGED
     while batch.done < upto and result >= 0:
+        if batch.done == batch.copied:
+            batch_copy(map, batch, upto)
         family_lock_in_turn(map.family)
         batch.held = 0
         if batch.stops == NULL:
-            result = put_pages(map, batch, upto)
+            result = put_pages(map, batch, batch.copied)
         else:
-            result = update_ranges(map, batch, upto)
+            result = update_ranges(map, batch, batch.copied)
         family_unlock(map.family)
     return result >= 0

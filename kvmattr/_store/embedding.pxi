@@ -344,6 +344,7 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
     cdef const Map *view = map
     cdef Map pinned
     cdef kvmattr_walk walk
+    cdef uint64_t wrong
     cdef bint pins
     if map == NULL:
         return KVMATTR_BAD_MAP
@@ -356,7 +357,7 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
         pin(&pinned, map)
         view = &pinned
     walk = walk_of(view)
-    take_pages(&walk, gfns, attributes, count, view.pages, True)
+    take_pages(&walk, gfns, attributes, count, view.pages, True, &wrong)
     if pins:
         unpin(&pinned)
     return 0

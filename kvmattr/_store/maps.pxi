@@ -58,7 +58,7 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
     if level == 2:
         if hi - lo < 512:
             leaf_decode(family, e, 0xff, 0, block)
-        memcpy(block + lo, values, hi - lo)
+        kvmattr_read_once(block + lo, values, hi - lo)     # a caller's array
         slot[0] = leaf_store(family, handle, block)
         return
     if handle == 0:

@@ -1,0 +1,202 @@
+"""Another thread writes to the arrays that a call was given, while it runs without the GIL.
+
+Which legal values the call uses then is nobody's promise. That it uses legal ones, and that the map stays sound, is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from kvmattr import AttributeMap, Operation
+
+PAGES = 1 << 20
+COUNT = 1 << 20         # milliseconds without the GIL, in which some thousand cells are changed
+ROUNDS = 8
+
+# What is written over a right cell: outside the map in every way, and right ones elsewhere.
+HOSTILE = np.array([0, PAGES - 1, PAGES, 1 << 40, (1 << 52) - 1, 1 << 52, 1 << 63, (1 << 64) - 1, 511, 512], np.uint64)
+
+
+@contextmanager
+def changed_meanwhile(*arrays: np.ndarray) -> Iterator[None]:
+    """Threads that write hostile cells to arrays and mend them at once, over and over, until the end of the block."""
+    stop = threading.Event()
+
+    def change(array: np.ndarray, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        places = random.integers(0, array.size, 4096).tolist()
+        bad = HOSTILE.view(np.int64).astype(array.dtype).tolist()
+        while not stop.is_set():
+            # A few cells at a time, so that the check before a call mostly finds nothing, and the call may.
+            for number, at in enumerate(places):
+                good = array[at]
+                array[at] = bad[number % len(bad)]
+                array[at] = good
+
+    threads = [threading.Thread(target=change, args=(array, seed)) for seed, array in enumerate(arrays)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def tried(call: Callable[[], object]) -> None:
+    """Call it; arrays that are hostile at the moment of the check are refused, and nothing else may happen."""
+    refused = ""
+    try:
+        call()
+    except (IndexError, ValueError) as refusal:
+        refused = str(refusal)
+    assert refused == "" or "outside" in refused or "need 0 <= start" in refused
+
+
+def a_map() -> AttributeMap:
+    m = AttributeMap(PAGES)
+    random = np.random.default_rng(1)
+    m[0:PAGES // 2] = random.integers(0, 2, PAGES // 2).astype(np.uint8)
+    m[PAGES // 2:PAGES - 1024] = random.integers(0, 16, PAGES // 2 - 1024).astype(np.uint8)
+    return m
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_put(snapshot: bool) -> None:
+    m = a_map()
+    gfns = np.random.default_rng(2).integers(0, PAGES, COUNT).astype(np.uint64)
+    values = np.random.default_rng(3).integers(0, 2, COUNT).astype(np.uint8)
+    operations = np.arange(COUNT) % 3
+    with changed_meanwhile(gfns, values):
+        for _ in range(ROUNDS):
+            kept = m.snapshot() if snapshot else None
+            tried(lambda: m.put(gfns, values))
+            tried(lambda: m.put(gfns, 1, Operation.OR))
+            tried(lambda: m.put(gfns, values, operations, values))
+            del kept
+            m.validate()
+
+
+def test_update_many() -> None:
+    m = a_map()
+    starts = np.random.default_rng(2).integers(0, PAGES - 600, COUNT // 8).astype(np.uint64)
+    stops = starts + np.random.default_rng(3).integers(0, 600, COUNT // 8).astype(np.uint64)
+    values = np.random.default_rng(4).integers(0, 4, COUNT // 8).astype(np.uint8)
+    with changed_meanwhile(starts, stops, values):
+        for _ in range(3):
+            tried(lambda: m.update_many(starts, stops, values))
+            m.validate()
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64])
+def test_take(dtype: type) -> None:
+    m = a_map()
+    gfns = np.random.default_rng(2).integers(0, PAGES, COUNT).astype(dtype)
+    out = np.empty(COUNT, np.uint8)
+    with changed_meanwhile(gfns):
+        for _ in range(3 * ROUNDS):
+            tried(lambda: m.take(gfns))
+            tried(lambda: m.take(gfns, out=out))
+            assert out.max() < 16
+
+
+def test_put_bitmap() -> None:
+    m = a_map()
+    bits = np.random.default_rng(2).integers(0, 1 << 63, PAGES // 64).astype(np.uint64)
+    with changed_meanwhile(bits):
+        for _ in range(ROUNDS):
+            tried(lambda: m.put_bitmap(0, bits, 1))
+            tried(lambda: m.put_bitmap(64, bits[:-2], 3))
+            m.validate()
+
+
+def test_a_range_from_an_array() -> None:
+    m = a_map()
+    values = np.random.default_rng(2).integers(0, 2, PAGES).astype(np.uint8)
+    with changed_meanwhile(values):
+        for _ in range(ROUNDS):
+            m[0:PAGES] = values
+            m[3:PAGES - 5] = values[3:PAGES - 5]
+            m.validate()
+
+
+def test_bytes_of_a_map() -> None:
+    whole = a_map()
+    sound = np.frombuffer(whole.to_bytes(), np.uint8)
+    data = sound.copy()
+    with changed_meanwhile(data):
+        for _ in range(ROUNDS):
+            try:
+                read = AttributeMap.from_bytes(data)
+            except ValueError:
+                continue
+            assert read == whole
+            read.validate()
+
+
+def unaligned(cells: np.ndarray) -> np.ndarray:
+    """The same cells, one byte beside where the processor would like them."""
+    moved = np.frombuffer(b"\0" + cells.tobytes(), np.uint8)[1:].view(cells.dtype)
+    assert not moved.flags.aligned
+    return moved
+
+
+def test_unaligned_arrays() -> None:
+    m, n = a_map(), a_map()
+    gfns = np.arange(0, 5000, 3).astype(np.uint64)
+    assert np.array_equal(m.take(unaligned(gfns)), m.take(gfns))
+    assert m.put(unaligned(gfns), 7) == n.put(gfns, 7)
+    assert m.update_many(unaligned(gfns), unaligned(gfns + np.uint64(2)), 3) == n.update_many(gfns, gfns + 2, 3)
+    assert m == n
+
+
+def test_out_may_lie_over_the_gfns() -> None:
+    m = a_map()
+    gfns = np.random.default_rng(5).integers(0, PAGES, 5000).astype(np.uint64)
+    want = m.take(gfns.copy())
+    out = gfns.view(np.uint8)[:5000]
+    assert m.take(gfns, out=out) is out
+    assert np.array_equal(out, want)
+
+
+def test_an_out_that_lies_about_itself() -> None:
+    class Liar(np.ndarray):
+        size = property(lambda self: 100_000)  # type: ignore[assignment]
+        dtype = property(lambda self: np.dtype(np.uint8))  # type: ignore[assignment]
+
+    m = a_map()
+    liar = np.zeros(8, np.uint8).view(Liar)
+    with pytest.raises(ValueError, match=r"^out has 8 cells: need 100000$"):
+        m.take(np.zeros(100_000, np.uint64), out=liar)
+    with pytest.raises(ValueError, match=r"^out has 8 cells: need 100000$"):
+        m.to_numpy(0, 100_000, out=liar)
+    with pytest.raises(TypeError, match=r"^out must be a uint8 array, not float64$"):
+        m.to_numpy(0, 8, out=np.zeros(8).view(Liar))
+
+
+def test_arrays_of_two_dimensions_broadcast() -> None:
+    m = AttributeMap(100)
+    assert m.put([[1, 2, 3], [4, 5, 6]], [[1], [2]]) == 6
+    assert m.to_numpy(0, 8).tolist() == [0, 1, 1, 1, 2, 2, 2, 0]
+    assert m.put(np.array([[1, 2, 3], [4, 5, 6]]), [4, 8, 16], Operation.OR, [[0xff], [8]]) == 4
+    assert m.to_numpy(0, 8).tolist() == [0, 5, 9, 17, 2, 10, 2, 0]
+    assert m.update_many([[10], [20]], [[15], [25]], [[1, 2]]) == 4
+    assert m[12] == m[22] == 2
+    assert m.put(np.array([[1, 2]], dtype=object), [[0], [3]]) == 4
+    assert m.to_numpy(0, 3).tolist() == [0, 3, 3]
+    with pytest.raises(IndexError, match=r"^gfn -1 is outside \[0, 100\)$"):
+        m.put([[1, -1]], 1)
+    with pytest.raises(ValueError, match=r"^lengths do not broadcast: gfns \(2, 3\), attributes \(2,\)$"):
+        m.put([[1, 2, 3], [4, 5, 6]], [1, 2])
+
+
+def test_bits_of_any_memoryview() -> None:
+    m = AttributeMap(100)
+    assert m.put_bitmap(0, memoryview(b"\x05\xff\x01\xff")[::2], 3) == 3
+    assert m.to_numpy(0, 10).tolist() == [3, 0, 3, 0, 0, 0, 0, 0, 3, 0]
