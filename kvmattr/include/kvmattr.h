@@ -28,6 +28,14 @@
 #ifndef KVMATTR_H
 #define KVMATTR_H
 
+/* Machines that would give wrong answers are told when something is compiled: the store itself, or a client of it. */
+#if __SIZEOF_POINTER__ < 8
+#error "kvmattr needs pointers of 64 bits: a map of 2^52 pages has no length, and no room, where they are shorter"
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "kvmattr needs a little-endian machine: it reads bitmaps and leaves as little-endian words of 64 bits"
+#endif
+
 #include <stdint.h>
 #include <stddef.h>
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,11 @@ def run(*words: object, cwd: Path, site: Path | None = None, timeout: int = 600,
             pytrace=False,
         )
     return done.stdout
+
+
+def machine() -> str:
+    """The processor that this Python was built for."""
+    return platform.machine()
 
 
 def compiler(name: str) -> str:
