@@ -83,6 +83,7 @@ KVM_CAP_MEMORY_FAULT_INFO = 232
 KVM_CAP_MEMORY_ATTRIBUTES = 233
 KVM_CAP_GUEST_MEMFD = 234
 KVM_CAP_VM_TYPES = 235
+KVM_CAP_PRE_FAULT_MEMORY = 236
 
 KVM_X86_DEFAULT_VM = 0
 KVM_X86_SW_PROTECTED_VM = 1
@@ -141,6 +142,17 @@ class kvm_userspace_memory_region2(ctypes.Structure):
     )
 
 
+class kvm_pre_fault_memory(ctypes.Structure):
+    """The argument of a vCPU's KVM_PRE_FAULT_MEMORY (64 bytes)."""
+
+    _fields_ = (
+        ("gpa", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("padding", ctypes.c_uint64 * 5),
+    )
+
+
 class supported_memory_attributes(ctypes.Structure):
     """The u64 that KVM_SUPPORTED_MEMORY_ATTRIBUTES fills; the mail leaves its layout open."""
 
@@ -189,6 +201,7 @@ def _request(direction: int, number: int, size: int) -> int:
 
 KVM_CREATE_VM = _request(0, 0x01, 0)
 KVM_CHECK_EXTENSION = _request(0, 0x03, 0)
+KVM_GET_VCPU_MMAP_SIZE = _request(0, 0x04, 0)
 KVM_CREATE_VCPU = _request(0, 0x41, 0)
 KVM_SET_USER_MEMORY_REGION = _request(_WRITE, 0x46, ctypes.sizeof(kvm_userspace_memory_region))
 KVM_SET_USER_MEMORY_REGION2 = _request(_WRITE, 0x49, ctypes.sizeof(kvm_userspace_memory_region2))
@@ -198,3 +211,4 @@ KVM_SET_MEMORY_ATTRIBUTES = _request(_WRITE, 0xD2, ctypes.sizeof(kvm_memory_attr
 KVM_GET_MEMORY_ATTRIBUTES = _request(_READ | _WRITE, 0xD3, ctypes.sizeof(kvm_memory_attributes))
 KVM_SUPPORTED_MEMORY_ATTRIBUTES = _request(_READ, 0xD3, ctypes.sizeof(supported_memory_attributes))
 KVM_CREATE_GUEST_MEMFD = _request(_READ | _WRITE, 0xD4, ctypes.sizeof(kvm_create_guest_memfd))
+KVM_PRE_FAULT_MEMORY = _request(_READ | _WRITE, 0xD5, ctypes.sizeof(kvm_pre_fault_memory))

@@ -48,7 +48,7 @@ def test_scaling_lists_what_it_knows(capsys):
 
 
 @pytest.mark.parametrize(("words", "complaint"), [
-    (["--scenario", "nope"], "unknown scenario 'nope': known are conversion, guest, whole, "),
+    (["--scenario", "nope"], "unknown scenario 'nope': known are conversion, conversion-single, "),
     (["--backend", "nope"], "unknown backend 'nope': known are store, store-get-write, memslots, "),
     (["--backend", "store-get-write", "--scenario", "guest"], "store-get-write takes part in rmw alone"),
     (["--quick", "--scenario", "export"], "--quick leaves out export: run it without --quick"),

@@ -10,7 +10,7 @@ import pytest
 from kvmattr import Operation
 from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
-from kvmattr.study import backends, extras, runner, scenarios, work
+from kvmattr.study import backends, extras, runner, scenarios, table, work
 from kvmattr.study.arm import Arm
 from kvmattr.study.backends import Backend
 from kvmattr.study.results import Result, comparisons
@@ -280,6 +280,71 @@ class TestHowACellEnds:
         result = _result(Huge)
         assert (result.status, result.note) == ("refused", "would take 1 kB of 4 kB free")
 
+    def test_a_call_longer_than_the_limit_is_refused_before_it_starts_and_forecast(self, monkeypatch):
+        class Long(Array):
+            @classmethod
+            def seconds_a_page(cls):
+                return 2.5
+
+            def __init__(self, npages):
+                raise AssertionError("was started")
+        result = _result(Long, seconds=4)      # its updates are of one page, there and back
+        assert (result.status, result.note) == (
+            "refused", "would take 5 s in calls that nothing can interrupt, of 4 s")
+        monkeypatch.setattr(arm_module, "available_bytes", lambda: 1 << 50)
+        monkeypatch.setattr(backends.ALL["xarray"], "seconds_a_page", lambda: 1e-6)
+        units = [Unit("whole", 16 * scenarios.GIB, ("store", "xarray"))]
+        # 8.4 s a round: two of them, because the limit of the cell then is passed, beside 10 of 0.1 s.
+        forecast = runner.forecast(units, Options(rounds=8, round_seconds=0.1, cell_seconds=10))
+        assert forecast.cells == 2
+        assert forecast.low == forecast.high == pytest.approx(1 + 2 * 2 * 16 * scenarios.GIB * 1e-6)
+        assert runner.forecast(units, Options(rounds=8, round_seconds=0.1, cell_seconds=8)).cells == 1
+
+    def test_the_state_that_cannot_be_listed_is_probed(self):
+        class Probed(Array):
+            def runs(self):
+                return None
+
+            def probe(self, gfns):
+                return self.pages[gfns.astype(np.intp)]
+
+        class Idle(Probed):
+            def update(self, prepared):
+                pass
+
+        class Next(Probed):
+            def update(self, prepared):
+                super().update(Batch(prepared.starts, prepared.stops + np.uint64(1), prepared.attributes,
+                                     prepared.operations))
+
+        class Unreadable(Probed):
+            def probe(self, gfns):
+                raise OSError(95, "Operation not supported")
+
+        class Stateless(Probed):
+            def probe(self, gfns):
+                return None
+        assert (_result(Probed).status, _result(Probed).note) == ("ok", "")
+        assert _result(Idle).status == "wrong"
+        assert re.fullmatch(r"page 0x\w+ reads back as 0, should be 1 \(\d+ of the \d+ pages that were probed differ\)",
+                            _result(Idle).note)
+        assert _result(Next).status == "wrong"
+        assert _result(Stateless).note == ""
+        unread = _result(Unreadable)
+        assert (unread.status, unread.note) == ("ok", "its state was not checked: Operation not supported")
+        assert "array at 49: its state was not checked: Operation not supported" in table.plain([unread])
+
+    def test_probed_pages(self):
+        setup = Batch.of(np.arange(100, 200_000, 20), 1, 1)
+        rounds = [Batch.of([10, 50], 5, 1), Batch.of([1_000_000], 1, 0)]
+        gfns = arm_module.probed_pages(1_000_001, [setup, *rounds])
+        assert {9, 10, 14, 15, 49, 50, 54, 55, 999_999, 1_000_000} <= set(gfns.tolist())
+        assert (np.diff(gfns) > 0).all()
+        assert gfns[-1] == 1_000_000
+        touched = np.isin(setup.starts, gfns).sum()
+        assert 4096 <= touched < 4250
+        assert 3 * 4096 < len(gfns) < 4 * 4096 + 20
+
     def test_unavailable_and_unsupported(self):
         class Absent(Array):
             @classmethod
@@ -363,7 +428,7 @@ class TestRunner:
     def test_a_backend_of_few_scenarios_makes_no_empty_units(self):
         assert runner.plan(["guest"], ["kvm-memslots-vcpu"], quick=False) == []
         assert {unit.scenario for unit in runner.plan(list(scenarios.ALL), ["kvm-memslots-vcpu"], quick=False)} == {
-            "conversion", "whole"}
+            "conversion", "conversion-single", "whole"}
 
 
 class TestDocs:

@@ -9,13 +9,14 @@ import pytest
 from kvmattr import AttributeMap, Operation, uapi
 from kvmattr.bridges import kvm
 from kvmattr.measure import machine
-from kvmattr.study import backends
+from kvmattr.study import backends, runner, slot_plan
 from kvmattr.study._xarray import XArray
-from kvmattr.study.backends import kvm_attributes, kvm_memslots
+from kvmattr.study.backends import kernel, kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
 from kvmattr.study.backends.kvm_memslots import KernelMemslots
+from kvmattr.study.runner import Options, Unit
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
 
 NPAGES = 4096
 GIB = 1 << 18  # pages
@@ -176,6 +177,27 @@ class TestSlotPlan:
         assert (created["userspace_addr"] - created["guest_phys_addr"] == 1 << 40).all()
         assert ends.tolist() == [4, 8]
 
+    def test_a_guest_longer_than_a_slot_has_several(self, monkeypatch):
+        assert slot_plan.SLOT_PAGES <= uapi.KVM_MEM_MAX_NR_PAGES
+        assert slot_plan.SLOT_PAGES % GIB == 0
+        sixteen = SlotPlan(16 << 28, 0).slots()
+        assert (sixteen["memory_size"] >> 12).tolist() == [slot_plan.SLOT_PAGES] * 2 + [2 << 18]
+        monkeypatch.setattr(slot_plan, "SLOT_PAGES", 40)
+        plan = SlotPlan(100, 0)
+        assert plan.runs().tolist() == [(0, 100, 0)]
+        assert self.calls(plan, Batch.of([35], 10, 1)) == [
+            (0, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 35), (0, uapi.KVM_MEM_READONLY, 35, 5),
+            (3, uapi.KVM_MEM_READONLY, 40, 5), (4, 0, 45, 35)]
+        assert plan.runs().tolist() == [(0, 35, 0), (35, 45, 1), (45, 100, 0)]
+        plan.plan(Batch.of([0], 100, 0))
+        assert (plan.slots()["memory_size"] >> 12).tolist() == [40, 40, 20]
+        random, reference = random_batch(11, 200, bits=1, operations=1), SlotPlan(NPAGES, 0)
+        reference.plan(random)
+        assert np.array_equal(reference.runs(), Reference(NPAGES, random).apply(random).runs())
+        slots = reference.slots()
+        assert (slots["guest_phys_addr"] // (40 << 12) == (slots["guest_phys_addr"] + slots["memory_size"] - 1)
+                // (40 << 12)).all()
+
     def test_load_stops_below_the_limit(self):
         plan = SlotPlan(100, 0)
         done, slots = plan.load(Batch.of(np.arange(1, 100, 2), 1, 1), 8)
@@ -188,8 +210,13 @@ class FakeVM:
     instances: ClassVar[list["FakeVM"]] = []
     capability = uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE
     fail_at: int | None = None
+    #: KVM_CAP_VM_TYPES, and the types that cannot be made although it names them.
+    types = 1 << 0 | 1 << 1
+    broken: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, vm_type: int = 0, path: str = "") -> None:
+        if vm_type in self.broken:
+            raise OSError(errno.EINVAL, "no such type")
         self.vm_type, self.closed = vm_type, False
         self.map, self.slots = AttributeMap(1 << 30), []
         self.instances.append(self)
@@ -203,6 +230,9 @@ class FakeVM:
     def check_extension(self, capability):
         known = {uapi.KVM_CAP_MEMORY_ATTRIBUTES: self.capability, uapi.KVM_CAP_NR_MEMSLOTS: 32764}
         return known.get(capability, 1)
+
+    def read_private(self, gfns):
+        return self.map.take(gfns) == uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE
 
     def ioctl_many(self, request, records):
         for done, record in enumerate(records):
@@ -226,6 +256,8 @@ def fake_vm(monkeypatch):
     monkeypatch.setattr(kvm, "KernelVM", FakeVM)
     monkeypatch.setattr(kvm, "missing", lambda: None)
     monkeypatch.setattr(FakeVM, "instances", [])
+    monkeypatch.setattr(kvm, "system_extension", lambda capability, path="": {
+        uapi.KVM_CAP_VM_TYPES: FakeVM.types, uapi.KVM_CAP_MEMORY_ATTRIBUTES: FakeVM.capability}.get(capability, 1))
     return FakeVM
 
 
@@ -247,13 +279,44 @@ class TestKernelAttributes:
         assert all(vm.closed for vm in fake_vm.instances)
 
     def test_says_what_the_kernel_lacks(self, fake_vm, monkeypatch):
+        monkeypatch.setattr(fake_vm, "broken", (0, 1))
+        assert KernelAttributes.missing() == "kernel has attributes, but makes no VM whose memory can be private"
         monkeypatch.setattr(fake_vm, "capability", 0)
-        assert KernelAttributes.missing() == "kernel has no KVM_CAP_MEMORY_ATTRIBUTES with PRIVATE"
+        assert KernelAttributes.missing() == (
+            "kernel has no KVM_CAP_MEMORY_ATTRIBUTES with PRIVATE (Linux 6.8 and later with "
+            "CONFIG_KVM_SW_PROTECTED_VM have it; `python3 dev.py kernel` emulates one)")
 
-        def refuse(*arguments):
-            raise OSError(errno.EINVAL, "no such type")
-        monkeypatch.setattr(kvm, "KernelVM", refuse)
-        assert "kernel has no VM type with private memory" in KernelAttributes.missing()
+    def test_any_vm_type_with_private_memory_will_do(self, fake_vm, monkeypatch):
+        assert kvm.private_vm_type() == uapi.KVM_X86_SW_PROTECTED_VM
+        monkeypatch.setattr(fake_vm, "types", 1 << 1 | 1 << 2 | 1 << 4)
+        monkeypatch.setattr(fake_vm, "broken", (1, 2))
+        assert kvm.private_vm_type() == 4
+        assert KernelAttributes.missing() is None
+        backend = KernelAttributes(NPAGES)
+        assert fake_vm.instances[-1].vm_type == 4
+        backend.close()
+
+    @pytest.mark.parametrize("name", ["conversion", "conversion-single", "whole"])
+    def test_a_kernel_that_does_nothing_is_wrong(self, fake_vm, monkeypatch, name):
+        options = Options(rounds=2, round_seconds=0.001, cell_seconds=30)
+        unit = Unit(name, 1 << 9 if name == "whole" else 100, ("kvm-attributes", ))
+        assert [result.status for result in runner.run_unit(unit, options)] == ["ok"]
+        monkeypatch.setattr(fake_vm, "ioctl_many", lambda vm, request, records: len(records))
+        result, = runner.run_unit(unit, options)
+        assert result.status == "wrong"
+        assert "reads back as 0, should be 1" in result.note
+
+    def test_slots_beyond_the_physical_addresses(self, fake_vm, monkeypatch):
+        def refuse(vm, request, records):
+            raise kvm.BatchError(errno.EINVAL, 0)
+        monkeypatch.setattr(fake_vm, "ioctl_many", refuse)
+        monkeypatch.setattr(kernel, "physical_address_bits", lambda: 40)
+        with pytest.raises(Unsupported) as raised:
+            KernelAttributes(4 << 28)
+        assert str(raised.value) == "this machine has 40 bits of physical address: KVM refuses memslots beyond 1 TiB"
+        with pytest.raises(kvm.BatchError):     # a guest below them was refused for another reason
+            KernelAttributes(1 << 28)
+        assert all(vm.closed for vm in fake_vm.instances)
 
     def test_a_failing_call_says_how_many_stand(self, fake_vm, monkeypatch):
         backend = KernelAttributes(NPAGES)
@@ -285,7 +348,7 @@ class TestKernelMemslots:
         gone = backend._plan.slots()[1:2]
         gone["memory_size"] = 0
         backend._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, gone)
-        assert len(backend.runs()) == 0
+        assert backend.runs().tolist() == [(0, 10, 0), (15, NPAGES, 0)]
         backend.close()
 
     def test_failure_names_the_update(self, fake_vm, monkeypatch):

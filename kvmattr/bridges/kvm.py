@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.bridges._kvm import ioctl_many
+from kvmattr.bridges._kvm import ioctl_many, read_private
 
 DEVICE = "/dev/kvm"
 
@@ -40,6 +41,36 @@ def missing(path: str = DEVICE) -> str | None:
     return None
 
 
+def system_extension(capability: int, path: str = DEVICE) -> int:
+    """KVM_CHECK_EXTENSION on the device itself: what the kernel has for any VM, 0 where it lacks it.
+
+    A VM answers for its own type: a default VM has no attributes on a kernel that has them. Raises OSError.
+    """
+    device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(device, uapi.KVM_CHECK_EXTENSION, capability)
+    finally:
+        os.close(device)
+
+
+def private_vm_type(path: str = DEVICE) -> int | None:
+    """A VM type of this kernel whose memory can be private by its VM's attributes, None if there is none.
+
+    Every type of KVM_CAP_VM_TYPES is tried by making such a VM, the software-protected one first, because it
+    needs no special hardware; SEV-SNP and TDX are the others. Raises OSError if the device does not open.
+    """
+    offered = system_extension(uapi.KVM_CAP_VM_TYPES, path)
+    types = [number for number in range(32) if offered >> number & 1]
+    for vm_type in sorted(types, key=lambda number: number != uapi.KVM_X86_SW_PROTECTED_VM):
+        try:
+            with KernelVM(vm_type, path) as vm:
+                if vm.check_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES) & uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE:
+                    return vm_type
+        except OSError:     # offered, but not to this process or not now
+            continue
+    return None
+
+
 class BatchError(OSError):
     """A call of a batch failed with ``errno``; ``done`` calls before it stand."""
 
@@ -57,9 +88,11 @@ class KernelVM:
 
     def __init__(self, vm_type: int = uapi.KVM_X86_DEFAULT_VM, path: str = DEVICE) -> None:
         self._vcpu: int | None = None
+        self._shared: mmap.mmap | None = None
         device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._descriptor = fcntl.ioctl(device, uapi.KVM_CREATE_VM, vm_type)
+            self._shared_bytes = fcntl.ioctl(device, uapi.KVM_GET_VCPU_MMAP_SIZE, 0)
         finally:
             os.close(device)
 
@@ -90,8 +123,37 @@ class KernelVM:
             raise OSError(errno.EEXIST, "the VM has its vCPU already")
         self._vcpu = int(self.ioctl(uapi.KVM_CREATE_VCPU, 0))
 
+    def read_private(self, gfns: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of these pages KVM itself treats as private: KVM_PRE_FAULT_MEMORY on the VM's vCPU, page by page.
+
+        The merged interface cannot read attributes back, so this asks what an access would meet. ``gfns``:
+        uint64[n]; returns bool[n]. It is right where private pages have no guest_memfd behind them, as in every
+        VM of the study. The first call makes a vCPU; pages become mapped where memory stands behind them. Costs
+        an ioctl a page. Raises OSError: ENOTTY or EOPNOTSUPP where the kernel cannot do it (before Linux 6.11,
+        or without two-dimensional paging).
+        """
+        if self._vcpu is None:
+            self.create_vcpu()
+        assert self._vcpu is not None
+        if self._shared is None:
+            self._shared = mmap.mmap(self._vcpu, self._shared_bytes)
+        wanted = np.ascontiguousarray(gfns, np.uint64)
+        private = np.zeros(len(wanted), np.uint8)
+        first = 0
+        while first < len(wanted):
+            with memoryview(self._shared) as shared:
+                done, error = read_private(self._vcpu, uapi.KVM_PRE_FAULT_MEMORY, shared, wanted[first:],
+                                           private[first:])
+            first += done
+            if error not in (0, errno.EINTR):
+                raise OSError(error, f"KVM_PRE_FAULT_MEMORY of gfn {int(wanted[first]):#x}: {os.strerror(error)}")
+        return private.view(np.bool_)
+
     def close(self) -> None:
         """Destroy the VM. Calling it again does nothing."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         if self._vcpu is not None:
             os.close(self._vcpu)
             self._vcpu = None

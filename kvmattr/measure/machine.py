@@ -34,6 +34,14 @@ def cpu_model() -> str:
     return platform.machine()
 
 
+def physical_address_bits() -> int | None:
+    """Bits of a physical address by /proc/cpuinfo, None where it does not say: KVM takes no memslot beyond them."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("address sizes"):
+            return int(line.partition(":")[2].split()[0])
+    return None
+
+
 def memslot_bytes(npages: int) -> int:
     """Kernel memory that KVM takes for a memslot of so many pages, at most.
 
@@ -47,22 +55,19 @@ def memslot_bytes(npages: int) -> int:
 
 
 def kvm_capabilities() -> dict[str, Any]:
-    """What /dev/kvm says of itself, or why it does not."""
+    """What /dev/kvm says of itself, or why it does not: the device's answers, which hold for any type of VM."""
     reason = kvm.missing()
     if reason is not None:
         return {"missing": reason}
-    try:
-        vm = kvm.KernelVM()
-    except OSError as error:
-        return {"missing": f"{kvm.DEVICE} makes no VM: {error.strerror}"}
-    with vm:
-        return {
-            "memslots": vm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS),
-            "readonly_memslots": bool(vm.check_extension(uapi.KVM_CAP_READONLY_MEM)),
-            "memory_attributes": vm.check_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES),
-            "guest_memfd": bool(vm.check_extension(uapi.KVM_CAP_GUEST_MEMFD)),
-            "vm_types": vm.check_extension(uapi.KVM_CAP_VM_TYPES),
-        }
+    return {
+        "memslots": kvm.system_extension(uapi.KVM_CAP_NR_MEMSLOTS),
+        "readonly_memslots": bool(kvm.system_extension(uapi.KVM_CAP_READONLY_MEM)),
+        "memory_attributes": kvm.system_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES),
+        "guest_memfd": bool(kvm.system_extension(uapi.KVM_CAP_GUEST_MEMFD)),
+        "vm_types": kvm.system_extension(uapi.KVM_CAP_VM_TYPES),
+        "vm_type_with_private_memory": kvm.private_vm_type(),
+        "attributes_can_be_read_back": bool(kvm.system_extension(uapi.KVM_CAP_PRE_FAULT_MEMORY)),
+    }
 
 
 def describe() -> dict[str, Any]:

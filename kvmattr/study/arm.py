@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvmattr.measure import text
 from kvmattr.measure.machine import available_bytes
@@ -22,6 +23,8 @@ from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Uns
 #: Where the time limit must be kept, updates go in parts that take about so long, the first of so many.
 _PART_SECONDS = 0.05
 _FIRST_PART = 8
+#: Pages of each kind that are read back where the state cannot be listed.
+_PROBED = 4096
 #: Rounds of fewer operations are so slow that what the caches hold does not show.
 _WORTH_WARMING = 64
 #: The actions that answer many operations in one call, with the argument of a call that asks for none.
@@ -57,7 +60,7 @@ class Arm:
     def open(self) -> None:
         """Make the backend and bring it to the state that the rounds start from."""
         with self._ending_here(0, "in the setup: "):
-            reason = reason_against(self._class, self._workload)
+            reason = reason_against(self._class, self._workload, self._seconds)
             if reason is not None:
                 self._end(*reason)
             else:
@@ -154,8 +157,28 @@ class Arm:
             self._wrong(f"{self._workload.action} gave {_short(self._answer)}, should be {_short(wanted)}")
             return
         runs = self._backend.runs()
-        if runs is not None and not np.array_equal(runs, reference.runs()):
+        if runs is None:
+            self._probe(reference, batches)
+        elif not np.array_equal(runs, reference.runs()):
             self._wrong(f"its state is {_short(runs)}, should be {_short(reference.runs())}")
+
+    def _probe(self, reference: Reference, batches: list[Batch]) -> None:
+        """Compare page by page what cannot be listed: touched pages, their neighbours and a sample of the rest."""
+        assert self._backend is not None
+        gfns = probed_pages(self._workload.npages, [self._workload.setup, *batches])
+        try:
+            seen = self._backend.probe(gfns)
+        except OSError as error:
+            self._note = f"its state was not checked: {error.strerror}"
+            return
+        if seen is None:
+            return
+        different = np.flatnonzero(seen != reference.lookup(gfns))
+        if len(different):
+            first = gfns[different[0]]
+            self._wrong(f"page {first:#x} reads back as {seen[different[0]]}, should be "
+                        f"{reference.lookup(gfns[different[:1]])[0]} ({len(different):,} of the {len(gfns):,} "
+                        "pages that were probed differ)")
 
     def _set_up(self) -> None:
         assert self._backend is not None
@@ -256,8 +279,40 @@ def are_updates(argument: Any, action: str) -> bool:
     return isinstance(argument, Batch) and action != "has"
 
 
-def reason_against(backend: type[Backend], workload: Workload) -> tuple[str, str] | None:
-    """Why a cell cannot be measured, known before it starts: the status that it ends with, and the words."""
+def probed_pages(npages: int, batches: list[Batch]) -> NDArray[np.uint64]:
+    """The pages to read back after these updates: uint64, ascending, distinct.
+
+    The first and the last of each update, the pages beside them and as many anywhere; of more than 4,096 in the
+    setup, in the rounds and in the last round, so many of each chosen at random.
+    """
+    random = np.random.default_rng(len(batches))
+    found = [random.integers(0, npages, _PROBED, dtype=np.uint64)]
+    setup, rounds, last = batches[:1], batches[1:-1], batches[1:][-1:]
+    for group in (setup, rounds, last):
+        for batch in group:
+            most = max(_PROBED // len(group), 1)
+            chosen = random.choice(len(batch), most, replace=False) if len(batch) > most else np.arange(len(batch))
+            first, end = batch.starts[chosen], batch.stops[chosen]
+            found += [first, end - np.uint64(1), first[first > 0] - np.uint64(1), end[end < npages]]
+    return np.unique(np.concatenate(found))
+
+
+def unbroken_seconds(backend: type[Backend], workload: Workload) -> float:
+    """Seconds in which nothing can stop a backend, at least: its longest update, there and back."""
+    a_page = backend.seconds_a_page()
+    if not a_page:
+        return 0.0
+    argument = workload.argument(0, 2)
+    batches = [workload.setup, *([argument] if are_updates(argument, workload.action) else [])]
+    longest = max((int((batch.stops - batch.starts).max()) for batch in batches if len(batch)), default=0)
+    return 2 * longest * a_page
+
+
+def reason_against(backend: type[Backend], workload: Workload, seconds: float) -> tuple[str, str] | None:
+    """Why a cell cannot be measured, known before it starts: the status that it ends with, and the words.
+
+    ``seconds`` is the time limit of a cell.
+    """
     if not hasattr(backend, workload.action):
         return "unsupported", f"has no {ACTIONS[workload.action]}"
     reason = backend.missing()
@@ -271,6 +326,10 @@ def reason_against(backend: type[Backend], workload: Workload) -> tuple[str, str
     needed, free = backend.bytes_needed(Footprint(workload.npages, workload.setup, more)), available_bytes()
     if needed > free // 4:
         return "refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free"
+    unbroken = unbroken_seconds(backend, workload)
+    if unbroken > seconds:
+        return "refused", (f"would take {text.digits(unbroken)} s in calls that nothing can interrupt, "
+                           f"of {seconds:g} s")
     return None
 
 

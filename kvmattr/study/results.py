@@ -13,7 +13,7 @@ STATUSES = {
     "ok": "measured",
     "failed": "the backend refused an update",
     "stopped": "the time limit of a cell was reached",
-    "refused": "would have taken over a quarter of the free memory",
+    "refused": "would have taken over a quarter of the free memory, or longer than its limit in one call",
     "unavailable": "cannot run on this machine",
     "unsupported": "cannot do what the scenario asks",
     "wrong": "its state or answer differs from the reference",

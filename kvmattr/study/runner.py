@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 import zlib
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmattr.study import backends, scenarios
-from kvmattr.study.arm import Arm, described, reason_against
+from kvmattr.study.arm import Arm, described, reason_against, unbroken_seconds
 from kvmattr.study.results import Result
 
 
@@ -57,8 +56,9 @@ def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: boo
 class Forecast:
     """What a run will be: the cells that can be measured here, and seconds from ... to.
 
-    ``low`` is what the rounds take, and two more to open and to warm up; ``high`` has every cell of a slow
-    backend at its time limit, which depends on the kernel more than on anything known before.
+    ``low`` is what the rounds take, and two more to open and to warm up, as long as their longest calls where
+    those are known; ``high`` has every cell of a slow backend at its time limit, which depends on the kernel more
+    than on anything known before.
     """
 
     cells: int
@@ -69,20 +69,21 @@ class Forecast:
 def forecast(units: Sequence[Unit], options: Options) -> Forecast:
     """Look which backends are here, can do what the scenarios ask, and have the memory for such a guest."""
     here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
-    # The smallest size shows what a scenario asks; its work is made quickly.
-    work = {name: scenarios.ALL[name].make(scenarios.ALL[name].sizes[0], np.random.default_rng(0))
-            for name in dict.fromkeys(unit.scenario for unit in units)}
-    running = [backends.ALL[name] for unit in units for name in unit.backends
-               if name in here and _can_run(backends.ALL[name], unit, work[unit.scenario])]
-    a_cell = (options.rounds + 2) * options.round_seconds
-    slow = sum(backend.slow for backend in running)
-    low = len(running) * a_cell
-    return Forecast(len(running), low, low + slow * max(options.cell_seconds - a_cell, 0))
-
-
-def _can_run(backend: type[backends.Backend], unit: Unit, work: scenarios.Workload) -> bool:
-    guest = unit.size if scenarios.ALL[unit.scenario].size_name == "guest size" else work.npages
-    return reason_against(backend, dataclasses.replace(work, npages=guest)) is None
+    cells, low, high = 0, 0.0, 0.0
+    for unit in units:
+        scenario = scenarios.ALL[unit.scenario]
+        # Guests are made as big as they will be; of other sizes the smallest shows what is asked, quickly.
+        size = unit.size if scenario.size_name == "guest size" else scenario.sizes[0]
+        work = scenario.make(size, np.random.default_rng(0))
+        for backend in (backends.ALL[name] for name in unit.backends if name in here):
+            if reason_against(backend, work, options.cell_seconds) is not None:
+                continue
+            a_round = max(options.round_seconds, unbroken_seconds(backend, work))
+            a_cell = min((options.rounds + 2) * a_round, max(options.cell_seconds, 2 * a_round))
+            cells += 1
+            low += a_cell
+            high += max(a_cell, options.cell_seconds) if backend.slow else a_cell
+    return Forecast(cells, low, high)
 
 
 def run_unit(unit: Unit, options: Options) -> list[Result]:

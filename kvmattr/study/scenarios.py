@@ -78,25 +78,35 @@ def _distinct(random: Generator, below: int, count: int) -> NDArray[np.uint64]:
 
 def _there_and_back(places: NDArray[np.uint64], length: int,
                     at_once: int = _CONVERTED_AT_ONCE) -> Callable[[int, int], Batch]:
-    """Rounds that convert fresh places and then convert them back, so that the state stays what it was."""
+    """Rounds that convert fresh places, ``at_once`` of them, and then convert those back, and so on."""
     def argument(index: int, operations: int) -> Batch:
         count = max(operations // 2, 1)
         chosen = np.take(places, np.arange(index * count, (index + 1) * count), mode="wrap")
-        groups = [chosen[first:first + at_once] for first in range(0, count, at_once)]
-        return Batch.joined(*(Batch.of(group, length, attributes)
-                              for group in groups for attributes in (PRIVATE, 0)))
+        whole = count // at_once * at_once
+        there_and_back = np.stack([chosen[:whole].reshape(-1, at_once)] * 2, axis=1).ravel()
+        rest = chosen[whole:]
+        batch = Batch.of(np.concatenate([there_and_back, rest, rest]), length, PRIVATE)
+        batch.attributes[:2 * whole] = np.tile(np.repeat(np.array([PRIVATE, 0], np.uint8), at_once),
+                                               whole // at_once)
+        batch.attributes[2 * whole + len(rest):] = 0
+        return batch
     return argument
 
 
-def _conversions(npages: int, earlier: int, length: int, operations: int, random: Generator) -> Workload:
+def _conversions(npages: int, earlier: int, length: int, operations: int, random: Generator,
+                 at_once: int = _CONVERTED_AT_ONCE) -> Workload:
     spare = min(npages // length - earlier, 4 * operations)
     places = _distinct(random, npages // length, earlier + spare) * np.uint64(length)
     return Workload(npages, Batch.of(places[:earlier], length, PRIVATE), "update",
-                    _there_and_back(places[earlier:], length), operations)
+                    _there_and_back(places[earlier:], length, at_once), operations)
 
 
 def _conversion(earlier: int, random: Generator) -> Workload:
     return _conversions(GUEST, earlier, 1, _CHEAP, random)
+
+
+def _conversion_single(earlier: int, random: Generator) -> Workload:
+    return _conversions(GUEST, earlier, 1, _CHEAP, random, at_once=1)
 
 
 def _conversion_2m(earlier: int, random: Generator) -> Workload:
@@ -199,9 +209,14 @@ _QUICK = (1, 100, 1_000, 10_000, 100_000)
 _GUESTS = (GIB, 16 * GIB, 256 * GIB, 4 * TIB, 16 * TIB)
 
 ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
-    Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions?",
+    Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions (batched: up "
+             "to 1,024 before they are taken back)?",
              "attributes: flat, up to cache misses; memslots: grows with k and ends at the slot limit",
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion,
+             ("kvm-memslots-vcpu", )),
+    Scenario("conversion-single", "And one at a time, each page taken back before the next is converted?",
+             "as conversion; KVM's attributes: dearer while few pages are private, whose nodes come and go",
+             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion_single,
              ("kvm-memslots-vcpu", )),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              "attributes: flat; memslots: grows with the slot, whose metadata is rebuilt",

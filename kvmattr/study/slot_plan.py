@@ -13,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.study.work import RUN, Batch
+from kvmattr.study.work import Batch, coalesced
+
+#: The largest memslot that is a whole number of 1 GiB pages: a bigger guest has several, cut at its multiples.
+SLOT_PAGES = uapi.KVM_MEM_MAX_NR_PAGES >> 18 << 18
 
 
 class SlotPlan:
-    """The slots over ``[0, npages)``, one a run, and the calls that an update needs.
+    """The slots over ``[0, npages)``, one a run (more where a run is longer than a slot may be), and the calls
+    that an update needs.
 
     Attributes 1 become a read-only slot: the one restriction that a memslot can express. ``userspace_addr``
     is where the guest's memory begins in the VMM.
@@ -26,11 +30,11 @@ class SlotPlan:
     def __init__(self, npages: int, userspace_addr: int) -> None:
         self._npages = npages
         self._userspace_addr = userspace_addr
-        self._starts = [0]
-        self._attributes = [0]
-        self._slots = [0]
+        self._starts = list(range(0, npages, SLOT_PAGES))
+        self._attributes = [0] * len(self._starts)
+        self._slots = list(range(len(self._starts)))
         self._free: list[int] = []
-        self._next = 1
+        self._next = len(self._slots)
 
     def plan(self, batch: Batch) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The calls for ``batch``, and for each update the number of calls up to its end."""
@@ -50,12 +54,8 @@ class SlotPlan:
         return done, self.slots()
 
     def runs(self) -> NDArray[Any]:
-        """The slots, which are the runs of the state."""
-        runs = np.empty(len(self._starts), RUN)
-        runs["start"] = self._starts
-        runs["stop"] = [*self._starts[1:], self._npages]
-        runs["attributes"] = self._attributes
-        return runs
+        """The runs of the state: the slots, and those that only the largest slot's size keeps apart as one."""
+        return coalesced(self._starts, [*self._starts[1:], self._npages], self._attributes)
 
     def slots(self) -> NDArray[Any]:
         """The calls that would create every slot of the state."""
@@ -113,7 +113,7 @@ def _updated(old: list[tuple[int, int, int]], start: int, stop: int,
                                    (max(low, stop), high, before)):
             if left >= right:
                 continue
-            if new and new[-1][2] == value:
+            if new and new[-1][2] == value and left % SLOT_PAGES:
                 new[-1] = (new[-1][0], right, value)
             else:
                 new.append((left, right, value))

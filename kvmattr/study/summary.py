@@ -21,7 +21,9 @@ def sentences(results: Sequence[Result], load: dict[str, float] | None = None) -
     if load and load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
         said.append(f"The machine was not quiet: others used {load['other_cpus']:.2g} CPUs, the hypervisor "
                     f"took {load['stolen_cpus']:.2g} on average; trust the ratios more than the times.")
-    return said or ["Nothing was measured."]
+    if said or any(result.status == "ok" for result in results):
+        return said
+    return ["Nothing was measured."]
 
 
 def _cells(results: Sequence[Result], scenario: str, backend: str) -> dict[int, Result]:

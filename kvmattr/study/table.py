@@ -48,7 +48,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
             notes += _refusals(own, scenario.size_name, present)
             notes += [f"{cell.backend} at {text.size(cell.size, scenario.size_name)}: {cell.note}"
                       for cell in own if cell.status in DEFECTS or
-                      (cell.status == "failed" and cell.reached is None)]
+                      (cell.status == "failed" and cell.reached is None) or (cell.status == "ok" and cell.note)]
             found.append(Table(scenario_name, scenario.question, kind, [scenario.size_name, *present],
                                rows if present else [], notes))
     return found

@@ -5,7 +5,8 @@ optional, and a scenario that needs what a backend lacks shows "has no ..." in i
 
 ==============================  ===============================================================
 ``update(prepared)``            apply a batch; raise :class:`Failed` where it cannot go on
-``runs()``                      the state as runs, or None where it cannot be read back
+``runs()``                      the state as runs, or None where it cannot be listed
+``probe(gfns)``                 uint8 array: what single pages are, read back where ``runs`` gives None
 ``lookup(gfns)``                uint8 array: attributes of single pages
 ``has(ranges)``                 bool array: does every page of each range have the batch's attributes?
 ``snapshot_restore(prepared)``  keep the state, apply the batch, bring the state back
@@ -21,6 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import Operation
@@ -58,6 +60,15 @@ class Backend(ABC):
         return 0
 
     @classmethod
+    def seconds_a_page(cls) -> float:
+        """Seconds for each page of one update, where that is a call which nothing can interrupt.
+
+        0 where an update's length does not matter. What could not end within the time limit is then refused
+        before it starts.
+        """
+        return 0.0
+
+    @classmethod
     def unsupported(cls, batch: Batch) -> str | None:
         """Why it cannot express these updates, or None; asked before the setup is begun."""
         return None
@@ -85,7 +96,18 @@ class Backend(ABC):
 
     @abstractmethod
     def runs(self) -> NDArray[Any] | None:
-        """The state as a structured array ``start, stop, attributes``, coalesced, over the whole guest."""
+        """The state as a structured array ``start, stop, attributes``, coalesced, over the whole guest.
+
+        None where there is no way to list it: then ``probe`` is asked.
+        """
+
+    def probe(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8] | None:
+        """The attributes of single pages, read back, by a backend that cannot list its state.
+
+        None where there is no state. Raises OSError where there is one that nothing here can read; the report
+        then says that it was not checked.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing that must be closed
         """Give back what garbage collection would not (file descriptors, mappings)."""

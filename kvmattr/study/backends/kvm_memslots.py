@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.bridges import kvm
 from kvmattr.measure.machine import memslot_bytes
-from kvmattr.study.backends.base import Backend, is_one_bit
-from kvmattr.study.mapping import Mapping
-from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Failed, Footprint, Stopped
+from kvmattr.study.backends.base import is_one_bit
+from kvmattr.study.backends.kernel import KernelBackend
+from kvmattr.study.work import RUN, Batch, Failed, Footprint, Stopped
 
 #: So near the limit every conversion is a real one, so that the kernel itself says which is the last.
 _LEFT_TO_SPLIT = 64
@@ -23,11 +22,10 @@ _LEFT_TO_SPLIT = 64
 _PART = 32
 
 
-class KernelMemslots(Backend):
+class KernelMemslots(KernelBackend):
     """Delete the slot, create its pieces, in the running kernel; converted pages become read-only slots."""
 
     name = "kvm-memslots"
-    kind = "kernel"
     about = "real KVM memslots, split and merged through /dev/kvm"
     slow = True
 
@@ -53,13 +51,6 @@ class KernelMemslots(Backend):
     def unsupported(cls, batch: Batch) -> str | None:
         """WRITE of one attribute is all."""
         return None if is_one_bit(batch) else "a memslot can say read-only and nothing else"
-
-    def __init__(self, npages: int) -> None:
-        # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.
-        self._memory = Mapping(npages)
-        self._plan = SlotPlan(npages, self._memory.address)
-        self._vm = kvm.KernelVM()
-        self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, self._plan.slots())
 
     def load(self, setup: Batch, seconds: float) -> int:
         """Create the slots of the state outright, but leave the last below the limit to be split."""
@@ -90,19 +81,27 @@ class KernelMemslots(Backend):
             done = int(np.searchsorted(ends, error.done, side="right"))
             raise Failed(done, errno.errorcode[error.args[0]]) from error
 
-    def runs(self) -> NDArray[Any] | None:
-        """The planned state, once the kernel has confirmed each slot of it.
+    def runs(self) -> NDArray[Any]:
+        """What the kernel confirms of the planned state, slot by slot.
 
         KVM cannot list its slots, but it refuses to change READONLY of a slot that exists (EINVAL) and
-        accepts an identical call: together they prove the slot's id, place, size and flags.
+        accepts an identical call: together they prove the slot's id, place, size and flags. The planned slots
+        cover the guest, so no other can stand there. What is not confirmed is missing from the answer.
         """
         slots = self._plan.slots()
-        for record in slots:
-            other = record.copy()
-            other["flags"] ^= uapi.KVM_MEM_READONLY
-            if self._answer(other) != errno.EINVAL or self._answer(record) != 0:
-                return self._plan.runs()[:0]
-        return self._plan.runs()
+        confirmed = slots[[self._is_there(record) for record in slots]]
+        if len(confirmed) == len(slots):
+            return self._plan.runs()
+        runs = np.empty(len(confirmed), RUN)
+        runs["start"] = confirmed["guest_phys_addr"] >> np.uint64(uapi.PAGE_SHIFT)
+        runs["stop"] = runs["start"] + (confirmed["memory_size"] >> np.uint64(uapi.PAGE_SHIFT))
+        runs["attributes"] = confirmed["flags"] & uapi.KVM_MEM_READONLY != 0
+        return runs
+
+    def _is_there(self, record: Any) -> bool:
+        other = record.copy()
+        other["flags"] ^= uapi.KVM_MEM_READONLY
+        return self._answer(other) == errno.EINVAL and self._answer(record) == 0
 
     def _answer(self, record: Any) -> int:
         try:
@@ -110,11 +109,6 @@ class KernelMemslots(Backend):
         except OSError as error:
             return error.errno or 0
         return 0
-
-    def close(self) -> None:
-        """Close the VM, then give back the addresses."""
-        self._vm.close()
-        self._memory.close()
 
 
 class KernelMemslotsWithVcpu(KernelMemslots):
