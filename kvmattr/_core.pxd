@@ -34,6 +34,37 @@ cdef struct Segment:
     uint32_t capacity           # pages
     uint32_t touched            # pages ever handed out; those above it were never written
 
+# What a map was asked to do, at any of its faces (calls.pxi has their names).
+cdef enum Call:
+    CALL_GET
+    CALL_TAKE
+    CALL_TO_NUMPY
+    CALL_BITMAP
+    CALL_SEARCH
+    CALL_UNIFORM
+    CALL_COUNT
+    CALL_VALUES
+    CALL_RUN
+    CALL_LEVEL
+    CALL_SEEK
+    CALL_RUNS
+    CALL_RUN_COUNT
+    CALL_DIFF
+    CALL_TO_BYTES
+    CALL_UPDATE
+    CALL_UPDATE_MANY
+    CALL_PUT
+    CALL_ASSIGN
+    CALL_COPY
+    CALL_SNAPSHOT
+    CALL_RESTORE
+    CALL_VM_SET
+    CALLS                       # how many there are
+
+cdef struct Called:
+    uint64_t calls
+    uint64_t items              # pages, runs or ranges that they were about
+
 # What the family holds and has done; stats() reads it, tests and the gate compare it.
 cdef struct Counters:
     uint64_t nodes
@@ -76,6 +107,7 @@ cdef struct Family:
     pthread_mutex_t mutex
     pthread_mutex_t turn        # held by who waits for the mutex next (locking.pxi)
     int announced               # writers that run, or are about to run, without the GIL
+    Called called[CALLS]        # beside what every call reads
     Map *maps                   # list of the maps, snapshots and pinned roots of this family
     Family *next_family         # in the list of all families (fork.pxi)
     Family *previous_family
@@ -108,6 +140,7 @@ cdef bint map_enter(Map *map) noexcept nogil
 cdef bint map_enter_in_turn(Map *map) noexcept nogil
 cdef void map_leave(Map *map, bint entered) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
+cdef void map_vm_set(Map *map, uint64_t ranges) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil
 cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil

@@ -35,7 +35,7 @@ import numpy as np
 from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
                             map_block_is_uniform, map_changes, map_enter, map_enter_in_turn, map_expect, map_leave,
-                            map_of, map_page, map_refused, map_run_stop)
+                            map_of, map_page, map_refused, map_run_stop, map_vm_set)
 from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
 from kvmattr._core import DIFF_DTYPE, AttributeMap
@@ -642,6 +642,7 @@ cdef class Machine:
             record.last = field(operation, U32, "operation") | field(flags, U32, "flags") << 32
         else:  # there is no field for an operation: anything but WRITE is a flag that must be 0
             record.last = field(operation, U32, "operation") | field(flags, U64, "flags")
+        map_vm_set(self.map, 1)
         self.set(&record)
         return 0
 
@@ -662,6 +663,7 @@ cdef class Machine:
         PyBuffer_Release(&view)
         if length < sizeof(Record):
             raise OSError(EFAULT, f"a buffer of {length} bytes: the structure has {sizeof(Record)}")
+        map_vm_set(self.map, 1)
         self.set(&record)
         return bytes(arg) if readonly or not mutate_flag else 0
 
@@ -689,6 +691,7 @@ cdef class Machine:
         cdef Batch batch = Batch(NULL, len(array), 0, 0, UNCHANGED, 0)
         if batch.count:
             batch.records = <const Record *>&memory[0]
+        map_vm_set(self.map, batch.count)
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:

@@ -12,6 +12,7 @@ cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0
     """A whole batch, with the GIL given up; what was done when it was stopped is `done` of the exception."""
     cdef bint sound = True
     cdef size_t upto
+    count_entering(self.map.family, CALL_PUT if batch.given_stops == NULL else CALL_UPDATE_MANY, count)
     family_announce(self.map.family, 1)
     try:
         if not batch_open(batch, count):
@@ -122,16 +123,19 @@ cdef class AttributeMap:
     cdef bint change(self, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x) except -1:
         cdef UpdateResult result
         cdef bint entered
+        cdef Map *map = self.map
+        cdef Family *family = map.family
         if self.frozen:
             raise_readonly()
-        entered = family_enter(self.map.family)
+        entered = family_enter(family)
+        count_call(family, CALL_UPDATE, hi - lo)
         if hi - lo == 1:
-            result = map_put(self.map, lo, k, x)
+            result = map_put(map, lo, k, x)
         else:
-            result = map_update(self.map, lo, hi, k, x)
-        if family_unsettled(self.map.family):
-            family_settle(self.map.family)
-        family_leave(self.map.family, entered)
+            result = map_update(map, lo, hi, k, x)
+        if family_unsettled(family):
+            family_settle(family)
+        family_leave(family, entered)
         if result < 0:
             raise MemoryError(f"out of memory for an update of [{lo}, {hi}): nothing has changed")
         if KVMATTR_DEBUG_BUILD:
@@ -354,6 +358,7 @@ cdef class AttributeMap:
                 stopped.done = batch.done
                 raise
             finally:
+                count_entering(self.map.family, CALL_PUT, batch.done)
                 family_announce(self.map.family, -1)
         finally:
             PyBuffer_Release(&view)
@@ -386,6 +391,7 @@ cdef class AttributeMap:
         if self.frozen:
             raise_readonly()
         entered = family_enter(self.map.family)
+        count_call(self.map.family, CALL_UPDATE, self.map.pages)
         map_fill(self.map, <uint8_t>value)
         family_leave(self.map.family, entered)
 
@@ -413,6 +419,7 @@ cdef class AttributeMap:
         values = np.ascontiguousarray(values)
         PyObject_GetBuffer(values, &view, PyBUF_SIMPLE)
         entered = family_enter(self.map.family)
+        count_call(self.map.family, CALL_ASSIGN, hi - lo)
         if not map_holds(self.map, lo, hi, <const uint8_t *>view.buf):
             map_share(&aside, self.map)
             result = map_store(&aside, lo, hi, <const uint8_t *>view.buf)
@@ -438,15 +445,18 @@ cdef class AttributeMap:
         5
         """
         cdef int64_t page
+        cdef const Map *map = self.map
         # The short way has no error to handle and no mutex: nothing to keep for after a call.
-        if kvmattr_short_integer(gfn, &page) and <uint64_t>page < self.map.pages and not family_shared(self.map.family):
-            return kvmattr_attribute(map_get(self.map, page))
+        if kvmattr_short_integer(gfn, &page) and <uint64_t>page < map.pages and not family_shared(map.family):
+            count_one(map.family, CALL_GET)
+            return kvmattr_attribute(map_get(map, page))
         return self.page(gfn)
 
     cdef object page(self, gfn):
         cdef uint64_t page = gfn_of(gfn, self.map.pages)
         cdef bint entered = family_enter(self.map.family)
         cdef uint8_t value = map_get(self.map, page)
+        count_one(self.map.family, CALL_GET)
         family_leave(self.map.family, entered)
         return kvmattr_attribute(value)
 
@@ -482,6 +492,7 @@ cdef class AttributeMap:
             gfns = gfns.copy()
         PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
         PyObject_GetBuffer(np.asarray(out), &out_view, PyBUF_WRITABLE)
+        count_entering(self.map.family, CALL_TAKE, count)
         pin(&pinned, self.map)
         walk = walk_of(&pinned)
         if count < BULK_PAGES:
@@ -516,6 +527,7 @@ cdef class AttributeMap:
         if lo == hi:
             return out
         PyObject_GetBuffer(np.asarray(out), &view, PyBUF_WRITABLE)
+        count_entering(self.map.family, CALL_TO_NUMPY, hi - lo)
         if hi - lo < 64 * BULK_PAGES:
             entered = family_enter(self.map.family)
             map_pages(self.map, lo, hi, <uint8_t *>view.buf)
@@ -547,6 +559,7 @@ cdef class AttributeMap:
         words = np.empty((hi - lo + 63) // 64, "<u8")
         if words.size:
             PyObject_GetBuffer(words, &view, PyBUF_WRITABLE)
+            count_entering(self.map.family, CALL_BITMAP, hi - lo)
             pin(&pinned, self.map)
             with nogil:
                 map_bitmap(&pinned, lo, hi, masked, <uint64_t *>view.buf)
@@ -568,6 +581,7 @@ cdef class AttributeMap:
         cdef bint entered
         range_of(start, stop, self.map.pages, &lo, &hi)
         entered = family_enter(self.map.family)
+        count_call(self.map.family, CALL_UNIFORM, hi - lo)
         value = map_uniform(self.map, lo, hi)
         family_leave(self.map.family, entered)
         return None if value < 0 else value
@@ -607,12 +621,15 @@ cdef class AttributeMap:
         cdef uint8_t want, masked
         cdef int64_t found
         cdef bint entered
-        range_of(start, stop, self.map.pages, &lo, &hi)
+        cdef const Map *map = self.map
+        cdef Family *family = map.family
+        range_of(start, stop, map.pages, &lo, &hi)
         want = byte_of(attributes, "attributes")
         masked = byte_of(mask, "mask")
-        entered = family_enter(self.map.family)
-        found = map_find(self.map, lo, hi, want, masked, match)
-        family_leave(self.map.family, entered)
+        entered = family_enter(family)
+        count_call(family, CALL_SEARCH, hi - lo)
+        found = map_find(map, lo, hi, want, masked, match)
+        family_leave(family, entered)
         return found
 
     def count(self, start, stop, attributes, mask=0xFF):
@@ -630,6 +647,7 @@ cdef class AttributeMap:
         range_of(start, stop, self.map.pages, &lo, &hi)
         want = byte_of(attributes, "attributes")
         masked = byte_of(mask, "mask")
+        count_entering(self.map.family, CALL_COUNT, hi - lo)
         pin(&pinned, self.map)
         with nogil:
             result = map_count(&pinned, lo, hi, want, masked)
@@ -649,6 +667,7 @@ cdef class AttributeMap:
         cdef uint8_t[256] seen
         cdef Map pinned
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
+        count_entering(self.map.family, CALL_VALUES, hi - lo)
         pin(&pinned, self.map)
         with nogil:
             map_values(&pinned, lo, hi, seen)
@@ -667,6 +686,7 @@ cdef class AttributeMap:
         cdef uint64_t page = gfn_of(gfn, self.map.pages), start, stop
         cdef bint entered = family_enter(self.map.family)
         cdef uint8_t value = map_get(self.map, page)
+        count_one(self.map.family, CALL_RUN)
         map_run(self.map, page, &start, &stop)
         family_leave(self.map.family, entered)
         return start, stop, value
@@ -688,9 +708,11 @@ cdef class AttributeMap:
             return np.empty(0, RUN_DTYPE)
         pin(&pinned, self.map)
         try:
-            return runs_array(&pinned, lo, hi)
+            result = runs_array(&pinned, lo, hi)
         finally:
             unpin(&pinned)
+        count_entering(self.map.family, CALL_RUNS, len(result))
+        return result
 
     def iter_runs(self, start=0, stop=None):
         """The runs of [start, stop) one by one as ``(start, stop, attributes)``, in bounded memory.
@@ -703,6 +725,7 @@ cdef class AttributeMap:
         """
         cdef uint64_t lo, hi
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
+        count_entering(self.map.family, CALL_RUNS, 0)
         return iterate_runs(share(self.map, True), lo, hi)
 
     cdef object some_runs(self, uint64_t lo, uint64_t hi, size_t limit):
@@ -715,6 +738,7 @@ cdef class AttributeMap:
         map_runs(self.map, lo, hi, &sink)
         count = sink.out - <RunRecord *>view.buf
         PyBuffer_Release(&view)
+        count_items(self.map.family, CALL_RUNS, count)
         return array[:count]
 
     @property
@@ -727,6 +751,10 @@ cdef class AttributeMap:
         >>> m.run_count
         3
         """
+        count_entering(self.map.family, CALL_RUN_COUNT, 0)
+        return self.runs_in_all()
+
+    cdef uint64_t runs_in_all(self) noexcept:
         cdef Map pinned
         cdef uint64_t result
         if self.counted_at != kvmattr_read_version(&self.map.version):
@@ -751,6 +779,7 @@ cdef class AttributeMap:
         cdef uint64_t page = gfn_of(gfn, self.map.pages)
         cdef bint entered = family_enter(self.map.family)
         cdef int result = map_level(self.map, page)
+        count_one(self.map.family, CALL_LEVEL)
         family_leave(self.map.family, entered)
         return result
 
@@ -763,6 +792,7 @@ cdef class AttributeMap:
         >>> m[5], c[5]
         (0, 1)
         """
+        count_entering(self.map.family, CALL_COPY, 0)
         return share(self.map, False)
 
     def snapshot(self):
@@ -772,6 +802,7 @@ cdef class AttributeMap:
         >>> before[5], m == before
         (0, False)
         """
+        count_entering(self.map.family, CALL_SNAPSHOT, 0)
         return share(self.map, True)
 
     def _readonly_view(self):
@@ -795,6 +826,7 @@ cdef class AttributeMap:
         cdef AttributeMap source = other_map(self, other, "restore")
         if self.frozen:
             raise_readonly()
+        count_entering(self.map.family, CALL_RESTORE, 0)
         if map_restore(self.map, source.map) < 0:
             raise MemoryError("out of memory for the other map's content: nothing has changed")
         if KVMATTR_DEBUG_BUILD:
@@ -826,7 +858,9 @@ cdef class AttributeMap:
             maps_diff(&old, &new, lo, hi, &sink)
         unpin(&new)
         unpin(&old)
-        return records_array(&records, sizeof(DiffRecord), DIFF_DTYPE)
+        result = records_array(&records, sizeof(DiffRecord), DIFF_DTYPE)
+        count_entering(self.map.family, CALL_DIFF, len(result))
+        return result
 
     def __eq__(self, other):
         cdef Map old, new
@@ -836,6 +870,7 @@ cdef class AttributeMap:
             return NotImplemented
         if (<AttributeMap>other).map.pages != self.map.pages:
             return False
+        count_entering(self.map.family, CALL_DIFF, 0)
         sink.emit = emit_found
         sink.context = &found
         pin(&old, (<AttributeMap>other).map)
@@ -847,9 +882,10 @@ cdef class AttributeMap:
         return not found
 
     def __copy__(self):
-        return share(self.map, False)
+        return self.copy()
 
     def __deepcopy__(self, memo):
+        count_entering(self.map.family, CALL_COPY, 0)
         result = AttributeMap(self.map.pages, self.map.default)
         result.restore(self)
         return result
@@ -913,6 +949,7 @@ cdef class AttributeMap:
         cdef Writer writer
         cdef Map pinned
         cdef bint sound
+        count_entering(self.map.family, CALL_TO_BYTES, 0)
         pin(&pinned, self.map)
         with nogil:
             sound = write_map(&pinned, &writer)
@@ -1088,19 +1125,33 @@ cdef class AttributeMap:
         one encoding to another) are counted since the family began. The counting build (KVMATTR_BUILD=counting)
         has nodes_visited and pages_compared too; what stats() itself looks at is not in them.
 
+        maps is how many there are in the family: this one, its copies and its snapshots. calls is how often they were
+        called, from Python, C and Cython, and update_calls, update_pages, get_calls, put_calls, put_pages, take_calls,
+        runs_calls, runs_runs, snapshot_calls, ... how often in which way and about how many pages, runs or ranges.
+        These are modulo 2^64; what stats, nbytes, version and validate() are asked is not in them, nor are C's look-ups
+        in a snapshot.
+
         >>> AttributeMap(1000).stats()["nodes"]
         0
         """
         cdef Family *family = self.map.family
         cdef Counters counters
+        cdef Called[CALLS] called
+        cdef Map *each
+        cdef uint64_t maps = 0
         cdef uint64_t visited = family.counters.nodes_visited
         cdef uint64_t compared = family.counters.pages_compared
-        runs = self.run_count
+        runs = self.runs_in_all()
         size = self.nbytes
         entered = family_enter(family)
         family.counters.nodes_visited = visited
         family.counters.pages_compared = compared
         counters = family.counters
+        memcpy(called, family.called, sizeof(called))
+        each = family.maps
+        while each != NULL:
+            maps += 1
+            each = each.next
         slack = arena_slack(family)
         height = self.map.level - 1
         family_leave(family, entered)
@@ -1109,6 +1160,7 @@ cdef class AttributeMap:
             "slack": slack,
             "runs": runs,
             "height": height,
+            "maps": maps,
             "nodes": counters.nodes,
             "bitmap_leaves": counters.bitmap_leaves,
             "palette_leaves": counters.palette_leaves,
@@ -1123,6 +1175,7 @@ cdef class AttributeMap:
             "leaf_conversions": counters.leaf_conversions,
             "kernels": kernels.name.decode(),
         }
+        add_calls(result, called)
         if KVMATTR_COUNTING_BUILD:
             result["nodes_visited"] = visited
             result["pages_compared"] = compared

@@ -94,11 +94,14 @@ cdef inline Map *opened(const kvmattr_map *handle) noexcept nogil:
     return map
 
 
-cdef inline bint look_enter(const Map *map) noexcept nogil:
-    """Take the mutex for a look-up in a map that may change meanwhile."""
+cdef inline bint look_enter(const Map *map, int call, uint64_t items) noexcept nogil:
+    """Take the mutex for a look-up in a map that may change meanwhile, and count it there."""
+    cdef bint entered
     if map.seal & SEAL_READ_ONLY:
         return False
-    return family_enter(map.family)
+    entered = family_enter(map.family)
+    count_call(map.family, call, items)
+    return entered
 
 
 cdef inline void seal_break(uint32_t *seal) noexcept nogil:
@@ -180,6 +183,7 @@ cdef object api_object_of(const kvmattr_map *handle):
     cdef Map *map = opened(handle)
     if map == NULL:
         raise ValueError(api_error_text(KVMATTR_BAD_MAP).decode())
+    count_entering(map.family, CALL_COPY, 0)
     return share(map, False)
 
 
@@ -205,6 +209,7 @@ cdef int api_copy(const kvmattr_map *handle, kvmattr_map **copy) noexcept nogil:
         return KVMATTR_BAD_MAP
     if copy == NULL:
         return KVMATTR_BAD_POINTER
+    count_entering(map.family, CALL_COPY, 0)
     map = map_twin(map)
     if map == NULL:
         return KVMATTR_NO_MEMORY
@@ -270,14 +275,22 @@ cdef inline bint leads_to_node_unchanged(Entry e) noexcept nogil:
 # Called through pointers, so that no compiler takes them into their caller, which then needs no frame on the stack.
 cdef int (*get_apart)(const Map *map, uint64_t gfn) noexcept nogil
 cdef int (*get_composed_apart)(const Map *map, uint64_t gfn) noexcept nogil
+cdef int (*get_entering)(const Map *map, uint64_t gfn) noexcept nogil
 get_apart = get_any
 get_composed_apart = get_composed
+get_entering = get_shared
 
 
 cdef int get_any(const Map *map, uint64_t gfn) noexcept nogil:
-    """A page of any map, under the mutex where another thread may write."""
-    cdef bint entered = look_enter(map)
+    """A page of any map that nobody else writes."""
+    return map_get(map, gfn)
+
+
+cdef int get_shared(const Map *map, uint64_t gfn) noexcept nogil:
+    """A page of a map that another thread may write."""
+    cdef bint entered = family_enter(map.family)
     cdef int value = map_get(map, gfn)
+    count_one(map.family, CALL_GET)
     family_leave(map.family, entered)
     return value
 
@@ -314,17 +327,26 @@ cdef inline uint32_t bitmap_raw(const Family *family, uint32_t handle, uint64_t 
 
 
 cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
-    cdef const Map *map = opened(handle)
-    cdef const Family *family
+    cdef const Map *map = <const Map *>handle
+    cdef Family *family
     cdef Entry e
     cdef int shift
     if map == NULL:
         return KVMATTR_BAD_MAP
-    if gfn >= map.pages:
-        return KVMATTR_BAD_GFN
-    family = map.family
-    if not map.seal & SEAL_READ_ONLY and family_shared(family):
-        return get_apart(map, gfn)
+    # What opened() looks at, in an order in which counting a look-up costs no instruction more.
+    if map.seal & ~<uint32_t>SEAL_OURS == SEAL:
+        if gfn >= map.pages:
+            return KVMATTR_BAD_GFN
+        family = map.family
+        if family_shared(family):
+            return get_entering(map, gfn)
+        count_one(family, CALL_GET)
+    elif map.seal & ~<uint32_t>SEAL_OURS != SEAL | SEAL_READ_ONLY:
+        return KVMATTR_BAD_MAP
+    else:
+        if gfn >= map.pages:
+            return KVMATTR_BAD_GFN
+        family = map.family
     shift = level_shift(map.level)
     if gfn >> shift:
         return map.rest
@@ -353,6 +375,8 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
     if count and kernels.largest(gfns, count) >= map.pages:
         return KVMATTR_BAD_GFN
     pins = not map.seal & SEAL_READ_ONLY and family_shared(map.family)
+    if not map.seal & SEAL_READ_ONLY:
+        count_entering(map.family, CALL_TAKE, count)
     if pins:
         pin(&pinned, map)
         view = &pinned
@@ -376,7 +400,7 @@ cdef int api_all(const kvmattr_map *handle, uint64_t start, uint64_t stop, uint8
         return KVMATTR_BAD_MAP
     if bad_range(map, start, stop):
         return KVMATTR_BAD_RANGE
-    entered = look_enter(map)
+    entered = look_enter(map, CALL_SEARCH, stop - start)
     found = map_find(map, start, stop, attributes, mask, False)
     family_leave(map.family, entered)
     return found < 0
@@ -391,7 +415,7 @@ cdef int api_run(const kvmattr_map *handle, uint64_t gfn, kvmattr_run *run) noex
         return KVMATTR_BAD_POINTER
     if gfn >= map.pages:
         return KVMATTR_BAD_GFN
-    entered = look_enter(map)
+    entered = look_enter(map, CALL_RUN, 0)
     run.attributes = map_get(map, gfn)
     map_run(map, gfn, &run.start, &run.stop)
     family_leave(map.family, entered)
@@ -402,15 +426,17 @@ cdef struct RunCall:
     kvmattr_run_callback callback
     void *context
     int result
+    uint64_t runs
+    kvmattr_run run             # here and not on the stack of each call: that pays for counting them
 
 
 cdef bint call_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
     cdef RunCall *call = <RunCall *>sink.context
-    cdef kvmattr_run run
-    run.start = start
-    run.stop = stop
-    run.attributes = value
-    call.result = call.callback(call.context, &run)
+    call.run.start = start
+    call.run.stop = stop
+    call.run.attributes = value
+    call.runs += 1
+    call.result = call.callback(call.context, &call.run)
     return call.result == 0
 
 
@@ -429,8 +455,10 @@ cdef int api_runs(const kvmattr_map *handle, uint64_t start, uint64_t stop, kvma
     call.callback = callback
     call.context = context
     call.result = 0
+    call.runs = 0
     pin(&pinned, map)               # the callback may change the map
     map_runs(&pinned, start, stop, &sink)
+    count_entering(pinned.family, CALL_RUNS, call.runs)
     unpin(&pinned)
     return call.result
 
@@ -439,29 +467,33 @@ cdef struct ChangeCall:
     kvmattr_change_callback callback
     void *context
     int result
+    uint64_t runs
+    kvmattr_change change
 
 
 cdef bint call_change(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
     cdef ChangeCall *call = <ChangeCall *>sink.context
-    cdef kvmattr_change change
-    change.start = start
-    change.stop = stop
-    change.before = old
-    change.after = new
-    call.result = call.callback(call.context, &change)
+    call.change.start = start
+    call.change.stop = stop
+    call.change.before = old
+    call.change.after = new
+    call.runs += 1
+    call.result = call.callback(call.context, &call.change)
     return call.result == 0
 
 
 cdef int call_changes(const Map *old, const Map *new, uint64_t start, uint64_t stop,
-                      kvmattr_change_callback callback, void *context) noexcept nogil:
+                      kvmattr_change_callback callback, void *context, uint64_t *runs) noexcept nogil:
     cdef ChangeCall call
     cdef DiffSink sink
     call.callback = callback
     call.context = context
     call.result = 0
+    call.runs = 0
     sink.emit = call_change
     sink.context = &call
     maps_diff(old, new, start, stop, &sink)
+    runs[0] = call.runs
     return call.result
 
 
@@ -470,6 +502,7 @@ cdef int api_diff(const kvmattr_map *handle, const kvmattr_map *before, uint64_t
     cdef Map *map = opened(handle)
     cdef Map *other = opened(before)
     cdef Map old, new
+    cdef uint64_t runs
     cdef int result
     if map == NULL or other == NULL:
         return KVMATTR_BAD_MAP
@@ -481,7 +514,8 @@ cdef int api_diff(const kvmattr_map *handle, const kvmattr_map *before, uint64_t
         return KVMATTR_BAD_RANGE
     pin(&old, other)
     pin(&new, map)
-    result = call_changes(&old, &new, start, stop, callback, context)
+    result = call_changes(&old, &new, start, stop, callback, context, &runs)
+    count_entering(new.family, CALL_DIFF, runs)
     unpin(&new)
     unpin(&old)
     return result
@@ -512,6 +546,7 @@ cdef int api_update(kvmattr_map *handle, uint64_t start, uint64_t stop, uint8_t 
         return refused
     change = change_of(attributes, operation, mask)
     entered = family_enter(map.family)
+    count_call(map.family, CALL_UPDATE, stop - start)
     if stop - start == 1:
         result = map_put(map, start, change.k, change.x)
     else:
@@ -528,6 +563,7 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     cdef Map old, new
     cdef Change change
     cdef UpdateResult result
+    cdef uint64_t runs
     cdef bint entered
     cdef int answer
     cdef int refused = refused_update(map, start, stop, operation)
@@ -538,6 +574,7 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     change = change_of(attributes, operation, mask)
     # The states before and after are held within one hold of the mutex, so that no other update is between them.
     entered = family_enter(map.family)
+    count_call(map.family, CALL_UPDATE, stop - start)
     map_share(&old, map)
     old.pinned_by = <uintptr_t>pthread_self()
     result = map_update(map, start, stop, change.k, change.x)
@@ -548,7 +585,7 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     family_leave(map.family, entered)
     answer = KVMATTR_NO_MEMORY if result < 0 else <int>result
     if result > 0:
-        answer = call_changes(&old, &new, start, stop, callback, context)
+        answer = call_changes(&old, &new, start, stop, callback, context, &runs)
         answer = answer if answer else 1
     unpin(&new)
     unpin(&old)
@@ -563,6 +600,7 @@ cdef int api_snapshot(const kvmattr_map *handle, const kvmattr_map **snapshot) n
         return KVMATTR_BAD_MAP
     if snapshot == NULL:
         return KVMATTR_BAD_POINTER
+    count_entering(map.family, CALL_SNAPSHOT, 0)
     map = map_twin(map)
     if map == NULL:
         return KVMATTR_NO_MEMORY
@@ -590,6 +628,7 @@ cdef int api_restore(kvmattr_map *handle, const kvmattr_map *source) noexcept no
         return KVMATTR_READ_ONLY
     if map.pages != other.pages:
         return KVMATTR_BAD_PAGES
+    count_entering(map.family, CALL_RESTORE, 0)
     return KVMATTR_NO_MEMORY if map_restore(map, other) < 0 else 0
 
 
@@ -617,11 +656,14 @@ cdef const Map *cursor_view(Cursor *cursor) noexcept nogil:
     cdef const Map *map = cursor.map
     cdef bint entered
     if map.seal & SEAL_READ_ONLY or not family_shared(map.family):
+        if not map.seal & SEAL_READ_ONLY:
+            count_one(map.family, CALL_SEEK)
         cursor_unpin(cursor)
         cursor.window.seen = map.version
         return map
     if not cursor.pins or kvmattr_read_version(&map.version) != cursor.window.seen:
         entered = family_enter(map.family)
+        count_one(map.family, CALL_SEEK)
         if cursor.pins:
             map_drop(&cursor.pinned)
         map_share(&cursor.pinned, map)

@@ -24,8 +24,13 @@ cdef void map_announce(Map *map, int change) noexcept nogil:
     """+1 before a writer gives up the GIL, -1 when it has it back."""
     family_announce(map.family, change)
 
+cdef void map_vm_set(Map *map, uint64_t ranges) noexcept nogil:
+    """Count a call of a machine that sets the attributes of so many ranges; without the mutex."""
+    count_entering(map.family, CALL_VM_SET, ranges)
+
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
     """The attributes of one page."""
+    count_one(map.family, CALL_GET)
     return map_get(map, gfn)
 
 cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
@@ -48,6 +53,7 @@ cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept
     cdef uint32_t handle = entry_handle(e)
     cdef uint8_t k = 0xff           # what is pending above may leave nothing of what varies below
     cdef int at = map.level
+    count_call(map.family, CALL_UNIFORM, level_span(level))
     if gfn < level_span(at) and at >= level:
         while at > level and handle and is_node(handle):
             k &= entry_k(e)
@@ -63,10 +69,12 @@ cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil:
     """How far the run that holds gfn extends, at most to stop."""
     cdef int64_t found = map_find(map, gfn, stop, map_get(map, gfn), 0xff, False)
+    count_one(map.family, CALL_RUN)
     return stop if found < 0 else <uint64_t>found
 
 cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [start, stop), not empty; UPDATE_NO_MEMORY has changed nothing."""
+    count_call(map.family, CALL_UPDATE, stop - start)
     if stop - start == 1:
         return map_put(map, start, k, x)
     return map_update(map, start, stop, k, x)
@@ -77,9 +85,11 @@ cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, 
 cdef struct ChangeVisit:
     ChangeVisitor visit
     void *context
+    uint64_t runs
 
 cdef bint visit_change(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
     cdef ChangeVisit *visited = <ChangeVisit *>sink.context
+    visited.runs += 1
     return visited.visit(visited.context, start, stop, old, new)
 
 cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
@@ -92,11 +102,13 @@ cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint6
     cdef DiffSink sink
     visited.visit = visit
     visited.context = context
+    visited.runs = 0
     sink.emit = visit_change
     sink.context = &visited
     pin(&old, before)
     pin(&new, after)
     maps_diff(&old, &new, start, stop, &sink)
+    count_entering(new.family, CALL_DIFF, visited.runs)
     unpin(&new)
     unpin(&old)
 
@@ -154,6 +166,7 @@ cdef int map_refused(const Map *map, uint64_t start, uint64_t stop, const uint8_
     cdef int found = -1
     if start >= stop:
         return -1
+    count_call(map.family, CALL_SEARCH, stop - start)
     if start < covered:
         found = entry_refused(map.family, map.root, map.level, start, stop if stop < covered else covered,
                               0xff, 0, refused)
