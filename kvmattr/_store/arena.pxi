@@ -16,6 +16,10 @@
 # foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels.h:
 # kvmattr_foreseen).
 #
+# The system's pages may be larger: 16 or 64 KiB on arm64. Memory comes and goes in system pages, so the pages of one
+# system page are resident or clean together: the first that is taken makes its neighbours free, and only when all
+# of them are free again does the system have it back.
+#
 # Reserve, then commit: arena_reserve() makes sure of enough free pages for the worst that one update can
 # need; after it nothing can fail.
 
@@ -29,6 +33,10 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int madvise(void *address, size_t length, int advice)
     int MADV_DONTNEED
+
+cdef extern from "<unistd.h>" nogil:
+    long sysconf(int name)
+    int _SC_PAGESIZE
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
@@ -59,7 +67,7 @@ cdef enum:
     DEAD_SLICE_MORE = 64            # for each node that waits
     DEAD_SLICE_MOST = 1024
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
-    KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use
+    KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use (kept_pages)
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
 
 cdef enum PageKind:
@@ -96,8 +104,15 @@ cdef inline int record_class(const Record *record) noexcept nogil:
 cdef uint64_t[512] zero_page
 
 
+cdef uint32_t system_pages = 1      # pages of the arena in a page of the system, a power of two
+
+
 cdef void arena_prepare() noexcept nogil:
+    global system_pages
     cdef int units, size_class = 0
+    cdef long bytes = sysconf(_SC_PAGESIZE)
+    if bytes > PAGE_BYTES:
+        system_pages = <uint32_t>(bytes // PAGE_BYTES)
     for units in range(65):
         while class_bytes[size_class] < 16 * units:
             size_class += 1
@@ -147,8 +162,9 @@ cdef inline bint is_coded(uint32_t handle) noexcept nogil:
 # ---- pages ----
 
 cdef inline size_t segment_bytes(uint32_t capacity) noexcept nogil:
-    """Of a segment of so many pages: themselves, then what is known of each."""
-    return <size_t>capacity * (PAGE_BYTES + sizeof(PageInfo))
+    """Of a segment of so many pages: themselves, then what is known of each, in whole pages of the system."""
+    cdef size_t whole = <size_t>system_pages * PAGE_BYTES
+    return (<size_t>capacity * (PAGE_BYTES + sizeof(PageInfo)) + whole - 1) & ~(whole - 1)
 
 
 cdef int family_grow(Family *family) noexcept nogil:
@@ -171,8 +187,8 @@ cdef int family_grow(Family *family) noexcept nogil:
     last = &family.segments[number - 1]
     while last.touched < last.capacity:
         page = <uint32_t>(number - 1) << (SEGMENT_SHIFT - 9) | last.touched
-        last.touched += 1
-        page_list_clean(family, page)
+        last.touched += system_pages
+        pages_list_clean(family, page)
     segment = &family.segments[number]
     segment.memory = memory
     segment.pages = <PageInfo *>(memory + <size_t>capacity * PAGE_BYTES)
@@ -184,22 +200,48 @@ cdef int family_grow(Family *family) noexcept nogil:
 
 
 # Pages that hold nothing are in two lists: those that are resident, used first, and the clean ones, whose memory
-# the system has (back) and which read as zeros.
+# the system has (back) and which read as zeros; of these the first of each system page is listed.
 
 cdef inline void page_list_free(Family *family, uint32_t page) noexcept nogil:
     cdef PageInfo *info = page_info(family, page)
     info.kind = PAGE_FREE
     info.next = family.free_pages
+    info.previous = 0
+    if info.next:
+        page_info(family, info.next).previous = page
     family.free_pages = page
     family.free_count += 1
 
 
-cdef inline void page_list_clean(Family *family, uint32_t page) noexcept nogil:
+cdef inline void page_unlist_free(Family *family, uint32_t page) noexcept nogil:
     cdef PageInfo *info = page_info(family, page)
-    info.kind = PAGE_FREE
+    if info.previous:
+        page_info(family, info.previous).next = info.next
+    else:
+        family.free_pages = info.next
+    if info.next:
+        page_info(family, info.next).previous = info.previous
+    family.free_count -= 1
+
+
+cdef inline void pages_list_clean(Family *family, uint32_t first) noexcept nogil:
+    cdef PageInfo *info = page_info(family, first)
+    cdef uint32_t i
+    for i in range(system_pages):
+        (info + i).kind = PAGE_FREE
     info.next = family.clean_pages
-    family.clean_pages = page
-    family.clean_count += 1
+    family.clean_pages = first
+    family.clean_count += system_pages
+
+
+cdef inline bint pages_free(const Family *family, uint32_t first) noexcept nogil:
+    """Whether nothing lies in any page of a system page, of which one is listed as free."""
+    cdef const PageInfo *info = page_info(family, first)
+    cdef uint32_t i
+    for i in range(system_pages):
+        if (info + i).kind != PAGE_FREE:
+            return False
+    return True
 
 
 cdef inline uint32_t available_pages(const Family *family) noexcept nogil:
@@ -208,23 +250,39 @@ cdef inline uint32_t available_pages(const Family *family) noexcept nogil:
 
 
 cdef void arena_trim(Family *family, int pages) noexcept nogil:
-    """Give the memory of up to so many free pages back to the system, neighbours in one call."""
-    cdef uint32_t page, lowest, highest
-    while pages > 0 and family.free_pages:
-        lowest = highest = family.free_pages
-        while True:
-            page = family.free_pages
-            family.free_pages = page_info(family, page).next
-            family.free_count -= 1
-            page_list_clean(family, page)
-            lowest = page if page < lowest else lowest
-            highest = page if page > highest else highest
+    """Look at up to so many free pages, and give the memory of whole system pages among them back, neighbours in one
+    call."""
+    cdef uint32_t page = family.free_pages, first, after, i
+    cdef uint32_t lowest = 0, beyond = 0        # the range to give back
+    cdef uint32_t in_segment = (1 << (SEGMENT_SHIFT - 9)) - 1
+    while page and pages > 0:
+        first = page & ~(system_pages - 1)
+        after = page_info(family, page).next
+        if not pages_free(family, first):
             pages -= 1
-            page = family.free_pages
-            if not page or (page + 1 != lowest and page != highest + 1) or \
-                    page >> (SEGMENT_SHIFT - 9) != lowest >> (SEGMENT_SHIFT - 9):
-                break
-        madvise(address_of(family, lowest << 9), <size_t>(highest - lowest + 1) * PAGE_BYTES, MADV_DONTNEED)
+            page = after
+            continue
+        while after and after & ~(system_pages - 1) == first:
+            after = page_info(family, after).next
+        for i in range(system_pages):
+            page_unlist_free(family, first + i)
+        pages_list_clean(family, first)
+        pages -= <int>system_pages
+        if first == beyond and first & in_segment:
+            beyond += system_pages
+        elif first + system_pages == lowest and lowest & in_segment:
+            lowest = first
+        else:
+            memory_give_back(family, lowest, beyond)
+            lowest = first
+            beyond = first + system_pages
+        page = after
+    memory_give_back(family, lowest, beyond)
+
+
+cdef inline void memory_give_back(const Family *family, uint32_t first, uint32_t stop) noexcept nogil:
+    if first != stop:
+        madvise(address_of(family, first << 9), <size_t>(stop - first) * PAGE_BYTES, MADV_DONTNEED)
 
 
 cdef inline uint64_t arena_slack(const Family *family) noexcept nogil:
@@ -245,24 +303,24 @@ cdef int arena_reserve(Family *family, uint32_t pages) noexcept nogil:
 
 cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
     """A page out of those that were reserved."""
-    cdef uint32_t page = family.free_pages
+    cdef uint32_t page = family.free_pages, i
     cdef int number
     cdef PageInfo *info
     kvmattr_assert(available_pages(family) > 0)
     if page:
-        info = page_info(family, page)
-        family.free_pages = info.next
-        family.free_count -= 1
-    elif family.clean_pages:
-        page = family.clean_pages
-        info = page_info(family, page)
-        family.clean_pages = info.next
-        family.clean_count -= 1
+        page_unlist_free(family, page)
     else:
-        number = family.segment_count - 1
-        page = <uint32_t>number << (SEGMENT_SHIFT - 9) | family.segments[number].touched
-        family.segments[number].touched += 1
-        info = page_info(family, page)
+        if family.clean_pages:
+            page = family.clean_pages
+            family.clean_pages = page_info(family, page).next
+            family.clean_count -= system_pages
+        else:
+            number = family.segment_count - 1
+            page = <uint32_t>number << (SEGMENT_SHIFT - 9) | family.segments[number].touched
+            family.segments[number].touched += system_pages
+        for i in range(1, system_pages):
+            page_list_free(family, page + i)
+    info = page_info(family, page)
     info.kind = kind
     info.leaving = 0
     info.shares = 0

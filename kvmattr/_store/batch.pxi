@@ -248,7 +248,8 @@ cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvm
     cdef int n = KVMATTR_LOCATED if upto - at > KVMATTR_LOCATED else <int>(upto - at)
     if n:
         walk.ahead = <intptr_t>(<uintptr_t>(batch.given_starts + batch.copied) - <uintptr_t>batch.starts)
-        kernels.locate(&walk, batch.starts + (at - batch.first), n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, located)
+        kernels.locate(&walk, batch.starts + (at - batch.first), n, batch.k + cell, batch.x + cell, batch.step,
+                       map.pages - 1, located)
     return n
 
 

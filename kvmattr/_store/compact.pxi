@@ -7,19 +7,24 @@
 # begins when slack has grown by as much as it may be, which bounds what moving costs by what was freed.
 
 cdef inline uint64_t allowed_slack(const Family *family) noexcept nogil:
-    return family.counters.live_bytes // 8 + SPARE_SLACK
+    return family.counters.live_bytes // 8 + SPARE_SLACK + (system_pages - 1) * PAGE_BYTES
+
+
+cdef inline uint32_t kept_pages() noexcept nogil:
+    """Free pages that are kept, beside those that stand between others in one system page."""
+    return KEPT_PAGES + system_pages - 1
 
 
 cdef void family_settle(Family *family) noexcept nogil:
     """One slice of whatever is to be tidied; called under the mutex after an update."""
     if family.dead_nodes:
         release_slice(family)
-    if family.free_count > KEPT_PAGES + (family.pages_in_use >> 5):
+    if family.free_count > kept_pages() + (family.pages_in_use >> 5):
         arena_trim(family, TRIM_SLICE)
     if family.moving != NULL:
         compact_slice(family)
     elif arena_slack(family) > allowed_slack(family):
-        if family.free_count > KEPT_PAGES:
+        if family.free_count > kept_pages():
             arena_trim(family, TRIM_SLICE)
         elif arena_slack(family) > family.slack_settled + allowed_slack(family) // 2:
             compact_begin(family)
@@ -30,7 +35,7 @@ cdef void family_settle(Family *family) noexcept nogil:
 cdef inline bint family_unsettled(const Family *family) noexcept nogil:
     """Whether a slice is due, for those ways through an update that do not settle by themselves."""
     return (family.dead_nodes != 0 or family.moving != NULL
-            or family.free_count > KEPT_PAGES + (family.pages_in_use >> 5))
+            or family.free_count > kept_pages() + (family.pages_in_use >> 5))
 
 
 cdef void family_tidy(Family *family) noexcept nogil:
@@ -40,8 +45,8 @@ cdef void family_tidy(Family *family) noexcept nogil:
         compact_begin(family)
     while family.moving != NULL:
         compact_slice(family)
-    if family.free_count > KEPT_PAGES:
-        arena_trim(family, <int>family.free_count - KEPT_PAGES)
+    if family.free_count > kept_pages():
+        arena_trim(family, <int>(family.free_count - kept_pages()))
 
 
 cdef void compact_begin(Family *family) noexcept nogil:

@@ -144,6 +144,35 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     return True
 
 
+cdef bint audit_free_pages(Audit *audit) noexcept nogil:
+    """Every page that was handed out is in use, listed as free, or part of a system page that is listed as clean."""
+    cdef const Family *family = audit.family
+    cdef uint32_t page = family.free_pages, previous = 0, free_pages = 0, clean = 0
+    cdef uint64_t touched = 0
+    cdef int segment
+    while page and free_pages < family.free_count:
+        if page_info(family, page).kind != PAGE_FREE or page_info(family, page).previous != previous:
+            return audit_fail(audit, "the list of free pages names free pages, both ways", 0, 0)
+        free_pages += 1
+        previous = page
+        page = page_info(family, page).next
+    if page or free_pages != family.free_count:
+        return audit_fail(audit, "the family counts its free pages", 0, 0)
+    page = family.clean_pages
+    while page and clean < family.clean_count:
+        if page & (system_pages - 1) or not pages_free(family, page):
+            return audit_fail(audit, "the list of clean pages names whole free pages of the system", 0, 0)
+        clean += system_pages
+        page = page_info(family, page).next
+    if page or clean != family.clean_count:
+        return audit_fail(audit, "the family counts its clean pages", 0, 0)
+    for segment in range(1, family.segment_count):
+        touched += family.segments[segment].touched
+    if touched != <uint64_t>family.pages_in_use + free_pages + clean:
+        return audit_fail(audit, "a page is in use, free or clean", 0, 0)
+    return True
+
+
 cdef bint audit_references(Audit *audit) noexcept nogil:
     """Every record and node has as many references as were found, and what nobody refers to is free."""
     cdef const Family *family = audit.family
@@ -177,6 +206,8 @@ cdef bint audit_references(Audit *audit) noexcept nogil:
                 return audit_fail(audit, "a slab counts its live records", 2, 0)
     if in_use != family.pages_in_use:
         return audit_fail(audit, "the family counts its pages in use", 0, 0)
+    if not audit_free_pages(audit):
+        return False
     if (audit.nodes != family.counters.nodes or audit.run_lists != family.counters.run_lists
             or audit.live_bytes != family.counters.live_bytes
             or audit.leaves != (family.counters.bitmap_leaves + family.counters.palette_leaves
