@@ -67,7 +67,7 @@ cdef enum:
     DEAD_SLICE_MORE = 64            # for each node that waits
     DEAD_SLICE_MOST = 1024
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
-    KEPT_PAGES = 8                  # free pages that are kept to be used again, beside 1/32 of those in use (kept_pages)
+    KEPT_PAGES = 8                  # free pages kept to be used again, beside 1/32 of those in use (kept_pages)
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
 
 cdef enum PageKind:
