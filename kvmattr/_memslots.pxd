@@ -15,15 +15,16 @@ cdef struct Slot:
     uint64_t stop               # gfn after the last
     Links links[2]              # one place in each generation's tree
     uint8_t height[2]
-    uint8_t flags               # KVM_MEM_..., and GUEST_MEMFD_OPEN
+    uint8_t flags               # KVM_MEM_..., GUEST_MEMFD_OPEN and GUEST_MEMFD_ALONE
     uint8_t attributes          # SplittingBaseline: what all pages of this slot have
     uint64_t userspace_addr
     uint64_t guest_memfd_offset
     void *metadata              # see _slots/metadata.pxi
     void *dirty_bitmaps         # with KVM_MEM_LOG_DIRTY_PAGES, else NULL
 
-cdef enum:
-    GUEST_MEMFD_OPEN = 0x80     # Slot.flags: a guest_memfd is bound and not closed yet
+cdef enum:                      # Slot.flags
+    GUEST_MEMFD_OPEN = 0x80     # a guest_memfd is bound and not closed yet
+    GUEST_MEMFD_ALONE = 0x40    # shared pages come from the guest_memfd too (KVM: GMEM_ONLY)
 
 cdef enum MetadataKind:
     METADATA_TDP
@@ -44,8 +45,9 @@ cdef struct SlotCounters:
 
 # The memslots of one address space: the records, and two generations of the tree over them.
 cdef struct SlotSet:
-    Slot *records               # nr_memslots + 1; record 0 is nobody
+    Slot *records               # nr_records + 1; record 0 is nobody
     uint32_t nr_memslots
+    uint32_t nr_records         # numbers from nr_memslots on are KVM's own
     uint32_t used               # memslots that exist
     uint64_t pages              # in all of them
     uint64_t metadata_bytes     # held now
@@ -120,5 +122,13 @@ cdef class MemslotTable:
     cdef readonly int address_spaces
     cdef readonly int phys_bits
     cdef readonly bint private_memory
+    cdef readonly bint guest_memfd  # may memslots have one?
+    cdef readonly object host
+    cdef int bound_twice        # the errno of a second memslot on a range of a guest_memfd
+    cdef uint64_t user_space_end
+    cdef uint64_t page_size
+    cdef uint64_t memslot_alignment
+    cdef bint readonly_memslots
+    cdef bint guest_memfd_needs_mmap
     cdef object resolve_guest_memfd
     cdef dict guest_memfds      # the structure's ``slot`` -> the GuestMemfd that was bound to it

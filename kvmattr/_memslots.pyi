@@ -1,9 +1,10 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
+from kvmattr.hosts import Host
 from kvmattr.operation import Operation
 
 class Memslot(NamedTuple):
@@ -24,11 +25,17 @@ class Memslot(NamedTuple):
 
 @final
 class GuestMemfd:
-    def __new__(cls, table: MemslotTable, size: SupportsIndex) -> GuestMemfd: ...
+    def __new__(
+        cls, table: MemslotTable, size: SupportsIndex, flags: SupportsIndex = 0, serves_shared: bool = False
+    ) -> GuestMemfd: ...
     @property
     def table(self) -> MemslotTable: ...
     @property
     def size(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
+    @property
+    def serves_shared(self) -> bool: ...
     @property
     def closed(self) -> bool: ...
     @property
@@ -46,6 +53,9 @@ class MemslotTable:
         private_memory: bool = False,
         metadata: Literal["tdp", "full"] = "tdp",
         resolve_guest_memfd: Callable[[int], object] | None = None,
+        guest_memfd: bool | None = None,
+        bound_twice: int = ...,
+        host: Host = ...,
     ) -> MemslotTable: ...
     @property
     def nr_memslots(self) -> int: ...
@@ -55,6 +65,10 @@ class MemslotTable:
     def address_spaces(self) -> int: ...
     @property
     def private_memory(self) -> bool: ...
+    @property
+    def guest_memfd(self) -> bool: ...
+    @property
+    def host(self) -> Host: ...
     @property
     def metadata(self) -> Literal["tdp", "full"]: ...
     @property
@@ -73,6 +87,7 @@ class MemslotTable:
         guest_memfd: int = -1,
         guest_memfd_offset: SupportsIndex = 0,
     ) -> None: ...
+    def own_regions(self, regions: Iterable[tuple[int, int]]) -> None: ...
     def lookup(self, gfn: SupportsIndex, address_space: SupportsIndex = 0) -> Memslot | None: ...
     def slot(self, slot: SupportsIndex) -> Memslot | None: ...
     def overlapping(

@@ -41,6 +41,7 @@ from libc.string cimport memset
 import numpy as np
 
 from kvmattr import uapi
+from kvmattr.hosts import X86_64
 from kvmattr.operation import Operation
 
 cdef enum:
@@ -54,10 +55,10 @@ cdef enum:
     OPERATION_AND = 2
 cdef uint64_t MAX_GFN = uapi.MAX_NPAGES
 cdef uint64_t MAX_NR_PAGES = uapi.KVM_MEM_MAX_NR_PAGES
-cdef uint64_t TASK_SIZE_MAX = uapi.TASK_SIZE_MAX
 cdef uint32_t LOG_DIRTY = uapi.KVM_MEM_LOG_DIRTY_PAGES
 cdef uint32_t READONLY = uapi.KVM_MEM_READONLY
 cdef uint32_t GUEST_MEMFD = uapi.KVM_MEM_GUEST_MEMFD
+cdef uint32_t SLOT_FLAGS = LOG_DIRTY | READONLY | GUEST_MEMFD
 cdef tuple METADATA_NAMES = ("tdp", "full")     # in the order of MetadataKind
 
 include "_slots/arguments.pxi"

@@ -22,7 +22,7 @@ from cpython.long cimport PyLong_Check
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
                                PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
                                PyThread_type_lock)
-from libc.errno cimport EFAULT, EINVAL
+from libc.errno cimport EFAULT, EINVAL, ENOTTY
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
@@ -36,7 +36,7 @@ from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
                             map_block_is_uniform, map_changes, map_enter, map_enter_in_turn, map_expect, map_leave,
                             map_of, map_page, map_refused, map_run_stop, map_vm_set)
-from kvmattr._memslots cimport (GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
+from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
                                 slot_reaching)
 from kvmattr._core import DIFF_DTYPE, AttributeMap
 from kvmattr.faults import Exit
@@ -310,6 +310,8 @@ cdef class Machine:
     cdef uint64_t supported
     cdef uint8_t private_bit
     cdef bint mail_calls
+    cdef bint vm_attributes  # is there a SET on the VM at all?
+    cdef uint64_t page_mask  # of a page of the host
     cdef uint8_t legal[256]  # may the byte be stored?
     cdef uint8_t keeps[3][256]  # [operation][attributes]: is the result legal whatever legal byte is stored?
     cdef uint8_t allowed[256]  # what the byte leaves of a full memslot
@@ -338,6 +340,8 @@ cdef class Machine:
         self.supported = profile.supported(private)
         self.private_bit = profile.private
         self.mail_calls = profile.mail_calls
+        self.vm_attributes = profile.vm_attributes
+        self.page_mask = memslots.host.page_size - 1
         for byte in range(256):
             self.legal[byte] = legal[byte]
             self.allowed[byte] = profile.allowed(byte)
@@ -392,7 +396,7 @@ cdef class Machine:
         # The end may not wrap, not even to 0: so the last page of the 2^64 bytes can never be named.
         if record.size == 0 or record.address + record.size < record.address:
             return EINVAL
-        if (record.address | record.size) & PAGE_MASK:
+        if (record.address | record.size) & self.page_mask:
             return EINVAL
         return 0
 
@@ -408,12 +412,12 @@ cdef class Machine:
         if attributes & ~self.supported:
             return f"attributes {attributes:#x}: must be within the supported {self.supported:#x}"
         if size == 0:
-            return "size 0: must be a multiple of 4096 above 0"
+            return f"size 0: must be a multiple of {self.page_mask + 1} above 0"
         if address + size < address:
             return f"address {address:#x}, size {size:#x}: the end must be below 2^64"
-        if address & PAGE_MASK:
-            return f"address {address:#x}: must be a multiple of 4096"
-        return f"size {size:#x}: must be a multiple of 4096"
+        if address & self.page_mask:
+            return f"address {address:#x}: must be a multiple of {self.page_mask + 1}"
+        return f"size {size:#x}: must be a multiple of {self.page_mask + 1}"
 
     def _check(self, address, size, operation=0, flags=0):
         """Raise OSError(EINVAL) for what KVM refuses, ValueError for what fits no field."""
@@ -517,11 +521,18 @@ cdef class Machine:
                 self.invalidation.widen(block, block + pages)
             pages *= PAGES_PER_BLOCK
 
+    cdef int check_call(self) except -1:
+        """Raise OSError(ENOTTY) if the profile has no attributes of VMs."""
+        if not self.vm_attributes:
+            raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_SET_MEMORY_ATTRIBUTES on a VM")
+        return 0
+
     cdef bint set(self, const Record *record) except -1:
         """Check, lock, change; return whether any page changed. OSError with KVM's errno."""
         cdef uint8_t refused = 0
         cdef bint entered
         cdef Outcome outcome
+        self.check_call()
         if self.observer is not None:
             self.observer("set", record.address, record.size, record.attributes, record.last)
         outcome = INVALID if self.set_errno(record) else UNCHANGED
@@ -683,6 +694,11 @@ cdef class Machine:
         >>> VM().set_memory_attributes_many(records)
         2
         """
+        try:
+            self.check_call()
+        except OSError as stopped:
+            stopped.done = 0
+            raise
         array = np.asarray(records)
         if array.ndim != 1 or array.dtype not in (uapi.MEMORY_ATTRIBUTES, uapi.LINUX_MEMORY_ATTRIBUTES):
             raise TypeError(f"records of {array.dtype}, {array.ndim} dimensions: must be one-dimensional, "
@@ -809,6 +825,8 @@ cdef class Machine:
             return flags
         if slot is NULL:
             return MMIO
+        if slot.flags & (GUEST_MEMFD_ALONE | GUEST_MEMFD_OPEN) == GUEST_MEMFD_ALONE:
+            return flags  # its file is closed
         refused = wanted & ~<uint64_t>self.allowed[attributes]
         if refused:
             return flags | refused
@@ -817,12 +835,12 @@ cdef class Machine:
         return NO_FAULT
 
     cdef exit(self, uint64_t gfn, int flags, uint64_t first, uint64_t last, uint64_t wanted):
-        cdef uint64_t page = gfn << PAGE_SHIFT
+        cdef uint64_t page = gfn << PAGE_SHIFT & ~self.page_mask
         cdef bint is_write = (wanted & ACCESS_WRITE) != 0
         if flags != MMIO:
-            return new_tuple(Exit, (EXIT_MEMORY_FAULT, flags, page, PAGE_MASK + 1, is_write))
+            return new_tuple(Exit, (EXIT_MEMORY_FAULT, flags, page, self.page_mask + 1, is_write))
         page = max(page, first)
-        return new_tuple(Exit, (EXIT_MMIO, 0, page, min(last, page | PAGE_MASK) - page + 1, is_write))
+        return new_tuple(Exit, (EXIT_MMIO, 0, page, min(last, page | self.page_mask) - page + 1, is_write))
 
     def protection(self, gpa):
         """Return what the guest may do at byte address ``gpa``, memslot AND attributes, as an Access.
@@ -847,10 +865,11 @@ cdef class Machine:
     def mapping_level(self, gpa):
         """Return the level of the largest page that may map byte address ``gpa``: 1, 2 (2 MiB) or 3 (1 GiB).
 
-        The block must lie inside its memslot, its attributes must be uniform, and ``gpa``,
-        ``userspace_addr`` and the offset of a guest_memfd must be the same modulo its size; 1 without a
-        memslot in address space 0 (``arch/x86/kvm/mmu/mmu.c``, kvm_mmu_max_mapping_level; ``x86.c``,
-        kvm_alloc_memslot_metadata).
+        The block must lie inside its memslot, its attributes must be uniform, and ``gpa`` and
+        ``userspace_addr`` must be the same modulo its size; 1 without a memslot in address space 0
+        (``arch/x86/kvm/mmu/mmu.c``, kvm_mmu_max_mapping_level; ``x86.c``, kvm_alloc_memslot_metadata). It is
+        what lpage_info allows: no kernel compares the offset of a guest_memfd, and up to the queue of 7.4 every
+        one maps the pages of a guest_memfd by 4 KiB all the same, since its folios are of order 0.
 
         >>> from kvmattr import VM
         >>> vm = VM()
@@ -871,8 +890,6 @@ cdef class Machine:
         if slot is NULL:
             return 1
         askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
-        if slot.flags & MEM_GUEST_MEMFD:
-            askew |= slot.start ^ slot.guest_memfd_offset >> PAGE_SHIFT
         entered = map_enter(self.map)
         for level in range(2, MAPPING_LEVELS + 1):
             block = gfn & ~(pages - 1)

@@ -8,11 +8,13 @@ guest_memfd of another machine, are told apart from a number that names nothing,
 from __future__ import annotations
 
 import os
-from errno import EBADF, EINVAL
+from errno import EBADF, EFBIG, EINVAL, EOPNOTSUPP
 from itertools import count
 from weakref import WeakValueDictionary
 
+from kvmattr import uapi
 from kvmattr.memslots import GuestMemfd, MemslotTable
+from kvmattr.profiles import Profile
 
 #: Fits the structure's 32 bits, and no process may open so many files.
 _FIRST_HANDLE = 1 << 30
@@ -25,11 +27,14 @@ class GuestMemfds:
     def __init__(self) -> None:
         self._files: dict[int, GuestMemfd] = {}
 
-    def create(self, table: MemslotTable, size: int, flags: int) -> int:
+    def create(self, profile: Profile, table: MemslotTable, size: int, flags: int) -> int:
         """KVM_CREATE_GUEST_MEMFD: return the handle of a new file; OSError(EINVAL) for what is no file's."""
-        if flags:
-            raise OSError(EINVAL, f"flags are {flags:#x}: a guest_memfd has none")
-        file = GuestMemfd(table, size)
+        known = profile.guest_memfd_flags(table.private_memory)
+        if flags & ~known:
+            raise OSError(EINVAL, f"flags are {flags:#x}: a guest_memfd of this VM "
+                                  + (f"may have {known:#x}" if known else "has none"))
+        serves_shared = {"no": 0, "mmap": flags & uapi.GUEST_MEMFD_FLAG_MMAP, "all": 1}[profile.serves_shared]
+        file = GuestMemfd(table, size, flags, bool(serves_shared))
         handle = next(_handles)
         self._files[handle] = file
         _owners[handle] = self
@@ -41,6 +46,14 @@ class GuestMemfds:
             raise OSError(EBADF, f"guest_memfd is {handle}: this VM has no such file open")
         del _owners[handle]
         return self._files.pop(handle)
+
+
+def open_file(handle: int) -> GuestMemfd:
+    """Return the open guest_memfd of a handle, whichever machine made it; OSError(EBADF) if there is none."""
+    owner = _owners.get(handle)
+    if owner is None:
+        raise OSError(EBADF, f"guest_memfd is {handle}: no such file is open")
+    return owner._files[handle]
 
 
 _owners: WeakValueDictionary[int, GuestMemfds] = WeakValueDictionary()
@@ -55,3 +68,19 @@ def resolve(descriptor: int) -> object:
         return os.fstat(descriptor)
     except (OSError, OverflowError):
         return None
+
+
+def check_fallocate(file: GuestMemfd, mode: int, offset: int, size: int, page_size: int) -> None:
+    """Raise the OSError of fallocate(2) on a guest_memfd, in the order of the kernel's checks."""
+    if offset < 0 or size <= 0:
+        raise OSError(EINVAL, f"offset {offset:#x}, size {size:#x}: must be at least 0 and at least 1")
+    if mode not in (uapi.FALLOC_FL_KEEP_SIZE, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE):
+        raise OSError(EOPNOTSUPP, f"mode {mode:#x}: a guest_memfd knows FALLOC_FL_KEEP_SIZE, with or without"
+                                  " FALLOC_FL_PUNCH_HOLE")
+    if offset + size >= 1 << 63:
+        raise OSError(EFBIG, f"offset {offset:#x} + size {size:#x}: must end at or below 2^63 - 1")
+    if (offset | size) & (page_size - 1):
+        raise OSError(EINVAL, f"offset {offset:#x}, size {size:#x}: must be multiples of {page_size}")
+    if not mode & uapi.FALLOC_FL_PUNCH_HOLE and offset + size > file.size:
+        raise OSError(EINVAL, f"offset {offset:#x} + size {size:#x}: passes the end of the guest_memfd, which has"
+                              f" {file.size:#x} bytes")

@@ -46,8 +46,10 @@ KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEM_READONLY = 1 << 1
 KVM_MEM_GUEST_MEMFD = 1 << 2
 
-#: Slots that user space may have: SHRT_MAX less the three that x86 keeps for itself.
-KVM_USER_MEM_SLOTS = 32764
+#: Slots that x86 keeps for itself: APIC access page, identity map, TSS.
+KVM_INTERNAL_MEM_SLOTS = 3
+#: Slots that user space may have: SHRT_MAX less those.
+KVM_USER_MEM_SLOTS = 32767 - KVM_INTERNAL_MEM_SLOTS
 #: Pages of the largest memslot.
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
 #: The upper half of the structure's ``slot``; a VM with private memory has one address space, others two.
@@ -55,6 +57,16 @@ KVM_ADDRESS_SPACE_SHIFT = 16
 KVM_MAX_NR_ADDRESS_SPACES = 2
 #: x86 with 4-level paging: ``userspace_addr`` plus ``memory_size`` may not pass it.
 TASK_SIZE_MAX = (1 << 47) - PAGE_SIZE
+
+# guest_memfd -----------------------------------------------------------------------------------------------
+
+#: Creation flags, since Linux 6.18: user space may map the file; its pages begin shared.
+GUEST_MEMFD_FLAG_MMAP = 1 << 0
+GUEST_MEMFD_FLAG_INIT_SHARED = 1 << 1
+
+#: fallocate(2) on a guest_memfd.
+FALLOC_FL_KEEP_SIZE = 1 << 0
+FALLOC_FL_PUNCH_HOLE = 1 << 1
 
 # Exits of a vCPU -------------------------------------------------------------------------------------------
 
@@ -84,6 +96,8 @@ KVM_CAP_MEMORY_ATTRIBUTES = 233
 KVM_CAP_GUEST_MEMFD = 234
 KVM_CAP_VM_TYPES = 235
 KVM_CAP_PRE_FAULT_MEMORY = 236
+KVM_CAP_GUEST_MEMFD_FLAGS = 244
+KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES = 252
 
 KVM_X86_DEFAULT_VM = 0
 KVM_X86_SW_PROTECTED_VM = 1
@@ -142,17 +156,6 @@ class kvm_userspace_memory_region2(ctypes.Structure):
     )
 
 
-class kvm_pre_fault_memory(ctypes.Structure):
-    """The argument of a vCPU's KVM_PRE_FAULT_MEMORY (64 bytes)."""
-
-    _fields_ = (
-        ("gpa", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("flags", ctypes.c_uint64),
-        ("padding", ctypes.c_uint64 * 5),
-    )
-
-
 class supported_memory_attributes(ctypes.Structure):
     """The u64 that KVM_SUPPORTED_MEMORY_ATTRIBUTES fills; the mail leaves its layout open."""
 
@@ -178,6 +181,38 @@ class kvm_create_guest_memfd(ctypes.Structure):
     )
 
 
+class _offset_or_address(ctypes.Union):
+    _fields_ = (("offset", ctypes.c_uint64), ("address", ctypes.c_uint64))
+
+
+class kvm_memory_attributes2(ctypes.Structure):
+    """The argument of KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd (128 bytes): a range of the file in bytes.
+
+    ``error_offset`` comes out: where in the file a call without success got stuck.
+    """
+
+    _anonymous_ = ("place",)
+    _fields_ = (
+        ("place", _offset_or_address),
+        ("size", ctypes.c_uint64),
+        ("attributes", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("error_offset", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 11),
+    )
+
+
+class kvm_pre_fault_memory(ctypes.Structure):
+    """The argument of a vCPU's KVM_PRE_FAULT_MEMORY (64 bytes); what is left to do comes out."""
+
+    _fields_ = (
+        ("gpa", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("padding", ctypes.c_uint64 * 5),
+    )
+
+
 #: The same layouts for numpy: arrays of structures, and ``set_memory_attributes_many``.
 MEMORY_ATTRIBUTES = np.dtype(kvm_memory_attributes)
 LINUX_MEMORY_ATTRIBUTES = np.dtype(linux_kvm_memory_attributes)
@@ -185,6 +220,12 @@ USERSPACE_MEMORY_REGION = np.dtype(kvm_userspace_memory_region)
 USERSPACE_MEMORY_REGION2 = np.dtype(kvm_userspace_memory_region2)
 ENC_REGION = np.dtype(kvm_enc_region)
 CREATE_GUEST_MEMFD = np.dtype(kvm_create_guest_memfd)
+#: numpy has no unions: ``address`` of the structure is ``offset`` here.
+MEMORY_ATTRIBUTES2 = np.dtype([
+    ("offset", "<u8"), ("size", "<u8"), ("attributes", "<u8"), ("flags", "<u8"), ("error_offset", "<u8"),
+    ("reserved", "<u8", (11,)),
+])
+PRE_FAULT_MEMORY = np.dtype(kvm_pre_fault_memory)
 
 # Request numbers -------------------------------------------------------------------------------------------
 
@@ -205,10 +246,12 @@ KVM_GET_VCPU_MMAP_SIZE = _request(0, 0x04, 0)
 KVM_CREATE_VCPU = _request(0, 0x41, 0)
 KVM_SET_USER_MEMORY_REGION = _request(_WRITE, 0x46, ctypes.sizeof(kvm_userspace_memory_region))
 KVM_SET_USER_MEMORY_REGION2 = _request(_WRITE, 0x49, ctypes.sizeof(kvm_userspace_memory_region2))
+KVM_CREATE_IRQCHIP = _request(0, 0x60, 0)
 KVM_MEMORY_ENCRYPT_REG_REGION = _request(_READ, 0xBB, ctypes.sizeof(kvm_enc_region))
 KVM_MEMORY_ENCRYPT_UNREG_REGION = _request(_READ, 0xBC, ctypes.sizeof(kvm_enc_region))
 KVM_SET_MEMORY_ATTRIBUTES = _request(_WRITE, 0xD2, ctypes.sizeof(kvm_memory_attributes))
 KVM_GET_MEMORY_ATTRIBUTES = _request(_READ | _WRITE, 0xD3, ctypes.sizeof(kvm_memory_attributes))
 KVM_SUPPORTED_MEMORY_ATTRIBUTES = _request(_READ, 0xD3, ctypes.sizeof(supported_memory_attributes))
 KVM_CREATE_GUEST_MEMFD = _request(_READ | _WRITE, 0xD4, ctypes.sizeof(kvm_create_guest_memfd))
+KVM_SET_MEMORY_ATTRIBUTES2 = _request(_READ | _WRITE, 0xD2, ctypes.sizeof(kvm_memory_attributes2))
 KVM_PRE_FAULT_MEMORY = _request(_READ | _WRITE, 0xD5, ctypes.sizeof(kvm_pre_fault_memory))

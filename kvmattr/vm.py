@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EFAULT, ENOMEM, ENOTTY
-from functools import partial
+from errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, ENOTTY
+from functools import cache, partial
+from operator import index as as_integer
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ import numpy.typing as npt
 from kvmattr import uapi
 from kvmattr._core import AttributeMap
 from kvmattr._vm import Machine
-from kvmattr.guest_memfd import GuestMemfds, resolve
+from kvmattr.guest_memfd import GuestMemfds, check_fallocate, open_file, resolve
+from kvmattr.hosts import Host, host_named
 from kvmattr.listeners import Announcement, Listener, check_listener
-from kvmattr.memslots import MemslotTable
+from kvmattr.memslots import GuestMemfd, MemslotTable
 from kvmattr.operation import Operation
 from kvmattr.profiles import Profile, profile_named
-from kvmattr.protection import Capabilities
+from kvmattr.protection import Access, Capabilities
 
 #: What ``get_memory_attributes`` returns: byte addresses, as the structure has them.
 RANGES = np.dtype([("address", "<u8"), ("size", "<u8"), ("attributes", "u1")])
@@ -35,12 +37,14 @@ Handler = Callable[[Any, Any, bool], int | bytes]
 class VM(Machine):
     """A virtual machine: memslots, an attribute byte a page, and KVM's ioctls on both.
 
-    ``abi``: a profile's name (``rfc``: the mail; ``linux``; ``vsm``) or a :class:`kvmattr.profiles.Profile`.
-    ``private``: private memory, as a KVM_X86_SW_PROTECTED_VM has it: the PRIVATE attribute, guest_memfd in
-    memslots and one address space; a machine without has two. ``no_exec``, ``exec_only``, ``write_only``:
+    ``abi``: a profile's name (``rfc``: the mail; ``linux`` and its versions; ``gmem``; ``vsm``) or a
+    :class:`kvmattr.profiles.Profile`. ``private``: private memory, as a KVM_X86_SW_PROTECTED_VM has it: the
+    PRIVATE attribute, guest_memfd in memslots (from 6.18 on a machine without has that too) and one address
+    space; a machine without has two. ``host``: the machine below, a name of :mod:`kvmattr.hosts` or a
+    :class:`kvmattr.hosts.Host`. ``no_exec``, ``exec_only``, ``write_only``:
     the protections that its hardware can enforce beyond none, RX and RWX (the ``vsm`` profile has a rule of
     its own in their place). ``phys_bits``: memslots must end at or below 2^phys_bits. ``nr_memslots``:
-    memslots of each address space. ValueError for values that cannot be.
+    memslots of each address space, as many as the host's by default. ValueError for values that cannot be.
 
     Every call of the interface is there twice: ``ioctl`` with the request and its structure, and a method
     with the structure's fields, which answers and fails alike.
@@ -64,22 +68,33 @@ class VM(Machine):
         exec_only: bool = False,
         write_only: bool = False,
         phys_bits: int = 52,
-        nr_memslots: int = uapi.KVM_USER_MEM_SLOTS,
+        nr_memslots: int | None = None,
+        host: str | Host = "x86-64",
     ) -> None:
+        profile, machine = profile_named(abi), host_named(host)
         memslots = MemslotTable(
-            nr_memslots,
+            machine.nr_memslots if nr_memslots is None else nr_memslots,
             phys_bits=phys_bits,
-            address_spaces=1 if private else uapi.KVM_MAX_NR_ADDRESS_SPACES,
+            address_spaces=1 if private else machine.address_spaces,
             private_memory=bool(private),
             resolve_guest_memfd=resolve,
+            guest_memfd=bool(private) or profile.guest_memfd_in_default_vms,
+            bound_twice=profile.bound_twice,
+            host=machine,
         )
         capabilities = Capabilities(bool(no_exec), bool(exec_only), bool(write_only))
-        super().__init__(profile_named(abi), bool(private), capabilities, memslots)
+        super().__init__(profile, bool(private), capabilities, memslots)
         #: What the hardware can enforce, as given: ``no_exec``, ``exec_only``, ``write_only``.
         self.capabilities = capabilities
         self._guest_memfds = GuestMemfds()
         self._listeners: tuple[Listener, ...] = ()
-        self._handlers = _ALL_CALLS if self.profile.mail_calls else _KVM_CALLS
+        self._irqchip = False
+        self._handlers = _calls(self.profile.vm_attributes, self.profile.mail_calls)
+
+    @property
+    def host(self) -> Host:
+        """The host below this machine."""
+        return self.memslots.host
 
     # ioctl -------------------------------------------------------------------------------------------------
 
@@ -138,7 +153,7 @@ class VM(Machine):
         >>> vm.get_memory_attributes(0, 0x5000).tolist()
         [(0, 12288, 0), (12288, 4096, 1), (16384, 4096, 0)]
         """
-        if not self.profile.mail_calls:
+        if not (self.profile.mail_calls and self.profile.vm_attributes):
             raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_GET_MEMORY_ATTRIBUTES")
         if self.observer is not None:
             self.observer("get", address, size)
@@ -256,12 +271,16 @@ class VM(Machine):
         """KVM_CREATE_GUEST_MEMFD: return the handle of a new file of private memory of ``size`` bytes.
 
         A handle is a number of kvmattr's own, no file descriptor; the file lives until
-        :meth:`close_guest_memfd`. OSError(EINVAL) for flags, and for a size that is not a multiple of 4096
-        above 0 and below 2^63. A machine without private memory may create files too, as KVM's may; none can
-        be bound.
+        :meth:`close_guest_memfd`. ``flags``: uapi.GUEST_MEMFD_FLAG_... that KVM_CAP_GUEST_MEMFD_FLAGS names.
+        OSError(EINVAL) for other flags, and for a size that is not a multiple of the host's page size above 0
+        and below 2^63. Any machine may create files, also where none can be bound.
+
+        >>> VM("linux-7.2").create_guest_memfd(1 << 20, uapi.GUEST_MEMFD_FLAG_INIT_SHARED)
+        Traceback (most recent call last):
+        OSError: [Errno 22] flags are 0x2: a guest_memfd of this VM may have 0x1
         """
         with self._changing():
-            return self._guest_memfds.create(self.memslots, size, flags)
+            return self._guest_memfds.create(self.profile, self.memslots, size, flags)
 
     def _create_guest_memfd(self, file: uapi.kvm_create_guest_memfd) -> int:
         return self.create_guest_memfd(file.size, file.flags)
@@ -284,6 +303,132 @@ class VM(Machine):
             if slots:
                 self.invalidation.end()
 
+    def create_irqchip(self) -> int:
+        """KVM_CREATE_IRQCHIP: KVM makes the memslots that it owns itself on this host; return 0.
+
+        On x86-64 with APICv or AVIC, the APIC access page at 0xfee00000: a region over it is EEXIST then.
+        OSError: EEXIST if there is an irqchip already, or a memslot where KVM's would be; nothing is changed.
+
+        >>> vm = VM("linux-7.2")
+        >>> vm.create_irqchip()
+        0
+        >>> vm.set_user_memory_region(0, 0xFEE00000, 0x1000)
+        Traceback (most recent call last):
+        FileExistsError: [Errno 17] [0xfee00000, 0xfee01000) overlaps memslot 32764, [0xfee00000, 0xfee01000)
+        """
+        with self._changing():
+            if self._irqchip:
+                raise OSError(EEXIST, "this VM has its irqchip already")
+            self.memslots.own_regions(self.host.irqchip_memslots)
+            self._irqchip = True
+        return 0
+
+    def _ioctl_create_irqchip(self, arg: Any, mutate_flag: bool) -> int:
+        return self.create_irqchip()
+
+    def gmem_ioctl(self, handle: int, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
+        """Answer a request as the file descriptor of a guest_memfd does: OSError(ENOTTY) in these profiles."""
+        open_file(handle)
+        raise OSError(ENOTTY, f"request {request!r}: a guest_memfd of the {self.profile.name} profile has no ioctl")
+
+    def fallocate_guest_memfd(self, handle: int, mode: int, offset: int, size: int) -> None:
+        """fallocate(2) on a guest_memfd: allocate pages, or with uapi.FALLOC_FL_PUNCH_HOLE give them back.
+
+        ``offset``, ``size``: bytes. A hole's pages are fresh when they are next used and keep their attributes;
+        what memslots map of it is stale, so the invalidation of their machine counts it. OSError: EBADF; EINVAL
+        for a negative offset, a size below 1, what is no multiple of the page size, and to allocate beyond the
+        end; EOPNOTSUPP for other modes than FALLOC_FL_KEEP_SIZE with or without FALLOC_FL_PUNCH_HOLE; EFBIG for
+        an end beyond 2^63 - 1; EBUSY from inside a listener (``virt/kvm/guest_memfd.c``, kvm_gmem_fallocate).
+        """
+        file = open_file(handle)
+        check_fallocate(file, mode, offset, size, self.host.page_size)
+        if mode & uapi.FALLOC_FL_PUNCH_HOLE:
+            with self._changing():
+                self._invalidate_file(file, offset, offset + size)
+
+    def punch_hole(self, handle: int, offset: int, size: int) -> None:
+        """Give pages of a guest_memfd back: fallocate(2) with FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE.
+
+        >>> vm = VM("linux-7.2")
+        >>> file = vm.create_guest_memfd(1 << 20)
+        >>> vm.punch_hole(file, 0x1000, 0x1000)
+        """
+        mode = uapi.FALLOC_FL_PUNCH_HOLE | uapi.FALLOC_FL_KEEP_SIZE
+        self.fallocate_guest_memfd(handle, mode, offset, size)
+
+    def _invalidate_file(self, file: GuestMemfd, start: int, stop: int) -> None:
+        """Count one change of what memslots map of a file's bytes [start, stop), if they map any."""
+        begun = False
+        for first, last, number in file.bindings:
+            first, last, begins = max(first, start), min(last, stop), first
+            slot = self.memslots.slot(number)
+            if first < last and slot is not None:
+                if not begun:
+                    self.invalidation.begin()
+                begun = True
+                self.invalidation.add(slot.start + (first - begins >> uapi.PAGE_SHIFT),
+                                      slot.start + (last - begins >> uapi.PAGE_SHIFT))
+        if begun:
+            self.invalidation.end()
+
+    # vCPUs -------------------------------------------------------------------------------------------------
+
+    def pre_fault_memory(self, gpa: int, size: int, flags: int = 0) -> int:
+        """A vCPU's KVM_PRE_FAULT_MEMORY: map the pages of [gpa, gpa + size) as a read would; return the bytes done.
+
+        It stops at the first page that a read would exit at; fewer bytes than asked are success too, none is
+        an OSError: EFAULT where the read would be a MEMORY_FAULT, ENOENT without a memslot. EINVAL for flags,
+        what is no multiple of the page size, size 0 and an end beyond 2^64; ENOTTY in a profile without the
+        call; ValueError for what fits no field (``virt/kvm/kvm_main.c``, kvm_vcpu_pre_fault_memory).
+
+        >>> vm = VM("linux-7.2")
+        >>> vm.set_user_memory_region(0, 0, 1 << 20)
+        0
+        >>> vm.set_memory_attributes(0x2000, 0x1000, uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        0
+        >>> vm.pre_fault_memory(0, 0x4000)
+        8192
+        """
+        return self._pre_fault(_fitting(uapi.kvm_pre_fault_memory, gpa=gpa, size=size, flags=flags))
+
+    def _pre_fault(self, asked: uapi.kvm_pre_fault_memory) -> int:
+        """Map what can be mapped, leave in ``asked`` what is left, and return the bytes done."""
+        if not self.profile.pre_fault:
+            raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_PRE_FAULT_MEMORY")
+        gpa, size = int(asked.gpa), int(asked.size)
+        if asked.flags:
+            raise OSError(EINVAL, f"flags {asked.flags:#x}: must be 0")
+        if (gpa | size) & (self.host.page_size - 1) or size == 0 or gpa + size >= 1 << 64:
+            raise OSError(EINVAL, f"gpa {gpa:#x}, size {size:#x}: must be multiples of {self.host.page_size}, the"
+                                  " size above 0 and the end below 2^64")
+        stopped = self.access(gpa, Access.READ, size)
+        done = size if stopped is None else max(stopped.gpa, gpa) - gpa
+        asked.gpa, asked.size = gpa + done, size - done
+        if stopped is not None and not done:
+            if stopped.reason == uapi.KVM_EXIT_MMIO:
+                raise OSError(ENOENT, f"gpa {gpa:#x}: no memslot is there")
+            raise OSError(EFAULT, f"gpa {gpa:#x}: a read is a MEMORY_FAULT, flags {stopped.flags:#x}")
+        return done
+
+    def vcpu_ioctl(self, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
+        """Answer a request as a vCPU of this machine does: KVM_PRE_FAULT_MEMORY, else OSError(ENOTTY).
+
+        ``arg`` and the result are as in :meth:`ioctl`; what is left to do comes out in the structure.
+
+        >>> left = uapi.kvm_pre_fault_memory(gpa=0, size=1 << 20)
+        >>> vm = VM("linux-7.2")
+        >>> _ = vm.set_user_memory_region(0, 0, 0x4000)
+        >>> vm.vcpu_ioctl(uapi.KVM_PRE_FAULT_MEMORY, left), left.gpa, left.size
+        (0, 16384, 1032192)
+        """
+        if not isinstance(request, int) or request & 0xFFFFFFFF != uapi.KVM_PRE_FAULT_MEMORY:
+            raise OSError(ENOTTY, f"request {request!r}: a vCPU of this model has KVM_PRE_FAULT_MEMORY alone")
+        return _pre_fault(self, arg, mutate_flag)
+
+    def _vcpu_pre_fault(self, asked: uapi.kvm_pre_fault_memory) -> int:
+        self._pre_fault(asked)
+        return 0
+
     # Capabilities ------------------------------------------------------------------------------------------
 
     def check_extension(self, capability: int) -> int:
@@ -292,20 +437,25 @@ class VM(Machine):
         >>> VM().check_extension(uapi.KVM_CAP_NR_MEMSLOTS)
         32764
         """
+        profile, table = self.profile, self.memslots
         answers = {
             uapi.KVM_CAP_USER_MEMORY: 1,
-            uapi.KVM_CAP_NR_MEMSLOTS: self.memslots.nr_memslots,
+            uapi.KVM_CAP_NR_MEMSLOTS: table.nr_memslots,
             uapi.KVM_CAP_SYNC_MMU: 1,
             uapi.KVM_CAP_DESTROY_MEMORY_REGION_WORKS: 1,
             uapi.KVM_CAP_JOIN_MEMORY_REGIONS_WORKS: 1,
-            uapi.KVM_CAP_READONLY_MEM: 1,
+            uapi.KVM_CAP_READONLY_MEM: int(self.host.readonly_memslots),
             uapi.KVM_CAP_CHECK_EXTENSION_VM: 1,
-            uapi.KVM_CAP_MULTI_ADDRESS_SPACE: self.memslots.address_spaces,
+            # A kernel built for one address space does not have the capability.
+            uapi.KVM_CAP_MULTI_ADDRESS_SPACE: table.address_spaces if self.host.address_spaces > 1 else 0,
             uapi.KVM_CAP_USER_MEMORY2: 1,
             uapi.KVM_CAP_MEMORY_FAULT_INFO: 1,
-            uapi.KVM_CAP_MEMORY_ATTRIBUTES: self.profile.supported(self.memslots.private_memory),
-            uapi.KVM_CAP_GUEST_MEMFD: int(self.memslots.private_memory),
+            uapi.KVM_CAP_MEMORY_ATTRIBUTES: profile.supported(table.private_memory),
+            uapi.KVM_CAP_GUEST_MEMFD: int(table.guest_memfd),
             uapi.KVM_CAP_VM_TYPES: 1 << uapi.KVM_X86_DEFAULT_VM | 1 << uapi.KVM_X86_SW_PROTECTED_VM,
+            uapi.KVM_CAP_PRE_FAULT_MEMORY: int(profile.pre_fault),
+            uapi.KVM_CAP_GUEST_MEMFD_FLAGS: profile.guest_memfd_flags(table.private_memory),
+            uapi.KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES: profile.supported_by_files(table.private_memory),
         }
         return answers.get(capability, 0)
 
@@ -375,16 +525,28 @@ def _through_memory(structure: type[ctypes.Structure], answer: Callable[[Any, An
     return handler
 
 
+def _fitting(structure: type[ctypes.Structure], **fields: int) -> Any:
+    """Return the structure with these u64 fields; ValueError for what fits none."""
+    for name, value in fields.items():
+        if not 0 <= as_integer(value) < 1 << 64:
+            raise ValueError(f"{name} {value:#x}: must be in 0..0xffffffffffffffff")
+    return structure(**{name: as_integer(value) for name, value in fields.items()})
+
+
+_pre_fault = _through_memory(uapi.kvm_pre_fault_memory, VM._vcpu_pre_fault)
+
 #: What answers each request in every profile.
 _KVM_CALLS: dict[int, Handler] = {
-    uapi.KVM_SET_MEMORY_ATTRIBUTES: Machine._ioctl_set,
     uapi.KVM_CHECK_EXTENSION: VM._ioctl_check_extension,
+    uapi.KVM_CREATE_IRQCHIP: VM._ioctl_create_irqchip,
     uapi.KVM_SET_USER_MEMORY_REGION: _through_memory(uapi.kvm_userspace_memory_region, VM._set_region),
     uapi.KVM_SET_USER_MEMORY_REGION2: _through_memory(uapi.kvm_userspace_memory_region2, VM._set_region2),
     uapi.KVM_CREATE_GUEST_MEMFD: _through_memory(uapi.kvm_create_guest_memfd, VM._create_guest_memfd),
 }
-#: The same with the calls of the mail.
-_ALL_CALLS: dict[int, Handler] = _KVM_CALLS | {
+#: With attributes of the VM.
+_ATTRIBUTE_CALLS: dict[int, Handler] = {uapi.KVM_SET_MEMORY_ATTRIBUTES: Machine._ioctl_set}
+#: The calls that only the mail has.
+_MAIL_CALLS: dict[int, Handler] = {
     uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._get_attributes),
     uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES: _through_memory(
         uapi.supported_memory_attributes, VM._get_supported
@@ -392,3 +554,9 @@ _ALL_CALLS: dict[int, Handler] = _KVM_CALLS | {
     uapi.KVM_MEMORY_ENCRYPT_REG_REGION: _through_memory(uapi.kvm_enc_region, VM._register_region),
     uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION: _through_memory(uapi.kvm_enc_region, VM._unregister_region),
 }
+
+
+@cache
+def _calls(vm_attributes: bool, mail_calls: bool) -> dict[int, Handler]:
+    """What answers each request of a profile with these calls."""
+    return _KVM_CALLS | (_ATTRIBUTE_CALLS if vm_attributes else {}) | (_MAIL_CALLS if mail_calls else {})

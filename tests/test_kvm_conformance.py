@@ -1,12 +1,11 @@
-"""What Linux 6.12's KVM was seen to answer, row by row, and the recorded traces line by line.
+"""What Linux 6.12's KVM was seen to answer, row by row.
 
 ``data/kvm-6.12/rows.md`` has the observed tables. Each of their rows is run by the function that names it, or
-listed in NOT_RUN with the reason; a row that is neither fails. ``attr.txt`` is the raw log behind the first
-table; ``*.trace`` with ``*.expected`` are random operations with that kernel's answers.
+listed in NOT_RUN with the reason; a row that is neither fails. The raw logs behind the tables and the recorded
+traces are run in ``test_kvm_recorded.py``.
 """
 
 import errno
-import re
 from pathlib import Path
 
 import pytest
@@ -692,7 +691,6 @@ def test_which_error_wins():
 # Faults ----------------------------------------------------------------------------------------------------
 
 PLAIN, RO, FILE, HOLE = 0x8000, 3 * MIB, 4 * MIB, 7 * MIB
-EXITS = {uapi.KVM_EXIT_MMIO: "MMIO", uapi.KVM_EXIT_MEMORY_FAULT: "MEMORY_FAULT"}
 
 
 def guest():
@@ -827,19 +825,19 @@ def access_file_closed():
     " 0 with 4 done; no slot ENOENT; no slot PRIVATE EFAULT; gmem PRIVATE 0"
 )
 def access_ahead():
-    """The ioctl belongs to the vCPU; what each page would do to an access is the machine's."""
     vm, _ = guest()
     make_private(vm, 0x5000 + 4 * PAGE)
     make_private(vm, HOLE)
     make_private(vm, FILE)
-    assert vm.access(0, Access.READ, PAGE) is None
-    assert vm.access(0x5000, Access.READ, 8 * PAGE) == fault(0x5000 + 4 * PAGE)
-    assert EXITS[vm.access(HOLE + PAGE, Access.READ).reason] == "MMIO"
-    assert vm.access(HOLE, Access.READ) == fault(HOLE)
-    assert vm.access(FILE, Access.READ) is None
+    assert vm.pre_fault_memory(0, PAGE) == PAGE
+    assert answer(vm.pre_fault_memory, 0x5000 + 4 * PAGE, PAGE) == "EFAULT"
+    assert vm.pre_fault_memory(0x5000, 8 * PAGE) == 4 * PAGE
+    assert answer(vm.pre_fault_memory, HOLE + PAGE, PAGE) == "ENOENT"
+    assert answer(vm.pre_fault_memory, HOLE, PAGE) == "EFAULT"
+    assert vm.pre_fault_memory(FILE, PAGE) == PAGE
 
 
-# The tables, the log, the traces ---------------------------------------------------------------------------
+# The tables -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -857,45 +855,3 @@ def test_no_row_is_named_that_was_not_recorded():
     assert set(ROWS) <= cases
     assert set(NOT_RUN) <= cases
     assert not set(ROWS) & set(NOT_RUN)
-
-
-LOGGED = re.compile(
-    r"ATTR (?P<case>.*?) *addr=(?P<address>\w+) size=(?P<size>\w+) attr=(?P<attributes>\w+) "
-    r"flags=(?P<flags>\w+) -> (?P<result>\w+)  private_pages (?P<before>\d+)->(?P<after>\d+)"
-)
-
-
-def test_the_log_of_sets():
-    """All sets of the log in their order on one machine, with the number of private pages after each."""
-    vm = type1()
-    lines = [match for line in (DATA / "attr.txt").read_text().splitlines() if (match := LOGGED.match(line))]
-    assert len(lines) == 107
-    for line in lines:
-        numbers = [int(line[name], 16) for name in ("address", "size", "attributes", "flags")]
-        assert vm.attributes[PROBED].tolist().count(8) == int(line["before"]), line["case"]
-        assert str(set_attributes(vm, *numbers)) == line["result"], line["case"]
-        assert vm.attributes[PROBED].tolist().count(8) == int(line["after"]), line["case"]
-
-
-def trace_answer(vm, words):
-    """One operation of the native trace format, in the recording's words."""
-    numbers = [int(word, 0) for word in words[1:]]
-    if words[0] == "set":
-        return str(answer(vm.set_memory_attributes, *numbers[:3], flags=numbers[3]))
-    if words[0] == "slot":
-        number, flags, gpa, size = numbers
-        return str(answer(vm.set_user_memory_region, number, gpa, size, HVA, flags))
-    address, size = numbers
-    runs = vm.attributes.iter_runs(address >> 12, address + size >> 12)
-    return "get " + " ".join(
-        f"{start << 12:#x}:{stop - start}:{'P' if value else 'S'}" for start, stop, value in runs
-    )
-
-
-@pytest.mark.parametrize("trace", sorted(path.stem for path in DATA.glob("*.trace")))
-def test_trace(trace):
-    vm = VM("linux", phys_bits=40)
-    operations = (DATA / f"{trace}.trace").read_text().splitlines()
-    expected = (DATA / f"{trace}.expected").read_text().splitlines()
-    answers = [f"{index} {trace_answer(vm, line.split())}" for index, line in enumerate(operations)]
-    assert answers == expected

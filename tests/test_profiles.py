@@ -1,5 +1,6 @@
 """The three profiles bit by bit, own profiles, and the 256-entry legality table of every machine."""
 
+import errno
 import re
 from itertools import product
 
@@ -74,6 +75,9 @@ def test_own_profile_may_use_any_bits():
     ({"no_exec": 256}, "profile 'mine': no_exec 0x100 must be one of the bits 0..7, or 0"),
     ({"private": -1}, "profile 'mine': private -0x1 must be one of the bits 0..7, or 0"),
     ({"private": 1, "no_write": 1}, "profile 'mine': no_write 0x1 is the bit of another attribute"),
+    ({"names": ("A", "B", "C", "C")},
+     "profile 'mine': names ('A', 'B', 'C', 'C') must be 4 different ones"),
+    ({"serves_shared": "some"}, "profile 'mine': serves_shared 'some' must be 'no', 'mmap' or 'all'"),
     ({"rule": lambda allowed, private, capabilities: False},
      "profile 'mine': its rule refuses attributes 0, as every page starts"),
 ])
@@ -83,5 +87,34 @@ def test_own_profile_that_cannot_be(arguments, message):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"^abi 'xen': must be one of rfc, linux, vsm, or a Profile$"):
+    names = "rfc, linux, linux-6.18, linux-7.2, linux-7.3, vsm"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'abi {\"xen\"!r}: must be one of {names}, or a Profile')}$"):
         profile_named("xen")
+
+
+def test_attributes_have_their_sources_names():
+    assert [(flag.name, flag.value) for flag in RFC.Attributes] == [
+        ("KVM_MEM_ATTR_PRIVATE", 1), ("KVM_MEM_ATTR_NO_READ", 2), ("KVM_MEM_ATTR_NO_WRITE", 4), ("KVM_MEM_ATTR_NO_EXEC", 8)]
+    assert [(flag.name, flag.value) for flag in LINUX.Attributes] == [("KVM_MEMORY_ATTRIBUTE_PRIVATE", 8)]
+    assert [flag.name[-2:] for flag in VSM.Attributes] == ["NR", "NW", "NX", "TE"]
+    assert RFC.Attributes is RFC.Attributes
+    for profile in PROFILES.values():
+        for flag in profile.Attributes:
+            assert getattr(uapi, flag.name) == flag
+    mine = Profile("mine", private=1 << 7, no_write=1 << 2)
+    assert {flag.name: flag.value for flag in mine.Attributes} == {"PRIVATE": 1 << 7, "NO_WRITE": 1 << 2}
+
+
+def test_what_differs_between_kernels_is_a_field():
+    """The table of the notes on today's KVM."""
+    mmap, shared = uapi.GUEST_MEMFD_FLAG_MMAP, uapi.GUEST_MEMFD_FLAG_INIT_SHARED
+    said = {name: (profile.guest_memfd_in_default_vms, profile.guest_memfd_flags(True),
+                   profile.guest_memfd_flags(False), profile.serves_shared, profile.bound_twice,
+                   profile.clearing_reserves)
+            for name, profile in PROFILES.items() if name.startswith("linux")}
+    assert said == {
+        "linux": (False, 0, 0, "no", errno.EINVAL, True),
+        "linux-6.18": (True, mmap, mmap | shared, "no", errno.EINVAL, True),
+        "linux-7.2": (True, mmap, mmap | shared, "mmap", errno.EEXIST, True),
+        "linux-7.3": (True, mmap, mmap | shared, "mmap", errno.EEXIST, False),
+    }

@@ -22,6 +22,8 @@ LAYOUTS = [
     (uapi.kvm_enc_region, uapi.ENC_REGION, 16, {"addr": (0, 8), "size": (8, 8)}),
     (uapi.kvm_create_guest_memfd, uapi.CREATE_GUEST_MEMFD, 64,
      {"size": (0, 8), "flags": (8, 8), "reserved": (16, 48)}),
+    (uapi.kvm_pre_fault_memory, uapi.PRE_FAULT_MEMORY, 64,
+     {"gpa": (0, 8), "size": (8, 8), "flags": (16, 8), "padding": (24, 40)}),
 ]
 
 #: As <linux/kvm.h> expands them on x86-64.
@@ -35,10 +37,12 @@ REQUESTS = {
     "KVM_GET_MEMORY_ATTRIBUTES": 0xC020AED3,
     "KVM_SUPPORTED_MEMORY_ATTRIBUTES": 0x8008AED3,
     "KVM_CREATE_GUEST_MEMFD": 0xC040AED4,
+    "KVM_SET_MEMORY_ATTRIBUTES2": 0xC080AED2,
+    "KVM_PRE_FAULT_MEMORY": 0xC040AED5,
+    "KVM_CREATE_IRQCHIP": 0xAE60,
     "KVM_CREATE_VM": 0xAE01,
     "KVM_CREATE_VCPU": 0xAE41,
     "KVM_GET_VCPU_MMAP_SIZE": 0xAE04,
-    "KVM_PRE_FAULT_MEMORY": 0xC040AED5,
 }
 
 
@@ -51,6 +55,16 @@ def test_layout(structure, dtype, size, fields):
         field = getattr(structure, name)
         assert (field.offset, field.size) == (offset, length), name
         assert (dtype.fields[name][1], dtype.fields[name][0].itemsize) == (offset, length), name
+
+
+def test_layout_with_a_union():
+    """KVM_SET_MEMORY_ATTRIBUTES2's structure, whose first word has two names; numpy has one of them."""
+    structure, dtype = uapi.kvm_memory_attributes2, uapi.MEMORY_ATTRIBUTES2
+    assert ctypes.sizeof(structure) == dtype.itemsize == 128
+    assert structure.offset.offset == structure.address.offset == 0
+    for place, name in enumerate(dtype.names):
+        assert getattr(structure, name).offset == dtype.fields[name][1] == 8 * place
+    assert structure(address=0x5000).offset == 0x5000
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -3,33 +3,36 @@
 cdef int check_fields(MemslotTable table, uint32_t number, uint32_t flags, uint64_t address, uint64_t nbytes,
                       uint64_t host, uint64_t offset, bint region2) except -1:
     """KVM's checks of the structure alone, in KVM's order; each is EINVAL."""
-    cdef uint32_t valid = LOG_DIRTY | READONLY
+    cdef uint32_t known = LOG_DIRTY | READONLY
+    cdef uint32_t valid = LOG_DIRTY | READONLY if table.readonly_memslots else LOG_DIRTY
+    cdef uint64_t unaligned = table.page_size - 1
     cdef uint32_t id = number & 0xFFFF
     cdef uint32_t space = number >> ADDRESS_SPACE_SHIFT
-    if not region2 and flags & ~valid:
-        raise OSError(EINVAL, f"flags are {flags:#x}: KVM_SET_USER_MEMORY_REGION knows {valid:#x}")
+    if not region2 and flags & ~known:
+        raise OSError(EINVAL, f"flags are {flags:#x}: KVM_SET_USER_MEMORY_REGION knows {known:#x}")
     if id >= table.spaces[0].nr_memslots:
         raise OSError(EINVAL, f"slot id is {id}: it must be below nr_memslots, {table.spaces[0].nr_memslots}")
-    if table.private_memory and flags & GUEST_MEMFD:
+    if table.guest_memfd and flags & GUEST_MEMFD:
         valid = GUEST_MEMFD     # excludes the other two
     if flags & ~valid:
         raise OSError(EINVAL, f"flags are {flags:#x}: " + (
             "KVM_MEM_GUEST_MEMFD excludes all others" if valid == GUEST_MEMFD else
+            "this host has no KVM_MEM_READONLY" if flags & READONLY & ~valid else
             "KVM_MEM_GUEST_MEMFD needs a VM with private memory" if not flags & ~(valid | GUEST_MEMFD) else
             f"KVM_SET_USER_MEMORY_REGION2 knows {valid | GUEST_MEMFD:#x}"))
-    if nbytes & (PAGE_SIZE - 1):
-        raise OSError(EINVAL, f"memory_size is {nbytes:#x}: it must be a multiple of {PAGE_SIZE:#x}")
-    if address & (PAGE_SIZE - 1):
-        raise OSError(EINVAL, f"guest_phys_addr is {address:#x}: it must be a multiple of {PAGE_SIZE:#x}")
-    if host & (PAGE_SIZE - 1):
-        raise OSError(EINVAL, f"userspace_addr is {host:#x}: it must be a multiple of {PAGE_SIZE:#x}")
-    if host > TASK_SIZE_MAX or nbytes > TASK_SIZE_MAX - host:
+    if nbytes & unaligned:
+        raise OSError(EINVAL, f"memory_size is {nbytes:#x}: it must be a multiple of {table.page_size:#x}")
+    if address & unaligned:
+        raise OSError(EINVAL, f"guest_phys_addr is {address:#x}: it must be a multiple of {table.page_size:#x}")
+    if host & unaligned:
+        raise OSError(EINVAL, f"userspace_addr is {host:#x}: it must be a multiple of {table.page_size:#x}")
+    if host > table.user_space_end or nbytes > table.user_space_end - host:
         raise OSError(EINVAL, f"userspace_addr {host:#x} + memory_size {nbytes:#x} passes the end of user "
-                              f"space, {TASK_SIZE_MAX:#x}")
+                              f"space, {table.user_space_end:#x}")
     if flags & GUEST_MEMFD:
-        if offset & (PAGE_SIZE - 1):
+        if offset & unaligned:
             raise OSError(EINVAL, f"guest_memfd_offset is {offset:#x}: it must be a multiple of "
-                                  f"{PAGE_SIZE:#x}")
+                                  f"{table.page_size:#x}")
         if offset + nbytes < offset:
             raise OSError(EINVAL, f"guest_memfd_offset {offset:#x} + memory_size {nbytes:#x} passes 2^64")
     if space >= <uint32_t> table.address_spaces:
@@ -56,8 +59,16 @@ cdef int check_overlap(MemslotTable table, SlotSet *slots, uint16_t index, const
 
 
 cdef int allocate(MemslotTable table, SlotSet *slots, Slot *new) except -1:
-    """The checks and blocks of a slot that gets a place: EINVAL beyond phys_bits, ENOMEM."""
+    """The architecture's checks and the blocks of a slot that gets a place: EINVAL, ENOMEM."""
     cdef MetadataSize size = metadata_size(slots, new.start, new.stop)
+    cdef uint64_t askew = new.start << PAGE_SHIFT | new.stop << PAGE_SHIFT | new.userspace_addr
+    if askew & (table.memslot_alignment - 1):
+        raise OSError(EINVAL, f"[{new.start << PAGE_SHIFT:#x}, {new.stop << PAGE_SHIFT:#x}) at userspace_addr "
+                              f"{new.userspace_addr:#x}: memslots of this host are multiples of "
+                              f"{table.memslot_alignment:#x}")
+    if new.flags & GUEST_MEMFD and table.guest_memfd_needs_mmap and not new.flags & GUEST_MEMFD_ALONE:
+        raise OSError(EINVAL, "this host's memslots take a guest_memfd only if it serves shared pages too: "
+                              "create it with GUEST_MEMFD_FLAG_MMAP")
     if new.stop > <uint64_t> 1 << (table.phys_bits - PAGE_SHIFT):
         raise OSError(EINVAL, f"[{new.start << PAGE_SHIFT:#x}, {new.stop << PAGE_SHIFT:#x}) ends beyond the "
                               f"guest's {table.phys_bits} physical address bits")
@@ -96,6 +107,8 @@ cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint3
     check_overlap(table, slots, index, new)
     if new.flags & GUEST_MEMFD:
         file = bind_guest_memfd(table, number, descriptor, new)
+        if file.serves_shared:
+            new.flags |= GUEST_MEMFD_ALONE
     try:
         if new.flags & LOG_DIRTY:
             allocate_dirty_bitmaps(table, slots, new)
@@ -169,4 +182,43 @@ cdef int region_delete(MemslotTable table, SlotSet *slots, uint16_t index, uint3
     old = slot_delete(slots, index)
     free(old.metadata)
     free(old.dirty_bitmaps)
+    return 0
+
+
+cdef int own_create(MemslotTable table, SlotSet *slots, uint16_t index, uint64_t address,
+                    uint64_t nbytes) except -1:
+    """Make one memslot of KVM's own: EEXIST where another is, or it is there already."""
+    cdef Slot new
+    memset(&new, 0, sizeof(Slot))
+    new.start = address >> PAGE_SHIFT
+    new.stop = new.start + (nbytes >> PAGE_SHIFT)
+    if slots.records[index].stop:
+        raise OSError(EEXIST, f"memslot {index - 1}: KVM has made its own there already")
+    check_overlap(table, slots, index, &new)
+    allocate(table, slots, &new)
+    metadata_build(slots, &new, new.metadata)
+    slot_create(slots, index, &new)
+    return 0
+
+
+cdef int own_create_all(MemslotTable table, list regions) except -1:
+    """KVM's own memslots, in every address space: all of them or, with the error of the first, none."""
+    cdef uint32_t first = table.spaces[0].nr_memslots + 1
+    cdef list made = []
+    cdef int space
+    cdef uint16_t index
+    cdef uint64_t address, nbytes
+    cdef Slot old
+    if table.spaces[0].nr_memslots + len(regions) > table.spaces[0].nr_records:
+        raise OSError(ENOMEM, f"{table.spaces[0].nr_memslots} memslots leave no numbers for KVM's own")
+    try:
+        for number, (address, nbytes) in enumerate(regions):
+            for space in range(table.address_spaces):
+                own_create(table, &table.spaces[space], first + <uint32_t> number, address, nbytes)
+                made.append((space, first + <uint32_t> number))
+    except BaseException:
+        for space, index in made:
+            old = slot_delete(&table.spaces[space], index)
+            free(old.metadata)
+        raise
     return 0

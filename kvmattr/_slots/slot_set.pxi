@@ -4,13 +4,16 @@
 # INVALID copy, in a set of its own, so that no vCPU maps it while its mappings are zapped: deleting and
 # moving install two sets, creating and changing flags one.
 
-cdef int slots_open(SlotSet *slots, uint32_t nr_memslots, MetadataKind metadata) except -1:
+cdef int slots_open(SlotSet *slots, uint32_t nr_memslots, MetadataKind metadata, uint32_t own=0) except -1:
+    """``own``: numbers of memslots after nr_memslots, for KVM's own, as far as 16 bits hold them."""
+    cdef uint32_t nr_records = min(nr_memslots + own, <uint32_t> MAX_NR_MEMSLOTS)
     memset(slots, 0, sizeof(SlotSet))
     # Untouched records cost address space alone: 2 MiB for KVM's 32764.
-    slots.records = <Slot *> calloc(nr_memslots + 1, sizeof(Slot))
+    slots.records = <Slot *> calloc(nr_records + 1, sizeof(Slot))
     if slots.records == NULL:
         raise MemoryError(f"no memory for the records of {nr_memslots} memslots")
     slots.nr_memslots = nr_memslots
+    slots.nr_records = nr_records
     slots.metadata = metadata
     return 0
 

@@ -113,7 +113,7 @@ cdef class SplittingBaseline:
     def __cinit__(self, npages, nr_memslots=uapi.KVM_USER_MEM_SLOTS, bint rollback=True, *, metadata="tdp"):
         cdef Run all_pages
         cdef uint32_t nr = between(nr_memslots, 1, MAX_NR_MEMSLOTS, "nr_memslots")
-        self.npages = between(npages, 1, TASK_SIZE_MAX >> PAGE_SHIFT, "npages")
+        self.npages = between(npages, 1, <uint64_t> X86_64.user_space_end >> PAGE_SHIFT, "npages")
         self.rollback = rollback
         slots_open(&self.slots, nr, metadata_kind(metadata))
         memset(&all_pages, 0, sizeof(Run))

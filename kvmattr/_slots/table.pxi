@@ -41,7 +41,7 @@ class Memslot(NamedTuple):
 cdef object memslot_record(MemslotTable table, int space, uint16_t index):
     cdef const Slot *slot = &table.spaces[space].records[index]
     cdef uint32_t id = index - 1
-    return Memslot(id, space, slot.start, slot.stop, slot.userspace_addr, slot.flags & ~GUEST_MEMFD_OPEN,
+    return Memslot(id, space, slot.start, slot.stop, slot.userspace_addr, slot.flags & SLOT_FLAGS,
                    table.guest_memfds.get(<uint32_t> space << ADDRESS_SPACE_SHIFT | id),
                    slot.guest_memfd_offset)
 
@@ -67,7 +67,9 @@ cdef class MemslotTable:
     ``address_spaces`` 1 or 2 (2: x86 with SMM), ``private_memory`` whether the VM type has guest_memfd slots.
     ``metadata='tdp'`` builds what a kernel with two-dimensional paging and no write tracking allocates for a
     slot, one u32 per 2 MiB and per 1 GiB; ``'full'`` builds rmap and gfn_track too (10 bytes a page). Both
-    count all three in `stats`. ``resolve_guest_memfd`` maps a file descriptor to its `GuestMemfd`, to None if
+    count all three in `stats`. ``guest_memfd`` says whether memslots may have one, private memory or not (None:
+    with private memory alone), ``bound_twice`` is the errno of a second memslot on a range of one. ``host`` is a
+    `kvmattr.hosts.Host`: alignment, the end of user space, memslots of KVM's own. ``resolve_guest_memfd`` maps a file descriptor to its `GuestMemfd`, to None if
     it is not open, to anything else if it is another kind of file; it is called at the place where KVM looks
     up the descriptor. ValueError or TypeError for arguments that make no table.
 
@@ -86,19 +88,28 @@ cdef class MemslotTable:
     """
 
     def __cinit__(self, nr_memslots=uapi.KVM_USER_MEM_SLOTS, *, phys_bits=52, address_spaces=1,
-                  private_memory=False, metadata="tdp", resolve_guest_memfd=None):
+                  private_memory=False, metadata="tdp", resolve_guest_memfd=None, guest_memfd=None,
+                  int bound_twice=EINVAL, host=X86_64):
         cdef int space
         cdef uint32_t nr = between(nr_memslots, 1, MAX_NR_MEMSLOTS, "nr_memslots")
         cdef MetadataKind kind = metadata_kind(metadata)
         self.phys_bits = between(phys_bits, 32, 52, "phys_bits")
         self.address_spaces = between(address_spaces, 1, MAX_ADDRESS_SPACES, "address_spaces")
         self.private_memory = private_memory
+        self.guest_memfd = private_memory if guest_memfd is None else guest_memfd
+        self.bound_twice = bound_twice
+        self.host = host
+        self.user_space_end = host.user_space_end
+        self.page_size = host.page_size
+        self.memslot_alignment = host.memslot_alignment or host.page_size
+        self.readonly_memslots = host.readonly_memslots
+        self.guest_memfd_needs_mmap = host.guest_memfd_needs_mmap
         self.guest_memfds = {}
         if resolve_guest_memfd is not None and not callable(resolve_guest_memfd):
             raise TypeError(f"resolve_guest_memfd is {resolve_guest_memfd!r}: it must be callable or None")
         self.resolve_guest_memfd = resolve_guest_memfd
         for space in range(self.address_spaces):
-            slots_open(&self.spaces[space], nr, kind)
+            slots_open(&self.spaces[space], nr, kind, uapi.KVM_INTERNAL_MEM_SLOTS)
 
     def __dealloc__(self):
         cdef int space
@@ -178,6 +189,19 @@ cdef class MemslotTable:
         else:
             region_modify(self, slots, index, &new)
 
+    def own_regions(self, regions):
+        """Make KVM's own memslots, ``(guest_phys_addr, memory_size)`` each, numbered from nr_memslots on.
+
+        At most three, in every address space. OSError: EEXIST over a memslot or if they are there already,
+        EINVAL, ENOMEM, having changed nothing. Source: __x86_set_memory_region in arch/x86/kvm/x86.c.
+
+        >>> table = MemslotTable()
+        >>> table.own_regions([(0xFEE00000, 4096)])
+        >>> table.lookup(0xFEE00).id
+        32764
+        """
+        own_create_all(self, list(regions))
+
     def lookup(self, gfn, address_space=0):
         """The `Memslot` that holds a gfn, or None. O(log memslots); at once for the slot found last.
 
@@ -202,7 +226,7 @@ cdef class MemslotTable:
         cdef uint32_t number = field(slot, 32, "slot")
         cdef int space = number >> ADDRESS_SPACE_SHIFT
         cdef uint32_t id = number & 0xFFFF
-        if (space >= self.address_spaces or id >= self.spaces[space].nr_memslots
+        if (space >= self.address_spaces or id >= self.spaces[space].nr_records
                 or self.spaces[space].records[id + 1].stop == 0):
             return None
         return memslot_record(self, space, id + 1)
