@@ -114,7 +114,7 @@ def test_the_machine_of_a_trace(tmp_path):
         profile("vm linux phys_bits=40\nget 0 4096\n", phys_bits=41)
     with pytest.raises(ValueError, match="the log's PRIVATE is 8, that of rfc is 1: use linux or vsm"):
         profile("kvm_convert_memory start 0x0 size 0x1000 shared_to_private\n", abi="rfc")
-    with pytest.raises(ValueError, match="abi 'mine': must be one of rfc, linux, vsm"):
+    with pytest.raises(ValueError, match="abi 'mine': must be one of rfc, linux, "):
         profile("vm mine\nget 0 4096\n")
 
 
@@ -344,7 +344,7 @@ def test_refused_recordings(tmp_path):
         pass
     assert not (tmp_path / "b").exists()
     mine = VM(Profile("mine", private=1))
-    with pytest.raises(ValueError, match="profile 'mine': a trace can name rfc, linux, vsm alone"), \
+    with pytest.raises(ValueError, match="profile 'mine': a trace can name rfc, linux, .*, vsm alone"), \
             record(mine, tmp_path / "b"):
         pass
     handle = vm.create_guest_memfd(MIB)

@@ -69,9 +69,10 @@ cdef class MemslotTable:
     slot, one u32 per 2 MiB and per 1 GiB; ``'full'`` builds rmap and gfn_track too (10 bytes a page). Both
     count all three in `stats`. ``guest_memfd`` says whether memslots may have one, private memory or not (None:
     with private memory alone), ``bound_twice`` is the errno of a second memslot on a range of one. ``host`` is a
-    `kvmattr.hosts.Host`: alignment, the end of user space, memslots of KVM's own. ``resolve_guest_memfd`` maps a file descriptor to its `GuestMemfd`, to None if
-    it is not open, to anything else if it is another kind of file; it is called at the place where KVM looks
-    up the descriptor. ValueError or TypeError for arguments that make no table.
+    `kvmattr.hosts.Host`: alignment, the end of user space, memslots of KVM's own. ``resolve_guest_memfd`` maps
+    a file descriptor to its `GuestMemfd`, to None if it is not open, to anything else if it is another kind of
+    file; it is called at the place where KVM looks up the descriptor. ValueError or TypeError for arguments
+    that make no table.
 
     Iterating yields every `Memslot`, as of now, in gfn order, one address space after the other.
 
