@@ -344,7 +344,7 @@ def test_refused_recordings(tmp_path):
         pass
     assert not (tmp_path / "b").exists()
     mine = VM(Profile("mine", private=1))
-    with pytest.raises(ValueError, match="profile 'mine': a trace can name rfc, linux, .*, vsm alone"), \
+    with pytest.raises(ValueError, match=r"profile .mine.: a trace can name rfc, linux, .*, vsm alone"), \
             record(mine, tmp_path / "b"):
         pass
     handle = vm.create_guest_memfd(MIB)
