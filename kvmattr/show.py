@@ -20,7 +20,9 @@ from kvmattr._core import AttributeMap
 from kvmattr.memslots import MemslotTable
 from kvmattr.profiles import PROFILES, Profile, profile_named
 from kvmattr.protection import Access
-from kvmattr.trace import machine_for, read, replay
+from kvmattr.trace import Summary, machine_for, read, replay
+from kvmattr.trace.command import add_reading_arguments, reading_options
+from kvmattr.trace.text import remarks
 
 HELP = "draw a map, a trace's end or a saved file, as text or as a picture"
 
@@ -54,15 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="FILE", help="a trace, - for one on standard input, or a saved map")
     parser.add_argument("--abi", choices=list(PROFILES), help="what the attribute bits mean"
                         " (default: the trace's profile, rfc for a saved map)")
+    add_reading_arguments(parser)
     parser.add_argument("--range", metavar="START-STOP", help="guest-physical addresses, hexadecimal"
                         " (default: from 0 to the end of what is set)")
     parser.add_argument("--picture", metavar="FILE", help="draw a picture instead: PNG, SVG or PDF by name")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw; 0, or 2 for what cannot be read or drawn."""
+    """Draw; 0, 1 if answers differ from the recorded ones with --strict, 2 for what cannot be read or drawn."""
+    differs = False
     try:
-        shown = load(arguments.source, arguments.abi)
+        if is_saved(arguments.source):
+            shown = load(arguments.source, arguments.abi)
+        else:
+            shown, summary = replayed(arguments)
+            differs = arguments.strict and summary.different > 0
+            for remark in remarks(summary):
+                print(f"kvmattr show: {remark}", file=sys.stderr)
         npages = len(shown.attributes)
         start, stop = _range(arguments.range) if arguments.range else (0, end_of(shown))
         if stop > npages:
@@ -78,21 +88,29 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"kvmattr show: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if differs else 0
+
+
+def is_saved(source: str) -> bool:
+    """Whether a file is a saved map; a trace if not."""
+    if source == "-":
+        return False
+    with Path(source).open("rb") as file:
+        return file.read(len(_SAVED)) == _SAVED
 
 
 def load(source: str, abi: str | None = None) -> Shown:
-    """What `source` names: a saved map, or a machine at the end of a trace."""
-    if source != "-":
-        with Path(source).open("rb") as file:
-            saved = file.read(len(_SAVED)) == _SAVED
-        if saved:
-            return Shown(source, AttributeMap.load(source), profile_named(abi or "rfc"), None)
-    with read(source) as trace:
-        vm = machine_for(trace, abi)
-        replay(trace, vm, compare=False)
+    """A saved map."""
+    return Shown(source, AttributeMap.load(source), profile_named(abi or "rfc"), None)
+
+
+def replayed(arguments: argparse.Namespace) -> tuple[Shown, Summary]:
+    """A machine at the end of a trace, and what is to be said of the replay."""
+    with read(arguments.source, **reading_options(arguments)) as trace:
+        vm = machine_for(trace, arguments.abi, arguments.phys_bits)
+        summary = replay(trace, vm, compare=False, model_answers=arguments.model_answers, host=arguments.host)
     table = vm.memslots if len(vm.memslots) else None
-    return Shown(trace.name, vm.attributes, vm.profile, table)
+    return Shown(trace.name, vm.attributes, vm.profile, table), summary
 
 
 def end_of(shown: Shown) -> int:

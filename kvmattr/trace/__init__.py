@@ -9,10 +9,11 @@ from kvmattr.trace.files import replay_file, replay_files
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.native import line_of
 from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
-from kvmattr.trace.reading import Trace, TraceError, read
+from kvmattr.trace.reading import read
 from kvmattr.trace.recording import record
 from kvmattr.trace.replaying import Summary, machine_for, replay
 from kvmattr.trace.text import summary_text
+from kvmattr.trace.trace import Trace, TraceError
 from kvmattr.trace.writing import write
 
 __all__ = [

@@ -1,11 +1,13 @@
 # cython: language_level=3
 """The quick road for native traces: plain `set`, `get` and `slot` lines straight from bytes into rows.
 
-It takes what it knows for certain and stops at the first other line, whatever that is: a `vm` line, a log of
-another format, a damaged line. The caller has the Python parser look at that one line and calls again.
+`parse` takes what it knows for certain and stops at the first other line, whatever that is: a `vm` line, a log
+of another format, a damaged line. The caller has the Python parser look at that one line and calls again.
+`next_line` finds the next line that Python has to look at among those of a long log that are not ours.
 """
 
-from libc.stdint cimport int16_t, int32_t, uint8_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
 
 cdef enum:
     SET = 0
@@ -14,11 +16,12 @@ cdef enum:
 
 cdef struct Row:
     uint8_t kind
-    uint8_t unused
+    uint8_t origin
     int16_t answer
     int32_t guest_memfd
     uint64_t line
     uint64_t words[6]
+    int64_t time
 
 cdef uint64_t DEFAULT_USERSPACE_ADDRESS = 0x7F0000000000
 
@@ -109,7 +112,8 @@ cdef const uint8_t *operation(const uint8_t *at, Row *row) noexcept nogil:
         if count == 4:
             row.words[4] = DEFAULT_USERSPACE_ADDRESS
     row.answer = -1
-    row.unused = 0
+    row.origin = 0
+    row.time = -1
     row.guest_memfd = -1
     return at
 
@@ -149,3 +153,98 @@ def parse(const uint8_t[::1] text not None, Py_ssize_t start, uint64_t line, Row
             start = at - base + 1
             line += 1
     return start, line, filled
+
+
+# What a line must hold for Python to look at it. Four bytes of each mark are hashed; a hit is compared in full.
+cdef enum:
+    MARKS = 64
+    MARK_BYTES = 32
+    HASHES = 65536
+cdef uint8_t mark_bytes[MARKS][MARK_BYTES]
+cdef size_t mark_lengths[MARKS]
+cdef int mark_count = 0
+cdef uint8_t mark_hashes[HASHES]
+
+
+cdef inline uint32_t hash_at(const uint8_t *at) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, at, 4)
+    return (word * <uint32_t>2654435761) >> 16
+
+
+def look_for(words):
+    """Make these byte strings, of 4 to 32 bytes each, what `next_line` looks for. Called once, at import."""
+    global mark_count
+    cdef const uint8_t *text
+    for word in words:
+        if not 4 <= len(word) <= MARK_BYTES or mark_count == MARKS:
+            raise ValueError(f"mark {word!r}: must have 4 to {MARK_BYTES} bytes, and be one of {MARKS}")
+        text = word
+        memcpy(mark_bytes[mark_count], text, len(word))
+        mark_lengths[mark_count] = len(word)
+        mark_hashes[hash_at(text)] = 1
+        mark_count += 1
+
+
+cdef bint is_mark(const uint8_t *at, size_t length) noexcept nogil:
+    cdef int index
+    for index in range(mark_count):
+        if mark_lengths[index] <= length and memcmp(at, mark_bytes[index], mark_lengths[index]) == 0:
+            return True
+    return False
+
+
+cdef bint is_native(const uint8_t *at) noexcept nogil:
+    """Whether a line may be a native one: blank, a comment, or one of the four words. It ends in a newline."""
+    while is_space(at[0]):
+        at += 1
+    if at[0] == b"#" or at[0] == b"\n":
+        return True
+    if at[0] == b"v" and at[1] == b"m":
+        at += 2
+    elif (at[0] == b"s" or at[0] == b"g") and at[1] == b"e" and at[2] == b"t":
+        at += 3
+    elif at[0] == b"s" and at[1] == b"l" and at[2] == b"o" and at[3] == b"t":
+        at += 4
+    else:
+        return False
+    return is_space(at[0]) or at[0] == b"\n" or at[0] == b"#"
+
+
+def next_line(const uint8_t[::1] text not None, Py_ssize_t start, uint64_t line, bint native):
+    """The next line from byte `start` on that holds a mark, or, with `native`, may be a native one.
+
+    `text` must end with a newline, `start` be the first byte of a line and `line` its number. Returns
+    (start, line, skipped): where that line begins, its number, and how many lines before it were not blank;
+    `start` is the length of the text if there is none. Time: about a nanosecond a byte. The GIL is released.
+    """
+    cdef Py_ssize_t length = text.shape[0]
+    cdef Py_ssize_t at = start
+    cdef Py_ssize_t begin = start
+    cdef uint64_t skipped = 0
+    cdef bint blank = True
+    cdef bint found = False
+    cdef const uint8_t *base
+    if length == 0 or start < 0 or start >= length:
+        return start, line, skipped
+    if text[length - 1] != b"\n":
+        raise ValueError("expected text that ends with a newline")
+    base = &text[0]
+    with nogil:
+        found = native and is_native(base + at)
+        while not found and at < length:
+            if base[at] == b"\n":
+                at += 1
+                begin = at
+                line += 1
+                skipped += not blank
+                blank = True
+                found = native and at < length and is_native(base + at)
+                continue
+            if base[at] > 32:
+                blank = False
+            if at + 4 <= length and mark_hashes[hash_at(base + at)] and is_mark(base + at, length - at):
+                found = True
+                break
+            at += 1
+    return begin, line, skipped

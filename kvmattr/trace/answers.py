@@ -1,18 +1,21 @@
-"""One machine answers a trace: every operation as it was recorded, and what KVM would have said to it."""
+"""One machine answers a trace: every operation as it was recorded to go, and what the model says of it."""
 
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from time import perf_counter_ns
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr.memslots import Memslot
-from kvmattr.trace.operations import GET, SET, Block, SetSlot, records_of, stretches
+from kvmattr.trace.operations import GET, RECORDED, SET, Block, SetSlot, records_of, stretches
+from kvmattr.trace.trace import TraceError
 from kvmattr.vm import VM
 
 #: The last byte of the 2^64 can never be named, neither in KVM nor here.
@@ -23,52 +26,96 @@ SlotChanged = Callable[[Memslot | None, SetSlot], None]
 _LARGEST_GUEST_MEMFD = (1 << 63) - uapi.PAGE_SIZE
 
 
-class Answering:
-    """Applies blocks of a trace to a VM. `set_ns` and `slot_ns` are the time that the VM's calls took."""
+#: Metadata of memslots is built as KVM builds it: so many bytes may be held, and built in all.
+METADATA_HELD, METADATA_BUILT = 128 << 20, 2 << 30
 
-    def __init__(self, vm: VM, out: TextIO | None = None, slot_changed: SlotChanged | None = None) -> None:
+
+class Answers(NamedTuple):
+    """Errnos of a block's operations: how they went here, and what the model would have said of each."""
+
+    done: NDArray[np.int16]
+    modelled: NDArray[np.int16]
+
+
+class Answering:
+    """Applies blocks of a trace to a VM. `set_ns` and `slot_ns` are the time that the VM's calls took.
+
+    `steered`: the recorded answer decides where there is one. A call that was refused changes nothing; one
+    that was accepted is done, and what stands in its way must have gone before.
+    """
+
+    def __init__(self, vm: VM, out: TextIO | None = None, slot_changed: SlotChanged | None = None, *,
+                 steered: bool = True, user_space: int = uapi.TASK_SIZE_MAX, name: str = "") -> None:
         self.vm = vm
         self.operations = 0
         self.set_ns = 0
         self.slot_ns = 0
-        #: Deletions that the recorded VMM made without a line of their own, see `_slot`.
+        #: Deletions that the recorded VMM made without a line of their own, see `_accepted`.
         self.silent_deletions = 0
+        #: What calls that were tried and undone have added to the table's counts.
+        self.undone: Counter[str] = Counter()
         self._out = out
         self._slot_changed = slot_changed
+        self._steered = steered
+        self._user_space = user_space
+        self._name = name
         self._guest_memfds: dict[int, int] = {}
+        self._slots: dict[int, SetSlot] = {}
+        self._metadata: dict[int, int] = {}
+        self._held = self._built = 0
 
-    def apply(self, block: Block) -> NDArray[np.int16]:
-        """Run a block's operations in order; their errnos. Writes their answers, one line each, to `out`."""
-        errnos = np.zeros(len(block), dtype=np.int16)
+    def apply(self, block: Block) -> Answers:
+        """Run a block's operations in order. Writes how they went, a line each, to `out`."""
+        done = np.zeros(len(block), dtype=np.int16)
+        modelled = np.zeros(len(block), dtype=np.int16)
         start = 0
         for piece in stretches(block):
             kind = int(piece["kind"][0])
             stop = start + len(piece)
             if kind == SET:
-                errnos[start:stop] = self._sets(piece)
-                self._print_errnos(errnos[start:stop])
+                done[start:stop], modelled[start:stop] = self._sets(piece)
+                self._print_errnos(done[start:stop], piece)
             elif kind == GET:
                 for index in range(len(piece)):
                     address, size = piece["words"][index, :2].tolist()
-                    errnos[start + index] = self._get(address, size)
+                    done[start + index] = modelled[start + index] = self._get(address, size)
             else:
-                answers = piece["answer"].tolist()
+                answers, lines = piece["answer"].tolist(), piece["line"].tolist()
                 for index, record in enumerate(records_of(piece)):
                     assert isinstance(record, SetSlot)
-                    errnos[start + index] = self._slot(record, accepted=answers[index] == 0)
-                self._print_errnos(errnos[start:stop])
+                    self._bound(record, lines[index])
+                    done[start + index], modelled[start + index] = self._slot(record, answers[index])
+                self._print_errnos(done[start:stop], piece)
             start = stop
-        return errnos
+        return Answers(done, modelled)
 
-    def _print_errnos(self, errnos: NDArray[np.int16]) -> None:
+    def _print_errnos(self, errnos: NDArray[np.int16], piece: Block) -> None:
+        errnos = errnos[piece["origin"] == RECORDED]
         if self._out is not None:
             names = {number: errno_name(number) for number in np.unique(errnos).tolist()}
             numbered = enumerate(errnos.tolist(), self.operations)
             self._out.writelines(f"{index} {names[number]}\n" for index, number in numbered)
         self.operations += len(errnos)
 
-    def _sets(self, piece: Block) -> NDArray[np.int16]:
+    def _sets(self, piece: Block) -> Answers:
+        refused = piece["answer"] > 0
         records = np.ascontiguousarray(piece["words"][:, :4]).view(uapi.MEMORY_ATTRIBUTES)[:, 0]
+        if not self._steered or not refused.any():
+            errnos = self._set_many(records)
+            return Answers(errnos, errnos)
+        done, modelled = piece["answer"].astype(np.int16), np.zeros(len(piece), dtype=np.int16)
+        cuts = np.flatnonzero(refused[1:] != refused[:-1]) + 1
+        for start, stop in pairwise([0, *cuts.tolist(), len(piece)]):
+            if refused[start]:
+                before, spent = self.vm.snapshot(), self.set_ns
+                modelled[start:stop] = self._set_many(records[start:stop])
+                self.vm.restore(before)
+                self.set_ns = spent
+            else:
+                done[start:stop] = modelled[start:stop] = self._set_many(records[start:stop])
+        return Answers(done, modelled)
+
+    def _set_many(self, records: NDArray[np.void]) -> NDArray[np.int16]:
         errnos = np.zeros(len(records), dtype=np.int16)
         start = 0
         while start < len(records):
@@ -110,23 +157,99 @@ class Answering:
         refused = "".join(name for bit, name in bits if attributes & bit)
         return f"{start << 12:#x}:{stop - start}:{letter}{'-' * bool(refused)}{refused}"
 
-    def _slot(self, record: SetSlot, *, accepted: bool) -> int:
-        """One slot call. `accepted`: the recording says that KVM took it.
+    def _slot(self, record: SetSlot, answer: int) -> tuple[int, int]:
+        """One slot call: how it went, and what the model says of it."""
+        if answer > 0 and self._steered:
+            return answer, self._refused(record)
+        if answer == 0:
+            return self._accepted(record)
+        error = self._change(record)
+        return error, error
+
+    def _change(self, record: SetSlot) -> int:
+        """Make a slot call, and tell of it if it went well."""
+        old = self.vm.memslots.slot(record.slot)
+        error = self._call(record)
+        if error == 0:
+            if record.memory_size:
+                self._slots[record.slot] = record
+            else:
+                self._slots.pop(record.slot, None)
+            if self._slot_changed is not None:
+                self._slot_changed(old, record)
+        return error
+
+    def _accepted(self, record: SetSlot) -> tuple[int, int]:
+        """A call that KVM took when it was recorded.
 
         QEMU turns READONLY on or off by deleting the slot first, and traces only the call that follows. KVM
-        takes no such change of a slot that exists, so an accepted one proves that the deletion was there.
+        takes no such change of a slot that exists, so an accepted one proves that the deletion was there. So
+        does one over another slot, or with another size; of those QEMU has no custom, and they are told.
         """
-        old = self.vm.memslots.slot(record.slot)
-        if accepted and record.memory_size and old and (old.flags ^ record.flags) & uapi.KVM_MEM_READONLY:
-            self._call(record._replace(memory_size=0))
+        table = self.vm.memslots
+        old = table.slot(record.slot)
+        if record.memory_size and old and (old.flags ^ record.flags) & uapi.KVM_MEM_READONLY:
+            self._change(record._replace(memory_size=0))
             self.silent_deletions += 1
+        error = self._change(record)
+        if error == 0 or not self._steered:
+            return error, error
+        old = table.slot(record.slot)
+        if record.memory_size == 0:
+            if old is None:
+                # Made before the recording began: the deletion itself is the proof.
+                return 0, 0
+            return self._change(SetSlot(record.slot, 0, 0, 0, 0)), error
+        space = record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT
+        start = record.guest_phys_addr >> uapi.PAGE_SHIFT
+        stop = start + (record.memory_size >> uapi.PAGE_SHIFT)
+        gone = [] if old is None else [record.slot]
+        if start < stop <= len(self.vm.attributes) and space < table.address_spaces:
+            gone += [slot.id | space << uapi.KVM_ADDRESS_SPACE_SHIFT for slot in table.overlapping(start, stop, space)]
+        for number in dict.fromkeys(gone):
+            self._change(SetSlot(number, 0, 0, 0, 0))
+        result = self._change(record)
+        if result:
+            # A host with a larger user space than was said: the memslot is there.
+            record = record._replace(userspace_addr=record.userspace_addr % (1 << 30))
+            result = self._change(record)
+        if result and record.flags & uapi.KVM_MEM_GUEST_MEMFD:
+            # A kernel with other rules for guest_memfd: the memslot is there, whatever is behind it.
+            flags = record.flags & ~uapi.KVM_MEM_GUEST_MEMFD
+            result = self._change(record._replace(flags=flags, guest_memfd=None, guest_memfd_offset=0))
+        return result, error
+
+    def _refused(self, record: SetSlot) -> int:
+        """What the model says of a call that KVM refused: tried, and undone if it went well."""
+        table, spent = self.vm.memslots, self.slot_ns
+        before, old = table.stats(), self._slots.get(record.slot)
         error = self._call(record)
-        if error == 0 and self._slot_changed is not None:
-            self._slot_changed(old, record)
+        if error == 0:
+            self._call(record._replace(memory_size=0) if old is None else old)
+            after = table.stats()
+            self.undone.update({name: after[name] - before[name] for name in after})
+        self.slot_ns = spent
         return error
+
+    def _bound(self, record: SetSlot, line: int) -> None:
+        """TraceError where the metadata of the slots takes more memory or time than any guest needs."""
+        pages = record.memory_size >> uapi.PAGE_SHIFT
+        if pages > uapi.KVM_MEM_MAX_NR_PAGES:
+            return
+        size = pages // 128
+        self._held += size - self._metadata.get(record.slot, 0)
+        self._metadata[record.slot] = size
+        self._built += size
+        if self._held > METADATA_HELD or self._built > METADATA_BUILT:
+            what = f"{self._held:,} bytes of metadata" if self._held > METADATA_HELD else \
+                f"{self._built:,} bytes of metadata in all"
+            limit = METADATA_HELD if self._held > METADATA_HELD else METADATA_BUILT
+            raise TraceError(f"{self._name}:{line}: expected memslots that need at most {limit:,} bytes of metadata"
+                             f"{'' if limit == METADATA_HELD else ' in all'}, found {what}")
 
     def _call(self, record: SetSlot) -> int:
         slot, flags, address, size, userspace, guest_memfd, offset = record
+        userspace = self._folded(userspace, size)
         request = uapi.KVM_SET_USER_MEMORY_REGION
         structure: uapi.kvm_userspace_memory_region | uapi.kvm_userspace_memory_region2
         structure = uapi.kvm_userspace_memory_region(slot, flags, address, size, userspace)
@@ -144,6 +267,16 @@ class Answering:
         finally:
             self.slot_ns += perf_counter_ns() - began
         return 0
+
+    def _folded(self, userspace: int, size: int) -> int:
+        """An address of a host whose user space is larger than x86-64's, as one that the machine takes.
+
+        Alignment, which decides about huge pages, stays.
+        """
+        if uapi.TASK_SIZE_MAX < userspace + size <= self._user_space:
+            folded = userspace % (1 << 46)
+            return folded if folded + size <= uapi.TASK_SIZE_MAX else userspace % (1 << 30)
+        return userspace
 
     def _guest_memfd(self, recorded: int) -> int:
         """The machine's file for a recorded descriptor, made when first met: traces do not tell its size."""

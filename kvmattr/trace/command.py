@@ -1,7 +1,7 @@
 """Replay recorded operations: what a VMM's memslots cost, and what attributes would.
 
 A trace is in the native format, a log of QEMU's -trace kvm_set_user_memory or kvm_convert_memory, an strace
-log, or the kernel's kvm_vm_set_mem_attributes events; plain or gzipped; - is standard input.
+log, or the kernel's kvm_vm_set_mem_attributes events; plain, gzip, xz or zstd; - is standard input.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
+from kvmattr.trace.hosts import USER_SPACE
 from kvmattr.trace.operations import Machine
-from kvmattr.trace.reading import Trace, read
+from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
 from kvmattr.trace.text import summary_text
+from kvmattr.trace.trace import Trace
 from kvmattr.trace.writing import write
 
 HELP = "replay recorded operations by memslots and by attributes"
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", nargs="*", metavar="TRACE", help="a file, or - for standard input")
     parser.add_argument("--abi", choices=list(PROFILES), help="the ABI profile of traces without a vm line"
                         " (default: rfc for native traces, linux for logs)")
-    parser.add_argument("--phys-bits", type=int, metavar="N", help="guest-physical addresses end at 2^N")
+    add_reading_arguments(parser)
     parser.add_argument("--answers", action="store_true", help="print each operation's answer, INDEX ERRNO"
                         " or INDEX get ADDR:PAGES:S|P ...; the summary goes to standard error")
     parser.add_argument("--no-comparison", action="store_true", help="run the trace on the machine alone")
@@ -48,8 +50,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed makes the same trace")
 
 
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how a recording is to be understood; `replay` and `show` have them."""
+    parser.add_argument("--phys-bits", type=int, metavar="N", help="guest-physical addresses end at 2^N")
+    parser.add_argument("--host", choices=list(USER_SPACE), help="the machine that a log was recorded on, whose user"
+                        " space ends elsewhere (default: as the log shows)")
+    parser.add_argument("--vm", type=int, metavar="N", help="of a log of several VMs the Nth, as the error that lists"
+                        " them counts")
+    parser.add_argument("--pid", type=int, metavar="P", help="of a log of several VMs the one of this process")
+    parser.add_argument("--strict", action="store_true", help="a line that names one of our calls and is not read is an"
+                        " error, an answer that differs from the recorded one exit code 1")
+    parser.add_argument("--model-answers", action="store_true", help="the model's answers decide what happens, not the"
+                        " recorded ones")
+    parser.add_argument("--default-private", action=argparse.BooleanOptionalAction, help="whether the VMM sets each"
+                        " new memslot with a guest_memfd PRIVATE without a line (default: as the QEMU of the log does)")
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those that `read` takes."""
+    names = ("strict", "vm", "pid", "default_private")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Replay; 0, 1 if two sides ended unequal, 2 for a trace that cannot be read or a wrong option."""
+    """Replay; 0, 1 if two sides ended unequal (or, strictly, answers did), 2 for what cannot be read."""
     if bool(arguments.traces) == bool(arguments.generate):
         return _wrong("expected one TRACE or more, or --generate KIND")
     if arguments.write and len(arguments.traces) > 1:
@@ -67,13 +91,14 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         return _wrong(str(error))
-    return 1 if any(summary.equal is False for summary in summaries) else 0
+    differs = arguments.strict and any(summary.different for summary in summaries)
+    return 1 if differs or any(summary.equal is False for summary in summaries) else 0
 
 
 def _trace(name: str | None, arguments: argparse.Namespace) -> Trace:
     if name is None:
         return GENERATORS[arguments.generate](arguments.memory, arguments.operations, arguments.seed)
-    return read(name, _Counter("lines read"))
+    return read(name, _Counter("lines read"), **reading_options(arguments))
 
 
 def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
@@ -82,9 +107,11 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
         options = {"private": int(vm.memslots.private_memory), "phys_bits": vm.memslots.phys_bits}
         write(arguments.write, trace, trace.machine or Machine(vm.profile.name, options))
     summary = replay(trace, vm, answers=sys.stdout if arguments.answers else None,
-                     compare=not arguments.no_comparison, progress=_Counter("operations replayed"))
+                     compare=not arguments.no_comparison, progress=_Counter("operations replayed"),
+                     model_answers=arguments.model_answers, host=arguments.host)
     if trace.operations <= TIMED_AGAIN:
-        time_again(summary, trace, lambda: machine_for(trace, arguments.abi, arguments.phys_bits), ROUNDS)
+        time_again(summary, trace, lambda: machine_for(trace, arguments.abi, arguments.phys_bits), ROUNDS,
+                   model_answers=arguments.model_answers, host=arguments.host)
     print(summary_text(summary), file=sys.stderr if arguments.answers else sys.stdout, end="", flush=True)
     return summary
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, as_completed
 from functools import partial
+from typing import Any
 
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
@@ -16,12 +17,14 @@ Path = str | os.PathLike[str]
 TIMED_AGAIN, ROUNDS = 10_000, 9
 
 
-def replay_file(path: Path, abi: str | None = None, phys_bits: int | None = None) -> Summary:
+def replay_file(path: Path, abi: str | None = None, phys_bits: int | None = None, **options: Any) -> Summary:
     """Replay the trace in a file on the machine that it is for, with both sides; short ones are timed again.
+
+    ``options``: those of `read`.
 
     Raises TraceError (a ValueError) with file, line and what was expected, and OSError.
     """
-    with read(path) as trace:
+    with read(path, **options) as trace:
         summary = replay(trace, machine_for(trace, abi, phys_bits))
         if trace.operations <= TIMED_AGAIN:
             time_again(summary, trace, lambda: machine_for(trace, abi, phys_bits), ROUNDS)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.trace.operations import BLOCK_ROWS, ROW, SET, UNKNOWN, Block, Machine, SetSlot, rows_of
-from kvmattr.trace.reading import Trace
+from kvmattr.trace.operations import BLOCK_ROWS, NO_TIME, ROW, SET, UNKNOWN, Block, Machine, SetSlot, rows_of
+from kvmattr.trace.trace import Trace
 
 PRIVATE = uapi.KVM_MEM_ATTR_PRIVATE
 _MACHINE = Machine("rfc", {})
@@ -43,6 +43,7 @@ def _attribute_rows(gfns: NDArray[np.uint64], npages: NDArray[np.uint64] | int,
     rows["kind"] = SET
     rows["answer"] = UNKNOWN
     rows["guest_memfd"] = -1
+    rows["time"] = NO_TIME
     rows["words"][:, 0] = gfns << np.uint64(12)
     rows["words"][:, 1] = np.asarray(npages, dtype=np.uint64) << np.uint64(12)
     rows["words"][:, 2] = attributes

@@ -30,6 +30,9 @@ OPTIONS = ("private", "no_exec", "exec_only", "write_only", "phys_bits", "nr_mem
 _BOOLEAN = OPTIONS[:4]
 _LIMITS = {"ID": 2**32, "GUEST_MEMFD": 2**31}
 _SLOT_FLAGS_LIMIT = 2**32
+#: No number of ours has more digits, leading zeros aside; Python refuses to read some of thousands.
+_DIGITS = 40
+_QUOTED = 120
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+", re.ASCII)
 
 
@@ -37,10 +40,21 @@ class Mismatch(ValueError):
     """A line names one of our calls and does not parse; the text says what was expected."""
 
 
+def clip(text: str) -> str:
+    """The text as it is quoted in an error: control characters spelled, cut after 120 characters.
+
+    >>> clip("a\\x1b[0m"), len(clip("x" * 1000))
+    ("'a\\\\x1b[0m'", 125)
+    """
+    return repr(text) if len(text) <= _QUOTED else repr(text[:_QUOTED]) + "..."
+
+
 def number(text: str, name: str, limit: int = 2**64) -> int:
     """A decimal or 0x number in [0, limit)."""
     if _NUMBER.fullmatch(text) is None:
-        raise Mismatch(f"expected a decimal or 0x number for {name}, found {text!r}")
+        raise Mismatch(f"expected a decimal or 0x number for {name}, found {clip(text)}")
+    if len(text.lstrip("0xX")) > _DIGITS:
+        raise Mismatch(f"expected {name} below {limit:#x}, found a number of {len(text)} digits")
     value = int(text, 16) if text[:2] in ("0x", "0X") else int(text)
     if value >= limit:
         raise Mismatch(f"expected {name} below {limit:#x}, found {text}")
@@ -83,7 +97,7 @@ def _machine(words: Sequence[str]) -> Machine:
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if name not in OPTIONS or not equals:
-            raise Mismatch(f"expected one of {', '.join(OPTIONS)} with '=', found {word!r}")
+            raise Mismatch(f"expected one of {', '.join(OPTIONS)} with '=', found {clip(word)}")
         if name in options:
             raise Mismatch(f"expected {name} once, found it again")
         options[name] = number(value, name, 2 if name in _BOOLEAN else 2**16)

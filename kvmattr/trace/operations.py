@@ -1,7 +1,7 @@
 """What a trace is made of: one record type an operation, and the array row that holds any of them.
 
 A *record* is what people read and write one at a time. A *block* is an array of rows, what the replay works
-on: a million operations are 64 MB of rows, and none of them is a Python object.
+on: a million operations are 72 MB of rows, and none of them is a Python object.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ SLOT2: Final = 3
 UNKNOWN: Final = -1
 #: The userspace address of a slot whose trace does not name one.
 DEFAULT_USERSPACE_ADDRESS: Final = 0x7F00_0000_0000
-#: Rows in a block: 4 MB, large enough that the cost of a block is nothing to that of its rows.
+#: Rows in a block: 4.5 MB, large enough that the cost of a block is nothing to that of its rows.
 BLOCK_ROWS: Final = 65536
 
+#: Where an operation comes from: a line of its own, or what the VMM is known to do without one.
+RECORDED: Final = 0
+IMPLIED: Final = 1
+#: `time` of an operation whose line has no time.
+NO_TIME: Final = -1
+
 #: One operation. `words` are the numbers of its native line in their order; `answer` is the recorded errno;
-#: `line` is the line of the trace that it came from. `_native.pyx` writes this layout.
+#: `line` is the line of the trace that it came from; `time` is in nanoseconds of the recording's own clock.
+#: `_native.pyx` writes this layout.
 ROW: Final = np.dtype([
-    ("kind", "u1"), ("unused", "u1"), ("answer", "<i2"), ("guest_memfd", "<i4"), ("line", "<u8"),
-    ("words", "<u8", (6,)),
+    ("kind", "u1"), ("origin", "u1"), ("answer", "<i2"), ("guest_memfd", "<i4"), ("line", "<u8"),
+    ("words", "<u8", (6,)), ("time", "<i8"),
 ], align=True)
 
 Block = NDArray[np.void]
@@ -88,16 +95,17 @@ def rows_of(records: Iterable[Record], first_line: int = 1) -> Block:
     return np.array(rows, dtype=ROW)
 
 
-def row_of(record: Record, line: int, answer: int = UNKNOWN) -> tuple[Any, ...]:
+def row_of(record: Record, line: int, answer: int = UNKNOWN, origin: int = RECORDED,
+           time: int = NO_TIME) -> tuple[Any, ...]:
     """One record as the tuple that an array of ROW takes."""
     if isinstance(record, SetAttributes):
-        return (SET, 0, answer, -1, line, (*record, 0, 0))
+        return (SET, origin, answer, -1, line, (*record, 0, 0), time)
     if isinstance(record, GetAttributes):
-        return (GET, 0, answer, -1, line, (*record, 0, 0, 0, 0))
+        return (GET, origin, answer, -1, line, (*record, 0, 0, 0, 0), time)
     *words, guest_memfd, offset = record
     if guest_memfd is None:
-        return (SLOT, 0, answer, -1, line, (*words, 0))
-    return (SLOT2, 0, answer, guest_memfd, line, (*words, offset))
+        return (SLOT, origin, answer, -1, line, (*words, 0), time)
+    return (SLOT2, origin, answer, guest_memfd, line, (*words, offset), time)
 
 
 def records_of(block: Block) -> Iterator[Record]:

@@ -1,130 +1,84 @@
-"""Reading traces: any of the formats, plain or gzipped, from a file or standard input, in bounded memory.
+"""Reading traces: any of the formats, plain or compressed, from a file or standard input, in bounded memory.
 
 A trace is read to its end before anything of it is used, so that a damaged last line costs nobody a
-half-applied trace. What was read is kept as rows of 64 bytes, in memory up to 64 MB and in a temporary file
+half-applied trace. What was read is kept as rows of 72 bytes, in memory up to 64 MB and in a temporary file
 beyond.
+
+The first line that is ours settles whether the file is a native trace, in which a damaged line is an error,
+or a log of somebody else, in which a line that names one of our calls is read, or told as not read.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
+import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from io import BufferedIOBase, BufferedReader
+from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvmattr import uapi
-from kvmattr.trace import _native, logs, native, strace
-from kvmattr.trace.operations import BLOCK_ROWS, ROW, SET, SLOT, Block, Machine, Record, records_of, row_of
+from kvmattr.trace import _native, kernel_event, layers, native, qemu, strace
+from kvmattr.trace.calls import Call, Incomplete
+from kvmattr.trace.descriptors import Descriptors
+from kvmattr.trace.opening import Damaged, pieces
+from kvmattr.trace.operations import BLOCK_ROWS, ROW, Machine, row_of
+from kvmattr.trace.session import Guest
+from kvmattr.trace.times import Clock
+from kvmattr.trace.trace import Trace, TraceError
 
-#: Text is read in pieces of this many bytes; a line may not be longer than one.
-PIECE = 1 << 20
-#: Rows are kept in memory up to this many bytes, in a temporary file beyond.
-IN_MEMORY = 64 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
-_MARKS = (b"kvm_", b"ioctl")
+#: A text longer than this is no call of ours, whatever it names.
+_LONGEST = 1 << 14
+#: A call may be cut into so many lines, as mail programs do.
+_MOST_LINES = 8
 
+# What a line must hold for Python to look at it.
+_NAMES = (b"kvm_set_user_memory", b"kvm_convert_memory", b"kvm_vm_set_mem_attributes")
+_REQUESTS = (
+    b"KVM_SET_USER_MEMORY_REGION", b"KVM_SET_MEMORY_ATTRIBUTES", b"KVM_CREATE_VM", b"KVM_CREATE_GUEST_MEMFD",
+    b"0x4020ae46", b"0x40a0ae49", b"0x4020aed2", b"0xc080aed2", b"0xc040aed4", b"0xae01", b"0xae, 0x")
+_OTHER_CALLS = (b" resumed>", b"close(", b"dup(", b"dup2(", b"dup3(", b"F_DUPFD", b"close_range(", b"clone(",
+                b"clone3(", b"fork(")
+_SIGNS = (b"EVENTS", b"events!", b"PERF_RECORD_LOST", b"Lost ", b"Dropped_Event", b"messages from",
+          b"starting up libvirt", b"qemu-system-")
+_native.look_for((*_NAMES, *_REQUESTS, *_OTHER_CALLS, *_SIGNS))
 
-class TraceError(ValueError):
-    """A trace that cannot be read: the text names file, line and what was expected."""
-
-
-class Trace:
-    """A whole trace, parsed: its operations in order, and what is known of all of them.
-
-    Iterating gives one record an operation; `blocks()` gives the same as arrays of at most 65536 rows. Both
-    may be had any number of times. A trace holds a temporary file when it is long: close it, or use `with`.
-    """
-
-    def __init__(self, name: str, machine: Machine | None = None) -> None:
-        self.name = name
-        #: What the `vm` line says, if there is one.
-        self.machine = machine
-        #: Whether it is the log of a real VMM, not a native trace.
-        self.is_log = False
-        self.lines = 0
-        self.unrelated = 0
-        self.operations = 0
-        self.slot_calls = 0
-        self.attribute_calls = 0
-        #: Pages below the highest end that a slot call, or one that sets an attribute, names.
-        self.slot_npages = 0
-        self.attribute_npages = 0
-        #: Whether a slot call names the second address space: machines with private memory have none.
-        self.second_address_space = False
-        self._rows: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
-
-    @classmethod
-    def from_blocks(cls, name: str, blocks: Iterable[Block], machine: Machine | None = None) -> Self:
-        """A trace of operations that were made, not read."""
-        trace = cls(name, machine)
-        for block in blocks:
-            trace.append(block)
-        return trace
-
-    def append(self, block: Block) -> None:
-        """Add a block's operations at the end."""
-        self._rows.seek(0, os.SEEK_END)
-        self._rows.write(np.ascontiguousarray(block).data)
-        kinds = np.bincount(block["kind"], minlength=4)
-        self.operations += len(block)
-        self.attribute_calls += int(kinds[SET])
-        self.slot_calls += int(kinds[SLOT:].sum())
-        words = block["words"][(block["kind"] == SET) & (block["words"][:, 2] != 0)]
-        self.attribute_npages = max(self.attribute_npages, _highest_end(words[:, 0], words[:, 1]))
-        words = block["words"][block["kind"] >= SLOT]
-        self.slot_npages = max(self.slot_npages, _highest_end(words[:, 2], words[:, 3]))
-        self.second_address_space |= bool((words[:, 0] >> np.uint64(uapi.KVM_ADDRESS_SPACE_SHIFT)).any())
-
-    def blocks(self) -> Iterator[Block]:
-        """The operations in order, as arrays of ROW."""
-        for start in range(0, self.operations, BLOCK_ROWS):
-            self._rows.seek(start * ROW.itemsize)
-            count = min(BLOCK_ROWS, self.operations - start)
-            yield np.frombuffer(self._rows.read(count * ROW.itemsize), dtype=ROW)
-
-    def __iter__(self) -> Iterator[Record]:
-        for block in self.blocks():
-            yield from records_of(block)
-
-    def __len__(self) -> int:
-        return self.operations
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the rows back; the trace cannot be read any more."""
-        self._rows.close()
+_EVENT = re.compile(r"(kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes)(?![A-Za-z0-9_])")
+_OURS = re.compile(r"kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes"
+                   r"|KVM_SET_USER_MEMORY_REGION|KVM_SET_MEMORY_ATTRIBUTES")
+#: A call of another kind whose argument, a string, holds what looks like one of ours.
+_ECHO = re.compile(r"(?<![A-Za-z0-9_])(?:p?writev?(?:64|2)?|p?readv?(?:64|2)?|send(?:to|msg|mmsg)|recv(?:from|msg|mmsg)"
+                   r"|execve|execveat)\(")
+_LOST = re.compile(r"\[LOST ([0-9]{1,18}) EVENTS\]|\[([0-9]{1,18}) EVENTS DROPPED\]|LOST ([0-9]{1,18}) events!"
+                   r"|PERF_RECORD_LOST\s+lost ([0-9]{1,18})|Lost ([0-9]{1,18}) events"
+                   r"|Dropped_Event .{0,80}num_events_dropped=(0x[0-9a-f]{1,16})"
+                   r"|Suppressed ([0-9]{1,18}) messages from")
+_HOST = re.compile(r"qemu-system-(aarch64|s390x|x86_64|i386)")
+_HOSTS = {"aarch64": "arm64", "s390x": "s390x", "x86_64": "x86-64", "i386": "x86-64"}
+# How a line goes on that a mail program has cut: with a field of the call, or its end.
+_GOES_ON = re.compile(
+    r"\s*(?:(?:AddrSpace|Slot)#|(?:flags|gpa|size|ua|ret|guest_memfd|guest_memfd_offset|restricted_fd"
+    r"|restricted_offset|fd|fd_offset|guest_phys_addr|memory_size|userspace_addr|address|attributes)=|start\s"
+    r"|size\s|shared_to_private|private_to_shared|--|0x[0-9a-fA-F]+ |\[0x|KVM_MEM|\|?KVM_|\}|\)|=\s|\{)")
+_FORMATS = "formats: native, QEMU's trace log, strace, kvm_vm_set_mem_attributes"
 
 
-def _highest_end(addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> int:
-    """Pages below the highest end of these byte ranges, leaving out those that no call would accept."""
-    ends = addresses + sizes
-    accepted = (ends > addresses) & ((addresses | sizes) % np.uint64(uapi.PAGE_SIZE) == 0)
-    return int(ends[accepted].max(initial=0)) // uapi.PAGE_SIZE
-
-
-def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = None) -> Trace:
-    """Read the trace in `path`, or standard input for `-`; gzip is recognised by its first bytes.
+def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = None, *, strict: bool = False,
+         vm: int | None = None, pid: int | None = None, default_private: bool | None = None) -> Trace:
+    """Read the trace in `path`, or standard input for `-`; gzip, xz and zstd are known by their first bytes.
 
     The formats are recognised line by line: native, QEMU's trace log, strace, the kernel's trace event. Lines
-    that name none of our calls are counted in `unrelated`. `progress` is called with the number of lines so
-    far, once a piece of 1 MiB. Native lines are parsed by compiled code, logs by regular expressions.
+    that name none of our calls are counted in `unrelated`. In a log, a line that names one and cannot be read
+    is told in `unread`, with `strict` an error. `vm` (as numbered in the error that lists them) or `pid` pick
+    one VM of several. `default_private`: whether the VMM sets memslots with a guest_memfd PRIVATE without a
+    line (None: as the QEMU does that writes such a line). `progress` is called with the number of lines so
+    far, once a piece of 1 MiB.
 
-    Raises TraceError, with file, line and what was expected, for a line that names one of our calls and does
-    not parse, and for a file without any call; OSError when the file cannot be read.
+    Raises TraceError, with file, line and what was expected, for a damaged native line, for a file without
+    any call, for a log of several VMs without a choice, and for damaged or boundless compressed data; OSError
+    when the file cannot be read.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -136,128 +90,358 @@ def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = N
     ...     list(trace)
     [SetAttributes(address=4096, size=4096, attributes=1, flags=0), GetAttributes(address=0, size=8192)]
     """
-    if os.fspath(path) == "-":
+    name = "<stdin>" if os.fspath(path) == "-" else os.fspath(path)
+    parser = Parser(name, strict=strict, vm=vm, pid=pid, default_private=default_private)
+    if name == "<stdin>":
         with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-            return _read(file, "<stdin>", progress)
+            return _read(file, parser, progress)
     with Path(path).open("rb") as file:
-        return _read(file, os.fspath(path), progress)
+        return _read(file, parser, progress)
 
 
-def _read(file: BufferedReader, name: str, progress: Callable[[int], Any] | None) -> Trace:
-    parser = _Parser(name)
-    plain = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP_MAGIC else file
+def _read(file: BufferedReader, parser: Parser, progress: Callable[[int], Any] | None) -> Trace:
     try:
-        for piece in _pieces(plain, parser):
+        for piece in pieces(file):
             parser.feed(piece)
             if progress is not None:
                 progress(parser.line - 1)
         return parser.finish()
     except BaseException as error:
-        parser.trace.close()
-        if isinstance(error, EOFError | gzip.BadGzipFile):
-            raise TraceError(f"{name}:{parser.line}: expected more gzipped data: {error}") from error
+        parser.close()
+        if isinstance(error, Damaged):
+            raise TraceError(f"{parser.name}:{parser.line}: {error}") from error
         raise
 
 
-def _pieces(file: BufferedIOBase, parser: _Parser) -> Iterator[bytes]:
-    """The file in pieces of whole lines; the last line gets a newline if it has none."""
-    rest = b""
-    while piece := file.read(PIECE):
-        whole, newline, piece = (rest + piece).rpartition(b"\n")
-        if newline:
-            yield whole + newline
-        rest = piece
-        if len(rest) > PIECE:
-            where = f"{parser.name}:{parser.line}"
-            raise TraceError(f"{where}: expected lines of at most {PIECE} bytes, found a longer one")
-    if rest:
-        yield rest + b"\n"
+class _Held:
+    """The beginning of a call that the next line may go on with."""
+
+    def __init__(self, text: str, raw: str, line: int, why: str, partial: bool) -> None:
+        self.text = text
+        self.raw = raw
+        self.line = line
+        self.why = why
+        self.partial = partial
+        self.lines = 1
 
 
-class _Parser:
+class Parser:
     """Text in, rows out. `line` is the number of the next line."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, strict: bool = False, vm: int | None = None, pid: int | None = None,
+                 default_private: bool | None = None) -> None:
         self.name = name
-        self.trace = Trace(name)
         self.line = 1
+        self._strict = strict
+        self._vm, self._pid = vm, pid
+        self._default_private = default_private
+        self._native = Trace(name)
         self._rows = np.zeros(BLOCK_ROWS, dtype=ROW)
         self._filled = 0
-        self._settled = False
-        self._strace = strace.Reader()
+        #: None until the first operation settles it.
+        self._is_log: bool | None = None
+        #: The first line that looks native and does not parse: an error, unless the file turns out a log.
+        self._damaged: tuple[int, str] | None = None
+        self._odd = 0
+        self._unrelated = 0
+        #: What is told of the file, whichever of its VMs is chosen.
+        self._file = Trace(name)
+        self._guests: list[Guest] = []
+        #: The VM of events that name none: QEMU's and the kernel's.
+        self._unnamed: Guest | None = None
+        self._clock = Clock()
+        self._strace = strace.Reader(Descriptors(self._new_guest))
+        self._held: _Held | None = None
+
+    def close(self) -> None:
+        """Give everything back."""
+        for trace in (self._native, self._file, *(guest.trace for guest in self._guests)):
+            trace.close()
+
+    # Lines -------------------------------------------------------------------------------------------------
 
     def feed(self, text: bytes) -> None:
         """Take whole lines."""
-        start = 0
-        while start < len(text):
-            filled = self._filled
-            start, self.line, self._filled = _native.parse(text, start, self.line, self._rows, filled)
-            if self._filled > filled:
-                self._settle(is_log=False)
-            if self._filled == BLOCK_ROWS:
-                self._flush()
-            elif start < len(text):
+        start, end = 0, len(text)
+        while start < end:
+            if self._held is None:
+                if not self._is_log:
+                    filled = self._filled
+                    start, self.line, self._filled = _native.parse(text, start, self.line, self._rows, filled)
+                    if self._filled > filled:
+                        self._settle(is_log=False)
+                    if self._filled == BLOCK_ROWS:
+                        self._flush()
+                        continue
+                if start < end:
+                    begin, self.line, skipped = _native.next_line(text, start, self.line, not self._is_log)
+                    self._unrelated += skipped
+                    if begin != start and not self._is_log:
+                        start = begin
+                        continue  # it may be a plain native line, or several
+                    start = begin
+            if start < end:
                 stop = text.index(b"\n", start)
-                self._other(text[start:stop])
+                self._take(text[start:stop])
                 start = stop + 1
                 self.line += 1
 
     def finish(self) -> Trace:
         """The trace, once all text was taken."""
-        trace = self.trace
-        trace.lines = self.line - 1
-        for line, number in self._strace.unfinished():
-            self.line = number
-            self._other(line.encode())
+        if self._held is not None:
+            self._give_up()
+        for call, line in self._strace.unfinished():
+            try:
+                found = self._strace.complete(call, line)
+            except native.Mismatch as mismatch:
+                self._unread(line, str(mismatch))
+                continue
+            if not isinstance(found, bool):
+                self._apply(found[1], found[0], line, ("", ""))
         self._flush()
-        if trace.operations == 0:
-            raise TraceError(f"{self.name}: expected a trace, found no call of ours in {trace.lines} lines"
-                             " (formats: native, QEMU's trace log, strace, kvm_vm_set_mem_attributes)")
-        return trace
+        chosen = self._chosen()
+        chosen.lines, chosen.unrelated = self.line - 1, self._unrelated
+        chosen.clock = self._clock.kind
+        for trace in (self._native, self._file, *(guest.trace for guest in self._guests)):
+            if trace is not chosen:
+                trace.close()
+        return chosen
 
-    def _other(self, line: bytes) -> None:
-        """A line that the quick road left: a rarer native line, a log's, an unrelated or a damaged one."""
-        words = line.split(b"#", 1)[0].split(None, 1)
+    def _take(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace")
+        if self._held is not None:
+            if self._goes_on(line):
+                return
+            self._give_up()
+        if not self._is_log:
+            words = line.split("#", 1)[0].split()
+            if words and words[0] in native.EXPECTED:
+                self._native_line(words)
+                return
+        if not self._log_line(line):
+            self._unrelated += 1
+
+    def _native_line(self, words: list[str]) -> None:
         try:
-            if words and words[0] in (b"set", b"get", b"slot", b"vm"):
-                self._native_line(line)
-            elif any(mark in line for mark in _MARKS):
-                self._log_line(line.decode(errors="replace").rstrip())
-            else:
-                self.trace.unrelated += 1
+            record = native.parse(words)
+            if isinstance(record, Machine) and (
+                    self._native.machine is not None or self._native.operations or self._filled):
+                raise native.Mismatch("expected one vm line, before the first operation")
         except native.Mismatch as mismatch:
-            raise TraceError(f"{self.name}:{self.line}: {mismatch}") from None
-
-    def _native_line(self, line: bytes) -> None:
-        record = native.parse(line.decode(errors="replace").split("#", 1)[0].split())
-        if not isinstance(record, Machine):
-            self._settle(is_log=False)
-            self._add(logs.Call(record), self.line)
-        elif self.trace.operations or self._filled or self.trace.machine is not None:
-            raise native.Mismatch("expected one vm line, before the first operation")
-        else:
-            self.trace.machine = record
-
-    def _log_line(self, line: str) -> None:
-        call = self._strace.parse(line, self.line) if "ioctl" in line else logs.parse(line)
-        if call is not None:
-            self._add(call, self.line)
-        elif not self._strace.awaits(line):
-            self.trace.unrelated += 1
-
-    def _add(self, call: logs.Call, line: int) -> None:
-        self._settle(is_log=True)
-        self._rows[self._filled] = row_of(call.record, line, call.answer)
+            if self._is_log is False:
+                raise TraceError(f"{self.name}:{self.line}: {mismatch}") from None
+            self._odd += 1
+            self._damaged = self._damaged or (self.line, str(mismatch))
+            return
+        if isinstance(record, Machine):
+            self._odd += 1
+            self._native.machine = record
+            return
+        self._settle(is_log=False)
+        self._rows[self._filled] = row_of(record, self.line)
         self._filled += 1
         if self._filled == BLOCK_ROWS:
             self._flush()
 
     def _settle(self, *, is_log: bool) -> None:
-        """The first call settles what kind of trace this is."""
-        if not self._settled:
-            self._settled = True
-            self.trace.is_log = is_log
+        """The first operation settles what kind of file this is."""
+        if self._is_log is not None:
+            return
+        self._is_log = is_log
+        if is_log:
+            self._unrelated += self._odd
+            self._native.machine = self._damaged = None
+        elif self._damaged is not None:
+            line, text = self._damaged
+            raise TraceError(f"{self.name}:{line}: {text}")
 
     def _flush(self) -> None:
-        self.trace.append(self._rows[:self._filled])
+        self._native.append(self._rows[:self._filled])
         self._filled = 0
+
+    # Logs --------------------------------------------------------------------------------------------------
+
+    def _log_line(self, raw: str) -> bool:
+        """Whether a line of a log has anything to do with us."""
+        ours = False
+        for text in layers.texts(raw):
+            ours |= self._text(text.text, raw, text.partial)
+        return ours
+
+    def _text(self, text: str, raw: str, partial: bool) -> bool:
+        if len(text) > _LONGEST:
+            if _OURS.search(text) is None:
+                return False
+            self._unread(self.line, f"expected a call of at most {_LONGEST} characters, found {len(text)}")
+            return True
+        try:
+            return self._calls(text, raw)
+        except Incomplete as incomplete:
+            self._held = _Held(text, raw, self.line, str(incomplete), partial)
+        except native.Mismatch as mismatch:
+            self._unread(self.line, str(mismatch))
+        return True
+
+    def _calls(self, text: str, raw: str) -> bool:
+        """Apply what a text has of calls; whether it has anything to do with us."""
+        events = list(_EVENT.finditer(text))
+        if not events:
+            return self._sign(text) or self._strace_line(text, raw)
+        echo = _ECHO.search(text)
+        ours = False
+        for index, found in enumerate(events):
+            stop = events[index + 1].start() if index + 1 < len(events) else len(text)
+            before, rest = text[:found.start()], text[found.end():stop]
+            alone = not before.strip() or re.fullmatch(r"\s*[0-9]{1,10}@[0-9.]{1,30}:", before) is not None
+            name = found[1]
+            is_event = kernel_event.is_event(rest) if name == kernel_event.EVENT else \
+                qemu.is_event(name, rest, alone=alone)
+            if not is_event:
+                self._file.mentions += 1
+            elif echo is not None and echo.start() < found.start():
+                self._unread(self.line, f"{name} inside of what another call has written or read")
+            else:
+                try:
+                    call = kernel_event.parse(rest) if name == kernel_event.EVENT else qemu.parse(name, rest)
+                except Incomplete as incomplete:
+                    if index + 1 < len(events):
+                        raise native.Mismatch(str(incomplete)) from None
+                    raise
+                if self._unnamed is None:
+                    self._unnamed = self._new_guest(None, None, 0)
+                self._apply(call, self._unnamed, self.line, (before, raw))
+            ours = True
+        return ours
+
+    def _strace_line(self, text: str, raw: str) -> bool:
+        if " resumed>" in text and not self._strace.waits and _OURS.search(text) is None:
+            return False
+        if '"' in text and _ECHO.search(text) is not None and _OURS.search(text) is not None:
+            self._file.mentions += 1
+            return True
+        found = self._strace.read(text, self.line)
+        if not isinstance(found, bool):
+            at = text.find("ioctl")
+            self._apply(found[1], found[0], self.line, (text[:at] if at >= 0 else text, raw))
+            return True
+        if not found and _OURS.search(text) is not None:
+            # An error message, a comment: it names the request and is no call.
+            self._file.mentions += 1
+            return True
+        return found
+
+    def _sign(self, text: str) -> bool:
+        """Take a line that tells something of the log itself: events lost, a new start, the host."""
+        host = _HOST.search(text)
+        if host is not None and self._file.host is None:
+            self._file.host = _HOSTS[host[1]]
+        if "starting up libvirt" in text and self._unnamed is not None and self._unnamed.calls:
+            self._unnamed = None
+        lost = _LOST.search(text)
+        if lost is None:
+            return False
+        count = next(group for group in lost.groups() if group is not None)
+        self._unread(self.line, f"{int(count, 0 if count.startswith('0x') else 10)} events or lines were lost here")
+        return True
+
+    def _apply(self, call: Call, guest: Guest, line: int, where: tuple[str, str]) -> None:
+        self._settle(is_log=True)
+        if self._strict and call.notes:
+            self._unread(line, call.notes[0])
+        if not self._is_log:
+            # A native trace may have lines of logs among its own.
+            self._rows[self._filled] = row_of(call.record, line, call.answer)
+            self._filled += 1
+            if self._filled == BLOCK_ROWS:
+                self._flush()
+            return
+        guest.apply(call, line, self._clock.read(*where))
+
+    def _unread(self, line: int, text: str) -> None:
+        if self._strict or self._is_log is False:
+            raise TraceError(f"{self.name}:{line}: {text}")
+        self._file.tell_unread(line, text)
+
+    def _goes_on(self, line: str) -> bool:
+        """Whether this line goes on with the call that the one before has begun."""
+        held = self._held
+        assert held is not None
+        pieces = [text for text in layers.texts(line) if text.text]
+        if len(pieces) != 1 or _EVENT.search(pieces[0].text) is not None:
+            return False
+        if not held.partial and _GOES_ON.match(pieces[0].text) is None:
+            return False
+        held.lines += 1
+        joined = held.text + pieces[0].text if held.partial else f"{held.text.rstrip()} {pieces[0].text.lstrip()}"
+        if held.lines > _MOST_LINES or len(joined) > _LONGEST:
+            return False
+        number, self.line = self.line, held.line
+        self._held = None
+        try:
+            self._calls(joined, held.raw)
+        except Incomplete as incomplete:
+            held.text, held.why, held.partial = joined, str(incomplete), pieces[0].partial
+            self._held = held
+        except native.Mismatch as mismatch:
+            self._unread(held.line, str(mismatch))
+        finally:
+            self.line = number
+        return True
+
+    def _give_up(self) -> None:
+        """Tell the call that no line went on with."""
+        held, self._held = self._held, None
+        assert held is not None
+        self._unread(held.line, held.why)
+
+    # VMs ---------------------------------------------------------------------------------------------------
+
+    def _new_guest(self, pid: int | None, file: int | None, line: int) -> Guest:
+        guest = Guest(len(self._guests) + 1, self.name, pid, file, line, default_private=self._default_private)
+        self._guests.append(guest)
+        return guest
+
+    def _chosen(self) -> Trace:
+        if not self._is_log:
+            if self._native.operations == 0:
+                self._nothing()
+            for told in self._file.unread:  # from before the first operation
+                raise TraceError(f"{self.name}:{told.line}: {told.text}")
+            self._native.mentions = self._file.mentions
+            return self._native
+        candidates = [guest for guest in self._guests if guest.calls]
+        if self._vm is not None:
+            candidates = [guest for guest in candidates if guest.number == self._vm]
+        if self._pid is not None:
+            candidates = [guest for guest in candidates if self._pid in guest.pids]
+        if len(candidates) != 1:
+            few = [guest for guest in self._guests if guest.calls]
+            listed = "; ".join(_description(guest) for guest in few[:10])
+            more = f"; and {len(few) - 10} more" if len(few) > 10 else ""
+            asked = [f"--vm {self._vm}"] * (self._vm is not None) + [f"--pid {self._pid}"] * (self._pid is not None)
+            found = f"{len(few)} VMs" if not asked else f"{len(candidates) or 'none'} for {' '.join(asked)}"
+            raise TraceError(f"{self.name}: expected calls of one VM, found {found}: choose by --vm or --pid:"
+                             f" {listed}{more}")
+        trace = candidates[0].finish()
+        if self._native.operations:
+            trace.tell_note(0, f"{self._native.operations} native lines in a log: not applied")
+        for told in self._file.unread:
+            trace.tell_unread(*told)
+        trace.unread_count += self._file.unread_count - len(self._file.unread)
+        trace.unread.sort()
+        trace.mentions, trace.host = self._file.mentions, self._file.host
+        return trace
+
+    def _nothing(self) -> None:
+        """There is no operation: say what is wrong with the first line that could have been one."""
+        for line, text in [self._damaged] if self._damaged is not None else self._file.unread[:1]:
+            raise TraceError(f"{self.name}:{line}: {text}")
+        raise TraceError(f"{self.name}: expected a trace, found no call of ours in {self.line - 1} lines"
+                         f" ({_FORMATS})")
+
+
+def _description(guest: Guest) -> str:
+    made = f"made on line {guest.made_on}" if guest.made_on else f"first on line {guest.first_line}"
+    process = f" by process {guest.pid}" if guest.pid is not None else ""
+    file = f", descriptor {guest.file}" if guest.file is not None else ""
+    return f"VM {guest.number} {made}{process}{file}, {guest.calls} call{'' if guest.calls == 1 else 's'}"

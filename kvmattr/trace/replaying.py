@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from kvmattr import profiles
 from kvmattr.memslots import Memslot
 from kvmattr.trace.answers import Answering, errno_name
-from kvmattr.trace.operations import UNKNOWN, Block, SetSlot
-from kvmattr.trace.reading import Trace
+from kvmattr.trace.hosts import host_for
+from kvmattr.trace.operations import RECORDED, UNKNOWN, Block, SetSlot
 from kvmattr.trace.sides import AttributeSide, Cost, SlotSide, SplittingSide, access_map
+from kvmattr.trace.trace import Told, Trace
 from kvmattr.vm import VM
 
 #: Answers that differ from the recorded ones are counted all, and kept up to this many.
@@ -48,6 +49,19 @@ class Summary:
     attribute_calls: int
     answers: dict[str, int] = field(default_factory=dict)
     silent_deletions: int = 0
+    #: What the VMM did or left undone without a line: slots set PRIVATE, conversions not asked for.
+    default_private: int = 0
+    not_done: int = 0
+    #: Lines that name one of our calls and were not read: how many, and the first of them.
+    unread_count: int = 0
+    unread: list[Told] = field(default_factory=list)
+    note_count: int = 0
+    notes: list[Told] = field(default_factory=list)
+    mentions: int = 0
+    #: Whether the trace tells how its calls went, and that decided.
+    recorded: bool = False
+    machine: str = "x86-64"
+    machine_why: str = ""
     different: int = 0
     differences: list[Difference] = field(default_factory=list)
     sides: list[Cost] = field(default_factory=list)
@@ -95,12 +109,15 @@ def _option(name: str, value: int) -> Any:
 
 
 def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool = True,
-           progress: Progress | None = None) -> Summary:
+           progress: Progress | None = None, model_answers: bool = False, host: str | None = None) -> Summary:
     """Run a trace on `vm`, from wherever that stands, and compare memslots with attributes.
 
-    `answers` gets one line an operation, `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`,
-    the other side runs as well (see `sides`). `progress` is called with the number of operations so far,
-    once a block. Time: that of the operations; memory: that of the maps and a block.
+    Where the recording tells how a call went, that is what happens: a refused call changes nothing. With
+    `model_answers` the machine's own answers decide. Either way what differs is in `differences`. `host`
+    (None: as the log shows) says how far user space reaches. `answers` gets one line an operation,
+    `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`, the other side runs as well (see `sides`).
+    `progress` is called with the number of operations so far, once a block. Time: that of the operations;
+    memory: that of the maps and a block. TraceError for memslots whose metadata no guest needs.
 
     >>> from kvmattr.trace import SetAttributes, Trace
     >>> from kvmattr.trace.operations import rows_of
@@ -110,21 +127,27 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     >>> summary.answers, [(side.side, side.ioctls) for side in summary.sides], summary.equal
     ({'0': 1, 'EINVAL': 1}, [('memslots', 3), ('attributes', 2)], True)
     """
-    summary = Summary(trace.name, vm.profile.name, trace.operations, trace.lines, trace.unrelated,
-                      trace.slot_calls, trace.attribute_calls, host=platform.node())
+    where = host_for(trace, host)
+    summary = Summary(trace.name, vm.profile.name, trace.operations - trace.implied, trace.lines, trace.unrelated,
+                      trace.slot_calls, trace.attribute_calls, default_private=trace.default_private,
+                      not_done=trace.not_done, unread_count=trace.unread_count, unread=list(trace.unread),
+                      note_count=trace.note_count, notes=list(trace.notes), mentions=trace.mentions,
+                      recorded=trace.is_log and not model_answers, machine=where.name, machine_why=where.why,
+                      host=platform.node())
     compared: _Nothing = _Nothing()
-    if compare and trace.attribute_calls:
+    if compare and trace.attribute_calls + trace.default_private:
         compared = _Conversions(trace)
     elif compare and trace.slot_calls:
         compared = _Slots(trace)
-    answering = Answering(vm, answers, compared.slot_changed)
+    answering = Answering(vm, answers, compared.slot_changed, steered=not model_answers,
+                          user_space=where.user_space, name=trace.name)
     counts: Counter[int] = Counter()
     for block in trace.blocks():
         errnos = answering.apply(block)
-        numbers, times = np.unique(errnos, return_counts=True)
+        numbers, times = np.unique(errnos.done[block["origin"] == RECORDED], return_counts=True)
         counts.update(dict(zip(numbers.tolist(), times.tolist(), strict=True)))
-        _note_differences(summary, block, errnos)
-        compared.apply(block, errnos)
+        _note_differences(summary, block, errnos.modelled)
+        compared.apply(block, errnos.done)
         if progress is not None:
             progress(answering.operations)
     summary.answers = {errno_name(number): count for number, count in sorted(counts.items())}
@@ -133,7 +156,8 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     return summary
 
 
-def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: int) -> None:
+def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: int, *,
+               model_answers: bool = False, host: str | None = None) -> None:
     """Replay a trace on new machines until there were `rounds`; each side's time is then the median.
 
     A recording of some tens of calls is over before the caches are warm: its first time says little. Both
@@ -141,7 +165,7 @@ def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: i
     """
     times = [[side.seconds] for side in summary.sides]
     while summary.sides and summary.rounds < rounds:
-        again = replay(trace, make())
+        again = replay(trace, make(), model_answers=model_answers, host=host)
         summary.rounds += 1
         for seconds, side in zip(times, again.sides, strict=True):
             seconds.append(side.seconds)
@@ -187,8 +211,10 @@ class _Slots(_Nothing):
         """Compare the access maps of all address spaces."""
         table = answering.vm.memslots
         ioctls = summary.slot_calls + answering.silent_deletions
-        memslots = self._memslots.finish(table, ioctls, answering.slot_ns / 1e9)
+        memslots = self._memslots.finish(table, ioctls, answering.slot_ns / 1e9, answering.undone)
         summary.sides = [memslots, self._attributes.finish()]
+        if self._attributes.cost.stopped is not None:
+            return
         summary.equal = all(
             access_map(table, space, self._npages) == self._attributes.runs(space).tolist()
             for space in self._attributes.address_spaces())
@@ -208,8 +234,8 @@ class _Conversions(_Nothing):
     def finish(self, summary: Summary, answering: Answering) -> None:
         """Compare the runs, unless the memslots ran out."""
         runs = answering.vm.attributes.runs(0, self._npages)
-        attributes = Cost("attributes", ioctls=summary.attribute_calls, seconds=answering.set_ns / 1e9,
-                          runs=len(runs))
+        attributes = Cost("attributes", ioctls=summary.attribute_calls + summary.default_private,
+                          seconds=answering.set_ns / 1e9, runs=len(runs))
         summary.sides = [self._splitting.finish(), attributes]
         other = self._splitting.runs()
         summary.equal = None if other is None else bool(np.array_equal(other, runs))

@@ -13,6 +13,7 @@ Both sides must end with the same access map, or the comparison is void.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -30,6 +31,11 @@ HOLE = uapi.KVM_MEM_ATTR_NO_READ | uapi.KVM_MEM_ATTR_NO_WRITE | uapi.KVM_MEM_ATT
 READ_ONLY = uapi.KVM_MEM_ATTR_NO_WRITE
 
 Runs = NDArray[np.void]
+
+#: The largest guest that is compared: metadata of memslots is built, and this one's takes 128 MiB.
+LARGEST_GUEST = 64 << 40 >> uapi.PAGE_SHIFT
+#: Metadata that splitting may build: so many bytes, and as many more for each conversion.
+BUILT, BUILT_EACH = 2 << 30, 1 << 20
 
 
 @dataclass(slots=True)
@@ -71,6 +77,8 @@ class AttributeSide:
     def slot_changed(self, old: Memslot | None, record: SetSlot) -> None:
         """One WRITE for a slot call that went well: two for a slot that moved."""
         machine = self._machine(record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT)
+        if self.cost.stopped is not None:
+            return
         start, stop = record.guest_phys_addr, record.guest_phys_addr + record.memory_size
         if old is not None and (old.guest_phys_addr, old.memory_size) != (start, record.memory_size):
             self._write(machine, old.guest_phys_addr, old.memory_size, HOLE)
@@ -88,6 +96,8 @@ class AttributeSide:
 
     def finish(self) -> Cost:
         """The cost, once all calls were heard of."""
+        if self.cost.stopped is not None:
+            return self.cost
         self.cost.runs = sum(len(self.runs(space)) for space in self._machines)
         for machine in self._machines.values():
             stats = machine.memslots.stats()
@@ -99,6 +109,9 @@ class AttributeSide:
     def _machine(self, address_space: int) -> VM:
         if address_space not in self._machines:
             machine = self._machines[address_space] = VM("rfc", private=False)
+            if self._npages > LARGEST_GUEST:
+                self.cost.stopped = f"a guest of {self._npages} pages, compared are up to {LARGEST_GUEST}"
+                return machine
             began = perf_counter_ns()
             # One slot, but for guests of more than 8 TiB, which KVM's largest slot cannot hold.
             for slot, start in enumerate(range(0, self._npages, uapi.KVM_MEM_MAX_NR_PAGES)):
@@ -137,9 +150,9 @@ class SlotSide:
             taken.write(old.start, old.stop, 1)
         taken.write(start, stop, 0)
 
-    def finish(self, table: MemslotTable, ioctls: int, seconds: float) -> Cost:
-        """The cost, once the recording has run on `table`."""
-        _count_slots(self.cost, table.stats())
+    def finish(self, table: MemslotTable, ioctls: int, seconds: float, undone: Mapping[str, int]) -> Cost:
+        """The cost, once the recording has run on `table`, less what was `undone` there."""
+        _count_slots(self.cost, {name: count - undone.get(name, 0) for name, count in table.stats().items()})
         self.cost.ioctls, self.cost.seconds = ioctls, seconds
         self.cost.runs = sum(len(access_map(table, space, self._npages)) for space in self._taken)
         return self.cost
@@ -173,10 +186,9 @@ class SplittingSide:
         self._baseline: SplittingBaseline | None = None
         self._npages = npages
         self._done = 0
-        # What user space can map at all; the limit of one slot is waived, in favour of this side.
-        largest = uapi.TASK_SIZE_MAX >> uapi.PAGE_SHIFT
-        if npages > largest:
-            self.cost.stopped = f"a guest of {npages} pages, memslots reach {largest}"
+        # The limit of one slot, 8 TiB, is waived in favour of this side.
+        if npages > LARGEST_GUEST:
+            self.cost.stopped = f"a guest of {npages} pages, compared are up to {LARGEST_GUEST}"
         else:
             self._baseline = SplittingBaseline(npages)
             # The slot that is there before the first conversion is not the conversions' cost.
@@ -191,6 +203,16 @@ class SplittingSide:
         starts, stops = (np.minimum(addresses >> np.uint64(uapi.PAGE_SHIFT), np.uint64(self._npages))
                          for addresses in (words[:, 0], words[:, 0] + words[:, 1]))
         attributes, operations = words[:, 2].astype(np.uint8), words[:, 3].astype(np.uint8)
+        # A conversion builds the metadata of what it splits or merges, at most of the whole guest twice.
+        step = max(1, (BUILT >> 3) // max(1, self._npages // 64))
+        for start in range(0, len(words), step):
+            self._convert(*(values[start:start + step] for values in (starts, stops, attributes, operations)))
+            if self.cost.stopped is not None:
+                break
+
+    def _convert(self, starts: NDArray[np.uint64], stops: NDArray[np.uint64], attributes: NDArray[np.uint8],
+                 operations: NDArray[np.uint8]) -> None:
+        assert self._baseline is not None
         began = perf_counter_ns()
         try:
             self._baseline.update_many(starts, stops, attributes, operations)
@@ -199,7 +221,10 @@ class SplittingSide:
             name = errno_name(error.errno or 0)
             self.cost.stopped = f"{name} after {done} conversions: no free memslot"
         self.cost.seconds += (perf_counter_ns() - began) / 1e9
-        self._done += len(words)
+        self._done += len(starts)
+        built = self._baseline.stats()["large_page_bytes"]
+        if self.cost.stopped is None and built > BUILT + BUILT_EACH * self._done:
+            self.cost.stopped = f"{built:,} bytes of metadata built after {self._done} conversions"
 
     def runs(self) -> Runs | None:
         """The final runs, None if it stopped."""

@@ -1,125 +1,262 @@
-"""strace logs: the KVM ioctls of a VMM, as any of strace's options print them.
+"""strace logs: the calls that make, change and close a VM, as any of strace's options print them.
 
-A call may be cut in two by another thread's line (`<unfinished ...>`, `<... ioctl resumed>`); numbers are
-decimal or hexadecimal; flags are names or numbers; a request that strace does not know is `_IOC(...)` or a
-number, and of its structure strace then prints only the address, which is not enough to replay it.
+What names the thread (`-f`, `-o`, `-Y`), the time (`-t`, `-r`), the instruction (`-i`) or the number of the call
+(`-n`) stands before the call's name; descriptors may carry what they are (`-y`, `-yy`), arguments their names
+(`-N`), constants their numbers, names or both (`-X`); a time or a stack may follow (`-T`, `-k`). A call may be
+cut in two by another thread's line. Of a structure that strace does not know it prints the address alone,
+which is not enough to replay the call.
 """
 
 from __future__ import annotations
 
 import errno
 import re
+from typing import NamedTuple
 
 from kvmattr import uapi
-from kvmattr.trace.logs import Call, descriptor
-from kvmattr.trace.native import Mismatch, number
+from kvmattr.trace.calls import Call, Incomplete, descriptor
+from kvmattr.trace.descriptors import Descriptors, Process
+from kvmattr.trace.native import Mismatch, clip, number
 from kvmattr.trace.operations import UNKNOWN, SetAttributes, SetSlot
+from kvmattr.trace.session import Guest
 
 _SLOT = "{slot=, flags=, guest_phys_addr=, memory_size=, userspace_addr=}"
 _EXPECTED = {
     "KVM_SET_USER_MEMORY_REGION": _SLOT,
     "KVM_SET_USER_MEMORY_REGION2": _SLOT[:-1] + ", guest_memfd_offset=, guest_memfd=}",
     "KVM_SET_MEMORY_ATTRIBUTES": "{address=, size=, attributes=, flags=}",
+    "KVM_SET_MEMORY_ATTRIBUTES2": "{offset=, size=, attributes=, flags=}",
 }
-_REQUESTS = {getattr(uapi, name): name for name in _EXPECTED}
+_REQUESTS = {
+    uapi.KVM_SET_USER_MEMORY_REGION: "KVM_SET_USER_MEMORY_REGION",
+    uapi.KVM_SET_USER_MEMORY_REGION2: "KVM_SET_USER_MEMORY_REGION2",
+    uapi.KVM_SET_MEMORY_ATTRIBUTES: "KVM_SET_MEMORY_ATTRIBUTES",
+    0xC080AED2: "KVM_SET_MEMORY_ATTRIBUTES2",
+    uapi.KVM_CREATE_GUEST_MEMFD: "KVM_CREATE_GUEST_MEMFD",
+    0xAE01: "KVM_CREATE_VM",
+}
+_NAMES = frozenset(_REQUESTS.values())
 _FLAGS = {name: getattr(uapi, name) for name in (
     "KVM_MEM_LOG_DIRTY_PAGES", "KVM_MEM_READONLY", "KVM_MEM_GUEST_MEMFD", "KVM_MEMORY_ATTRIBUTE_PRIVATE")}
-
-_IOCTL = re.compile(r"\bioctl\(([0-9]+)(?:<[^>]*>)?,\s*(_IOC\([^)]*\)|[^,\s)]+)(.*)", re.DOTALL)
-_IOC = re.compile(r"_IOC\(([A-Z_|]+|0), (0x[0-9a-f]+), (0x[0-9a-f]+), (0x[0-9a-f]+|0)\)")
+#: Fields of the structures that say nothing, and those that come out of the call.
+_SILENT = re.compile(r"pad[0-9]*|reserved[0-9]*|error_offset")
 _DIRECTIONS = {"0": 0, "_IOC_NONE": 0, "_IOC_WRITE": 1, "_IOC_READ": 2, "_IOC_READ|_IOC_WRITE": 3}
-_PROCESS = re.compile(r"\s*(?:\[pid\s+([0-9]+)\]|([0-9]+)\s)")
-_RESUMED = re.compile(r"<\.\.\. ioctl resumed>(.*)", re.DOTALL)
-_UNFINISHED = "<unfinished ...>"
-_COMMENT = re.compile(r"/\*.*?\*/")
-_RESULT = re.compile(r"(.*)\)\s*=\s+(-?[0-9]+|\?)(?:\s+([A-Z0-9]+))?", re.DOTALL)
-_STRUCTURE = re.compile(r"\{(.*)\}", re.DOTALL)
-_FIELD = re.compile(r"([a-z_0-9]+)=([^,\s}]+)")
+
+_CALL = re.compile(r"(?<![A-Za-z0-9_])(ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork)\(")
+_RESUMED = re.compile(r"<\.\.\. (ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork) resumed>")
+_UNFINISHED = re.compile(r"\s*<unfinished \.\.\.>\s*\Z")
+_COMMENT = re.compile(r"/\*[^*]*\*/")
+_OTHER_NAMESPACE = re.compile(r"/\* ([0-9]{1,10}) in strace's PID NS \*/")
+_ANNOTATION = re.compile(r"(?<=[0-9])<(?:[^<>]|<[^<>]*>)*>")
+_ARGUMENT_NAME = re.compile(r"(?:[a-z_]{1,20}=)?")
+_REQUEST = re.compile(r"ioctl\((?:[a-z]{1,10}=)?(0x[0-9a-fA-F]+|[0-9]+)(?:<(?:[^<>]|<[^<>]*>)*>)?,\s*"
+                      r"(?:[a-z]{1,10}=)?(_IOC\([^()]*\)|\w+)")
+_IOC = re.compile(r"_IOC\(([A-Z_|]+|0), (0x[0-9a-f]+), (0x[0-9a-f]+), (0x[0-9a-f]+|0)\)")
+_RESULT = re.compile(r"\)\s*= (?:\s*)(\?|-?[0-9]+|0x[0-9a-fA-F]+)(?:\s+([A-Z][A-Z0-9_]*)|\s+\(errno ([0-9]{1,4})\))?")
+_FIELD = re.compile(r"(?<![A-Za-z0-9_])([a-z_][a-z_0-9]*)=(\[[^\]]*\]?|[^,\s}]*)")
+_LEADING_PID = re.compile(r"\s*([0-9]{1,10})(?:<|\s)")
+
+
+class Completed(NamedTuple):
+    """A whole call: the line and process that it is of, its text from its name on."""
+
+    process: int | None
+    name: str
+    text: str
 
 
 class Reader:
-    """Reads one strace log; remembers the calls that have begun and not yet resumed, at most one a thread."""
+    """Reads strace's lines; remembers the calls that have begun and not yet returned, at most one a thread."""
 
-    def __init__(self) -> None:
-        self._unfinished: dict[str, tuple[str, int]] = {}
-        self._machine: str | None = None
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
+        self._begun: dict[int | None, tuple[str, str, int]] = {}
 
-    def parse(self, line: str, line_number: int) -> Call | None:
-        """The call that this line completes; None for an unrelated line and for the first half of a call."""
+    @property
+    def waits(self) -> bool:
+        """Whether a call has begun and not returned."""
+        return bool(self._begun)
+
+    def read(self, line: str, line_number: int) -> tuple[Guest, Call] | bool:
+        """The call on a VM that this line completes, and that VM.
+
+        True for a line that is understood and is no such call, the first half of one included; False for a
+        line that is none of ours. Mismatch for one of ours that cannot be read.
+        """
         resumed = _RESUMED.search(line)
         if resumed is not None:
-            beginning = self._unfinished.pop(_process(line), None)
-            return None if beginning is None else self._call(beginning[0] + resumed[1])
-        if _request(line) is None:
-            return None
-        if line.endswith(_UNFINISHED):
-            self._unfinished[_process(line)] = (line.removesuffix(_UNFINISHED).rstrip(), line_number)
-            return None
-        return self._call(line)
+            thread = thread_of(line[:resumed.start()])
+            begun = self._begun.pop(thread, None)
+            if begun is None or begun[0] != resumed[1]:
+                return False
+            return self._complete(Completed(thread, begun[0], begun[1] + line[resumed.end():]), line_number)
+        found = _CALL.search(line)
+        if found is None:
+            return False
+        thread, text = thread_of(line[:found.start()]), line[found.start():]
+        cut = _UNFINISHED.search(text) if text.rstrip().endswith("<unfinished ...>") else None
+        if found[1] == "ioctl" and _request(text) is None and "KVM_" not in text:
+            return False
+        if cut is not None:
+            self._begun[thread] = found[1], text[:cut.start()], line_number
+            return True
+        return self._complete(Completed(thread, found[1], text), line_number)
 
-    def awaits(self, line: str) -> bool:
-        """Whether `line` is the first half of one of our calls."""
-        return line.endswith(_UNFINISHED) and _request(line) is not None
+    def unfinished(self) -> list[tuple[Completed, int]]:
+        """The calls that never returned, as if they did not tell how they went, with their line numbers."""
+        calls = [(Completed(thread, name, text + ") = ?"), line)
+                 for thread, (name, text, line) in self._begun.items()]
+        self._begun.clear()
+        return calls
 
-    def unfinished(self) -> list[tuple[str, int]]:
-        """The calls that never resumed, as lines that do not tell how they went, with their line numbers."""
-        return [(beginning + ") = ?", line_number) for beginning, line_number in self._unfinished.values()]
+    def complete(self, call: Completed, line_number: int) -> tuple[Guest, Call] | bool:
+        """Read one of those."""
+        return self._complete(call, line_number)
 
-    def _call(self, line: str) -> Call | None:
-        line = _COMMENT.sub("", line)
-        found, request = _IOCTL.search(line), _request(line)
-        result = _RESULT.search(found[3]) if found is not None else None
-        if found is None or request is None or result is None:
-            raise Mismatch("expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no result")
-        answer = _answer(result[2], result[3])
-        structure = _STRUCTURE.search(result[1])
-        if structure is None:
+    def _complete(self, call: Completed, line_number: int) -> tuple[Guest, Call] | bool:
+        process = self._descriptors.process(call.process)
+        if call.name == "ioctl":
+            return self._ioctl(call, process, line_number)
+        other = _OTHER_NAMESPACE.search(call.text)
+        text = _bare(call.text)
+        result = _RESULT.search(text)
+        if result is None or not result[1].isdecimal():
+            return False
+        if result[2] is not None:
+            return False
+        value = int(other[1]) if other is not None else int(result[1][:20])
+        arguments = text[len(call.name) + 1:result.start()].split(",")
+        numbers = [_integer(argument) for argument in arguments[:2]]
+        first, second = [*numbers, None, None][:2]
+        if call.name == "close" and first is not None:
+            return process.close(first)
+        if call.name == "close_range" and first is not None and second is not None:
+            if "CLOEXEC" not in text:
+                process.close_range(first, second)
+            return True
+        if call.name.startswith("dup") or (call.name == "fcntl" and "F_DUPFD" in text):
+            return first is not None and process.duplicate(first, value)
+        if call.name in ("clone", "clone3", "fork", "vfork") and value:
+            self._descriptors.child(process, value, shared="CLONE_FILES" in text)
+            return True
+        return False
+
+    def _ioctl(self, call: Completed, process: Process, line_number: int) -> tuple[Guest, Call] | bool:
+        text = _COMMENT.sub("", call.text)
+        found = _request(text)
+        if found is None:
+            if "KVM_SET" in text and text.startswith("ioctl(fd: "):
+                raise Mismatch("expected strace's 'ioctl(FD, REQUEST, {...})', found perf's, which has only the"
+                               " address of the structure: record with strace")
+            return False
+        file, request = found
+        opened = text.find("{")
+        closed = text.rfind("}")
+        result = _RESULT.search(text, max(closed, 0))
+        if result is None:
+            raise Incomplete("expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no result")
+        answer = _answer(result)
+        if request == "KVM_CREATE_VM":
+            if result[1].isdecimal() and answer == 0:
+                process.create_guest(int(result[1][:10]), line_number)
+            return True
+        fields = dict(_FIELD.findall(text[opened:closed])) if 0 <= opened < closed else None
+        if request == "KVM_CREATE_GUEST_MEMFD":
+            if result[1].isdecimal() and answer == 0:
+                process.create_guest_memfd(int(result[1][:10]))
+            return True
+        if fields is None:
+            given = text[:result.start()].rpartition(",")[2].strip()
             if answer == errno.EFAULT:
-                return None  # the kernel could not read the structure either: nothing happened
-            raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found {result[1].strip(', ')!r}:"
+                return True  # the kernel could not read the structure either: nothing happened
+            raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found {clip(given)}:"
                            " what strace has not read cannot be replayed")
-        if self._machine not in (None, found[1]):
-            raise Mismatch(f"expected calls of one VM, on file descriptor {self._machine}, found one on"
-                           f" {found[1]}: cut the recording into one file a VM")
-        self._machine = found[1]
-        return Call(_record(request, dict(_FIELD.findall(structure[1]))), answer)
+        if request == "KVM_SET_MEMORY_ATTRIBUTES2":
+            raise Mismatch("KVM_SET_MEMORY_ATTRIBUTES2 sets attributes of a guest_memfd file: not replayed yet")
+        notes = tuple(f"unknown field {clip(name)}" for name in fields
+                      if f"{name}=" not in _EXPECTED[request] and _SILENT.fullmatch(name) is None)[:4]
+        record = _record(request, fields, process)
+        guest = process.guest(file, line_number)
+        return guest, Call(record, answer, notes=notes, pid=call.process)
 
 
-def _process(line: str) -> str:
-    found = _PROCESS.match(line)
-    return (found[1] or found[2]) if found is not None else ""
+def thread_of(prefix: str) -> int | None:
+    """What names the thread before a call: `[pid 7<name>]`, or a number at the start of the line.
+
+    >>> thread_of("[pid  101<CPU 0/KVM>] "), thread_of("101<CPU 0> 10:00:00 "), thread_of("1669155555.123 ")
+    (101, 101, None)
+    """
+    at = prefix.rfind("[pid ")
+    if at >= 0:
+        digits = prefix[at + 5:at + 40].lstrip()
+        length = len(digits) - len(digits.lstrip("0123456789"))
+        return int(digits[:length]) if 0 < length <= 10 else None
+    found = _LEADING_PID.match(prefix)
+    return int(found[1]) if found is not None else None
 
 
-def _request(line: str) -> str | None:
-    """Which of our requests an ioctl line makes: by name, by number, or as strace spells one it lacks."""
-    found = _IOCTL.search(line)
-    if found is None:
+def _bare(text: str) -> str:
+    return _ANNOTATION.sub("", _COMMENT.sub("", text))
+
+
+def _integer(argument: str) -> int | None:
+    word = _ARGUMENT_NAME.sub("", argument.strip(), count=1)
+    if word.startswith("0x") and len(word) < 20:
+        try:
+            return int(word, 16)
+        except ValueError:
+            return None
+    return int(word) if word.isdecimal() and len(word) < 20 else None
+
+
+def _request(text: str) -> tuple[int, str] | None:
+    """The descriptor and which of our requests a call makes: by name, number, or as strace spells a number."""
+    found = _REQUEST.match(text)
+    if found is None or len(found[1]) > 12:
         return None
+    file = int(found[1], 0) if found[1] != "0" and found[1].startswith("0x") else int(found[1])
     word = found[2]
-    if word in _EXPECTED:
-        return word
+    if word in _NAMES:
+        return file, word
     spelled = _IOC.fullmatch(word)
     if spelled is not None:
-        kind, command, size = (int(spelled[group], 16) for group in (2, 3, 4))
-        return _REQUESTS.get(_DIRECTIONS.get(spelled[1], 0) << 30 | size << 16 | kind << 8 | command)
-    return _REQUESTS.get(int(word, 16)) if word.startswith("0x") and word[2:].isalnum() else None
+        kind, command, size = (int(spelled[group][:8], 16) for group in (2, 3, 4))
+        code = _DIRECTIONS.get(spelled[1], 0) << 30 | size << 16 | kind << 8 | command
+    elif word.startswith("0x") and len(word) <= 18:
+        try:
+            code = int(word, 16)
+        except ValueError:
+            return None
+    else:
+        return None
+    request = _REQUESTS.get(code)
+    return None if request is None else (file, request)
 
 
-def _answer(result: str, name: str | None) -> int:
-    if result == "?":
-        return UNKNOWN
-    if not result.startswith("-"):
+def _answer(result: re.Match[str]) -> int:
+    value, name, code = result.groups()
+    if value == "?":
+        # A call that a signal stopped and that is made anew has done nothing.
+        return errno.EINTR if name is not None and name.startswith("ERESTART") else UNKNOWN
+    if not value.startswith("-"):
         return 0
-    code = getattr(errno, name, None) if name is not None else None
-    if not isinstance(code, int):
-        raise Mismatch(f"expected the name of an errno after '= -1', found {name or 'nothing'!r}")
-    return code
+    if code is not None and 0 < int(code) < 4096:
+        return int(code)
+    known = getattr(errno, name, None) if name is not None else None
+    if not isinstance(known, int):
+        raise Mismatch(f"expected the name of an errno after '= -1', found {clip(name or 'nothing')}")
+    return known
 
 
-def _record(request: str, fields: dict[str, str]) -> SetAttributes | SetSlot:
+def _record(request: str, fields: dict[str, str], process: Process) -> SetAttributes | SetSlot:
+    def text(name: str) -> str:
+        if name not in fields:
+            raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found no {name}")
+        return fields[name]
+
     def field(name: str, limit: int = 2**64) -> int:
         value = 0
-        for word in _text(request, fields, name).split("|"):
+        for word in text(name).split("|"):
             value |= _FLAGS[word] if word in _FLAGS else number(word, name, limit)
         return value
 
@@ -129,11 +266,6 @@ def _record(request: str, fields: dict[str, str]) -> SetAttributes | SetSlot:
                      field("memory_size"), field("userspace_addr"))
     if request == "KVM_SET_USER_MEMORY_REGION":
         return record
-    return record._replace(guest_memfd=descriptor(_text(request, fields, "guest_memfd")),
+    file = text("guest_memfd")
+    return record._replace(guest_memfd=process.guest_memfd(descriptor(file)),
                            guest_memfd_offset=field("guest_memfd_offset"))
-
-
-def _text(request: str, fields: dict[str, str], name: str) -> str:
-    if name not in fields:
-        raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found no {name}")
-    return fields[name]

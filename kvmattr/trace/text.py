@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvmattr.trace.replaying import Summary
 from kvmattr.trace.sides import Cost
+from kvmattr.trace.trace import Told
 
 
 def summary_text(summary: Summary) -> str:
@@ -19,19 +20,43 @@ def _lines(summary: Summary) -> Iterator[str]:
            f" {_count(summary.unrelated, 'unrelated line')} skipped, profile {summary.profile}")
     answers = {name if name != "0" else "success": count for name, count in summary.answers.items()}
     yield "answers: " + ", ".join(f"{name} {count:,}" for name, count in answers.items())
-    if summary.silent_deletions:
-        yield (f"{_count(summary.silent_deletions, 'deletion')} added that QEMU makes without a line,"
-               " where READONLY changes")
-    for difference in summary.differences:
-        yield (f"line {difference.line}: recorded {difference.recorded},"
-               f" this machine answers {difference.replayed}")
-    if summary.different > len(summary.differences):
-        yield f"... and {_count(summary.different - len(summary.differences), 'more such answer')}"
+    yield from remarks(summary)
     if summary.sides:
         yield ""
         yield from _table(summary.sides, summary.rounds)
         yield ""
         yield _verdict(summary)
+
+
+def remarks(summary: Summary) -> Iterator[str]:
+    """What must be known of a replay beside its figures: lines not read, what was added, what differs."""
+    yield from _told(summary.unread, summary.unread_count, "line {}: not read: {}", "such line")
+    if summary.mentions:
+        yield f"{_count(summary.mentions, 'line')} with one of our names and no call"
+    if summary.machine_why:
+        yield f"host {summary.machine}, {summary.machine_why} (--host says otherwise)"
+    if summary.default_private:
+        yield (f"{_count(summary.default_private, 'memslot')} set PRIVATE, as QEMU since 9.1 does to each new one with"
+               " a guest_memfd without a line (--no-default-private: not so)")
+    if summary.silent_deletions:
+        yield (f"{_count(summary.silent_deletions, 'deletion')} added that QEMU makes without a line,"
+               " where READONLY changes")
+    yield from _told(summary.notes, summary.note_count, "line {}: {}", "such line")
+    for difference in summary.differences:
+        yield (f"line {difference.line}: recorded {difference.recorded},"
+               f" this machine answers {difference.replayed}")
+    if summary.different > len(summary.differences):
+        yield f"... and {_count(summary.different - len(summary.differences), 'more such answer')}"
+    refused = sum(count for name, count in summary.answers.items() if name != "0")
+    if refused and summary.recorded:
+        yield f"{_count(refused, 'call')} refused, which changed nothing"
+
+
+def _told(told: list[Told], count: int, form: str, word: str) -> Iterator[str]:
+    for line, text in told:
+        yield form.format(line, text) if line else text
+    if count > len(told):
+        yield f"... and {_count(count - len(told), 'more ' + word)}"
 
 
 def _count(number: int, word: str) -> str:

@@ -1,0 +1,173 @@
+"""Which VM a file descriptor is: what KVM_CREATE_VM returned, to which process, and what was closed since.
+
+Processes that the log has seen to share their files (threads) are one table; of a process that it has not
+seen being made, a descriptor is looked for in all tables. A descriptor that no line of the log has made is
+a VM of its own: the log begins in the middle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from kvmattr.trace.native import Mismatch
+from kvmattr.trace.session import Guest
+
+#: Numbers for guest_memfds whose descriptor's number was another file's before.
+_SECOND_NUMBERS = 1 << 20
+
+
+class GuestMemfd:
+    """One guest_memfd file; `number` stands for it in the trace, and is its descriptor's wherever it can be."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+Entry = Guest | GuestMemfd
+
+
+class Files:
+    """The files that a process, or all its threads, have by descriptor; `index` is told of each change."""
+
+    def __init__(self, index: Index, entries: dict[int, Entry] | None = None) -> None:
+        self._index = index
+        self._entries: dict[int, Entry] = {}
+        for file, entry in (entries or {}).items():
+            self.put(file, entry)
+
+    def get(self, file: int) -> Entry | None:
+        """The file of a descriptor."""
+        return self._entries.get(file)
+
+    def put(self, file: int, entry: Entry) -> None:
+        """Make the descriptor this file."""
+        self.pop(file)
+        self._entries[file] = entry
+        self._index.setdefault(file, Counter())[entry] += 1
+
+    def pop(self, file: int) -> bool:
+        """Close a descriptor; whether it was one of ours."""
+        entry = self._entries.pop(file, None)
+        if entry is None:
+            return False
+        holders = self._index[file]
+        holders[entry] -= 1
+        if not holders[entry]:
+            del holders[entry]
+        return True
+
+    def between(self, first: int, last: int) -> list[int]:
+        """Our descriptors from first to last."""
+        return [file for file in self._entries if first <= file <= last]
+
+    def copy(self) -> Files:
+        """What a new process without its parent's table has."""
+        return Files(self._index, self._entries)
+
+
+#: By descriptor: what it is, and in how many tables.
+Index = dict[int, Counter[Entry]]
+
+
+class Process:
+    """A process or thread of the log, and the table of the files that it has."""
+
+    def __init__(self, owner: Descriptors, pid: int | None, files: Files) -> None:
+        self.pid = pid
+        self.files = files
+        self._owner = owner
+
+    def create_guest(self, file: int, line: int) -> None:
+        """KVM_CREATE_VM returned this descriptor."""
+        self.files.put(file, self._owner.new_guest(self.pid, file, line))
+
+    def create_guest_memfd(self, file: int) -> None:
+        """KVM_CREATE_GUEST_MEMFD returned this descriptor."""
+        self.files.put(file, self._owner.new_guest_memfd(file))
+
+    def close(self, file: int) -> bool:
+        """Whether the closed descriptor was one of ours."""
+        return self.files.pop(file) or self._owner.forget_unmade(self.pid, file)
+
+    def close_range(self, first: int, last: int) -> None:
+        """Close the descriptors from first to last."""
+        for file in self.files.between(first, last):
+            self.files.pop(file)
+
+    def duplicate(self, file: int, copy: int) -> bool:
+        """Whether what was duplicated is ours; what the copy's number was before is closed."""
+        self.files.pop(copy)
+        found = self.files.get(file) or self._owner.elsewhere(file)
+        if found is not None:
+            self.files.put(copy, found)
+        return found is not None
+
+    def guest(self, file: int, line: int) -> Guest:
+        """The VM of a descriptor; one of its own where no line has made it."""
+        found = self.files.get(file) or self._owner.elsewhere(file, f"process {self.pid}")
+        if isinstance(found, GuestMemfd):
+            raise Mismatch(f"descriptor {file} is a guest_memfd, not a VM")
+        return found if found is not None else self._owner.unmade(self.pid, file, line)
+
+    def guest_memfd(self, file: int) -> int:
+        """The number that stands for the file of a descriptor in REGION2."""
+        if file < 0:
+            return file
+        found = self.files.get(file) or self._owner.elsewhere(file)
+        if not isinstance(found, GuestMemfd):
+            found = self._owner.new_guest_memfd(file)
+            self.files.put(file, found)
+        return found.number
+
+
+class Descriptors:
+    """The tables of all processes of a log. `new_guest(pid, file, line)` makes a VM and numbers it."""
+
+    def __init__(self, new_guest: Callable[[int | None, int | None, int], Guest]) -> None:
+        self.new_guest = new_guest
+        self._processes: dict[int | None, Process] = {}
+        self._index: Index = {}
+        self._unmade: dict[int, Guest] = {}
+        self._numbers: set[int] = set()
+
+    def process(self, pid: int | None) -> Process:
+        """The process or thread with this number; None where the log names none."""
+        if pid not in self._processes:
+            self._processes[pid] = Process(self, pid, Files(self._index))
+        return self._processes[pid]
+
+    def child(self, parent: Process, pid: int, *, shared: bool) -> None:
+        """A new process, with its parent's files or, if not shared, a copy of its table."""
+        self._processes[pid] = Process(self, pid, parent.files if shared else parent.files.copy())
+
+    def elsewhere(self, file: int, who: str = "") -> Guest | GuestMemfd | None:
+        """What other processes know by this descriptor. With `who`, Mismatch if that is several things."""
+        found = list(self._index.get(file, ()))
+        if len(found) > 1 and who:
+            raise Mismatch(f"descriptor {file} is another file in each of {len(found)} processes, and no line tells"
+                           f" whose {who} has: record with strace -f -e trace=ioctl,close,clone,clone3,fork,"
+                           "vfork,dup,dup2,dup3,fcntl")
+        return found[0] if len(found) == 1 else None
+
+    def unmade(self, pid: int | None, file: int, line: int) -> Guest:
+        """The VM of a descriptor that no line has made."""
+        if file not in self._unmade:
+            self._unmade[file] = self.new_guest(pid, file, 0)
+            self._unmade[file].first_line = line
+        return self._unmade[file]
+
+    def forget_unmade(self, pid: int | None, file: int) -> bool:
+        """Close a descriptor of a VM that no line has made; whether the process is the one that used it."""
+        if file in self._unmade and self._unmade[file].pid == pid:
+            del self._unmade[file]
+            return True
+        return False
+
+    def new_guest_memfd(self, file: int) -> GuestMemfd:
+        """A new file, with its descriptor's number if no other file has it."""
+        number = file
+        if number in self._numbers:
+            number = _SECOND_NUMBERS + len(self._numbers)
+        self._numbers.add(number)
+        return GuestMemfd(number)

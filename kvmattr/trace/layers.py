@@ -1,0 +1,93 @@
+"""What stands around a line of a log: quotes, JSON, colours, and the prefixes of those that pass it on.
+
+Nothing here knows our calls. A layer is taken off only where its own form is certain; a reader looks for its
+call at any place of what is left, so a prefix that nobody knows does no harm.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+# Colours and other sequences that terminals obey, and the byte order mark that editors write.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|\ufeff")
+_SPELLED_ESCAPES = re.compile(r"\\(?:x1b|u001[bB]|033|e)\[[0-9;]*[A-Za-z]")
+_QUOTES = re.compile(r"(?:[ \t]?>)+[ \t]?")
+_SOFT = re.compile(r"=([0-9A-F]{2})")
+# The prefixes, each from the start of a line: Kubernetes' container logs, docker compose, journald and syslog.
+_CRI = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(?:Z|[+-][0-9:]+) (stdout|stderr) ([FP]) ")
+_COMPOSE = re.compile(r"[\w.-]{1,80} {1,40}\| ")
+_SYSLOG = re.compile(r"(?:<[0-9]{1,3}>)?(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+"
+                     r"(?:Z|[+-][0-9:]+))\s[\w.-]{1,255}\s[^\s\[\]:]{1,80}(?:\[[0-9]{1,10}\])?:\s")
+_JSON_DEPTH = 8
+
+
+class Text(NamedTuple):
+    """A line without its layers. `partial`: who passed it on says that the next line goes on with it."""
+
+    text: str
+    partial: bool = False
+
+
+def plain(text: str) -> str:
+    """A line without colours, byte order marks and what HTML and mail programs do to characters.
+
+    >>> plain("\\ufeff\\x1b[31ma=3D1 &lt;b&gt;\\r")
+    'a=1 <b>'
+    """
+    if "\x1b" in text or "\ufeff" in text:
+        text = _ESCAPES.sub("", text)
+    if "\\" in text:
+        text = _SPELLED_ESCAPES.sub("", text)
+    if "=3D" in text:
+        text = _SOFT.sub(lambda found: chr(int(found[1], 16)), text)
+    if "&lt;" in text or "&gt;" in text or "&quot;" in text:
+        text = html.unescape(text)
+    return text.rstrip("\r\n\0")
+
+
+def texts(line: str) -> Iterator[Text]:
+    """The texts of a line: itself, or the strings in it where it is a JSON object.
+
+    >>> [text.text for text in texts('{"log":"one\\\\ntwo\\\\n","stream":"stderr"}')]
+    ['one', 'two', 'stderr']
+    """
+    line = plain(line)
+    if line.lstrip().startswith("{") and line.rstrip().endswith("}"):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            yield from map(Text, _strings(found, 0))
+            return
+    cri = _CRI.match(line)
+    if cri is not None:
+        yield Text(line[cri.end():], cri[2] == "P")
+    else:
+        yield Text(without_prefix(line))
+
+
+def without_prefix(line: str) -> str:
+    """A line without the prefixes of mail, docker compose, syslog and journald.
+
+    >>> without_prefix("> > Jan 01 10:00:00 host qemu[7]: kvm")
+    'kvm'
+    """
+    for prefix in (_QUOTES, _COMPOSE, _SYSLOG):
+        found = prefix.match(line)
+        if found is not None:
+            line = line[found.end():]
+    return line
+
+
+def _strings(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        for line in value.splitlines():
+            yield plain(line)
+    elif isinstance(value, dict | list) and depth < _JSON_DEPTH:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item, depth + 1)

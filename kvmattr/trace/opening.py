@@ -1,0 +1,213 @@
+"""Opening a recording: plain, gzip, xz or zstd; UTF-8 or UTF-16; cut into pieces of whole lines.
+
+What is compressed may not grow without end: a file of a kilobyte must not fill the disk. What does not keep
+to that is unpacked by its owner, who then knows its size.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import importlib
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+#: Text is read in pieces of this many bytes; a line may not be longer than one.
+PIECE = 1 << 20
+#: A compressed file may hold this many bytes of text, and so many times its own size beyond.
+UNPACKED, RATIO = 16 << 20, 250
+#: What a decoder of xz may keep in memory. The zstd library has a limit of 128 MiB itself.
+_DECODER_MEMORY = 128 << 20
+#: Compressed bytes that a decoder is given at a time.
+_STEP = 512
+
+_GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+class Damaged(ValueError):
+    """The bytes are not what their first ones promise."""
+
+
+class Readable(Protocol):
+    """What pieces are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+
+def pieces(file: io.BufferedReader) -> Iterator[bytes]:
+    """The text of an open file in pieces of whole lines; the last line gets a newline if it has none.
+
+    Raises Damaged for damaged or over-long contents, for a line of more than PIECE bytes, and for zstd where
+    nothing can read it.
+    """
+    rest = b""
+    text = _text(file)
+    while piece := text(PIECE):
+        whole, newline, piece = piece.rpartition(b"\n")
+        if newline:
+            yield rest + whole + newline
+            rest = b""
+        rest += piece
+        if len(rest) > PIECE:
+            raise Damaged(f"expected lines of at most {PIECE} bytes, found a longer one")
+    if rest:
+        yield rest + b"\n"
+
+
+def _text(file: io.BufferedReader) -> Callable[[int], bytes]:
+    start = file.peek(len(_XZ))
+    if start.startswith(_GZIP):
+        return _decoded(_Unpacked("gzipped", lambda raw: gzip.GzipFile(fileobj=raw), file).read)
+    if start.startswith(_XZ):
+        return _decoded(_Unpacked("xz", _xz, file).read)
+    if start.startswith(_ZSTD):
+        return _decoded(_Unpacked("zstd", _zstd, file).read)
+    return _decoded(file.read)
+
+
+def _decoded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """The same in UTF-8 where the first two bytes are UTF-16's byte order mark, as Windows' tools write it."""
+    first = read(PIECE)
+    name = _UTF16.get(first[:2])
+    decoder = codecs.getincrementaldecoder(name)("replace") if name else None
+
+    def convert(data: bytes) -> bytes:
+        return decoder.decode(data, final=not data).encode() if decoder is not None else data
+
+    waiting = [first[2:] if name else first]
+
+    def piece(size: int) -> bytes:
+        # A decoder may keep all of a short piece back, which is not the end.
+        while True:
+            data = waiting.pop() if waiting else read(size)
+            result = convert(data)
+            if result or not data:
+                return result
+
+    return piece
+
+
+class _Counting(io.RawIOBase):
+    """The compressed file, and how many of its bytes were read."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto1(buffer)
+        self.count += count
+        return count
+
+
+class _Unpacked:
+    """A compressed file's contents, up to the limit of their size."""
+
+    def __init__(self, name: str, make: Callable[[Any], Readable], file: io.BufferedReader) -> None:
+        self._name = name
+        self._raw = _Counting(file)
+        self._contents = make(io.BufferedReader(self._raw, PIECE >> 4))
+        self._size = 0
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes."""
+        try:
+            data = self._contents.read(size)
+        except _DAMAGE as error:
+            raise Damaged(f"expected more {self._name} data: {error}") from error
+        self._size += len(data)
+        if self._size > UNPACKED + RATIO * self._raw.count:
+            raise Damaged(f"expected {self._name} data that grow to at most {RATIO} times their size, and"
+                          f" {UNPACKED >> 20} MiB: unpack the file first")
+        return data
+
+
+class _Streams:
+    """Compressed streams one after another, through decoders that tell whether a stream has ended."""
+
+    def __init__(self, new: Callable[[], Any], raw: io.BufferedReader) -> None:
+        self._new = new
+        self._raw = raw
+        self._decoder = new()
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes."""
+        while True:
+            if self._decoder.eof:
+                # xz pads streams with zeros.
+                more = self._decoder.unused_data.lstrip(b"\0") or self._raw.read1(_STEP)
+                if not more:
+                    return b""
+                if not more.lstrip(b"\0"):
+                    continue
+                self._decoder = self._new()
+                data = self._decoder.decompress(more.lstrip(b"\0"), size)
+            elif self._decoder.needs_input:
+                more = self._raw.read1(_STEP)
+                if not more:
+                    raise EOFError("the file ends before the stream does")
+                data = self._decoder.decompress(more, size)
+            else:
+                data = self._decoder.decompress(b"", size)
+            if data:
+                return bytes(data)
+
+
+class _Zstandard:
+    """A decoder of the package zstandard in the manner of the standard library's; its output has no limit.
+
+    A step of compressed data is small, so that what it can become is small too: 128 KiB for each four bytes.
+    """
+
+    needs_input = True
+
+    def __init__(self) -> None:
+        self._decoder = _ZSTD_MODULE.ZstdDecompressor().decompressobj()
+
+    def decompress(self, data: bytes, _size: int) -> bytes:
+        """All that these bytes become."""
+        return bytes(self._decoder.decompress(data))
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+        return bool(self._decoder.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        """What stands behind the end of the stream."""
+        return bytes(self._decoder.unused_data)
+
+
+def _xz(raw: io.BufferedReader) -> Readable:
+    return _Streams(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_DECODER_MEMORY), raw)
+
+
+def _zstd_module() -> tuple[str, Any]:
+    for name in ("compression.zstd", "zstandard"):
+        try:
+            return name, importlib.import_module(name)
+        except ImportError:
+            continue
+    return "", None
+
+
+_ZSTD_NAME, _ZSTD_MODULE = _zstd_module()
+#: What decoders raise for damaged data.
+_DAMAGE: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+if _ZSTD_MODULE is not None:
+    _DAMAGE += (_ZSTD_MODULE.ZstdError,)
+
+
+def _zstd(raw: io.BufferedReader) -> Readable:
+    if _ZSTD_MODULE is None:
+        raise Damaged("zstd needs Python 3.14 or the package zstandard: pip install 'kvmattr[zstd]'")
+    return _Streams(_Zstandard if _ZSTD_NAME == "zstandard" else _ZSTD_MODULE.ZstdDecompressor, raw)

@@ -1,0 +1,166 @@
+"""One recorded VM: what its log says that was done, with what its VMM does without a line.
+
+QEMU since 9.1 sets each new memslot with a guest_memfd PRIVATE and has no event for it; it writes
+kvm_convert_memory before it looks whether there is a guest_memfd behind the range, without which it asks KVM
+nothing (accel/kvm/kvm-all.c). So a session keeps the recorded memslots, as far as the log tells them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from typing import NamedTuple
+
+import numpy as np
+
+from kvmattr import uapi
+from kvmattr.trace.calls import ASKED, Call
+from kvmattr.trace.operations import IMPLIED, NO_TIME, RECORDED, ROW, UNKNOWN, SetAttributes, SetSlot, row_of
+from kvmattr.trace.trace import Trace
+
+#: Rows are handed on in blocks of so many.
+_ROWS = 4096
+#: QEMU converts host pages; it is not built for smaller ones.
+_HOST_PAGE = uapi.PAGE_SIZE
+
+
+class _Slot(NamedTuple):
+    number: int
+    start: int
+    stop: int
+    guest_memfd: bool
+
+
+class Guest:
+    """A VM of the log: who made it, and the trace of its calls.
+
+    `number` counts the log's VMs from 1; `made_on` is the line of its KVM_CREATE_VM, 0 if the log has none.
+    """
+
+    def __init__(self, number: int, name: str, pid: int | None = None, file: int | None = None,
+                 made_on: int = 0, *, default_private: bool | None = None) -> None:
+        self.number = number
+        self.pid = pid
+        self.file = file
+        self.made_on = made_on
+        #: The first line that has a call on it.
+        self.first_line = made_on
+        #: The processes or threads that have made calls on it.
+        self.pids: set[int] = set() if pid is None else {pid}
+        self.calls = 0
+        self.trace = Trace(name)
+        self.trace.is_log = True
+        self._default_private = default_private
+        self._rows: list[tuple[object, ...]] = []
+        self._slots: dict[int, _Slot] = {}
+        # The same in order of address, an address space each.
+        self._places: dict[int, list[tuple[int, int]]] = {}
+        self._seen_slots = False
+
+    def apply(self, call: Call, line: int, time: int = NO_TIME) -> None:
+        """Take one recorded call."""
+        self.calls += 1
+        self.first_line = self.first_line or line
+        if call.pid is not None:
+            self.pids.add(call.pid)
+        for note in call.notes:
+            self.trace.tell_unread(line, note)
+        record = call.record
+        if isinstance(record, SetSlot):
+            self._add(row_of(record, line, call.answer, RECORDED, time))
+            if call.answer in (0, UNKNOWN):
+                self._slot(record, line)
+                if self._sets_private(call):
+                    private = SetAttributes(record.guest_phys_addr, record.memory_size,
+                                            uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+                    self._add(row_of(private, line, UNKNOWN, IMPLIED, time))
+                    self.trace.default_private += 1
+        elif isinstance(record, SetAttributes) and call.kind == ASKED:
+            why = self._why_not(record)
+            if why is None:
+                self._add(row_of(record, line, call.answer, RECORDED, time))
+            else:
+                direction = "private" if record.attributes else "shared"
+                self.trace.tell_note(line, f"conversion of [{record.address:#x}, {record.address + record.size:#x})"
+                                     f" to {direction} not done: {why}")
+                self.trace.not_done += 1
+        else:
+            self._add(row_of(record, line, call.answer, RECORDED, time))
+
+    def finish(self) -> Trace:
+        """The whole trace."""
+        self._flush()
+        return self.trace
+
+    def _sets_private(self, call: Call) -> bool:
+        record = call.record
+        assert isinstance(record, SetSlot)
+        if record.memory_size == 0 or not record.flags & uapi.KVM_MEM_GUEST_MEMFD or call.answer != 0:
+            return False
+        return call.default_private if self._default_private is None else self._default_private
+
+    def _why_not(self, record: SetAttributes) -> str | None:
+        """Why QEMU does not ask KVM for a conversion; None where it does."""
+        start, stop = record.address, record.address + record.size
+        if record.size == 0:
+            return "its size is 0"
+        if start % _HOST_PAGE or stop % _HOST_PAGE:
+            return "it is not of whole pages"
+        if not self._seen_slots:
+            self.trace.tell_once("no memslot in the log before its conversions: each is taken as done")
+            return None
+        slot = self._first_in(start, stop)
+        if slot is None:
+            # The log may begin after the slot was made.
+            return None if self.trace.begins_in_the_middle else "no memslot is there"
+        return None if slot.guest_memfd else f"no guest_memfd is behind it, in slot {slot.number}"
+
+    def _first_in(self, start: int, stop: int) -> _Slot | None:
+        """The memslot of address space 0 with the lowest address in the range: QEMU looks at that one alone."""
+        places = self._places.get(0, [])
+        at = bisect_right(places, (start, 1 << 64)) - 1
+        for place in places[max(at, 0):at + 2]:
+            slot = self._slots[place[1]]
+            if slot.start < stop and slot.stop > start:
+                return slot
+        return None
+
+    def _slot(self, record: SetSlot, line: int) -> None:
+        self._seen_slots = True
+        known = self._remove(record.slot)
+        start, stop = record.guest_phys_addr, record.guest_phys_addr + record.memory_size
+        if record.memory_size == 0:
+            if not known and not self.trace.begins_in_the_middle:
+                self.trace.begins_in_the_middle = line
+                self.trace.tell_note(line, f"slot {record.slot} is deleted, which no line made: the log begins in the"
+                                     " middle")
+            return
+        places = self._places.setdefault(record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT, [])
+        # KVM takes no slot over another one, so what is there must have been deleted.
+        at = max(bisect_right(places, (start, 1 << 64)) - 1, 0)
+        over = []
+        for place in places[at:bisect_left(places, (stop, 0))]:
+            if self._slots[place[1]].stop > start:
+                over.append(place[1])
+        for number in over:
+            self._remove(number)
+        guest_memfd = bool(record.flags & uapi.KVM_MEM_GUEST_MEMFD)
+        self._slots[record.slot] = _Slot(record.slot, start, stop, guest_memfd)
+        insort(places, (start, record.slot))
+
+    def _remove(self, number: int) -> bool:
+        slot = self._slots.pop(number, None)
+        if slot is None:
+            return False
+        places = self._places[number >> uapi.KVM_ADDRESS_SPACE_SHIFT]
+        del places[bisect_left(places, (slot.start, number))]
+        return True
+
+    def _add(self, row: tuple[object, ...]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self.trace.append(np.array(self._rows, dtype=ROW))
+            self._rows.clear()
