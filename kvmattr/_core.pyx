@@ -86,7 +86,8 @@ copy, snapshot, restore            map_share (maps.pxi)                         
 m[a:b] = array                     map_store (maps.pxi), built aside, swung in          blocks
 validate                           audit_family (validate.pxi)                          everything
 put_bitmap, bitmap                 bitmap_run, map_bitmap (bitmap.pxi)                  blocks
-to_bytes, save, pickle             write_map, read_map (serial.pxi)                     runs and mixed blocks
+to_bytes, pickle                   write_map, read_map (serial.pxi)                     runs and mixed blocks
+save, load                         save_bytes, load_bytes (saving.pxi)                  as to_bytes
 batches, pins                      batch_run, pin (batch.pxi)                           a group for each hold
 the mutex, and who is next         family_lock (locking.pxi)                            constant
 for C and Cython                   embedding.pxi, for_cython.pxi
@@ -106,10 +107,12 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport INT64_MAX, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
+import errno
 import os
 import pickle
+import re
+import stat
 import struct
-import tempfile
 import zlib
 
 import numpy as np
@@ -215,6 +218,7 @@ include "_store/fork.pxi"
 include "_store/bitmap.pxi"
 include "_store/records.pxi"
 include "_store/serial.pxi"
+include "_store/saving.pxi"
 include "_store/attribute_map.pxi"
 include "_store/for_cython.pxi"
 include "_store/embedding.pxi"

@@ -994,56 +994,27 @@ cdef class AttributeMap:
         return rebuild, (pickle.PickleBuffer(data) if protocol >= 5 else data, self.frozen)
 
     def save(self, path, progress=None):
-        """Write the map to a file, at once and for good: after a crash there is the old file or the new one, and
-        perhaps a file ``.kvmattr-...`` beside it that was to replace it.
+        """Write the map to a file, at once and for good: after a crash there is the old file or the new one.
 
-        progress: called as ``progress(done, total)`` with bytes. Raises OSError as the file system does, which
-        leaves the old file as it was.
+        path: str, bytes or path-like. Links are followed; a file that is there keeps its mode and owner; a device, a
+        FIFO or a descriptor's name (/dev/fd/N) is written into. A crash may leave a file ``.kvmattr-...`` beside the
+        target, which hinders nothing and may be deleted. progress: called as ``progress(done, total)`` with bytes.
+        Raises OSError with the path, as the file system does, which leaves the old file as it was; PermissionError
+        if its owner cannot be kept. Other names of the same file (hard links) keep the old content.
         """
-        path = os.fspath(path)
-        data = memoryview(self.to_bytes())
-        directory = os.path.dirname(os.path.abspath(path))
-        # A name beside the target, renamed over it once the bytes are on the disk.
-        descriptor, beside = tempfile.mkstemp(prefix=".kvmattr-", dir=directory)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for done in range(0, len(data), 1 << 20):
-                    file.write(data[done:done + (1 << 20)])
-                    if progress is not None:
-                        progress(min(done + (1 << 20), len(data)), len(data))
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes the file readable by its owner alone: give it what open() would have.
-            mode = os.umask(0)
-            os.umask(mode)
-            os.chmod(beside, 0o666 & ~mode)
-            os.replace(beside, path)
-        except BaseException:
-            try:
-                os.unlink(beside)
-            except FileNotFoundError:
-                pass
-            raise
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)        # the rename itself
-        finally:
-            os.close(descriptor)
+        save_bytes(os.fspath(path), memoryview(self.to_bytes()), progress)
 
     @classmethod
     def load(cls, path, progress=None):
-        """The map that ``save`` wrote. progress: as in ``save``. Raises OSError, and ValueError as ``from_bytes``."""
-        total = os.stat(path).st_size
-        data = bytearray()
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                data += piece
-                if progress is not None:
-                    progress(len(data), total)
+        """The map that ``save`` wrote. path, progress: as in ``save``.
+
+        The header is checked before the rest is read. Raises OSError, and ValueError as ``from_bytes``.
+        """
+        path = os.fspath(path)
         try:
-            return AttributeMap.from_bytes(data)
+            return AttributeMap.from_bytes(load_bytes(path, progress))
         except ValueError as trouble:
-            raise ValueError(f"{os.fspath(path)}: {trouble}") from None
+            raise ValueError(f"{os.fsdecode(path)}: {trouble}") from None
 
     # ---- Python's words for the same ----
 

@@ -266,8 +266,9 @@ cdef bytes serial_header(Map *map, object body):
     return header[:HEADER.size - 4] + struct.pack("<I", zlib.crc32(header[:HEADER.size - 4]))
 
 
-cdef object serial_parse(object data):
-    """(npages, default, body) of what to_bytes wrote, or ValueError with the trouble and the rule."""
+cdef tuple header_parse(object data):
+    """(npages, default, checksum and length of the body) of what to_bytes wrote, or ValueError with the trouble and the
+    rule."""
     if len(data) < HEADER.size:
         raise ValueError(f"not a saved AttributeMap: {len(data)} bytes, the header has {HEADER.size}")
     magic, version, _, pages, default, body_crc, length, header_crc = HEADER.unpack(data[:HEADER.size])
@@ -279,9 +280,19 @@ cdef object serial_parse(object data):
         raise ValueError(f"saved AttributeMap has format {version}: this kvmattr reads format {FORMAT}")
     if pages > GFN_LIMIT:
         raise ValueError(f"saved AttributeMap is damaged: npages {pages} is outside 0..{GFN_LIMIT}")
+    return pages, default, body_crc, length
+
+
+cdef int raise_length(object found, object announced) except -1:
+    raise ValueError(f"saved AttributeMap is damaged: {found} bytes after the header, which announces {announced}")
+
+
+cdef tuple serial_parse(object data):
+    """(npages, default, body) of what to_bytes wrote, or ValueError."""
+    pages, default, body_crc, length = header_parse(data)
     body = data[HEADER.size:]
     if len(body) != length:
-        raise ValueError(f"saved AttributeMap is damaged: {len(body)} bytes after the header, which announces {length}")
+        raise_length(len(body), length)
     if zlib.crc32(body) != body_crc:
         raise ValueError("saved AttributeMap is damaged: the checksum does not match")
     return pages, default, body
