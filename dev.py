@@ -10,6 +10,7 @@
     python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
     python3 dev.py pages      the store's tests as on kernels with pages of 16 and 64 KiB (or of one size: pages 64)
+    python3 dev.py fuzz       each fuzzing target for a minute, or one: fuzz TARGET --seconds N (docs/trust.md)
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
     python3 dev.py clang      build with clang, warnings are errors
@@ -167,6 +168,12 @@ def pages(words: list[str]) -> None:
                 LD_PRELOAD=str(shim), KVMATTR_TEST_PAGE_BYTES=str(int(size) << 10))
 
 
+def fuzz(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    run(python, "-m", "tests.fuzz", *words)
+
+
 def sdist(words: list[str]) -> None:
     python = make_environment("package")
     install(python, "build>=1.2")
@@ -201,7 +208,7 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, sdist, clang)}
+            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, fuzz, sdist, clang)}
 
 
 def main() -> None:

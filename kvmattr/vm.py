@@ -7,6 +7,7 @@ the path of one change and of one access is compiled (``_vm.pyx``); the rules of
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, ENOTTY
@@ -503,16 +504,25 @@ class VM(Machine):
             self._leave()
 
 
+def holds_references(layout: str) -> bool:
+    """Whether memory of this format (of the struct module, as PEP 3118 extends it) holds Python objects."""
+    return "O" in layout and "O" in re.sub(":[^:]*:", "", layout)  # between colons: names of fields
+
+
 def _through_memory(structure: type[ctypes.Structure], answer: Callable[[Any, Any], int]) -> Handler:
     """Return a handler that copies the structure out of ``arg``, answers it and copies it back."""
     size = ctypes.sizeof(structure)
 
     def handler(vm: VM, arg: Any, mutate_flag: bool) -> int | bytes:
         try:
-            memory = memoryview(arg).cast("B")
+            given = memoryview(arg)
+            memory = given.cast("B")
         except (TypeError, BufferError, ValueError) as refused:
             text = f"{arg!r}: must be a buffer with a {structure.__name__} ({refused})"
             raise OSError(EFAULT, text) from None
+        if holds_references(given.format):
+            # Bytes written over a reference would be one to an object that is not there.
+            raise OSError(EFAULT, f"{arg!r}: holds references to Python objects, must be plain memory")
         if len(memory) < size:
             raise OSError(EFAULT, f"a buffer of {len(memory)} bytes: {structure.__name__} has {size}")
         request = structure.from_buffer_copy(memory)

@@ -354,3 +354,17 @@ def test_the_compiled_examples():
     results = doctest.testmod(_vm)
     assert results.attempted > 20
     assert results.failed == 0
+
+
+def test_memory_that_holds_references_is_no_buffer():
+    """Found by fuzzing: bytes written over the references of an object array crashed when it was freed."""
+    vm = VM()
+    things = np.array([None, "text", vm], dtype=object)
+    for request in (uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES, uapi.KVM_GET_MEMORY_ATTRIBUTES):
+        with pytest.raises(OSError, match="holds references to Python objects, must be plain memory$") as caught:
+            vm.ioctl(request, things)
+        assert caught.value.errno == errno.EFAULT
+    assert things.tolist() == [None, "text", vm]
+    named = np.zeros(1, [("Offset", "<u8"), ("More", "<u8")])
+    assert vm.ioctl(uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES, named) == 0
+    assert named["Offset"] == 15
