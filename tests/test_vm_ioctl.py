@@ -361,7 +361,7 @@ def test_memory_that_holds_references_is_no_buffer():
     vm = VM()
     things = np.array([None, "text", vm], dtype=object)
     for request in (uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES, uapi.KVM_GET_MEMORY_ATTRIBUTES):
-        with pytest.raises(OSError, match="holds references to Python objects, must be plain memory$") as caught:
+        with pytest.raises(OSError, match=r"holds references to Python objects, must be plain memory$") as caught:
             vm.ioctl(request, things)
         assert caught.value.errno == errno.EFAULT
     assert things.tolist() == [None, "text", vm]

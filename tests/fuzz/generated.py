@@ -383,7 +383,8 @@ LINES = [
     "[pid 12] ioctl(9, KVM_SET_MEMORY_ATTRIBUTES <unfinished ...>",
     "[pid 12] <... ioctl resumed>, {address=0, size=0x1000, attributes=0x8, flags=0}) = -1 EINVAL (Invalid argument)",
 ]
-PIECES = [*"0x = { } ( ) < > , ret=-40000 -1 \x00 \xff ioctl( kvm_ Slot#".split(), " ", "\t", "9" * 40]
+PIECES = ["0x", "=", "{", "}", "(", ")", "<", ">", ",", " ", "\t", "\x00", "\xff"]
+PIECES += ["ret=-40000", "-1", "ioctl(", "kvm_", "Slot#", "9" * 40]
 
 
 def trace(chance: random.Random) -> int:
