@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+import kvmattr
 from kvmattr.measure import ending
 
 #: What was asked for could not be written.
@@ -19,6 +21,7 @@ EXIT_UNWRITTEN = 2
 COMMANDS = {
     "scaling": "kvmattr.study.command",
     "compare": "kvmattr.study.compare",
+    "report": "kvmattr.study.report_command",
     "gate": "kvmattr.gate.command",
     "info": "kvmattr.study.info",
     "replay": "kvmattr.trace.command",
@@ -34,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
+    parser.add_argument("--version", action="version", version=f"kvmattr {kvmattr.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the module of the command that was asked for is imported in full: `kvmattr info` must not pay
     # for matplotlib. Help on all of them imports all of them.
-    asked = words[0] if words and words[0] in COMMANDS else None
+    asked = words[0] if words and words[0] in COMMANDS and "_ARGCOMPLETE" not in os.environ else None
     for name, module_name in COMMANDS.items():
         if asked is not None and name != asked:
             commands.add_parser(name)
@@ -47,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+    if "_ARGCOMPLETE" in os.environ:    # a shell asks what could come next: docs/study.md
+        import argcomplete
+        argcomplete.autocomplete(parser)
     arguments = parser.parse_args(words)
     try:
         with ending.signals_interrupt():

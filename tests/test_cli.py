@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from kvmattr import cli
-from kvmattr.study import backends, command, extras, runner
-from kvmattr.study.runner import Options
+from kvmattr.study import backends, command, extras, measuring, plan, runner
 
 BRIEF = ["scaling", "--quick", "--rounds", "3", "--seconds", "5"]
 SMALL = [*BRIEF, "--scenario", "has", "--backend", "store", "--backend", "xarray"]
@@ -31,7 +32,7 @@ def test_scaling_prints_a_table_and_writes_json_and_csv(tmp_path, capsys):
     assert cli.main([*SMALL, "--json", str(json_path), "--csv", str(csv_path)]) == 0
     out, err = capsys.readouterr()
     assert "has (model): Do all pages of an aligned block" in out
-    assert "1 units, 2 cells of which 2 can run here, 3 rounds: 0.0 to 0.0 min; a cell stops after 5 s" in err
+    assert "1 units, 2 cells of which 2 can run here, 3 rounds: 0:00 to 0:00 min; a cell stops after 5 s" in err
     record = json.loads(json_path.read_text())
     assert [(result["backend"], result["status"]) for result in record["results"]] == [
         ("store", "ok"), ("xarray", "ok")]
@@ -67,7 +68,7 @@ def test_scaling_refuses_a_number_that_is_none(number, capsys):
 
 
 def test_html_without_the_extra_names_the_command_before_measuring(tmp_path, capsys, without, monkeypatch):
-    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("measured"))
     without("matplotlib", "jinja2")
     assert cli.main([*SMALL, "--html", str(tmp_path / "a.html")]) == 2
     assert capsys.readouterr().err == (
@@ -82,7 +83,7 @@ def test_table_and_json_need_no_extra(tmp_path):
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "has (model)" in done.stdout
-    assert json.loads((tmp_path / "a.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "a.json").read_text())["schema"] == 2
 
 
 def test_ctrl_c_writes_what_is_done(tmp_path, capsys, monkeypatch):
@@ -113,13 +114,13 @@ def test_an_error_in_a_cell_is_written_and_told_by_the_exit_code(tmp_path, capsy
     record = json.loads(path.read_text())
     assert [(result["backend"], result["status"]) for result in record["results"]] == [
         ("store", "ok"), ("numpy", "error")] * 2
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "ERROR: numpy in whole at 1 GiB and 1 more cells: RuntimeError: what nobody expected (test_cli.py:" in out
     assert "numpy at 16 GiB: RuntimeError: what nobody expected" in out
 
 
 def test_a_file_that_cannot_be_written_is_told_before_measuring(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("measured"))
     assert cli.main([*SMALL, "--json", str(tmp_path / "none" / "a.json")]) == 2
     assert capsys.readouterr().err == (
         f"kvmattr scaling: {tmp_path}/none/a.json cannot be written: no such directory: {tmp_path}/none\n")
@@ -129,9 +130,8 @@ def test_a_file_that_cannot_be_written_is_told_before_measuring(tmp_path, capsys
 
 
 def test_full_run_says_how_long_it_may_take(capsys, monkeypatch):
-    monkeypatch.setattr(runner, "run", lambda units, options, started: iter([]))
-    command.measure(runner.plan(["conversion"], ["store"], quick=False), Options())
-    assert ("7 units, 7 cells of which 7 can run here, 15 rounds: 0.2 to 0.2 min; a cell stops after 20 s"
+    command._announce(plan.make(["conversion"], ["store"], quick=False))
+    assert ("7 units, 7 cells of which 7 can run here, 15 rounds: 0:12 to 0:12 min; a cell stops after 20 s"
             in capsys.readouterr().err)
 
 
@@ -139,7 +139,8 @@ def test_compare_of_what_cannot_be_compared(tmp_path, capsys):
     path = tmp_path / "a.json"
     path.write_text("{}")
     assert cli.main(["compare", str(path), str(path)]) == 2
-    assert capsys.readouterr().err == f'kvmattr compare: {path} is not a report: it has no "schema"\n'
+    assert capsys.readouterr().err == (
+        f'kvmattr compare: {path}: the document is {{}}, expected a report, which has a "schema"\n')
     assert cli.main(["compare", str(tmp_path / "none"), str(path)]) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -152,8 +153,143 @@ def test_info_says_what_runs_here(capsys):
 
 
 def test_every_command_has_help():
-    parser = argparse.ArgumentParser()
-    for name in ("scaling", "compare", "info"):
+    for name in cli.COMMANDS:
         module = __import__(cli.COMMANDS[name], fromlist=["HELP"])
         assert module.HELP
-        module.add_arguments(parser.add_argument_group(name))
+        module.add_arguments(argparse.ArgumentParser())
+
+
+def kvmattr(command: str, **more) -> subprocess.CompletedProcess[str]:
+    """A shell's command line, in which ``kvmattr`` is this one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHON": sys.executable}
+    return subprocess.run(["bash", "-c", f'kvmattr() {{ "$PYTHON" -m kvmattr "$@"; }}; {command}'], capture_output=True,
+                          text=True, timeout=300, env=environment, **more)
+
+
+class TestNothingIsLost:
+    def test_json_to_standard_output_is_json_alone(self):
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --json -")
+        assert json.loads(done.stdout)["schema"] == 2
+        assert "has (model)" in done.stderr
+        assert done.returncode == 0
+
+    def test_a_closed_pipe_after_the_run(self, tmp_path):
+        path = tmp_path / "a.json"
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --json {path} | head -1; exit ${{PIPESTATUS[0]}}")
+        assert done.stdout == "has (model): Do all pages of an aligned block have these attributes (2 MiB, 1\n"
+        assert "Traceback" not in done.stderr
+        assert done.returncode in (0, 141)      # what fits into the pipe is written before head ends
+        assert json.loads(path.read_text())["interrupted"] is False
+
+    def test_a_pipe_that_closes_in_the_run_ends_it(self, tmp_path):
+        path = tmp_path / "a.json"
+        done = kvmattr(f"kvmattr {' '.join(BRIEF)} --scenario conversion --backend numpy --json {path} | true; "
+                       "exit ${PIPESTATUS[0]}")
+        assert done.returncode == 141
+        assert "Traceback" not in done.stderr
+        record = json.loads(path.read_text())
+        assert record["interrupted"] is True
+        assert 1 <= len(record["results"]) < 5
+
+    def test_a_full_terminal_keeps_the_file(self, tmp_path):
+        path = tmp_path / "a.json"
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --json {path} > /dev/full")
+        assert done.stderr.endswith("kvmattr scaling: standard output cannot be written: No space left on device\n")
+        assert "Traceback" not in done.stderr
+        assert (done.returncode, json.loads(path.read_text())["interrupted"]) == (2, False)
+
+    def test_a_file_that_is_full_keeps_the_others(self, tmp_path):
+        path = tmp_path / "a.csv"
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --json /dev/full --csv {path}")
+        assert "kvmattr scaling: /dev/full cannot be written: No space left on device" in done.stderr
+        assert f"written: {path}\n" in done.stderr
+        assert (done.returncode, path.read_text().count("\n")) == (2, 3)
+        assert "has (model)" in done.stdout
+
+    @pytest.mark.parametrize(("signal", "code"), [("TERM", 143), ("HUP", 129), ("INT", 130)])
+    def test_signals_keep_what_is_done(self, signal, code, tmp_path):
+        path = tmp_path / "a.json"
+        words = "scaling --rounds 20 --scenario conversion --backend numpy"
+        done = kvmattr(f"kvmattr {words} --json {path} & pid=$!; "
+                       f"until [ -s {path} ]; do sleep 0.05; done; kill -{signal} $(pgrep -P $pid); wait $pid")
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        record = json.loads(path.read_text())
+        assert record["interrupted"] is True
+        assert 1 <= len(record["results"]) < 7
+        assert "conversion (model)" in done.stdout
+        assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+    def test_a_directory_that_vanishes_in_the_run(self, tmp_path, capsys, monkeypatch):
+        gone, kept = tmp_path / "gone", tmp_path / "a.csv"
+        gone.mkdir()
+        real = runner.run_unit
+
+        def vanishing(unit, options):
+            if gone.is_dir():
+                for path in gone.iterdir():
+                    path.unlink()
+                gone.rmdir()
+            return real(unit, options)
+        monkeypatch.setattr(runner, "run_unit", vanishing)
+        assert cli.main([*SMALL, "--json", str(gone / "a.json"), "--csv", str(kept)]) == 2
+        assert f"{gone}/a.json cannot be written: no such directory: {gone}" in capsys.readouterr().err
+        assert kept.read_text().count("\n") == 3
+
+
+def test_what_is_left_out_is_said(capsys):
+    assert cli.main([*BRIEF, "--scenario", "has", "--scenario", "export", "--backend", "store", "--backend", "xarray",
+                     "--backend", "store-get-write"]) == 0
+    out, err = capsys.readouterr()
+    for words in ("export (--quick leaves it out)", "store-get-write (takes part in rmw alone)"):
+        assert f"left out: {words}\n" in err
+        assert f"Left out: {words}." in out
+
+
+def test_nothing_measured_is_no_success(capsys, monkeypatch):
+    monkeypatch.setattr(backends.ALL["numpy"], "missing", classmethod(lambda cls: "no memory of that kind"))
+    assert cli.main([*BRIEF, "--scenario", "has", "--backend", "numpy"]) == 3
+    out, err = capsys.readouterr()
+    assert "left out: numpy (no memory of that kind)" in err
+    assert "Nothing was measured." in out
+
+
+def test_report_draws_again(tmp_path, capsys):
+    path, again = tmp_path / "a.json", tmp_path / "b.json"
+    assert cli.main([*SMALL, "--json", str(path)]) == 0
+    first = capsys.readouterr().out
+    assert cli.main(["report", str(path), "--json", str(again), "--csv", "/dev/null"]) == 0
+    out, err = capsys.readouterr()
+    assert out == first
+    assert again.read_text() == path.read_text()
+    assert err == f"written: {again}, /dev/null\n"
+
+
+def test_every_line_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (["scaling", "--list"], [*BRIEF, "--scenario", "has", "--scenario", "memory"]):
+        assert cli.main(words) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert re.fullmatch(r"kvmattr \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("line", "wanted"), [
+    ("kvmattr sc", {"scaling"}), ("kvmattr scaling --ba", {"--backend"}),
+    ("kvmattr scaling --backend kvm-", {"kvm-attributes", "kvm-memslots", "kvm-memslots-vcpu"}),
+    ("kvmattr scaling --scenario sl", {"slot", "slots"}),
+])
+def test_the_shell_completes(line, wanted, tmp_path):
+    pytest.importorskip("argcomplete")
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmattr"], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "_ARGCOMPLETE": "1",
+             "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"), "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+             "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"})
+    assert done.returncode == 0, done.stderr
+    assert set((tmp_path / "out").read_text().split()) == wanted

@@ -13,6 +13,7 @@ from kvmattr.study import arm as arm_module
 from kvmattr.study import backends, extras, runner, scenarios, table, work
 from kvmattr.study.arm import Arm
 from kvmattr.study.backends import Backend
+from kvmattr.study.report import Report
 from kvmattr.study.results import Result, comparisons
 from kvmattr.study.runner import Options, Unit
 from kvmattr.study.scenarios import Scenario, Workload
@@ -109,7 +110,7 @@ def _workload(npages: int = 1000, whole: bool = False) -> Workload:
     return Workload(npages, Batch.of(np.arange(1, 99, 2), 1, 1), "update", argument, 8, whole)
 
 
-SCENARIO = Scenario("conversion", "?", "", "earlier conversions", "ns/conversion", (49, ), (),
+SCENARIO = Scenario("conversion", "?", (), "earlier conversions", "ns/conversion", (49, ), (),
                     lambda *_: _workload())
 
 
@@ -332,7 +333,8 @@ class TestHowACellEnds:
         assert _result(Stateless).note == ""
         unread = _result(Unreadable)
         assert (unread.status, unread.note) == ("ok", "its state was not checked: Operation not supported")
-        assert "array at 49: its state was not checked: Operation not supported" in table.plain([unread])
+        assert "array at 49: its state was not checked: Operation not supported" in table.plain(
+            Report({}, {}, {}, [unread]), 200)
 
     def test_probed_pages(self):
         setup = Batch.of(np.arange(100, 200_000, 20), 1, 1)
@@ -379,7 +381,7 @@ class TestRunner:
             name = "second"
         monkeypatch.setattr(backends, "ALL", {"first": First, "second": Second})
         monkeypatch.setitem(scenarios.ALL, "conversion", Scenario(
-            "conversion", "?", "", "earlier conversions", "ns", (1, ), (), lambda *_: _workload(whole=True)))
+            "conversion", "?", (), "earlier conversions", "ns", (1, ), (), lambda *_: _workload(whole=True)))
         results = runner.run_unit(Unit("conversion", 1, ("first", "second")), Options(3, 0.001, 30))
         assert [result.status for result in results] == ["ok", "ok"]
         # Setup, warm-up and five empty calls of each come first; the last of each is the check's.
@@ -395,7 +397,7 @@ class TestRunner:
         def broken(size, random):
             raise ValueError("no such size")
         monkeypatch.setitem(scenarios.ALL, "has", Scenario(
-            "has", "?", "", "block size", "ns", (1, ), (), broken))
+            "has", "?", (), "block size", "ns", (1, ), (), broken))
         units = [Unit("has", 1, ("store", "numpy")), Unit("conversion", 10, ("store", ))]
         results = [result for unit in runner.run(units, BRIEF) for result in unit]
         assert [(result.scenario, result.backend, result.status) for result in results] == [
@@ -415,10 +417,10 @@ class TestRunner:
         units = [Unit("export", 10, ("store", "pyroaring")), Unit("conversion", 10, ("store", "kvm-memslots"))]
         options = Options(rounds=8, round_seconds=0.5, cell_seconds=60)
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: "no"))
-        assert runner.forecast(units, options) == runner.Forecast(2, 10.0, 10.0)
+        assert runner.forecast(units, options) == runner.Forecast(2, 10.0, 10.0, (5.0, 5.0))
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "missing", classmethod(lambda cls: None))
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "bytes_needed", classmethod(lambda cls, footprint: 0))
-        assert runner.forecast(units, options) == runner.Forecast(3, 15.0, 70.0)
+        assert runner.forecast(units, options) == runner.Forecast(3, 15.0, 70.0, (5.0, 10.0))
         # What would be refused and what cannot be expressed does not count either.
         monkeypatch.setattr(backends.ALL["kvm-memslots"], "bytes_needed", classmethod(lambda cls, footprint: 1 << 60))
         assert runner.forecast(units, options).cells == 2

@@ -42,6 +42,17 @@ def physical_address_bits() -> int | None:
     return None
 
 
+def cpu_mhz() -> float | None:
+    """The clock rate of the CPU that may be used last, as the kernel tells it; None where it does not."""
+    cpu = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    scaling = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq")
+    if scaling.exists():
+        return int(scaling.read_text()) / 1000
+    rates = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("cpu MHz")]
+    return float(rates[cpu]) if cpu < len(rates) else None
+
+
 def memslot_bytes(npages: int) -> int:
     """Kernel memory that KVM takes for a memslot of so many pages, at most.
 
@@ -94,6 +105,7 @@ class Load:
     busy: float
     stolen: float
     own: float
+    mhz: float | None = None
 
     @classmethod
     def now(cls) -> Load:
@@ -103,11 +115,14 @@ class Load:
         user, nice, system, _idle, _iowait, irq, softirq, steal = fields[:8]
         own = os.times()
         return cls(time.monotonic(), user + nice + system + irq + softirq, steal,
-                   own.user + own.system + own.children_user + own.children_system)
+                   own.user + own.system + own.children_user + own.children_system, cpu_mhz())
 
     def since(self, earlier: Load) -> dict[str, float]:
-        """CPUs that others kept busy and that the hypervisor took, on average since ``earlier``."""
+        """CPUs that others kept busy and that the hypervisor took, on average since ``earlier``; the clock rate."""
         wall = max(self.wall - earlier.wall, 1e-9)
         others = (self.busy - earlier.busy) - (self.own - earlier.own)
-        return {"seconds": round(wall, 1), "other_cpus": round(max(others, 0) / wall, 3),
+        load = {"seconds": round(wall, 3), "other_cpus": round(max(others, 0) / wall, 3),
                 "stolen_cpus": round(max(self.stolen - earlier.stolen, 0) / wall, 3)}
+        if self.mhz is not None and earlier.mhz is not None:
+            load["mhz"] = round((self.mhz + earlier.mhz) / 2, 1)
+        return load

@@ -57,6 +57,11 @@ def is_stdout(place: Place) -> bool:
     return os.fspath(place) == "-" or _own_descriptor(place) == 1
 
 
+def is_regular(place: Place) -> bool:
+    """Whether a place is a regular file or will be one: it can be written as often as one likes."""
+    return _target(place) is not None
+
+
 def check(*places: Place | None) -> None:
     """Raise :class:`CannotWrite` if one of the places cannot be written; None stands for "not asked for".
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr.measure import text
+from kvmattr.measure.clock import Took, Yardstick, timed
 from kvmattr.measure.machine import available_bytes
 from kvmattr.study.backends import Backend
 from kvmattr.study.results import Result
@@ -27,6 +28,9 @@ _FIRST_PART = 8
 _PROBED = 4096
 #: Rounds of fewer operations are so slow that what the caches hold does not show.
 _WORTH_WARMING = 64
+#: From so many nanoseconds a round on, CPU time is judged: its reading costs 0.3 us, and a shorter round is
+#: hardly ever interrupted.
+_INTERRUPTIBLE = 1e5
 #: The actions that answer many operations in one call, with the argument of a call that asks for none.
 _EMPTY: dict[str, Any] = {"update": Batch.empty(), "has": Batch.empty(), "lookup": np.empty(0, np.uint64)}
 
@@ -35,7 +39,7 @@ class Arm:
     """Runs a workload on one backend. ``alive`` until something ended it; ``result`` says what came out."""
 
     def __init__(self, backend: type[Backend], scenario: Scenario, size: int, workload: Workload,
-                 seconds: float) -> None:
+                 seconds: float, yardstick: Yardstick | None = None) -> None:
         self._class = backend
         self._scenario = scenario
         self._size = size
@@ -45,7 +49,10 @@ class Arm:
         self._backend: Backend | None = None
         self._done: list[Any] = []
         self._answer: Any = None
-        self._samples: list[float] = []
+        self._yardstick = yardstick or Yardstick()
+        #: One a round: what it took (of bytes: how many), and the yardstick just before it.
+        self._rounds: list[tuple[Took, Took]] = []
+        self._bytes: list[float] = []
         self._operations = workload.operations
         self._empty_seconds: float | None = None
         self._status = "ok"
@@ -75,7 +82,7 @@ class Arm:
         else:
             operations = 2
             while self.alive:
-                took = self._timed(self._workload.argument(0, operations))
+                took = self._timed(self._workload.argument(0, operations)).wall / 1e9
                 if took * 2 > round_seconds or operations >= self._workload.operations:
                     break
                 operations = min(operations * 4, self._workload.operations)
@@ -89,15 +96,18 @@ class Arm:
         if not self.alive:
             return
         if self._spent > self._seconds:
-            if not self._samples:
+            if not self._rounds:
                 self._end("stopped", f"stopped after {self._seconds:g} s", len(self._workload.setup))
             return
+        yardstick = self._yardstick.read()
         if self._operations >= _WORTH_WARMING and not self._workload.whole:
             self._timed(self._workload.argument(index, self._operations // 16 * 2))
-        took = self._timed(self._workload.argument(index, self._operations)) if self.alive else 0.0
         if self.alive:
-            is_size = self._scenario.unit == "bytes"
-            self._samples.append(float(self._answer) if is_size else took * 1e9 / self._operations)
+            took = self._timed(self._workload.argument(index, self._operations))
+            if self.alive:
+                self._rounds.append((took, yardstick))
+                if self._scenario.unit == "bytes":
+                    self._bytes.append(float(self._answer))
 
     def check(self) -> None:
         """Compare the last answer and the final state with the reference; a wrong backend has no samples."""
@@ -124,12 +134,20 @@ class Arm:
 
     def result(self) -> Result:
         """What came out, with all that a report needs."""
-        overhead = None
-        if self._empty_seconds is not None and self._samples:
-            overhead = self._empty_seconds * 1e9 / (float(np.median(self._samples)) * self._operations)
-        return Result(self._scenario.name, self._class.name, self._class.kind, self._size,
-                      self._scenario.unit, self._status, self._note, self._samples, self._operations,
-                      overhead, self._reached, socket.gethostname())
+        rounds, overhead, clock = self._rounds, None, ""
+        wall = [took.wall / self._operations for took, _ in rounds]
+        if rounds:
+            median = float(np.median(wall)) * self._operations
+            clock = "cpu" if self._class.kind != "kernel" and median >= _INTERRUPTIBLE else "wall"
+            if self._empty_seconds is not None:
+                overhead = self._empty_seconds * 1e9 / median
+        is_size = self._scenario.unit == "bytes"
+        samples = wall if clock == "wall" else [took.cpu / self._operations for took, _ in rounds]
+        return Result(
+            self._scenario.name, self._class.name, self._class.kind, self._size, self._scenario.unit,
+            self._status, self._note, self._bytes if is_size else samples, self._operations, overhead,
+            self._reached, socket.gethostname(), "" if is_size else clock, [] if is_size else wall,
+            [] if is_size else [getattr(yardstick, clock) for _, yardstick in rounds])
 
     @contextmanager
     def _ending_here(self, reached: int | None, where: str = "") -> Iterator[None]:
@@ -218,26 +236,19 @@ class Arm:
             if took < _PART_SECONDS:
                 part *= 2
 
-    def _timed(self, argument: Any) -> float:
+    def _timed(self, argument: Any) -> Took:
         assert self._backend is not None
         call = getattr(self._backend, self._workload.action)
         reached = len(self._workload.setup)
-        took = 0.0
+        took = Took(0.0, 0.0)
         with self._ending_here(reached):
             try:
-                if argument is None:
-                    started = time.perf_counter_ns()
-                    self._answer = call()
-                else:
-                    prepared = self._prepared(argument)
-                    started = time.perf_counter_ns()
-                    self._answer = call(prepared)
-                took = (time.perf_counter_ns() - started) / 1e9
+                self._answer, took = timed(call, *([] if argument is None else [self._prepared(argument)]))
             except Failed as failure:
                 self._fail(failure, reached)
-                return 0.0
+                return took
             self._done.append(argument)
-            self._spent += took
+            self._spent += took.wall / 1e9
         return took
 
     def _prepared(self, argument: Any) -> Any:
@@ -253,10 +264,7 @@ class Arm:
         times = []
         with self._ending_here(len(self._workload.setup)):
             for _ in range(5):
-                prepared = self._prepared(empty)
-                started = time.perf_counter_ns()
-                call(prepared)
-                times.append((time.perf_counter_ns() - started) / 1e9)
+                times.append(timed(call, self._prepared(empty))[1].wall / 1e9)
             self._empty_seconds = min(times)
 
     def _fail(self, failure: Failed, before: int) -> None:
@@ -264,7 +272,7 @@ class Arm:
         self._end("failed", f"failed at k = {reached + 1}: {failure.why}", reached)
 
     def _wrong(self, note: str) -> None:
-        self._samples = []
+        self._rounds, self._bytes = [], []
         self._end("wrong", note)
 
     def _end(self, status: str, note: str, reached: int | None = None) -> None:

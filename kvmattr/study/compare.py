@@ -1,95 +1,139 @@
-"""Two reports side by side.
+"""Two states of a machine, a kernel or a version side by side, from several reports each.
 
-Times of different runs are shown but never judged: what else a machine does moves them. Ratios are: both arms
-of a ratio ran in the same rounds. A ratio changed if its 95 % intervals in the two reports do not meet.
+  kvmattr compare --a old1.json old2.json old3.json --b new1.json new2.json new3.json
+  kvmattr compare A.json B.json --same 1.json 2.json 3.json 4.json   one run a side, and runs of unchanged code
+
+A run counts as one number a cell, its time divided by that of fixed work in the same rounds; what runs vary by is
+taken from several runs, never from the rounds of one. "slower" and "faster" are said where the interval, widened
+for the number of cells, lies beyond 1.05x (1.25x where the load differed); "same" where 1.25x would have been
+seen; "open" else. Take the runs of both sides in turns, on a machine that is equally busy.
+
+Exit codes: 0 nothing is slower; 1 something is, or is broken; 2 usage, or a file that cannot be read or written;
+3 it could not be told.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
-from kvmattr.measure import text
-from kvmattr.study import scenarios, table
+from kvmattr.measure import text, writing
+from kvmattr.measure.table import fitted, width
+from kvmattr.measure.writing import CannotWrite
+from kvmattr.study.comparing import Compared, Row, compare
+from kvmattr.study.extras import require
 from kvmattr.study.report import Report, load
-from kvmattr.study.results import Comparison, Result, comparisons
+from kvmattr.study.table import wrapped
 
-HELP = "compare two JSON reports of kvmattr scaling"
+HELP = "compare JSON reports of kvmattr scaling: several of one state with several of another"
 
-_HEADER = ["scenario", "size", "backend", "A", "B", "ratio in A", "ratio in B", "verdict"]
+EXIT_USAGE = 2
+_HEADER = ["size", "backend", "A", "B", "B / A", "verdict"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``kvmattr compare``."""
-    parser.add_argument("a", type=Path, metavar="A.json")
-    parser.add_argument("b", type=Path, metavar="B.json")
+    parser.add_argument("reports", nargs="*", metavar="REPORT.json", help="one of A and one of B")
+    parser.add_argument("--a", nargs="+", default=[], metavar="A.json", help="reports of the one state")
+    parser.add_argument("--b", nargs="+", default=[], metavar="B.json", help="reports of the other")
+    parser.add_argument("--same", nargs="+", default=[], metavar="S.json",
+                        help="reports of one unchanged state on this machine, which show what runs vary by")
+    parser.add_argument("--json", metavar="FILE", help="write the rows as JSON; - is standard output")
+    parser.add_argument("--figure", metavar="FILE", help="draw both sides as .png, .svg or .pdf (needs kvmattr[study])")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the comparison. 0, or 2 if a file cannot be read or the reports have nothing in common."""
+    """Print the comparison; the exit code."""
     try:
-        first, second = load(arguments.a), load(arguments.b)
-    except (OSError, ValueError) as error:
+        paths_a, paths_b = _sides(arguments)
+        if arguments.figure:
+            require("matplotlib")
+            if Path(arguments.figure).suffix not in (".png", ".svg", ".pdf"):
+                raise ValueError(f"--figure {arguments.figure}: expected a name that ends in .png, .svg or .pdf")
+        writing.check(arguments.json, arguments.figure)
+        a, b, same = ([load(path) for path in paths] for paths in (paths_a, paths_b, arguments.same))
+    except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr compare: {error}", file=sys.stderr)
-        return 2
-    rows = list(compared(first, second))
-    if not rows:
-        print(f"kvmattr compare: {arguments.a} and {arguments.b} have no cell in common", file=sys.stderr)
-        return 2
-    for name, report in (("A", first), ("B", second)):
-        machine = report.machine
-        print(f"{name}: {machine['host']}, {machine['cpu']}, kernel {machine['kernel']}, "
-              f"kvmattr {machine['kvmattr']}, {machine['started']}")
-    print()
-    print(table.aligned(_HEADER, rows))
-    return 0
+        return EXIT_USAGE
+    compared = compare(a, b, same)
+    if not compared.rows:
+        print("kvmattr compare: A and B have no cell in common", file=sys.stderr)
+        return EXIT_USAGE
+    files = []
+    if arguments.json:
+        files.append((arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"))
+    errors = writing.write_each(files)
+    if arguments.figure:
+        errors += writing.write_each([(arguments.figure, lambda: _drawn(a, b, Path(arguments.figure).suffix[1:]))])
+    people = sys.stderr if any(place and writing.is_stdout(place) for place in (arguments.json, arguments.figure)
+                               ) else sys.stdout
+    print(shown(a, b, compared), file=people)
+    _tell(arguments, errors)
+    return EXIT_USAGE if errors else compared.exit_code
 
 
-def compared(first: Report, second: Report) -> Iterator[list[str]]:
-    """The rows: every cell that both reports have."""
-    others = {_place(result): result for result in second.results}
-    ratios_a, ratios_b = _ratios(first), _ratios(second)
-    for result in first.results:
-        other = others.get(_place(result))
-        if other is None or (result.status == other.status == "unsupported"):
-            continue
-        a, b = ratios_a.get(_place(result)), ratios_b.get(_place(result))
-        yield [result.scenario, text.size(result.size, scenarios.size_name(result.scenario)), result.backend,
-               _shown(result), _shown(other), _ratio(a), _ratio(b), verdict(result, other, a, b)]
+def shown(a: Sequence[Report], b: Sequence[Report], compared: Compared, columns: int | None = None) -> str:
+    """The comparison for people: what was compared, warnings, a table a scenario, the summary."""
+    columns = columns or width()
+    lines = [line for name, side in (("A", a), ("B", b)) for line in wrapped(f"{name}: {_described(side)}", columns)]
+    lines += [line for words in compared.warnings for line in wrapped(words, columns)]
+    names = {scenario: asked.size_name for report in (*a, *b) for scenario, asked in report.scenarios.items()}
+    for scenario in dict.fromkeys(row.scenario for row in compared.rows):
+        rows = [row for row in compared.rows if row.scenario == scenario]
+        lines += ["", f"{scenario} ({rows[0].unit})",
+                  fitted([names[scenario], *_HEADER[1:]], [_cells(row, names[scenario]) for row in rows], columns)]
+    return "\n".join([*lines, "", compared.summary])
 
 
-def verdict(first: Result, second: Result, a: Comparison | None, b: Comparison | None) -> str:
-    """What may be said of one cell in two reports."""
-    if first.status != second.status:
-        return f"was {first.status}, is {second.status}"
-    if first.status != "ok":
-        return "same end" if first.note == second.note else f"{first.note} -> {second.note}"
-    if a is None or b is None or a.reference != b.reference:
-        return ""
-    if b.ratio.low > a.ratio.high:
-        return f"slower against {a.reference}"
-    if b.ratio.high < a.ratio.low:
-        return f"faster against {a.reference}"
-    return "no difference seen"
+def _sides(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    if arguments.reports and (arguments.a or arguments.b):
+        raise ValueError("give two reports, or --a and --b, not both")
+    if arguments.reports:
+        if len(arguments.reports) != 2:
+            raise ValueError(f"{len(arguments.reports)} reports: expected two, or --a A.json ... --b B.json ...")
+        return [arguments.reports[0]], [arguments.reports[1]]
+    if not (arguments.a and arguments.b):
+        raise ValueError("expected two reports, or --a A.json ... --b B.json ...")
+    return arguments.a, arguments.b
 
 
-def _place(cell: Result | Comparison) -> tuple[str, int, str]:
-    return cell.scenario, cell.size, cell.backend
+def _described(side: Sequence[Report]) -> str:
+    machine = side[0].machine
+    runs = f"{len(side)} runs" if len(side) > 1 else "1 run"
+    return (f"{runs}, {machine['host']}, {machine['cpu']}, kernel {machine['kernel']}, kvmattr "
+            f"{machine['kvmattr']}, from {machine['started']}")
 
 
-def _ratios(report: Report) -> dict[tuple[str, int, str], Comparison]:
-    return {_place(ratio): ratio for ratio in comparisons(report.results)}
+def _cells(row: Row, size_name: str) -> list[str]:
+    ratio = ""
+    if row.ratio is not None:
+        ratio = f"{text.digits(row.ratio)}x"
+        if row.low is not None and row.high is not None and row.low != row.high:
+            ratio += f" ({text.digits(row.low)}..{text.digits(row.high)})"
+    verdict = "could not tell" if row.verdict == "open" else row.verdict
+    words = f"{verdict}: {row.note}" if verdict and row.note else verdict or row.note
+    if row.floor_ratio is not None:
+        words += f", {text.digits(row.floor_ratio)}x over the floor"
+    return [text.size(row.size, size_name), row.backend,
+            *("" if value is None else text.quantity(value, row.unit) for value in (row.a, row.b)), ratio, words]
 
 
-def _shown(result: Result) -> str:
-    spread = result.spread
-    return text.quantity(spread.median, result.unit) if spread else result.status
+def _tell(arguments: argparse.Namespace, errors: list[CannotWrite]) -> None:
+    failed = {error.filename for error in errors}
+    written = [place for place in (arguments.json, arguments.figure) if place and place not in failed]
+    if written:
+        print(f"written: {', '.join(written)}", file=sys.stderr)
+    for error in errors:
+        print(f"kvmattr compare: {error}", file=sys.stderr)
 
 
-def _ratio(ratio: Comparison | None) -> str:
-    if ratio is None:
-        return ""
-    median, low, high = map(text.digits, (ratio.ratio.median, ratio.ratio.low, ratio.ratio.high))
-    return f"{median} ({low}..{high})"
+def _drawn(a: Sequence[Report], b: Sequence[Report], suffix: str) -> bytes:
+    from kvmattr.study.plots import both_sides
+
+    drawn = BytesIO()
+    both_sides(a, b).savefig(drawn, format=suffix, dpi=160, facecolor="white")
+    return drawn.getvalue()

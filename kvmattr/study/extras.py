@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 #: Library -> the extra of this package that brings it.
-EXTRA_OF = {"matplotlib": "study", "jinja2": "study", "rich": "study", "pyroaring": "peers",
+EXTRA_OF = {"matplotlib": "study", "jinja2": "study", "rich": "study", "pandas": "pandas", "pyroaring": "peers",
             "sortedcontainers": "peers", "unicorn": "unicorn"}
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmattr.measure import text
-from kvmattr.measure.writing import write
-from kvmattr.study import scenarios, summary, table
+from kvmattr.study import table
 from kvmattr.study.extras import require
-from kvmattr.study.report import Report
-from kvmattr.study.results import DEFECTS, KINDS, STATUSES, comparisons
+from kvmattr.study.results import DEFECTS, KINDS, STATUSES
+
+if TYPE_CHECKING:
+    from kvmattr.study.growth import Seen
+    from kvmattr.study.report import Report
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -25,33 +27,30 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
     drawn: dict[str, list[dict[str, str]]] = {}
-    for plot in plots(report.results):
+    for plot in plots(report):
         drawn.setdefault(plot.scenario, []).append({"title": plot.title, "svg": inline_svg(plot)})
     by_scenario: dict[str, list[table.Table]] = {}
-    for part in table.tables(report.results):
+    for part in table.tables(report):
         by_scenario.setdefault(part.scenario, []).append(part)
+    seen: dict[str, list[Seen]] = {}
+    for each in report.seen:
+        seen.setdefault(each.scenario, []).append(each)
     return environment.from_string(_TEMPLATE.read_text()).render(
-        report=report, sentences=summary.sentences(report.results, report.load), plots=drawn,
-        tables=by_scenario, scenarios=scenarios.ALL, rows=_rows(report), statuses=STATUSES, defects=DEFECTS,
-        kinds=KINDS, machine=_machine(report.machine), legend=table.LEGEND)
-
-
-def save_html(report: Report, path: Path) -> None:
-    """Write the page."""
-    write(path, render(report))
+        report=report, sentences=report.sentences, plots=drawn,
+        tables=by_scenario, scenarios=report.scenarios, seen=seen, rows=_rows(report), statuses=STATUSES,
+        defects=DEFECTS, kinds=KINDS, machine=_machine(report.machine), legend=table.LEGEND)
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
     """The sortable table: for each cell what is shown and, where it differs, what is sorted by."""
-    ratios = {(ratio.scenario, ratio.size, ratio.backend): ratio.ratio
-              for ratio in comparisons(report.results)}
     rows = []
     for result in report.results:
         spread = result.spread
-        ratio = ratios.get((result.scenario, result.size, result.backend))
+        compared = report.ratios.get((result.scenario, result.size, result.backend))
+        ratio = compared.ratio if compared else None
         rows.append({
             "result": result,
-            "size": text.size(result.size, scenarios.ALL[result.scenario].size_name),
+            "size": text.size(result.size, report.scenarios[result.scenario].size_name),
             "median": text.quantity(spread.median, result.unit) if spread else "",
             "median_key": spread.median if spread else -1,
             "range": text.spread(spread.median, spread.p10, spread.p90, result.unit).partition(" (")[2][:-1]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmattr.measure import text
-from kvmattr.measure.writing import write
-from kvmattr.study import scenarios
 from kvmattr.study.extras import require
 from kvmattr.study.results import KINDS, Result
+
+if TYPE_CHECKING:
+    from kvmattr.study.report import Report
 
 #: Okabe and Ito's palette: told apart by most colour-blind readers, and on white and black alike.
 _COLOURS = {
@@ -36,25 +38,34 @@ class Plot:
 
     stem: str
     scenario: str
+    kind: str
     title: str
     figure: Any
 
 
-def plots(results: Sequence[Result]) -> Iterator[Plot]:
+def plots(report: Report) -> Iterator[Plot]:
     """A figure wherever a scenario was measured at two sizes or more, on the backends of one kind."""
     require("matplotlib")
-    for scenario in scenarios.ALL.values():
-        for kind in dict.fromkeys(result.kind for result in results):
-            cells = [result for result in results if result.scenario == scenario.name and result.kind == kind]
+    for name, scenario in report.scenarios.items():
+        for kind in dict.fromkeys(result.kind for result in report.results):
+            cells = [result for result in report.results if result.scenario == name and result.kind == kind]
             if len({cell.size for cell in cells if cell.status == "ok"}) > 1:
-                yield Plot(f"{scenario.name}-{kind}", scenario.name, f"{kind}: {KINDS[kind]}",
-                           _figure(cells, scenario))
+                yield Plot(f"{_file_name(name)}-{kind}", name, kind, f"{kind}: {KINDS[kind]}",
+                           _figure(cells, scenario.size_name))
 
 
-def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
+def _file_name(scenario: str) -> str:
+    """A scenario's name, which may come from a report of somebody else, as a part of a file's name.
+
+    >>> _file_name("conversion-2m"), _file_name("../../etc/x")
+    ('conversion-2m', '______etc_x')
+    """
+    return re.sub(r"[^0-9A-Za-z_-]", "_", scenario)
+
+
+def _figure(cells: Sequence[Result], size_name: str) -> Any:
     # The object interface, never pyplot: no global state, no display, nothing to close.
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -69,28 +80,35 @@ def _figure(cells: Sequence[Result], scenario: scenarios.Scenario) -> Any:
             axes.fill_between(sizes, [spread.p10 for _, spread in measured],
                               [spread.p90 for _, spread in measured], color=colour, alpha=0.2, linewidth=0)
             axes.plot(sizes, [spread.median for _, spread in measured], color=colour,
-                      marker=_MARKERS[index % len(_MARKERS)], label=backend)
+                      marker=_MARKERS[index % len(_MARKERS)], label=_literal(backend))
         reached = [cell.reached for cell in own if cell.status == "failed" and cell.reached]
-        if reached and scenario.size_name == "earlier conversions":
+        if reached and size_name == "earlier conversions":
             ends.append((min(reached), backend, colour))
     for line, (end, backend, colour) in enumerate(ends):
         axes.axvline(end, color=colour, linestyle=":")
         # Above the axes, where no curve can cross it.
-        axes.annotate(f"{backend} ends at {end:,}", (end, 1), (3, 2 + 10 * line), color=colour, fontsize="small",
-                      xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="right", va="bottom")
+        axes.annotate(f"{_literal(backend)} ends at {end:,}", (end, 1), (3, 2 + 10 * line), color=colour,
+                      fontsize="small", xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                      ha="right", va="bottom")
+    _label_axes(axes, size_name, cells[0].unit, {cell.size for cell in cells})
+    _add_legend(figure, axes)
+    return figure
+
+
+def _label_axes(axes: Any, size_name: str, unit: str, sizes: set[int]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel(scenario.size_name)
-    axes.set_ylabel(scenario.unit.replace("ns/", "time per ") if scenario.unit != "bytes" else "bytes")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(round(value), scenario.size_name)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, scenario.unit)))
-    if scenario.size_name in text.MEMORY_SIZES:
-        axes.set_xticks(sorted({cell.size for cell in cells}))
+    axes.set_xlabel(_literal(size_name))
+    axes.set_ylabel(_literal(unit.replace("ns/", "time per ")))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(round(value), size_name)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, unit)))
+    if size_name in text.MEMORY_SIZES:
+        axes.set_xticks(sorted(sizes))
         axes.minorticks_off()
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _add_legend(figure, axes)
-    return figure
 
 
 def _add_legend(figure: Any, axes: Any) -> None:
@@ -104,20 +122,24 @@ def _add_legend(figure: Any, axes: Any) -> None:
                   fontsize="small", loc="outside lower center", ncols=columns)
 
 
-def save_plots(results: Sequence[Result], directory: Path) -> list[Path]:
-    """Write ``SCENARIO-KIND.png`` and ``.svg`` for every plot; returns the paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for plot in plots(results):
-        title = f"{scenarios.ALL[plot.scenario].question} ({plot.title.partition(':')[0]})"
-        plot.figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize="medium")
+def _literal(words: str) -> str:
+    """Words of a report as matplotlib shall show them: a dollar begins no formula, a leading _ hides no label."""
+    return words.replace("$", r"\$").lstrip("_") or " "
+
+
+def files(report: Report, directory: Path) -> Iterator[tuple[Path, Callable[[], bytes]]]:
+    """``SCENARIO-KIND.png`` and ``.svg`` for every plot: paths, and functions that draw what they shall hold."""
+    for plot in plots(report):
+        title = f"{report.scenarios[plot.scenario].question} ({plot.kind})"
+        plot.figure.suptitle(textwrap.fill(_literal(title), _TITLE_LETTERS), fontsize="medium")
         for suffix in ("png", "svg"):
-            path = directory / f"{plot.stem}.{suffix}"
-            drawn = BytesIO()
-            plot.figure.savefig(drawn, format=suffix, dpi=160, facecolor="white")
-            write(path, drawn.getvalue())
-            written.append(path)
-    return written
+            yield directory / f"{plot.stem}.{suffix}", partial(_drawn, plot.figure, suffix)
+
+
+def _drawn(figure: Any, suffix: str) -> bytes:
+    drawn = BytesIO()
+    figure.savefig(drawn, format=suffix, dpi=160, facecolor="white")
+    return drawn.getvalue()
 
 
 def inline_svg(plot: Plot) -> str:
@@ -133,3 +155,46 @@ def inline_svg(plot: Plot) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r'<svg \1\2role="img" ', svg, count=1)
     return svg.replace("#000000", "currentColor").replace("stroke: #b0b0b0", "stroke: currentColor")
+
+
+def both_sides(a: Sequence[Report], b: Sequence[Report]) -> Any:
+    """One figure for a comparison: a panel wherever both sides have two sizes, A in full lines, B in broken ones.
+
+    A point is the median of the runs' medians, the band from the lowest to the highest of them.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in dict.fromkeys((result.scenario, result.kind) for result in a[0].results)
+              if all(len(_points(side, *panel)) for side in (a, b))]
+    rows = max(-(-len(panels) // 2), 1)
+    figure = Figure(figsize=(2 * _SIZE[0], rows * _SIZE[1]), layout="constrained")
+    if not panels:
+        figure.text(0.5, 0.5, "no scenario has two sizes on both sides", ha="center")
+    names = {name: asked.size_name for report in a for name, asked in report.scenarios.items()}
+    for index, (scenario, kind) in enumerate(panels):
+        axes = figure.add_subplot(rows, 2, index + 1)
+        axes.set_title(_literal(f"{scenario} ({kind})"), fontsize="medium")
+        unit = ""
+        for side, style in ((a, "-"), (b, "--")):
+            for number, (backend, points) in enumerate(_points(side, scenario, kind).items()):
+                sizes, colour = sorted(points), _COLOURS.get(backend, f"C{number}")
+                unit = next(result.unit for result in side[0].results if result.scenario == scenario)
+                axes.fill_between(sizes, [min(points[size]) for size in sizes], [max(points[size]) for size in sizes],
+                                  color=colour, alpha=0.15, linewidth=0)
+                axes.plot(sizes, [sorted(points[size])[len(points[size]) // 2] for size in sizes], style,
+                          color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=4,
+                          label=_literal(f"{backend} {'A' if style == '-' else 'B'}"))
+        _label_axes(axes, names[scenario], unit, {size for points in _points(a, scenario, kind).values()
+                                                  for size in points})
+        axes.legend(fontsize="x-small", frameon=False)
+    return figure
+
+
+def _points(side: Sequence[Report], scenario: str, kind: str) -> dict[str, dict[int, list[float]]]:
+    """Backend -> size -> medians of the runs, of backends with two sizes or more."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for report in side:
+        for cell in report.results:
+            if (cell.scenario, cell.kind, cell.status) == (scenario, kind, "ok") and cell.spread is not None:
+                found.setdefault(cell.backend, {}).setdefault(cell.size, []).append(cell.spread.median)
+    return {backend: points for backend, points in found.items() if len(points) > 1}

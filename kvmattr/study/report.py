@@ -1,21 +1,53 @@
-"""A report as data: what JSON and CSV hold, read back with every field checked."""
+"""A report: what was measured and what follows from it, computed once. Renderings only draw it."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvmattr.measure.writing import write
-from kvmattr.study.results import STATUSES, Result, comparisons
+from kvmattr.measure import checked, writing
+from kvmattr.measure.checked import Field
+from kvmattr.study import growth, scenarios
+from kvmattr.study.growth import Growth, Seen
+from kvmattr.study.results import Comparison, Result, comparisons
 
-SCHEMA = 1
+SCHEMA = 2
+#: Schemas that are read.
+READ = (1, 2)
 _COLUMNS = ("scenario", "backend", "kind", "size", "unit", "status", "median", "p10", "p90", "low", "high",
-            "operations", "overhead", "reached", "note", "host")
+            "operations", "overhead", "reached", "note", "host", "clock")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report knows of a scenario: enough to draw its results without having the scenario."""
+
+    question: str
+    size_name: str
+    growths: tuple[Growth, ...]
+
+    @property
+    def expected(self) -> str:
+        """What was expected, in words."""
+        return "; ".join(growth.words for growth in self.growths)
+
+
+def asked_of(results: Sequence[Result]) -> dict[str, Asked]:
+    """The scenarios of some results, as this version knows them; others without question and expectations."""
+    found = {}
+    for name in dict.fromkeys(result.scenario for result in results):
+        known = scenarios.ALL.get(name)
+        found[name] = (Asked(known.question, known.size_name, tuple(known.growths)) if known else
+                       Asked(f"{name}?", "size", ()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -26,64 +58,143 @@ class Report:
     method: dict[str, Any]
     load: dict[str, float]
     results: list[Result]
+    #: Ctrl-C, SIGTERM, SIGHUP or a closed pipe ended the run: the units that were done are here.
     interrupted: bool = False
+    #: The scenarios of the results; those that this version has, if they are not given.
+    scenarios: Mapping[str, Asked] = field(default_factory=dict)
+    #: What was asked for and is not in the results, each with its reason.
+    left_out: list[str] = field(default_factory=list)
 
-    def as_record(self) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scenarios", {**asked_of(self.results), **self.scenarios})
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every ratio that may be formed."""
+        return comparisons(self.results)
+
+    @cached_property
+    def ratios(self) -> dict[tuple[str, int, str], Comparison]:
+        """The ratios by scenario, size and backend."""
+        return {(ratio.scenario, ratio.size, ratio.backend): ratio for ratio in self.comparisons}
+
+    @cached_property
+    def seen(self) -> list[Seen]:
+        """How every declared growth came out."""
+        return growth.seen(self.results, {name: asked.growths for name, asked in self.scenarios.items()},
+                           {name: asked.size_name for name, asked in self.scenarios.items()})
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the run has to say, most important first."""
+        from kvmattr.study import summary
+        return summary.sentences(self)
+
+    def table(self, columns: int | None = None) -> str:
+        """All tables as text, as wide as the terminal or as ``columns``."""
+        from kvmattr.study import table
+        return table.plain(self, columns)
+
+    def figure(self, scenario: str, kind: str | None = None) -> Any:
+        """A matplotlib figure of one scenario, on the backends of a kind (None: of the first that has one).
+
+        Raises KeyError where nothing of it was measured at two sizes, ImportError without matplotlib.
+        """
+        from kvmattr.study.plots import plots
+        for plot in plots(self):
+            if plot.scenario == scenario and kind in (None, plot.kind):
+                return plot.figure
+        raise KeyError(f"{scenario!r} was not measured at two sizes or more{(kind and f' on {kind} backends') or ''}")
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a result. Raises ImportError without pandas."""
+        from kvmattr.study.extras import require
+        require("pandas")
+        import pandas
+        return pandas.DataFrame([result.as_record() for result in self.results])
+
+    def html(self) -> str:
+        """One self-contained page. Raises ImportError without matplotlib and jinja2."""
+        from kvmattr.study.html import render
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
-        return {"schema": SCHEMA, "machine": self.machine, "method": self.method, "load": self.load,
-                "interrupted": self.interrupted, "results": [result.as_record() for result in self.results],
-                "comparisons": [ratio.as_record() for ratio in comparisons(self.results)]}
+        return {
+            "schema": SCHEMA, "machine": self.machine, "method": self.method, "load": self.load,
+            "interrupted": self.interrupted, "left_out": self.left_out,
+            "scenarios": {name: {"question": asked.question, "size_name": asked.size_name,
+                                 "growths": [dataclasses.asdict(each) for each in asked.growths]}
+                          for name, asked in self.scenarios.items()},
+            "results": [result.as_record() for result in self.results],
+            "comparisons": [ratio.as_record() for ratio in self.comparisons],
+            "seen": [each.as_record() for each in self.seen],
+        }
 
-    @classmethod
-    def from_record(cls, record: Any, name: str) -> Report:
-        """Check and take a JSON document; ``name`` says in errors where it came from."""
-        if not isinstance(record, dict) or "schema" not in record:
-            raise ValueError(f"{name} is not a report: it has no \"schema\"")
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"{name} has schema {record['schema']!r}: this version reads schema {SCHEMA}")
-        try:
-            results = [Result.from_record(result) for result in record["results"]]
-            report = cls(record["machine"], record["method"], record["load"], results, record["interrupted"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{name} is not a whole report: {error} is missing or wrong") from error
-        unknown = {result.status for result in results} - STATUSES.keys()
-        if unknown:
-            known = ", ".join(STATUSES)
-            raise ValueError(f"{name} has results of status {sorted(unknown)}: known are {known}")
-        return report
-
-    def as_json(self) -> str:
+    def json(self) -> str:
         """The JSON document as text."""
-        return json.dumps(self.as_record(), indent=1) + "\n"
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
-    def save_json(self, path: Path) -> None:
-        """Write the JSON document."""
-        write(path, self.as_json())
-
-    def save_csv(self, path: Path) -> None:
-        """Write one line a result, without the samples."""
-        write(path, self.as_csv())
-
-    def as_csv(self) -> str:
+    def csv(self) -> str:
         """One line a result, without the samples, as text."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(result.as_record() for result in self.results)
         return text.getvalue()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as its name ends: ``.json``, ``.csv`` or ``.html``. Raises CannotWrite, ValueError."""
+        makers = {".json": self.json, ".csv": self.csv, ".html": self.html}
+        suffix = Path(path).suffix
+        if suffix not in makers:
+            raise ValueError(f"{os.fspath(path)} ends in none of {', '.join(makers)}")
+        writing.write(path, makers[suffix]())
 
-def load(path: Path) -> Report:
-    """Read a JSON report. Raises OSError, or ValueError that says what is wrong with the file."""
-    try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    return Report.from_record(record, str(path))
+    @classmethod
+    def of(cls, record: Field) -> Report:
+        """Check and take a JSON document. Raises BadField, in one line."""
+        record.object()
+        if "schema" not in record.object():
+            record.refuse('a report, which has a "schema"')
+        schema = record["schema"].integer()
+        if schema not in READ:
+            record["schema"].refuse(f"one of those that this version reads, {' and '.join(map(str, READ))}")
+        machine = _object(record["machine"], inner=("kvm", ))
+        record["machine"]["kvm"].object()
+        record["machine"]["memory_bytes"].integer()
+        for name in ("host", "kernel", "cpu", "python", "numpy", "kvmattr", "started"):
+            record["machine"][name].text()
+        record["method"]["rounds"].integer(1)
+        load = {name: value.number(0) for name, value in record["load"].items()}
+        for name in ("other_cpus", "stolen_cpus"):
+            record["load"][name].number(0)
+        results = record["results"].list(lambda each: Result.from_record(each, schema))
+        asked = {} if schema == 1 else {name: _asked(each) for name, each in record["scenarios"].items()}
+        left_out = [] if schema == 1 else record["left_out"].list(Field.text)
+        return cls(machine, _object(record["method"]), load, results, record["interrupted"].boolean(), asked,
+                   left_out)
 
 
-def names_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ValueError that lists the known names if one that was asked for is not among them."""
-    for name in asked:
-        if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}")
+def load(path: str | os.PathLike[str]) -> Report:
+    """Read a JSON report of schema 1 or 2. Raises OSError, or ValueError that names file and field in one line."""
+    return Report.of(checked.load(path))
+
+
+def _asked(record: Field) -> Asked:
+    return Asked(record["question"].text(), record["size_name"].text(), tuple(record["growths"].list(_growth)))
+
+
+def _growth(record: Field) -> Growth:
+    return Growth(record["law"].one_of(list(growth.LAWS)), tuple(record["backends"].list(Field.text)),
+                  record["because"].text())
+
+
+def _object(record: Field, inner: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An object of values that a page can show, but for ``inner`` ones, which are such objects."""
+    for name, value in record.items():
+        if name in inner:
+            _object(value)
+        elif isinstance(value.value, dict):
+            value.refuse("a plain value")
+    return record.object()

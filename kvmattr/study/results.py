@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
+from kvmattr.measure.checked import Field
 from kvmattr.measure.statistics import Ratio, Spread
 
 #: How a cell ended. Only ``ok`` has a median.
@@ -31,6 +33,12 @@ KINDS = {"model": "compiled data structures in this process",
 #: What the others of a kind are compared with; the first that was measured.
 REFERENCES = {"model": ("store", ), "kernel": ("kvm-attributes", ), "library": ()}
 
+#: The floor of every kernel row: a call that does nothing.
+FLOOR = "empty-ioctl"
+
+#: What samples are of: CPU time of the thread, wall time, or no time at all (bytes).
+CLOCKS = ("cpu", "wall", "")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -51,8 +59,16 @@ class Result:
     #: How many earlier updates stood when the cell failed or was stopped.
     reached: int | None = None
     host: str = ""
+    #: The clock of ``samples`` and ``yardstick``.
+    clock: str = ""
+    #: Wall nanoseconds an operation, one a round.
+    wall: list[float] = field(default_factory=list)
+    #: What 1,000 steps of the yardstick took just before each sample, in nanoseconds.
+    yardstick: list[float] = field(default_factory=list)
+    #: While the unit ran: ``seconds``, ``other_cpus``, ``stolen_cpus``, ``mhz``.
+    load: dict[str, float] | None = None
 
-    @property
+    @cached_property
     def spread(self) -> Spread | None:
         """Median and quantiles, None without samples."""
         return Spread.of(self.samples) if self.samples else None
@@ -65,9 +81,27 @@ class Result:
         return record
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Result:
-        """The inverse of :meth:`as_record`."""
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+    def from_record(cls, record: Field, schema: int) -> Result:
+        """The inverse of :meth:`as_record`; raises BadField for what no run writes."""
+        status = record["status"].one_of(list(STATUSES))
+        samples = record["samples"].list(Field.positive if record["unit"].value != "bytes" else
+                                         lambda item: item.number(0))
+        if status == "ok" and not samples:
+            record["samples"].refuse("samples, as the status is ok")
+        result = cls(
+            record["scenario"].text(), record["backend"].text(), record["kind"].one_of(list(KINDS)),
+            record["size"].integer(), record["unit"].text(), status, record["note"].text(), samples,
+            record["operations"].integer(), record["overhead"].optional(lambda each: each.number(0)),
+            record["reached"].optional(Field.integer), record["host"].text())
+        if schema == 1:
+            return result
+        lists = {}
+        for name in ("wall", "yardstick"):
+            lists[name] = record[name].list(Field.positive)
+            if lists[name] and len(lists[name]) != len(samples):
+                record[name].refuse(f"as many as samples, {len(samples)}")
+        load = record["load"].optional(lambda each: {name: number.number(0) for name, number in each.items()})
+        return cls(**{**vars(result), "clock": record["clock"].one_of(CLOCKS), **lists, "load": load})
 
 
 @dataclass(frozen=True)
@@ -105,7 +139,7 @@ def comparisons(results: Sequence[Result]) -> list[Comparison]:
             if reference is None:
                 continue
             for cell in measured.values():
-                if cell.kind == kind and cell.backend not in (reference, "empty-ioctl"):
+                if cell.kind == kind and cell.backend not in (reference, FLOOR):
                     found.append(Comparison(scenario, size, cell.backend, reference,
                                             Ratio.of(cell.samples, measured[reference].samples)))
     return found

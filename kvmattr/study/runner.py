@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import os
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvmattr.study import backends, scenarios
+from kvmattr.measure import rounds
+from kvmattr.measure.clock import Yardstick
+from kvmattr.measure.machine import Load
+from kvmattr.study import backends, registry, scenarios
 from kvmattr.study.arm import Arm, described, reason_against, unbroken_seconds
 from kvmattr.study.results import Result
 
@@ -24,6 +25,8 @@ class Unit:
     scenario: str
     size: int
     backends: tuple[str, ...]
+    #: Files with backends and scenarios of others, for the process that runs it.
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Options:
 QUICK = Options(rounds=9, round_seconds=0.04, cell_seconds=10.0)
 
 
-def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: bool) -> list[Unit]:
+def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: bool,
+         files: Sequence[str] = ()) -> list[Unit]:
     """The units of a run, in order."""
     found = []
     for name in scenario_names:
@@ -47,7 +51,7 @@ def plan(scenario_names: Sequence[str], backend_names: Sequence[str], quick: boo
                      if backend not in scenario.own_backends}
         taking_part = tuple(backend for backend in backend_names if backend not in elsewhere)
         if taking_part:
-            found += [Unit(name, size, taking_part)
+            found += [Unit(name, size, taking_part, tuple(files))
                       for size in (scenario.quick_sizes if quick else scenario.sizes)]
     return found
 
@@ -58,19 +62,22 @@ class Forecast:
 
     ``low`` is what the rounds take, and two more to open and to warm up, as long as their longest calls where
     those are known; ``high`` has every cell of a slow backend at its time limit, which depends on the kernel more
-    than on anything known before.
+    than on anything known before. ``units``: seconds of each unit, for what is left while it runs.
     """
 
     cells: int
     low: float
     high: float
+    units: tuple[float, ...]
 
 
 def forecast(units: Sequence[Unit], options: Options) -> Forecast:
     """Look which backends are here, can do what the scenarios ask, and have the memory for such a guest."""
     here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
     cells, low, high = 0, 0.0, 0.0
+    each: list[float] = []
     for unit in units:
+        before = low
         scenario = scenarios.ALL[unit.scenario]
         # Guests are made as big as they will be; of other sizes the smallest shows what is asked, quickly.
         size = unit.size if scenario.size_name == "guest size" else scenario.sizes[0]
@@ -83,7 +90,8 @@ def forecast(units: Sequence[Unit], options: Options) -> Forecast:
             cells += 1
             low += a_cell
             high += max(a_cell, options.cell_seconds) if backend.slow else a_cell
-    return Forecast(cells, low, high)
+        each.append(max(low - before, options.round_seconds))
+    return Forecast(cells, low, high, tuple(each))
 
 
 def run_unit(unit: Unit, options: Options) -> list[Result]:
@@ -92,12 +100,15 @@ def run_unit(unit: Unit, options: Options) -> list[Result]:
     Always gives a result for every backend: what was raised outside them is the ``error`` of every cell that
     had not ended before.
     """
+    registry.load(unit.files)
     scenario = scenarios.ALL[unit.scenario]
     seed = zlib.crc32(f"{unit.scenario} {unit.size}".encode())
     arms: list[Arm] = []
+    before = Load.now()
     try:
         workload = scenario.make(unit.size, np.random.default_rng(seed))
-        arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
+        yardstick = Yardstick()
+        arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds, yardstick)
                 for name in unit.backends]
         _measure(arms, options)
     except Exception as error:
@@ -108,7 +119,8 @@ def run_unit(unit: Unit, options: Options) -> list[Result]:
     finally:
         for arm in arms:
             arm.close()
-    return [arm.result() for arm in arms]
+    load = Load.now().since(before)
+    return [dataclasses.replace(arm.result(), load=load) for arm in arms]
 
 
 def run(units: Sequence[Unit], options: Options, executor: Executor | None = None,
@@ -136,15 +148,14 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
 
 
 def _measure(arms: Sequence[Arm], options: Options) -> None:
-    with _one_cpu(), _no_collector():
+    with rounds.undisturbed():
         for arm in arms:
             arm.open()
         for arm in arms:
             if arm.alive:
                 arm.warm_up(options.round_seconds)
-        for index in range(options.rounds):
-            for arm in arms if index % 2 == 0 else reversed(arms):
-                arm.sample(index)
+        for index, arm in rounds.turns(arms, options.rounds):
+            arm.sample(index)
     for arm in arms:
         arm.check()
 
@@ -155,28 +166,3 @@ def _without_results(unit: Unit, error: Exception) -> list[Result]:
     return [Result(unit.scenario, name, backends.ALL[name].kind, unit.size, scenario.unit, "error",
                    described(error)) for name in unit.backends]
 
-
-@contextmanager
-def _one_cpu() -> Iterator[None]:
-    """Stay on the last CPU that we may use (the first serve most interrupts); where unknown, do nothing."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Keep Python's garbage collector out of the rounds."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

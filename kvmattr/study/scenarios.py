@@ -14,6 +14,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from kvmattr import Operation
+from kvmattr.study.growth import Growth
 from kvmattr.study.work import Batch
 
 GIB = 1 << 18  # pages
@@ -59,7 +60,8 @@ class Scenario:
 
     name: str
     question: str
-    expected: str
+    #: How the cost of each backend is expected to grow with the size.
+    growths: tuple[Growth, ...]
     #: What the size counts.
     size_name: str
     #: What one sample is divided by.
@@ -69,6 +71,11 @@ class Scenario:
     make: Callable[[int, Generator], Workload]
     #: Backends that take part in those scenarios alone that name them.
     own_backends: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """What is expected, in words."""
+        return "; ".join(growth.words for growth in self.growths)
 
 
 def _distinct(random: Generator, below: int, count: int) -> NDArray[np.uint64]:
@@ -204,63 +211,98 @@ def _after_conversions(action: str, updates: int) -> Callable[[int, Generator], 
     return make
 
 
+def _slots(slots: int, random: Generator) -> Workload:
+    """A guest whose converted pages lie 2 MiB apart: however many slots there are, each is as small."""
+    npages = (slots + 1) * 2 * PAGES_2M
+    blocks = np.arange(slots, dtype=np.uint64) * np.uint64(2 * PAGES_2M)
+    # What is converted in a round lies in the middle between two of them, or behind the last.
+    places = random.permutation(blocks) + np.uint64(PAGES_2M // 2 + PAGES_2M)
+    return Workload(npages, Batch.of(blocks + np.uint64(PAGES_2M // 2), 1, PRIVATE), "update",
+                    _there_and_back(places, 1, min(slots, _CONVERTED_AT_ONCE)), _CHEAP)
+
+
 _CONVERSIONS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 _QUICK = (1, 100, 1_000, 10_000, 100_000)
 _GUESTS = (GIB, 16 * GIB, 256 * GIB, 4 * TIB, 16 * TIB)
 
+_REAL_SLOTS = ("kvm-memslots", "kvm-memslots-vcpu")
+_DENSE = "a dense array costs its pages"
+_FIRST_PAGE = ("the first page of a 2 MiB block costs more than later ones, and a bigger guest has more of them: see "
+               "slots")
+_FIRST = "KVM's metadata follow the size of the slot that is split, so the first splits are dear: see slots"
+
+
+def _flat(*backends: str, because: str = "") -> Growth:
+    return Growth("flat", backends, because)
+
+
+def _proportional(*backends: str) -> Growth:
+    return Growth("in proportion", backends)
+
+
 ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions (batched: up "
              "to 1,024 before they are taken back)?",
-             "attributes: flat, up to cache misses; memslots: grows with k and ends at the slot limit",
+             (_flat("store", "memslots", "xarray", "numpy", "kvm-attributes"),
+              Growth("falling", _REAL_SLOTS, _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion,
              ("kvm-memslots-vcpu", )),
     Scenario("conversion-single", "And one at a time, each page taken back before the next is converted?",
-             "as conversion; KVM's attributes: dearer while few pages are private, whose nodes come and go",
+             (_flat("store", "xarray", "numpy"), Growth("growing", ("memslots", ), "the depth of its trees"),
+              Growth("falling", _REAL_SLOTS, _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion_single,
              ("kvm-memslots-vcpu", )),
+    Scenario("slots", "What does a conversion cost after k earlier ones whose slots are all of one size?",
+             (_flat("store", "xarray", "numpy", "kvm-attributes", *_REAL_SLOTS),
+              Growth("growing", ("memslots", ), "the depth of its trees")),
+             "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (10, 1_000), _slots),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
-             "attributes: flat; memslots: grows with the slot, whose metadata is rebuilt",
+             (_flat("store", because=_FIRST_PAGE), _flat("memslots", "xarray", "kvm-attributes"),
+              Growth("growing", _REAL_SLOTS, "metadata follow the size of the slot that is split")),
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
-             "attributes: flat; memslots: metadata of the guest; per-page stores: pages of the guest",
+             (_flat("store"), _proportional("xarray", "numpy", "kvm-attributes"),
+              Growth("growing", _REAL_SLOTS, "metadata of the whole guest")),
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole, ("kvm-memslots-vcpu", )),
     Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
-             "as conversion; per-page stores pay for 512 pages",
+             (_flat("store", "memslots", "xarray", "numpy", "kvm-attributes"),
+              Growth("falling", _REAL_SLOTS, _FIRST)),
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
-             "attributes: flat; memslots: end when slots = pages",
+             (_flat("store", "memslots", "xarray", "numpy", "kvm-attributes"), ),
              "guest size", "ns/conversion", (2_048, 16_384, 262_144, 1_048_576), (),
              _alternating),
     Scenario("rmw", "What does changing one bit over a range of r runs cost?",
-             "one OR: O(height) by attributes; GET of the runs and a WRITE each: O(r)",
+             (_flat("store"), _proportional("store-get-write", "numpy", "xarray")),
              "runs", "ns/change", (1, 10, 100, 1_000, 10_000, 100_000), (1_000, ), _rmw,
              ("store-get-write", )),
     Scenario("lookup", "What does the lookup of one page on a fault cost after k conversions?",
-             "attributes: O(height); memslots: O(log k)",
+             (_flat("store", "numpy"), Growth("growing", ("memslots", ), "the depth of its tree")),
              "earlier conversions", "ns/lookup", _CONVERSIONS, (10_000, ), _lookup),
     Scenario("has", "Do all pages of an aligned block have these attributes (2 MiB, 1 GiB)?",
-             "attributes: O(height); per-page stores: O(pages)",
+             (_flat("store"), _proportional("numpy", "xarray")),
              "block size", "ns/query", (PAGES_2M, GIB), (PAGES_2M, ), _has),
     Scenario("export", "What does the export of all runs cost after k conversions?",
-             "O(runs); dense: O(pages)",
+             (Growth("growing", ("store", "memslots"), "it writes the runs"), _flat("numpy", because=_DENSE)),
              "earlier conversions", "ns/export", _CONVERSIONS, (), _after_conversions("export", 0)),
     Scenario("snapshot", "What do a snapshot, 100 conversions and the way back cost after k conversions?",
-             "attributes: O(changes); copies: O(state)",
+             (_flat("store"), _flat("numpy", because=_DENSE)),
              "earlier conversions", "ns/cycle", _CONVERSIONS, (),
              _after_conversions("snapshot_restore", 100)),
     Scenario("migrate", "What does a pass of live migration cost: snapshot, 1,000 conversions, what changed?",
-             "attributes: O(changes); copies: O(state)",
+             (_flat("store"), _flat("numpy", because=_DENSE)),
              "earlier conversions", "ns/pass", _CONVERSIONS, (), _after_conversions("migrate", 1000)),
     Scenario("slot", "What does it cost a new slot to learn which of its 2 MiB and 1 GiB blocks are mixed?",
-             "attributes: O(runs); KVM: every block, and its pages up to the first that differs",
+             (Growth("growing", ("store", ), "it writes an answer for every block"), ),
              "guest size", "ns/slot", _GUESTS, (), _slot),
     Scenario("notify", "What does it cost to change r runs and to tell which pages changed?",
-             "O(runs)", "runs", "ns/change", (1, 10, 100, 1_000, 10_000, 100_000), (), _notify),
+             (Growth("growing", ("store", ), "it tells of every run"), ),
+             "runs", "ns/change", (1, 10, 100, 1_000, 10_000, 100_000), (), _notify),
     Scenario("boot", "What does a firmware's toggle of a BIOS shadow area cost in a guest of this size?",
-             "attributes: flat; memslots: metadata of the slot beside it",
+             (_flat("store"), Growth("growing", _REAL_SLOTS, "metadata of the slot beside it")),
              "guest size", "ns/conversion", _GUESTS, (), _boot),
     Scenario("memory", "How many bytes hold the state after k conversions?",
-             "attributes: O(runs); dense: O(pages)",
+             (Growth("growing", ("store", "memslots", "xarray")), _flat("numpy", because=_DENSE)),
              "earlier conversions", "bytes", _CONVERSIONS, (10_000, ), _after_conversions("nbytes", 0)),
 )}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kvmattr.measure import text
-from kvmattr.study import scenarios
-from kvmattr.study.results import Comparison, Result, comparisons
+from kvmattr.study.results import FLOOR, Comparison, Result
+
+if TYPE_CHECKING:
+    from kvmattr.study.report import Asked, Report
 
 #: More than this part of a CPU taken by others, and a reader should know.
 _NOTABLE_LOAD = 0.1
@@ -14,16 +17,18 @@ _NOTABLE_LOAD = 0.1
 _LISTED = 4
 
 
-def sentences(results: Sequence[Result], load: dict[str, float] | None = None) -> list[str]:
+def sentences(report: Report) -> list[str]:
     """What the run has to say, most important first."""
-    said = [*_conversions(results), *_limits(results), *_kernel(results), *_rmw(results), *_defects(results),
-            *_untold(results), *_overhead(results)]
-    if load and load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
+    results, load = report.results, report.load
+    said = [*_conversions(report), *_limits(results), *_kernel(results), *_rmw(results),
+            *_defects(results, report.scenarios), *_unexpected(report), *_untold(report),
+            *_overhead(results, report.scenarios)]
+    if not any(result.status == "ok" for result in results):
+        said.insert(0, "Nothing was measured.")
+    if load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
         said.append(f"The machine was not quiet: others used {load['other_cpus']:.2g} CPUs, the hypervisor "
                     f"took {load['stolen_cpus']:.2g} on average; trust the ratios more than the times.")
-    if said or any(result.status == "ok" for result in results):
-        return said
-    return ["Nothing was measured."]
+    return said + [f"Left out: {words}." for words in report.left_out]
 
 
 def _cells(results: Sequence[Result], scenario: str, backend: str) -> dict[int, Result]:
@@ -36,18 +41,19 @@ def _medians(cells: dict[int, Result], sizes: list[int]) -> str:
                         for size in sizes])
 
 
-def _place(cell: Result | Comparison) -> str:
-    return f"{cell.scenario} at {text.size(cell.size, scenarios.size_name(cell.scenario))}"
+def _place(cell: Result | Comparison, scenarios: Mapping[str, Asked]) -> str:
+    return f"{cell.scenario} at {text.size(cell.size, scenarios[cell.scenario].size_name)}"
 
 
 def _counts(sizes: list[int]) -> str:
     return text.listed([f"{size:,}" for size in sizes])
 
 
-def _conversions(results: Sequence[Result]) -> list[str]:
+def _conversions(report: Report) -> list[str]:
+    results = report.results
     store, slots = _cells(results, "conversion", "store"), _cells(results, "conversion", "memslots")
     both = [size for size in store if size in slots]
-    ratios = {ratio.size: ratio.ratio for ratio in comparisons(results)
+    ratios = {ratio.size: ratio.ratio for ratio in report.comparisons
               if ratio.scenario == "conversion" and ratio.backend == "memslots"}
     said = []
     if both:
@@ -76,7 +82,7 @@ def _limits(results: Sequence[Result]) -> list[str]:
 
 def _kernel(results: Sequence[Result]) -> list[str]:
     said = []
-    floor = _cells(results, "conversion", "empty-ioctl")
+    floor = _cells(results, "conversion", FLOOR)
     for backend in ("kvm-memslots", "kvm-attributes"):
         cells = _cells(results, "conversion", backend)
         sizes = [size for size in cells if size in floor]
@@ -103,34 +109,40 @@ def _rmw(results: Sequence[Result]) -> list[str]:
             f"{_medians(by_get, largest)} by GET and one WRITE a run."]
 
 
-def _defects(results: Sequence[Result]) -> list[str]:
+def _unexpected(report: Report) -> list[str]:
+    """What grew otherwise than was expected; the tables have every verdict."""
+    return [f"{each.scenario}: {each.words}." for each in report.seen if not each.as_expected]
+
+
+def _defects(results: Sequence[Result], scenarios: Mapping[str, Asked]) -> list[str]:
     """Every wrong state, and the errors by their text: a unit that broke has the same one in all its cells."""
-    said = [f"WRONG: {result.backend} in {_place(result)}: {result.note}."
+    said = [f"WRONG: {result.backend} in {_place(result, scenarios)}: {result.note}."
             for result in results if result.status == "wrong"]
     errors: dict[str, list[Result]] = {}
     for result in results:
         if result.status == "error":
             errors.setdefault(result.note, []).append(result)
     for note, cells in errors.items():
-        first = f"{cells[0].backend} in {_place(cells[0])}"
+        first = f"{cells[0].backend} in {_place(cells[0], scenarios)}"
         more = f" and {len(cells) - 1} more cells" if len(cells) > 1 else ""
         said.append(f"ERROR: {first}{more}: {note}.")
     return said
 
 
-def _untold(results: Sequence[Result]) -> list[str]:
-    untold = [ratio for ratio in comparisons(results) if not ratio.ratio.told_apart]
+def _untold(report: Report) -> list[str]:
+    untold = [ratio for ratio in report.comparisons if not ratio.ratio.told_apart]
     if not untold:
         return []
-    places = [f"{ratio.backend} and {ratio.reference} in {_place(ratio)}" for ratio in untold[:_LISTED]]
+    places = [f"{ratio.backend} and {ratio.reference} in {_place(ratio, report.scenarios)}"
+              for ratio in untold[:_LISTED]]
     more = f"; and {len(untold) - _LISTED} more (x...? in the tables)" if len(untold) > _LISTED else ""
     return [f"Could not be told apart: {'; '.join(places)}{more}."]
 
 
-def _overhead(results: Sequence[Result]) -> list[str]:
+def _overhead(results: Sequence[Result], scenarios: Mapping[str, Asked]) -> list[str]:
     heavy = [result for result in results if result.overhead is not None and result.overhead > 0.05]
     if not heavy:
         return []
     worst = max(heavy, key=lambda result: result.overhead or 0)
     return [f"The fixed cost of a call is over 5 % of what was measured in {len(heavy)} cells, at most "
-            f"{worst.overhead:.0%} ({worst.backend} in {_place(worst)}): there an operation costs less."]
+            f"{worst.overhead:.0%} ({worst.backend} in {_place(worst, scenarios)}): there an operation costs less."]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvmattr.measure import text
-from kvmattr.study import scenarios
-from kvmattr.study.results import DEFECTS, Comparison, Result, comparisons
+from kvmattr.measure.table import fitted, width
+from kvmattr.study.results import DEFECTS, FLOOR, Comparison, Result
+
+if TYPE_CHECKING:
+    from kvmattr.study.report import Report
 
 LEGEND = ("median (10th..90th percentile); x: times the reference of the same kind, measured in the same "
           "rounds (model: store, kernel: kvm-attributes); x...?: could not be told apart from 1")
@@ -26,17 +30,15 @@ class Table:
     notes: list[str]
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
+def tables(report: Report) -> list[Table]:
     """The tables of a report, in the order of its results."""
-    ratios = {(ratio.scenario, ratio.size, ratio.backend): ratio for ratio in comparisons(results)}
-    found = []
-    for scenario_name in dict.fromkeys(result.scenario for result in results):
-        scenario = scenarios.ALL[scenario_name]
-        cells = [result for result in results if result.scenario == scenario_name]
+    ratios, found = report.ratios, []
+    for scenario_name, scenario in report.scenarios.items():
+        cells = [result for result in report.results if result.scenario == scenario_name]
         for kind in dict.fromkeys(cell.kind for cell in cells):
             own = [cell for cell in cells if cell.kind == kind]
             absent, present = _absent(own)
-            if present == ["empty-ioctl"]:      # a floor under nothing
+            if present == [FLOOR]:      # a floor under nothing
                 present = []
             if all(cell.status == "unsupported" for cell in own):
                 continue
@@ -92,20 +94,23 @@ def cell_text(cell: Result | None, ratio: Comparison | None) -> str:
     return f"{words} x{text.digits(ratio.ratio.median)}{'' if ratio.ratio.told_apart else '?'}"
 
 
-def plain(results: Sequence[Result]) -> str:
-    """All tables as text, without any library."""
+def plain(report: Report, columns: int | None = None) -> str:
+    """All tables as text, without any library, and below each scenario what was expected of it and seen."""
+    columns = columns or width()
     lines: list[str] = []
-    for table in tables(results):
-        lines += ["", f"{table.scenario} ({table.kind}): {table.title}"]
+    shown = tables(report)
+    for number, table in enumerate(shown):
+        lines += ["", *wrapped(f"{table.scenario} ({table.kind}): {table.title}", columns)]
         if table.rows:
-            lines.append(aligned(table.header, table.rows))
-        lines += [f"  {note}" for note in table.notes]
-    return "\n".join([*lines[1:], "", *textwrap.wrap(LEGEND, 100)])
+            lines.append(fitted(table.header, table.rows, columns))
+        lines += [line for note in table.notes for line in wrapped(note, columns, "  ", "  ")]
+        if number + 1 == len(shown) or shown[number + 1].scenario != table.scenario:
+            lines += [line for seen in report.seen if seen.scenario == table.scenario
+                      for line in wrapped(seen.words, columns, "  ", "  ")]
+    return "\n".join([*lines[1:], "", *wrapped(LEGEND, columns)])
 
 
-def aligned(header: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell, set to the right, under a ruled header."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    ruled = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in ruled)
+def wrapped(words: str, columns: int, indent: str = "", further: str = "") -> list[str]:
+    """Words as lines, indented by ``indent`` and from the second line on by ``further`` as well."""
+    return textwrap.wrap(words, columns, initial_indent=indent, subsequent_indent=indent + further,
+                         break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,255 @@
+"""Two states of something, several runs of each: which cells changed, by how much, and which cannot be told.
+
+A run's own rounds say nothing of the next run: between runs of unchanged code a machine moves a ratio by more
+than its interval within one run. So a run counts as **one** number a cell: the logarithm of the median, over
+the rounds, of the time divided by the yardstick's (fixed work in user space, measured in the same round). How
+these numbers vary is taken from the runs of one side, of both, and of those that are given as unchanged; where
+a cell happens to vary less than cells do in the middle, it gets their variation. Student's interval, widened
+for the number of cells (Bonferroni), must lie beyond a margin before a change is called one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvmattr.measure.statistics import student_quantile
+from kvmattr.study.report import Report
+from kvmattr.study.results import FLOOR, Result
+
+#: A cell of fewer samples says nothing of its run.
+LEAST_SAMPLES = 5
+#: All verdicts of a comparison are right together with this probability.
+_CONFIDENCE = 0.95
+#: So many times slower or faster is no change: code that merely lies elsewhere in memory does as much.
+MARGIN = 1.05
+#: Others' CPUs, on average, by which the two sides may differ, and the margin where they differ more: what load
+#: does to caches and clocks is no change of what was measured (bench/results/compare-proof.txt).
+LOAD, LOAD_MARGIN = 0.25, 1.25
+#: "same" is said where a change of this size would have been seen.
+SEEN = 1.25
+#: Bytes are counted, not measured.
+_BYTES_MARGIN = 1.01
+
+VERDICTS = ("slower", "faster", "same", "open", "broken", "mended", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell on both sides. ``ratio``: how many times as much B takes, with its interval, in yardsticks.
+
+    ``verdict``: one of ``VERDICTS``; "open" could not be told, "broken" was measured on side A alone, "mended" on
+    side B alone, "" has nothing to judge. ``note``: why, or what else there is to say.
+    """
+
+    scenario: str
+    size: int
+    backend: str
+    kind: str
+    unit: str
+    a: float | None
+    b: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    note: str
+    #: The same ratio against the floor of an empty ioctl, for calls into the kernel.
+    floor_ratio: float | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The JSON object."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All rows, and the warnings that stand above them."""
+
+    rows: list[Row]
+    warnings: list[str]
+
+    def of(self, *verdicts: str) -> list[Row]:
+        """The rows with these verdicts."""
+        return [row for row in self.rows if row.verdict in verdicts]
+
+    @property
+    def exit_code(self) -> int:
+        """0 nothing is slower; 1 something is, or is broken; 3 it could not be told of every cell, or of none."""
+        if self.of("slower", "broken"):
+            return 1
+        return 3 if self.of("open") or not self.of("faster", "same", "mended") else 0
+
+    @property
+    def summary(self) -> str:
+        """One line: the outcome and how many cells it rests on."""
+        word = {0: "PASS", 1: "SLOWER", 3: "COULD NOT TELL"}[self.exit_code]
+        counts = [(len(self.of(verdict)), said) for verdict, said in (
+            ("slower", "slower"), ("broken", "broken"), ("faster", "faster"), ("mended", "mended"),
+            ("same", "the same"), ("open", "could not be told"))]
+        return f"{word}: {', '.join(f'{count} {said}' for count, said in counts if count) or 'no cell was judged'}"
+
+    def as_record(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {"schema": 1, "summary": self.summary, "exit_code": self.exit_code, "warnings": self.warnings,
+                "rows": [row.as_record() for row in self.rows]}
+
+
+Place = tuple[str, int, str]
+
+
+def compare(a: Sequence[Report], b: Sequence[Report], same: Sequence[Report] = ()) -> Compared:
+    """Judge every cell that both sides have; ``same``: runs of one unchanged state, which show what runs vary by."""
+    sides = [_cells(reports) for reports in (a, b, same)]
+    places = [place for place in sides[0] if place in sides[1]]
+    values = {place: [[value for cell in side.get(place, ()) if (value := _value(cell)) is not None]
+                      for side in sides] for place in places}
+    judged = {place: groups for place, groups in values.items()
+              if groups[0] and groups[1] and not _why_not(sides[0][place], sides[1][place])
+              and sides[0][place][0].unit != "bytes"}
+    variances = {place: variance for place, groups in judged.items()
+                 if (variance := _variance(groups)) is not None}
+    typical = float(np.median([variance for variance, _ in variances.values()])) if variances else 0.0
+    rows, apart = [], 0
+    for place in places:
+        cells_a, cells_b = sides[0][place], sides[1][place]
+        loads = _loads(cells_a), _loads(cells_b)
+        loaded = abs(loads[1] - loads[0]) > LOAD and place in judged
+        apart += loaded
+        rows.append(_row(cells_a, cells_b, values[place], place in judged, variances.get(place), typical, len(judged),
+                         LOAD_MARGIN if loaded else MARGIN, _floor(sides, place)))
+    return Compared(rows, list(_warnings(a, b, apart, len(judged))))
+
+
+def _row(a: list[Result], b: list[Result], groups: list[list[float]], judged: bool,
+         variance: tuple[float, int] | None, typical: float, number: int, margin: float,
+         floor_ratio: float | None) -> Row:
+    one = a[0]
+    shown = [_median(cells) for cells in (a, b)]
+
+    def row(verdict: str, note: str = "", ratio: float | None = None, low: float | None = None,
+            high: float | None = None) -> Row:
+        return Row(one.scenario, one.size, one.backend, one.kind, one.unit, shown[0], shown[1], ratio, low, high,
+                   verdict, note, floor_ratio)
+    ended = _ends(a, b)
+    if ended is not None:
+        return row(*ended)
+    if one.unit == "bytes":
+        ratio = (shown[1] or 0.0) / max(shown[0] or 0.0, 1.0)
+        verdict = "slower" if ratio > _BYTES_MARGIN else "faster" if ratio < 1 / _BYTES_MARGIN else "same"
+        return row(verdict, {"slower": "more", "faster": "less"}.get(verdict, ""), ratio, ratio, ratio)
+    if not judged:
+        return row("open", _why_not(a, b) or "no yardstick: measured by an older version")
+    difference = float(np.mean(groups[1]) - np.mean(groups[0]))
+    if variance is None:
+        return row("open", "one run a side says nothing of the next: give several, or --same", math.exp(difference))
+    own, freedom = variance
+    error = math.sqrt(max(own, typical) * (1 / len(groups[0]) + 1 / len(groups[1])))
+    half = student_quantile((1 - _CONFIDENCE) / number, freedom) * error
+    low, high = math.exp(min(difference - half, 700)), math.exp(min(difference + half, 700))
+    verdict = ("slower" if low > margin else "faster" if high < 1 / margin else
+               "same" if low >= 1 / SEEN and high <= SEEN else "open")
+    return row(verdict, "", math.exp(difference), low, high)
+
+
+def _ends(a: list[Result], b: list[Result]) -> tuple[str, str] | None:
+    """The verdict where a side was not measured in every run; None where both were."""
+    ok = [all(cell.status == "ok" for cell in cells) for cells in (a, b)]
+    if all(ok):
+        return None
+    said = [_end(cells) for cells in (a, b)]
+    if ok[0]:
+        known = all(cell.status in ("failed", "wrong", "error", "stopped") for cell in b)
+        return ("broken" if known else "", f"was measured, {said[1]}")
+    if ok[1]:
+        known = all(cell.status in ("failed", "wrong", "error", "stopped") for cell in a)
+        return ("mended" if known else "", f"{said[0]}, was measured then")
+    return "", said[0] if said[0] == said[1] else f"{said[0]} -> {said[1]}"
+
+
+def _end(cells: list[Result]) -> str:
+    bad = next((cell for cell in cells if cell.status != "ok"), cells[0])
+    return bad.note if bad.status == "failed" and bad.note else bad.status
+
+
+def _why_not(a: list[Result], b: list[Result]) -> str | None:
+    """Why a cell that was measured on both sides cannot be judged."""
+    fewest = min((len(cell.samples) for cell in (*a, *b) if cell.status == "ok"), default=0)
+    if fewest < LEAST_SAMPLES:
+        return f"{fewest} samples in a run, {LEAST_SAMPLES} are needed"
+    if any(not cell.yardstick for cell in (*a, *b)):
+        return "no yardstick: measured by an older version"
+    return None
+
+
+def _cells(reports: Sequence[Report]) -> dict[Place, list[Result]]:
+    """The cells of one side by their place, one a report."""
+    found: dict[Place, list[Result]] = {}
+    for report in reports:
+        for result in report.results:
+            if result.status not in ("unsupported", "unavailable"):
+                found.setdefault((result.scenario, result.size, result.backend), []).append(result)
+    return found
+
+
+def _value(cell: Result) -> float | None:
+    """The one number of a run."""
+    if cell.status != "ok" or not cell.yardstick:
+        return None
+    return float(np.median(np.log(np.asarray(cell.samples) / np.asarray(cell.yardstick))))
+
+
+def _variance(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """How the runs of one state vary, from all groups together, and its degrees of freedom."""
+    freedom = sum(len(group) - 1 for group in groups if group)
+    if not freedom:
+        return None
+    return sum(float(np.var(group)) * len(group) for group in groups if group) / freedom, freedom
+
+
+def _floor(sides: list[dict[Place, list[Result]]], place: Place) -> float | None:
+    """How many times as far from the floor a call into the kernel is in B; medians over the runs."""
+    floor: Place = (place[0], place[1], FLOOR)
+    if sides[0][place][0].kind != "kernel" or place == floor:
+        return None
+    ratios = []
+    for side in sides[:2]:
+        own, under = _median(side[place]), _median(side.get(floor, []))
+        if own is None or under is None:
+            return None
+        ratios.append(own / under)
+    return ratios[1] / ratios[0]
+
+
+def _median(cells: Sequence[Result]) -> float | None:
+    medians = [float(np.median(cell.samples)) for cell in cells if cell.status == "ok" and cell.samples]
+    return float(np.median(medians)) if medians else None
+
+
+def _loads(cells: Sequence[Result]) -> float:
+    """CPUs that others took while a cell's unit ran, on average over its runs."""
+    loads = [cell.load.get("other_cpus", 0) + cell.load.get("stolen_cpus", 0) for cell in cells if cell.load]
+    return float(np.mean(loads)) if loads else 0.0
+
+
+def _warnings(a: Sequence[Report], b: Sequence[Report], apart: int, judged: int) -> list[str]:
+    said = []
+    for what in ("host", "cpu", "kernel", "kvmattr", "python", "numpy"):
+        values = [sorted({str(report.machine[what]) for report in side}) for side in (a, b)]
+        if any(len(each) > 1 for each in values):
+            said.append(f"One side has runs of different {what}: {' and '.join(sorted({*values[0], *values[1]}))}.")
+        elif values[0] != values[1] and what in ("host", "cpu"):
+            said.append(f"The sides ran on different machines ({what}: {values[0][0]} and {values[1][0]}): what "
+                        "follows compares the machines as well.")
+    if apart:
+        means = [float(np.mean([report.load["other_cpus"] + report.load["stolen_cpus"] for report in side]))
+                 for side in (a, b)]
+        said.append(f"The load differed (others took {means[0]:.2f} CPUs in A, {means[1]:.2f} in B, on average): in "
+                    f"{apart} of {judged} cells only what is beyond {LOAD_MARGIN:g}x is called a change.")
+    if any(report.interrupted for report in (*a, *b)):
+        said.append("A run was interrupted: its last cells are missing.")
+    return said

@@ -1,0 +1,106 @@
+"""Expected against seen: how the cost of a backend was said to grow with the size, and how it did in a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvmattr.measure import text
+
+if TYPE_CHECKING:
+    from kvmattr.study.results import Result
+
+#: Exponent of the size that a law allows, from ... to, between the smallest and the largest size.
+LAWS = {"flat": (-math.inf, 0.1), "falling": (-math.inf, -0.05), "growing": (0.05, math.inf),
+        "in proportion": (0.6, 1.4)}
+#: Caches and first touches move a cost that is flat by its algorithm so many times, over any sizes.
+_CACHES = 2.0
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What is expected of some backends: a law, and its reason where the law alone would surprise."""
+
+    law: str
+    backends: tuple[str, ...]
+    because: str = ""
+
+    @property
+    def words(self) -> str:
+        """For a list of what is expected.
+
+        >>> Growth("flat", ("store", "numpy")).words
+        'store and numpy flat'
+        """
+        return f"{text.listed(list(self.backends))} {self.law}{self.because and f' ({self.because})'}"
+
+    def __post_init__(self) -> None:
+        if self.law not in LAWS:
+            raise ValueError(f"unknown law {self.law!r}: known are {', '.join(LAWS)}")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One backend in one scenario: the factor from the smallest to the largest size that was measured."""
+
+    scenario: str
+    backend: str
+    law: str
+    factor: float
+    first: int
+    last: int
+    as_expected: bool
+    because: str
+    size_name: str
+
+    @property
+    def words(self) -> str:
+        """The verdict in one line.
+
+        >>> Seen("guest", "memslots", "flat", 5.8, 1 << 18, 1 << 22, False, "", "guest size").words
+        'memslots: expected flat, seen 5.8x from 1 GiB to 16 GiB: not as expected'
+        """
+        verdict = "as expected" if self.as_expected else "not as expected"
+        reason = f" ({self.because})" if self.because else ""
+        first, last = (text.size(size, self.size_name) for size in (self.first, self.last))
+        return (f"{self.backend}: expected {self.law}{reason}, seen {text.digits(self.factor)}x from {first} to "
+                f"{last}: {verdict}")
+
+    def as_record(self) -> dict[str, object]:
+        """The JSON object."""
+        return {"scenario": self.scenario, "backend": self.backend, "expected": self.law, "factor": self.factor,
+                "first": self.first, "last": self.last, "as_expected": self.as_expected, "because": self.because}
+
+
+def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],
+         size_names: Mapping[str, str]) -> list[Seen]:
+    """A verdict for every backend of which a law is declared and that was measured at two sizes or more.
+
+    A cost is as expected if the 95 % intervals of its medians at both ends leave it possible.
+    """
+    found = []
+    for scenario, growths in declared.items():
+        for growth in growths:
+            for backend in growth.backends:
+                spreads = {cell.size: cell.spread for cell in results if cell.scenario == scenario and
+                           cell.backend == backend and cell.status == "ok"}
+                first, last = min(spreads, default=0), max(spreads, default=0)
+                one, other = spreads.get(first), spreads.get(last)
+                if one is None or other is None or first == last:
+                    continue
+                as_expected = _allows(growth.law, other.low / one.high, other.high / one.low, last / max(first, 1))
+                found.append(Seen(scenario, backend, growth.law, other.median / one.median, first, last,
+                                  as_expected, growth.because, size_names[scenario]))
+    return found
+
+
+def _allows(law: str, low: float, high: float, sizes: float) -> bool:
+    """Whether a factor somewhere in ``low .. high`` obeys the law over sizes that are so many times as large."""
+    least, most = LAWS[law]
+    decades = math.log10(sizes)
+    lowest, highest = math.log10(max(low, 1e-300)) / decades, math.log10(max(high, 1e-300)) / decades
+    if law == "flat" and low <= _CACHES:
+        return True
+    return lowest <= most and highest >= least

@@ -1,0 +1,84 @@
+"""The files of a report: which were asked for, and how they are written. Used by ``scaling`` and ``report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kvmattr.measure import writing
+from kvmattr.measure.writing import CannotWrite
+from kvmattr.study.extras import require
+from kvmattr.study.report import Report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--json``, ``--csv``, ``--html`` and ``--plots``."""
+    parser.add_argument("--json", metavar="FILE", help="write the results as JSON; - is standard output, and then "
+                        "the table goes to standard error")
+    parser.add_argument("--csv", metavar="FILE", help="write one line a result")
+    parser.add_argument("--html", metavar="FILE", help="write one self-contained page (needs kvmattr[study])")
+    parser.add_argument("--plots", type=Path, metavar="DIRECTORY",
+                        help="write a PNG and an SVG a scenario (needs kvmattr[study])")
+
+
+class Outputs:
+    """What of a report is to be written where; made and checked before anything is measured."""
+
+    def __init__(self, command: str, arguments: argparse.Namespace) -> None:
+        """Raises CannotWrite, or ImportError where a library is not installed."""
+        self._command = command
+        self._json, self._csv, self._html = arguments.json, arguments.csv, arguments.html
+        self._plots: Path | None = arguments.plots
+        if self._html:
+            require("matplotlib", "jinja2")
+        if self._plots:
+            require("matplotlib")
+        writing.check(self._json, self._csv, self._html)
+        writing.check_directory(self._plots)
+        self._told = False
+
+    @property
+    def people(self) -> object:
+        """The stream for what people read: standard error where a file goes to standard output."""
+        places = [place for place in (self._json, self._csv, self._html) if place]
+        return sys.stderr if any(map(writing.is_stdout, places)) else sys.stdout
+
+    def keep(self, report: Report) -> None:
+        """Write what is done so far, where that replaces a file; a place that takes it only once has it last."""
+        for place, make in ((self._json, report.json), (self._csv, report.csv)):
+            if place and writing.is_regular(place):
+                self._tell(writing.write_each([(place, make)]), once=True)
+
+    def write(self, report: Report) -> bool:
+        """Write everything and say what was written; False if something could not be."""
+        files = [(place, make) for place, make in
+                 ((self._json, report.json), (self._csv, report.csv), (self._html, report.html)) if place]
+        written = [str(place) for place, _ in files]
+        errors = writing.write_each(files)
+        if self._plots:
+            errors += self._write_plots(report, self._plots, written)
+        failed = {error.filename for error in errors}
+        written = [name for name in written if name not in failed]
+        if written:
+            print(f"written: {', '.join(written)}", file=sys.stderr)
+        self._tell(errors, once=False)
+        return not errors
+
+    def _write_plots(self, report: Report, directory: Path, written: list[str]) -> list[CannotWrite]:
+        from kvmattr.study.plots import files
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return [CannotWrite.because(directory, error)]
+        drawn = list(files(report, directory))
+        errors = writing.write_each(drawn)
+        count = len(drawn) - len(errors)
+        written.append(f"{count} files in {directory}" if count else f"no plot in {directory}, which needs two sizes")
+        return errors
+
+    def _tell(self, errors: list[CannotWrite], once: bool) -> None:
+        for error in errors:
+            if not (once and self._told):
+                print(f"kvmattr {self._command}: {error}", file=sys.stderr)
+                self._told = self._told or once

@@ -1,0 +1,71 @@
+"""What was asked for, what of it will run, and what is left out and why: all known before the first measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvmattr.measure import text
+from kvmattr.study import backends, registry, scenarios
+from kvmattr.study.runner import QUICK, Forecast, Options, Unit, forecast, plan
+
+#: What a quick run leaves out: peers that answer other questions, and the variant of a row that is there already.
+NOT_QUICK = ("kvm-memslots-vcpu", "mprotect", "unicorn", "pyroaring", "sortedcontainers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can begin."""
+
+    units: list[Unit]
+    options: Options
+    forecast: Forecast
+    #: What was asked for by name and will not be in the results, each with the reason.
+    left_out: list[str]
+
+    @property
+    def cells(self) -> int:
+        """Cells of all units, those that cannot be measured here too."""
+        return sum(len(unit.backends) for unit in self.units)
+
+
+def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | None, *, quick: bool,
+         rounds: int | None = None, seconds: float | None = None, files: Sequence[str] = ()) -> Plan:
+    """Plan a run of these scenarios and backends (None: all). Raises ValueError where nothing would be run."""
+    registry.load(files)
+    _known("scenario", scenario_names or (), list(scenarios.ALL))
+    _known("backend", backend_names or (), list(backends.ALL))
+    options = QUICK if quick else Options()
+    options = Options(rounds or options.rounds, options.round_seconds, seconds or options.cell_seconds)
+    names = list(scenario_names or scenarios.ALL)
+    chosen = list(backend_names or [name for name in backends.ALL if not (quick and name in NOT_QUICK)])
+    units, whole = plan(names, chosen, quick, files), plan(names, chosen, False, files)
+    if not whole:
+        raise ValueError("; ".join(f"{name} takes part in {text.listed(places)} alone"
+                                   for name in chosen if (places := _own_places(name))))
+    not_quick = [name for name in names if not scenarios.ALL[name].quick_sizes] if quick else []
+    if not units:
+        raise ValueError(f"--quick leaves out {text.listed(not_quick)}: run it without --quick")
+    left_out = [f"{name} (--quick leaves it out)" for name in not_quick if scenario_names]
+    if not_quick and not scenario_names:
+        left_out = [f"{text.listed(not_quick)} (--quick leaves them out)"]
+    if quick and not backend_names:
+        left_out.append(f"the backends {text.listed(list(NOT_QUICK))} (--quick leaves them out)")
+    for name in backend_names or ():
+        reason = backends.ALL[name].missing()
+        if reason is not None:
+            left_out.append(f"{name} ({reason})")
+        elif not any(name in unit.backends for unit in units):
+            places = _own_places(name)
+            left_out.append(f"{name} ({f'takes part in {text.listed(places)} alone' if places else 'in no scenario'})")
+    return Plan(units, options, forecast(units, options), left_out)
+
+
+def _own_places(name: str) -> list[str]:
+    return [scenario.name for scenario in scenarios.ALL.values() if name in scenario.own_backends]
+
+
+def _known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}")

@@ -1,0 +1,95 @@
+"""Backends and scenarios of others: by entry points of installed packages, and from files.
+
+A package declares them in its ``pyproject.toml``: ``[project.entry-points."kvmattr.backends"]`` names classes,
+``[project.entry-points."kvmattr.scenarios"]`` names :class:`~kvmattr.study.scenarios.Scenario` objects. Of a
+file, every class and scenario counts that it defines itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import zlib
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from kvmattr.study import backends, scenarios
+from kvmattr.study.backends import Backend
+from kvmattr.study.results import KINDS
+from kvmattr.study.scenarios import Scenario
+
+#: What was loaded so far: files by their path, entry points by their group.
+_loaded: set[str] = set()
+
+
+def load(files: Iterable[str] = ()) -> None:
+    """Add what installed packages register and what ``files`` define to the known backends and scenarios.
+
+    Once is enough; again is nothing. Raises ValueError, which names the entry point or the file and the rule.
+    """
+    for group, wanted in (("kvmattr.backends", "a class that derives from Backend"),
+                          ("kvmattr.scenarios", "a Scenario")):
+        if group not in _loaded:
+            for point in entry_points(group=group):
+                where = f"entry point {point.name} in {group}"
+                try:
+                    found = point.load()
+                except Exception as error:
+                    raise ValueError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+                if not (_is_backend(found) if group == "kvmattr.backends" else isinstance(found, Scenario)):
+                    raise ValueError(f"{where} is {found!r}, expected {wanted}")
+                add(found, where)
+            _loaded.add(group)
+    for file in files:
+        path = str(Path(file).resolve())
+        if path not in _loaded:
+            _load_file(path)
+            _loaded.add(path)
+
+
+def add(found: type[Backend] | Scenario, where: str) -> None:
+    """Make one backend or scenario known. Raises ValueError if its name is taken or it lacks something."""
+    known: dict[str, Any] = backends.ALL if isinstance(found, type) else scenarios.ALL
+    what = "backend" if isinstance(found, type) else "scenario"
+    name = getattr(found, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: {what} {found!r} has no name")
+    if known.get(name, found) is not found:
+        raise ValueError(f"{where}: there is a {what} {name!r} already")
+    if isinstance(found, type):
+        for attribute in ("kind", "about"):
+            if not isinstance(getattr(found, attribute, None), str):
+                raise ValueError(f"{where}: backend {name!r} has no {attribute}")
+        if found.kind not in KINDS:
+            raise ValueError(f"{where}: backend {name!r} is of kind {found.kind!r}: known are {', '.join(KINDS)}")
+        if inspect.isabstract(found):
+            missing = ", ".join(sorted(found.__abstractmethods__))
+            raise ValueError(f"{where}: backend {name!r} has no {missing}")
+    known[name] = found
+
+
+def _is_backend(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Backend)
+
+
+def _load_file(path: str) -> None:
+    name = f"kvmattr_plugin_{zlib.crc32(path.encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file: expected a name that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module      # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    found = [each for each in vars(module).values()
+             if isinstance(each, Scenario) or (_is_backend(each) and each.__module__ == name)]
+    if not found:
+        raise ValueError(f"{path} defines no backend and no scenario")
+    for each in found:
+        add(each, path)
