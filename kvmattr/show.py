@@ -107,8 +107,10 @@ def load(source: str, abi: str | None = None) -> Shown:
 def replayed(arguments: argparse.Namespace) -> tuple[Shown, Summary]:
     """A machine at the end of a trace, and what is to be said of the replay."""
     with read(arguments.source, **reading_options(arguments)) as trace:
-        vm = machine_for(trace, arguments.abi, arguments.phys_bits)
-        summary = replay(trace, vm, compare=False, model_answers=arguments.model_answers, host=arguments.host)
+        vm = machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host)
+        summary = replay(trace, vm, compare=False, model_answers=arguments.model_answers)
+    if arguments.host is not None:
+        summary.machine_why = ""
     table = vm.memslots if len(vm.memslots) else None
     return Shown(trace.name, vm.attributes, vm.profile, table), summary
 

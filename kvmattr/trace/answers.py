@@ -45,7 +45,7 @@ class Answering:
     """
 
     def __init__(self, vm: VM, out: TextIO | None = None, slot_changed: SlotChanged | None = None, *,
-                 steered: bool = True, user_space: int = uapi.TASK_SIZE_MAX, name: str = "") -> None:
+                 steered: bool = True, name: str = "") -> None:
         self.vm = vm
         self.operations = 0
         self.set_ns = 0
@@ -57,7 +57,6 @@ class Answering:
         self._out = out
         self._slot_changed = slot_changed
         self._steered = steered
-        self._user_space = user_space
         self._name = name
         self._guest_memfds: dict[int, int] = {}
         self._slots: dict[int, SetSlot] = {}
@@ -249,7 +248,6 @@ class Answering:
 
     def _call(self, record: SetSlot) -> int:
         slot, flags, address, size, userspace, guest_memfd, offset = record
-        userspace = self._folded(userspace, size)
         request = uapi.KVM_SET_USER_MEMORY_REGION
         structure: uapi.kvm_userspace_memory_region | uapi.kvm_userspace_memory_region2
         structure = uapi.kvm_userspace_memory_region(slot, flags, address, size, userspace)
@@ -267,16 +265,6 @@ class Answering:
         finally:
             self.slot_ns += perf_counter_ns() - began
         return 0
-
-    def _folded(self, userspace: int, size: int) -> int:
-        """An address of a host whose user space is larger than x86-64's, as one that the machine takes.
-
-        Alignment, which decides about huge pages, stays.
-        """
-        if uapi.TASK_SIZE_MAX < userspace + size <= self._user_space:
-            folded = userspace % (1 << 46)
-            return folded if folded + size <= uapi.TASK_SIZE_MAX else userspace % (1 << 30)
-        return userspace
 
     def _guest_memfd(self, recorded: int) -> int:
         """The machine's file for a recorded descriptor, made when first met: traces do not tell its size."""

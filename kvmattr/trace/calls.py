@@ -30,7 +30,14 @@ class Call(NamedTuple):
 
 
 class Incomplete(Mismatch):
-    """A call that ends with the line before it is whole, so that the next line may go on with it."""
+    """A call that ends with the line before it is whole, so that the next line may go on with it.
+
+    `call`: what the line means if the next one does not.
+    """
+
+    def __init__(self, text: str, call: Call | None = None) -> None:
+        super().__init__(text)
+        self.call = call
 
 
 def descriptor(text: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
-from kvmattr.trace.hosts import USER_SPACE
+from kvmattr.trace.hosts import NAMES
 from kvmattr.trace.operations import Machine
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say how a recording is to be understood; `replay` and `show` have them."""
     parser.add_argument("--phys-bits", type=int, metavar="N", help="guest-physical addresses end at 2^N")
-    parser.add_argument("--host", choices=list(USER_SPACE), help="the machine that a log was recorded on, whose user"
+    parser.add_argument("--host", choices=NAMES, help="the machine that a log was recorded on, whose user"
                         " space ends elsewhere (default: as the log shows)")
     parser.add_argument("--vm", type=int, metavar="N", help="of a log of several VMs the Nth, as the error that lists"
                         " them counts")
@@ -102,16 +102,19 @@ def _trace(name: str | None, arguments: argparse.Namespace) -> Trace:
 
 
 def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
-    vm = machine_for(trace, arguments.abi, arguments.phys_bits)
+    vm = machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host)
     if arguments.write:
         options = {"private": int(vm.memslots.private_memory), "phys_bits": vm.memslots.phys_bits}
         write(arguments.write, trace, trace.machine or Machine(vm.profile.name, options))
     summary = replay(trace, vm, answers=sys.stdout if arguments.answers else None,
                      compare=not arguments.no_comparison, progress=_Counter("operations replayed"),
-                     model_answers=arguments.model_answers, host=arguments.host)
+                     model_answers=arguments.model_answers)
     if trace.operations <= TIMED_AGAIN:
-        time_again(summary, trace, lambda: machine_for(trace, arguments.abi, arguments.phys_bits), ROUNDS,
-                   model_answers=arguments.model_answers, host=arguments.host)
+        spoken = (arguments.abi, arguments.phys_bits, arguments.host)
+        time_again(summary, trace, lambda: machine_for(trace, *spoken), ROUNDS,
+                   model_answers=arguments.model_answers)
+    if arguments.host is not None:
+        summary.machine_why = ""
     print(summary_text(summary), file=sys.stderr if arguments.answers else sys.stdout, end="", flush=True)
     return summary
 

@@ -1,57 +1,41 @@
-"""Where a recording was made: how far user space reaches there, which KVM compares a userspace_addr with.
-
-Linux: x86-64 ends at 2^47 less a page (with five levels at 2^56 less a page, for who asks for it), arm64 at 2^48
-(2^52 with LVA), s390x at 2^53.
-"""
+"""Which host a recording was made on: as given, or as its log shows."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from kvmattr import uapi
+from kvmattr.hosts import HOSTS, Host, host_named
 from kvmattr.trace.trace import Trace
 
-#: Where user space ends, by what `--host` takes.
-USER_SPACE: Final = {
-    "x86-64": uapi.TASK_SIZE_MAX,
-    "x86-64-la57": (1 << 56) - uapi.PAGE_SIZE,
-    "arm64": 1 << 52,
-    "s390x": 1 << 53,
-}
+#: Names that people use beside those of `kvmattr.hosts`.
+ALIASES: Final = {"s390x": "s390"}
+NAMES: Final = (*HOSTS, *ALIASES)
+#: In which order hosts are tried for an accepted userspace_addr, by what is likely.
+_TRIED = ("x86-64", "arm64", "arm64-lva", "s390", "x86-64-la57")
 
 
-class Host(NamedTuple):
+class Found(NamedTuple):
     """A host, and how it is known: "" if it was given, or is x86-64 for want of other signs."""
 
-    name: str
+    host: Host
     why: str = ""
 
-    @property
-    def user_space(self) -> int:
-        """Where its user space ends, in bytes."""
-        return USER_SPACE[self.name]
 
+def host_for(trace: Trace, given: str | Host | None = None) -> Found:
+    """The host that a trace was recorded on.
 
-def host_for(trace: Trace, given: str | None = None) -> Host:
-    """The host that a trace was recorded on: as given, else as its log shows.
-
-    ValueError for a name that is none. A log shows it by the name of QEMU's program, or by an accepted
-    userspace_addr that x86-64 with four levels does not have: arm64's, or beyond that the first with room.
+    ValueError for a name that is none. A log shows its host by the name of QEMU's program, or by an accepted
+    userspace_addr that x86-64 with four levels of page tables does not have.
 
     >>> with Trace("made") as trace:
-    ...     host_for(trace).name, host_for(trace, "s390x").user_space == 1 << 53
-    ('x86-64', True)
+    ...     host_for(trace).host.name, host_for(trace, "s390x").host.name
+    ('x86-64', 's390')
     """
     if given is not None:
-        if given not in USER_SPACE:
-            raise ValueError(f"host {given!r}: must be one of {', '.join(USER_SPACE)}")
-        return Host(given)
-    named = trace.host
-    if named is not None and trace.userspace_end <= USER_SPACE[named]:
-        return Host(named, "" if named == "x86-64" else "by the name of its QEMU")
-    for name in ("x86-64", "arm64", "s390x", "x86-64-la57"):
-        if trace.userspace_end <= USER_SPACE[name]:
-            break
-    why = "" if name == "x86-64" else (f"by the accepted userspace_addr of line {trace.userspace_line}, which ends at"
-                                       f" {trace.userspace_end:#x}")
-    return Host(name, why)
+        return Found(host_named(ALIASES.get(given, given) if isinstance(given, str) else given))
+    named = HOSTS[trace.host or "x86-64"]
+    if trace.userspace_end <= named.user_space_end:
+        return Found(named, "" if named.name == "x86-64" else "by the name of its QEMU")
+    host = next((HOSTS[name] for name in _TRIED if trace.userspace_end <= HOSTS[name].user_space_end), named)
+    return Found(host, f"by the accepted userspace_addr of line {trace.userspace_line}, which ends at"
+                       f" {trace.userspace_end:#x}")

@@ -55,7 +55,12 @@ def texts(line: str) -> Iterator[Text]:
     >>> [text.text for text in texts('{"log":"one\\\\ntwo\\\\n","stream":"stderr"}')]
     ['one', 'two', 'stderr']
     """
+    soft = "=3D" in line and line.rstrip("\r\n").endswith("=")
     line = plain(line)
+    if soft:
+        # Quoted-printable: the line was cut where it stands.
+        yield Text(without_prefix(line[:-1]), True)
+        return
     if line.lstrip().startswith("{") and line.rstrip().endswith("}"):
         try:
             found = json.loads(line)

@@ -29,6 +29,8 @@ _FIELDS = {
     "gmem_offset": "offset",
 }
 _REQUIRED = ("Slot", "flags", "gpa", "size", "ua", "ret")
+#: A guest_memfd whose descriptor is not in the line is a file of its own for each memslot.
+_UNNAMED = 1 << 24
 #: What the simple and the LTTng backend print of every event.
 _CONTEXT = {"pid", "cpu_id", "vpid", "vtid", "tid", "procname", "pthread_id", "hostname"}
 # The lookbehind keeps this linear: a name is tried from its first character only.
@@ -73,8 +75,6 @@ def parse(name: str, rest: str) -> Call:
     fields, unknown = _fields(text)
     cut = len(text) == len(rest)
     missing = [field for field in _REQUIRED if field not in fields]
-    if not missing and "fd" not in fields and int(_number(fields, "flags")) & uapi.KVM_MEM_GUEST_MEMFD:
-        missing = ["guest_memfd"]
     if not missing and "fd" in fields and "offset" not in fields:
         missing = ["guest_memfd_offset"]
     if missing:
@@ -84,13 +84,21 @@ def parse(name: str, rest: str) -> Call:
     slot = _number(fields, "Slot", 2**32) | address_space << uapi.KVM_ADDRESS_SPACE_SHIFT
     record = SetSlot(slot, _number(fields, "flags", 2**32), _number(fields, "gpa"), _number(fields, "size"),
                      _number(fields, "ua"))
+    flags = record.flags
     if "fd" in fields:
         record = record._replace(guest_memfd=descriptor(_word(fields["fd"][1])),
                                  guest_memfd_offset=_number(fields, "offset"))
     # Trees with restricted memory, before guest_memfd was merged, set nothing PRIVATE by themselves.
     default_private = "fd" in fields and not fields["fd"][0].startswith("restricted")
     notes = tuple(f"unknown field {name}" for name in unknown)
-    return Call(record, errno_of(_word(fields["ret"][1])), default_private=default_private, notes=notes)
+    answer = errno_of(_word(fields["ret"][1]))
+    if "fd" not in fields and flags & uapi.KVM_MEM_GUEST_MEMFD and record.memory_size:
+        # QEMU's first trees for private memory had the flag and not yet the field.
+        call = Call(record._replace(guest_memfd=_UNNAMED + slot), answer, notes=notes)
+        if cut:
+            raise Incomplete("expected guest_memfd", call)
+        return call
+    return Call(record, answer, default_private=default_private, notes=notes)
 
 
 def _fields(text: str) -> tuple[dict[str, tuple[str, str]], list[str]]:

@@ -56,7 +56,8 @@ _LOST = re.compile(r"\[LOST ([0-9]{1,18}) EVENTS\]|\[([0-9]{1,18}) EVENTS DROPPE
                    r"|Dropped_Event .{0,80}num_events_dropped=(0x[0-9a-f]{1,16})"
                    r"|Suppressed ([0-9]{1,18}) messages from")
 _HOST = re.compile(r"qemu-system-(aarch64|s390x|x86_64|i386)")
-_HOSTS = {"aarch64": "arm64", "s390x": "s390x", "x86_64": "x86-64", "i386": "x86-64"}
+_HOSTS = {"aarch64": "arm64", "s390x": "s390", "x86_64": "x86-64", "i386": "x86-64"}
+_QEMU_PREFIX = re.compile(r"\s*[0-9]{1,10}@[0-9.]{1,30}:")
 # How a line goes on that a mail program has cut: with a field of the call, or its end.
 _GOES_ON = re.compile(
     r"\s*(?:(?:AddrSpace|Slot)#|(?:flags|gpa|size|ua|ret|guest_memfd|guest_memfd_offset|restricted_fd"
@@ -114,13 +115,13 @@ def _read(file: BufferedReader, parser: Parser, progress: Callable[[int], Any] |
 
 
 class _Held:
-    """The beginning of a call that the next line may go on with."""
+    """The beginning of a call that the next line may go on with. `partial`: it surely does, without a space."""
 
-    def __init__(self, text: str, raw: str, line: int, why: str, partial: bool) -> None:
+    def __init__(self, text: str, raw: str, line: int, incomplete: Incomplete, partial: bool) -> None:
         self.text = text
         self.raw = raw
         self.line = line
-        self.why = why
+        self.incomplete = incomplete
         self.partial = partial
         self.lines = 1
 
@@ -274,10 +275,14 @@ class Parser:
                 return False
             self._unread(self.line, f"expected a call of at most {_LONGEST} characters, found {len(text)}")
             return True
+        if partial and _OURS.search(text) is not None:
+            whole = Incomplete("expected the rest of the line, which the next was to have")
+            self._held = _Held(text, raw, self.line, whole, partial)
+            return True
         try:
             return self._calls(text, raw)
         except Incomplete as incomplete:
-            self._held = _Held(text, raw, self.line, str(incomplete), partial)
+            self._held = _Held(text, raw, self.line, incomplete, partial)
         except native.Mismatch as mismatch:
             self._unread(self.line, str(mismatch))
         return True
@@ -292,7 +297,7 @@ class Parser:
         for index, found in enumerate(events):
             stop = events[index + 1].start() if index + 1 < len(events) else len(text)
             before, rest = text[:found.start()], text[found.end():stop]
-            alone = not before.strip() or re.fullmatch(r"\s*[0-9]{1,10}@[0-9.]{1,30}:", before) is not None
+            alone = raw.strip() == found[1] or _QEMU_PREFIX.fullmatch(before) is not None
             name = found[1]
             is_event = kernel_event.is_event(rest) if name == kernel_event.EVENT else \
                 qemu.is_event(name, rest, alone=alone)
@@ -304,14 +309,20 @@ class Parser:
                 try:
                     call = kernel_event.parse(rest) if name == kernel_event.EVENT else qemu.parse(name, rest)
                 except Incomplete as incomplete:
-                    if index + 1 < len(events):
+                    if index + 1 == len(events):
+                        raise
+                    if incomplete.call is None:
                         raise native.Mismatch(str(incomplete)) from None
-                    raise
-                if self._unnamed is None:
-                    self._unnamed = self._new_guest(None, None, 0)
-                self._apply(call, self._unnamed, self.line, (before, raw))
+                    call = incomplete.call
+                self._event(call, self.line, (before, raw))
             ours = True
         return ours
+
+    def _event(self, call: Call, line: int, where: tuple[str, str]) -> None:
+        """Take an event, which names no VM."""
+        if self._unnamed is None:
+            self._unnamed = self._new_guest(None, None, 0)
+        self._apply(call, self._unnamed, line, where)
 
     def _strace_line(self, text: str, raw: str) -> bool:
         if " resumed>" in text and not self._strace.waits and _OURS.search(text) is None:
@@ -378,9 +389,11 @@ class Parser:
         number, self.line = self.line, held.line
         self._held = None
         try:
+            if pieces[0].partial:
+                raise held.incomplete
             self._calls(joined, held.raw)
         except Incomplete as incomplete:
-            held.text, held.why, held.partial = joined, str(incomplete), pieces[0].partial
+            held.text, held.incomplete, held.partial = joined, incomplete, pieces[0].partial
             self._held = held
         except native.Mismatch as mismatch:
             self._unread(held.line, str(mismatch))
@@ -389,10 +402,13 @@ class Parser:
         return True
 
     def _give_up(self) -> None:
-        """Tell the call that no line went on with."""
+        """Tell the call that no line went on with, or take it as it is."""
         held, self._held = self._held, None
         assert held is not None
-        self._unread(held.line, held.why)
+        if held.incomplete.call is None:
+            self._unread(held.line, str(held.incomplete))
+        else:
+            self._event(held.incomplete.call, held.line, (held.text, held.raw))
 
     # VMs ---------------------------------------------------------------------------------------------------
 

@@ -71,12 +71,13 @@ class Summary:
     host: str = ""
 
 
-def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = None) -> VM:
-    """The machine that a trace is for: by its `vm` line, else by `abi` and `phys_bits`.
+def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = None,
+                host: str | None = None) -> VM:
+    """The machine that a trace is for: by its `vm` line, else by `abi` and `phys_bits`; `host` as the log shows.
 
     Without either, a native trace speaks `rfc` and a log of a real VMM `linux`; a log that uses the second
-    address space is of a machine without private memory, since others have one. ValueError for a
-    contradiction.
+    address space is of a machine without private memory, since others have one, and if it binds guest_memfds
+    all the same, of a kernel that lets such machines do so. ValueError for a contradiction.
 
     >>> from kvmattr.trace import Machine, Trace
     >>> with Trace("made", Machine("linux", {"private": 0})) as trace:
@@ -85,7 +86,8 @@ def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = No
     """
     line = trace.machine
     options: dict[str, int] = {} if line is None else dict(line.options)
-    named = abi or ("linux" if trace.is_log else "rfc")
+    named = abi or ("rfc" if not trace.is_log else
+                    "linux-6.18" if trace.second_address_space and trace.guest_memfds else "linux")
     if line is not None:
         if abi not in (None, line.profile):
             raise ValueError(f"{trace.name}: its vm line says {line.profile}, abi says {abi}: leave abi out")
@@ -101,7 +103,8 @@ def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = No
                          f" {profile.private}: use linux or vsm")
     if trace.is_log and trace.second_address_space:
         options.setdefault("private", 0)
-    return VM(profile, **{name: _option(name, value) for name, value in options.items()})
+    return VM(profile, host=host_for(trace, host).host,
+              **{name: _option(name, value) for name, value in options.items()})
 
 
 def _option(name: str, value: int) -> Any:
@@ -109,15 +112,15 @@ def _option(name: str, value: int) -> Any:
 
 
 def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool = True,
-           progress: Progress | None = None, model_answers: bool = False, host: str | None = None) -> Summary:
+           progress: Progress | None = None, model_answers: bool = False) -> Summary:
     """Run a trace on `vm`, from wherever that stands, and compare memslots with attributes.
 
     Where the recording tells how a call went, that is what happens: a refused call changes nothing. With
-    `model_answers` the machine's own answers decide. Either way what differs is in `differences`. `host`
-    (None: as the log shows) says how far user space reaches. `answers` gets one line an operation,
-    `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`, the other side runs as well (see `sides`).
-    `progress` is called with the number of operations so far, once a block. Time: that of the operations;
-    memory: that of the maps and a block. TraceError for memslots whose metadata no guest needs.
+    `model_answers` the machine's own answers decide. Either way what differs is in `differences`. `answers`
+    gets one line an operation, `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`, the other side
+    runs as well (see `sides`). `progress` is called with the number of operations so far, once a block. Time:
+    that of the operations; memory: that of the maps and a block. TraceError for memslots whose metadata no
+    guest needs.
 
     >>> from kvmattr.trace import SetAttributes, Trace
     >>> from kvmattr.trace.operations import rows_of
@@ -127,20 +130,22 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     >>> summary.answers, [(side.side, side.ioctls) for side in summary.sides], summary.equal
     ({'0': 1, 'EINVAL': 1}, [('memslots', 3), ('attributes', 2)], True)
     """
-    where = host_for(trace, host)
+    found = host_for(trace)
+    why = found.why if found.host is vm.host else ""
+    private = trace.default_private if vm.memslots.private_memory else 0
     summary = Summary(trace.name, vm.profile.name, trace.operations - trace.implied, trace.lines, trace.unrelated,
-                      trace.slot_calls, trace.attribute_calls, default_private=trace.default_private,
+                      trace.slot_calls, trace.attribute_calls, default_private=private,
                       not_done=trace.not_done, unread_count=trace.unread_count, unread=list(trace.unread),
                       note_count=trace.note_count, notes=list(trace.notes), mentions=trace.mentions,
-                      recorded=trace.is_log and not model_answers, machine=where.name, machine_why=where.why,
+                      recorded=trace.is_log and not model_answers, machine=vm.host.name, machine_why=why,
                       host=platform.node())
     compared: _Nothing = _Nothing()
-    if compare and trace.attribute_calls + trace.default_private:
+    if compare and trace.attribute_calls + private:
         compared = _Conversions(trace)
     elif compare and trace.slot_calls:
         compared = _Slots(trace)
     answering = Answering(vm, answers, compared.slot_changed, steered=not model_answers,
-                          user_space=where.user_space, name=trace.name)
+                          name=trace.name)
     counts: Counter[int] = Counter()
     for block in trace.blocks():
         errnos = answering.apply(block)
@@ -157,7 +162,7 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
 
 
 def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: int, *,
-               model_answers: bool = False, host: str | None = None) -> None:
+               model_answers: bool = False) -> None:
     """Replay a trace on new machines until there were `rounds`; each side's time is then the median.
 
     A recording of some tens of calls is over before the caches are warm: its first time says little. Both
@@ -165,7 +170,7 @@ def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: i
     """
     times = [[side.seconds] for side in summary.sides]
     while summary.sides and summary.rounds < rounds:
-        again = replay(trace, make(), model_answers=model_answers, host=host)
+        again = replay(trace, make(), model_answers=model_answers)
         summary.rounds += 1
         for seconds, side in zip(times, again.sides, strict=True):
             seconds.append(side.seconds)

@@ -51,6 +51,7 @@ _ANNOTATION = re.compile(r"(?<=[0-9])<(?:[^<>]|<[^<>]*>)*>")
 _ARGUMENT_NAME = re.compile(r"(?:[a-z_]{1,20}=)?")
 _REQUEST = re.compile(r"ioctl\((?:[a-z]{1,10}=)?(0x[0-9a-fA-F]+|[0-9]+)(?:<(?:[^<>]|<[^<>]*>)*>)?,\s*"
                       r"(?:[a-z]{1,10}=)?(_IOC\([^()]*\)|\w+)")
+_NO_FILE = re.compile(r"ioctl\((?:[a-z]{1,10}=)?KVM_SET_(?:USER_MEMORY_REGION|MEMORY_ATTRIBUTES)")
 _IOC = re.compile(r"_IOC\(([A-Z_|]+|0), (0x[0-9a-f]+), (0x[0-9a-f]+), (0x[0-9a-f]+|0)\)")
 _RESULT = re.compile(r"\)\s*= (?:\s*)(\?|-?[0-9]+|0x[0-9a-fA-F]+)(?:\s+([A-Z][A-Z0-9_]*)|\s+\(errno ([0-9]{1,4})\))?")
 _FIELD = re.compile(r"(?<![A-Za-z0-9_])([a-z_][a-z_0-9]*)=(\[[^\]]*\]?|[^,\s}]*)")
@@ -148,6 +149,8 @@ class Reader:
             if "KVM_SET" in text and text.startswith("ioctl(fd: "):
                 raise Mismatch("expected strace's 'ioctl(FD, REQUEST, {...})', found perf's, which has only the"
                                " address of the structure: record with strace")
+            if _NO_FILE.match(text) is not None:
+                raise Mismatch("expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no file descriptor")
             return False
         file, request = found
         opened = text.find("{")

@@ -67,6 +67,8 @@ class Trace:
         self.attribute_npages = 0
         #: Whether a slot call names the second address space: machines with private memory have none.
         self.second_address_space = False
+        #: Whether a slot call that KVM accepted binds a guest_memfd.
+        self.guest_memfds = False
         #: The highest end in user space of a slot call that KVM accepted, and its line.
         self.userspace_end = 0
         self.userspace_line = 0
@@ -119,6 +121,7 @@ class Trace:
         self.second_address_space |= bool((words[:, 0] >> np.uint64(uapi.KVM_ADDRESS_SPACE_SHIFT)).any())
         accepted = slots[(slots["answer"] == 0) & (words[:, 3] != 0)]
         if len(accepted):
+            self.guest_memfds |= bool((accepted["words"][:, 1] & np.uint64(uapi.KVM_MEM_GUEST_MEMFD)).any())
             ends = accepted["words"][:, 4] + accepted["words"][:, 3]
             highest = int(ends.argmax())
             if int(ends[highest]) > self.userspace_end:
