@@ -1,0 +1,205 @@
+"""The study from Python, and with backends and scenarios of others."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from kvmattr import cli, study
+from kvmattr.study import backends, registry, scenarios
+from kvmattr.study.backends import Backend
+from kvmattr.study.report import Report
+from kvmattr.study.scenarios import Scenario, Workload
+from kvmattr.study.work import Batch
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """What is registered in a test is forgotten after it."""
+    monkeypatch.setattr(backends, "ALL", dict(backends.ALL))
+    monkeypatch.setattr(scenarios, "ALL", dict(scenarios.ALL))
+    monkeypatch.setattr(registry, "_loaded", set())
+    yield
+    for name in [name for name in sys.modules if name.startswith("kvmattr_plugin_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return study.run(["has", "whole"], ["store", "numpy"], quick=True, rounds=5)
+
+
+class TestReport:
+    def test_results(self, report):
+        assert [(result.scenario, result.backend, result.status) for result in report.results] == [
+            ("has", "store", "ok"), ("has", "numpy", "ok")] + [("whole", "store", "ok"), ("whole", "numpy", "ok")] * 2
+        assert not report.interrupted
+        for result in report.results:
+            assert len(result.samples) == len(result.wall) == len(result.yardstick) == 5
+            assert result.clock in ("cpu", "wall")
+            assert {"seconds", "other_cpus", "stolen_cpus"} <= set(result.load)
+
+    def test_there_and_back(self, report, tmp_path):
+        path = tmp_path / "a.json"
+        report.save(path)
+        again = study.load(path)
+        assert again == report
+        assert again.to_dict() == report.to_dict()
+
+    def test_forms(self, report, tmp_path):
+        assert "has (model)" in report.table(80)
+        assert report.to_dict()["schema"] == 2
+        report.save(tmp_path / "a.csv")
+        assert (tmp_path / "a.csv").read_text().count("\n") == 7
+        with pytest.raises(ValueError, match=r"a\.txt ends in none of \.json, \.csv, \.html"):
+            report.save(tmp_path / "a.txt")
+
+    def test_frame(self, report):
+        pandas = pytest.importorskip("pandas")
+        frame = report.to_frame()
+        assert isinstance(frame, pandas.DataFrame)
+        assert frame["backend"].tolist() == ["store", "numpy"] * 3
+        assert frame.loc[0, "median"] == report.results[0].spread.median
+
+    def test_frame_without_pandas_names_the_extra(self, report, monkeypatch):
+        from kvmattr.study import extras
+        monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"pandas not installed: pip install 'kvmattr\[pandas\]'"):
+            report.to_frame()
+
+    def test_unknown_names(self):
+        with pytest.raises(ValueError, match="unknown scenario 'nope': known are conversion, "):
+            study.run(["nope"])
+
+    def test_growth_is_judged(self, report):
+        seen = {(each.scenario, each.backend): each for each in report.seen}
+        assert seen["whole", "store"].as_expected
+        assert seen["whole", "numpy"].law == "in proportion"
+        assert ("has", "store") not in seen     # one size
+
+
+PLUGIN = '''
+import numpy as np
+from kvmattr.study.backends import Backend
+from kvmattr.study.backends.dense import Dense
+from kvmattr.study.growth import Growth
+from kvmattr.study.scenarios import Scenario, Workload
+from kvmattr.study.work import Batch
+
+
+class Twice(Dense):
+    """Every update twice."""
+
+    name = "twice"
+    about = "a dense array that does everything twice"
+
+    def update(self, prepared):
+        super().update(prepared)
+        super().update(prepared)
+
+
+def make(size, random):
+    def argument(index, operations):
+        pair = Batch.joined(Batch.of([5], size, 1), Batch.of([5], size, 0))
+        return Batch.joined(*[pair] * (operations // 2))
+    return Workload(100_000, Batch.empty(), "update", argument, 64)
+
+
+mine = Scenario("mine", "What does an update of so many pages cost?", (Growth("in proportion", ("twice", )), ),
+                "pages", "ns/update", (1_000, 10_000), (1_000, 10_000), make)
+'''
+
+
+class TestPlugins:
+    def test_a_file_on_the_command_line(self, known, tmp_path, capsys):
+        path = tmp_path / "mine.py"
+        path.write_text(PLUGIN)
+        assert cli.main(["scaling", "--with", str(path), "--quick", "--rounds", "3", "--scenario", "mine",
+                         "--backend", "twice", "--backend", "numpy", "--json", str(tmp_path / "a.json")]) == 0
+        out = capsys.readouterr().out
+        assert "mine (model): What does an update of so many pages cost?" in out
+        assert "twice: expected in proportion, seen " in out
+        # The report says what the scenario was, to whoever does not have the file.
+        scenarios.ALL.pop("mine")
+        assert study.load(tmp_path / "a.json").scenarios["mine"].size_name == "pages"
+
+    def test_entry_points(self, known, monkeypatch):
+        namespace = {"__name__": "a_package"}
+        exec(PLUGIN, namespace)
+
+        class Point:
+            def __init__(self, name, value):
+                self.name, self.value = name, value
+
+            def load(self):
+                if isinstance(self.value, Exception):
+                    raise self.value
+                return self.value
+        points = {"kvmattr.backends": [Point("twice", namespace["Twice"])],
+                  "kvmattr.scenarios": [Point("mine", namespace["mine"])]}
+        monkeypatch.setattr(registry, "entry_points", lambda group: points[group])
+        report = study.run(["mine"], ["twice"], quick=True, rounds=3)
+        assert [result.status for result in report.results] == ["ok", "ok"]
+        for value, complaint in ((ImportError("no module"), "cannot be loaded: ImportError: no module"),
+                                 (3, "is 3, expected a class that derives from Backend")):
+            registry._loaded.clear()
+            points["kvmattr.backends"] = [Point("bad", value)]
+            with pytest.raises(ValueError, match=f"entry point bad in kvmattr.backends {complaint}"):
+                registry.load()
+
+    @pytest.mark.parametrize(("content", "complaint"), [
+        ("x = 1", "defines no backend and no scenario"),
+        ("import nothing_of_that_name", "cannot be loaded: ModuleNotFoundError: No module named"),
+        ("def f(:", "cannot be loaded: SyntaxError: invalid syntax"),
+        (PLUGIN.replace('"twice"', '"store"', 1), "there is a backend 'store' already"),
+        (PLUGIN.replace('Scenario("mine"', 'Scenario("has"'), "there is a scenario 'has' already"),
+        (PLUGIN.replace("    about =", "    kind = 'robot'\n    about ="),
+         "backend 'twice' is of kind 'robot': known are model, kernel, library"),
+        ("from kvmattr.study.backends import Backend\nclass Half(Backend):\n    name = kind = about = 'model'\n",
+         "backend 'model' has no __init__, runs, update"),
+    ])
+    def test_a_file_that_is_no_good(self, content, complaint, known, tmp_path, capsys):
+        path = tmp_path / "bad.py"
+        path.write_text(textwrap.dedent(content))
+        assert cli.main(["scaling", "--with", str(path), "--list"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"kvmattr scaling: {path}")
+        assert complaint in err
+
+    def test_a_file_that_is_not_there(self, known, tmp_path, capsys):
+        assert cli.main(["scaling", "--with", str(tmp_path / "none.py"), "--list"]) == 2
+        assert "none.py cannot be loaded: FileNotFoundError" in capsys.readouterr().err
+        assert cli.main(["scaling", "--with", str(tmp_path / "none.txt"), "--list"]) == 2
+        assert "none.txt is no Python file: expected a name that ends in .py" in capsys.readouterr().err
+
+    def test_a_worker_loads_the_file_too(self, known, tmp_path):
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        path = tmp_path / "mine.py"
+        path.write_text(PLUGIN)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            report = study.run(["mine"], ["twice"], quick=True, rounds=3, files=[str(path)], executor=pool)
+        assert [result.status for result in report.results] == ["ok", "ok"]
+
+
+def test_names_that_are_taken_twice(known):
+    class Other(Backend):
+        name, kind, about = "other", "model", "a backend"
+
+        def __init__(self, npages):
+            self.npages = npages
+
+        def update(self, prepared):
+            pass
+
+        def runs(self):
+            return None
+    registry.add(Other, "here")
+    registry.add(Other, "here")
+    with pytest.raises(ValueError, match="here: there is a scenario 'has' already"):
+        registry.add(Scenario("has", "?", (), "n", "ns", (1, ), (),
+                              lambda size, random: Workload(1, Batch.empty(), "update", lambda *_: None, 1)), "here")
+    assert np.array_equal(list(backends.ALL)[-1:], ["other"])
