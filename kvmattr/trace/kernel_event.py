@@ -48,7 +48,8 @@ def parse(rest: str) -> Call:
             zip(found.groups(), ("first gfn", "end gfn", "attributes"), (_GFNS, _GFNS, 2**64), strict=True))
     else:
         fields = dict(_FIELD.findall(rest))
-        if not ({"gfn", "cnt", "attributes"} <= fields.keys() or {"start", "end", "attr"} <= fields.keys()):
+        value = fields.get("attributes", fields.get("attr"))
+        if value is None or not ({"gfn", "cnt"} <= fields.keys() or {"start", "end"} <= fields.keys()):
             text = f"expected {_EXPECTED!r}, found {clip(EVENT + rest)}"
             raise Mismatch(text) if "]" in rest or ")" in rest else Incomplete(text)
         first = number(fields["gfn" if "gfn" in fields else "start"], "first gfn", _GFNS)
@@ -56,7 +57,7 @@ def parse(rest: str) -> Call:
             end = first + number(fields["cnt"], "cnt", _GFNS)
         else:
             end = number(fields["end"], "end gfn", _GFNS)
-        attributes = number(fields["attributes" if "gfn" in fields else "attr"], "attributes")
+        attributes = number(value, "attributes")
     if end <= first:
         raise Mismatch(f"expected an end gfn above the first gfn {first:#x}, found {end:#x}")
     if end > _GFNS:

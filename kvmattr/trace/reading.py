@@ -209,6 +209,11 @@ class Parser:
         return chosen
 
     def _take(self, raw: bytes) -> None:
+        if b" resumed>" in raw and self._held is None and not self._strace.waits and not (
+                b"KVM_SET" in raw or b"kvm_" in raw):
+            # The end of a call that is none of ours: half the lines of a VMM's threads.
+            self._unrelated += 1
+            return
         line = raw.decode(errors="replace")
         if self._held is not None:
             if self._goes_on(line):

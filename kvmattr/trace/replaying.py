@@ -23,6 +23,8 @@ from kvmattr.vm import VM
 
 #: Answers that differ from the recorded ones are counted all, and kept up to this many.
 KEPT_DIFFERENCES = 10
+#: A replay whose calls took more seconds is not timed again.
+LONG = 0.5
 
 Progress = Callable[[int], Any]
 
@@ -165,10 +167,13 @@ def time_again(summary: Summary, trace: Trace, make: Callable[[], VM], rounds: i
                model_answers: bool = False) -> None:
     """Replay a trace on new machines until there were `rounds`; each side's time is then the median.
 
-    A recording of some tens of calls is over before the caches are warm: its first time says little. Both
+    A recording of some tens of calls is over before the caches are warm: its first time says little. One that
+    took more than half a second is not replayed again. Both
     sides run in each round, one after the other.
     """
     times = [[side.seconds] for side in summary.sides]
+    if sum(side.seconds for side in summary.sides) > LONG:
+        return
     while summary.sides and summary.rounds < rounds:
         again = replay(trace, make(), model_answers=model_answers)
         summary.rounds += 1

@@ -35,7 +35,7 @@ Runs = NDArray[np.void]
 #: The largest guest that is compared: metadata of memslots is built, and this one's takes 128 MiB.
 LARGEST_GUEST = 64 << 40 >> uapi.PAGE_SHIFT
 #: Metadata that splitting may build: so many bytes, and as many more for each conversion.
-BUILT, BUILT_EACH = 2 << 30, 1 << 20
+BUILT, BUILT_EACH = 1 << 29, 1 << 20
 
 
 @dataclass(slots=True)
