@@ -53,6 +53,8 @@ directives = {
     "initializedcheck": False,
     "cdivision": True,
     "embedsignature": True,
+    # What inspect.signature reads off a method that is no Python function.
+    "embedsignature.format": "clinic",
     "linetrace": "coverage" in modes,
 }
 

@@ -7,12 +7,13 @@ from kvmattr.embedding import get_include
 from kvmattr.faults import Exit
 from kvmattr.operation import Operation
 from kvmattr.protection import Access
+from kvmattr.run import Run
 from kvmattr.vm import VM
 
 if TYPE_CHECKING:
     from kvmattr.trace import record
 
-__all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation", "get_include", "record"]
+__all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation", "Run", "get_include", "record"]
 __version__ = "0.1.0"
 
 

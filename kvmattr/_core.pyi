@@ -5,6 +5,8 @@ from typing import Any, Final, SupportsIndex, final, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kvmattr.run import Run
+
 RUN_DTYPE: Final[np.dtype[np.void]]
 DIFF_DTYPE: Final[np.dtype[np.void]]
 GFN_LIMIT: Final[int]
@@ -66,6 +68,7 @@ class AttributeMap:
         self,
         start: SupportsIndex,
         attributes: SupportsIndex,
+        *,
         mask: SupportsIndex = 0xFF,
         stop: SupportsIndex | None = None,
     ) -> int: ...
@@ -73,7 +76,7 @@ class AttributeMap:
         self, start: SupportsIndex, stop: SupportsIndex, attributes: SupportsIndex, mask: SupportsIndex = 0xFF
     ) -> int: ...
     def values(self, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> NDArray[np.uint8]: ...
-    def run(self, gfn: SupportsIndex, /) -> tuple[int, int, int]: ...
+    def run(self, gfn: SupportsIndex, /) -> Run: ...
     def runs(self, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> NDArray[np.void]: ...
     def iter_runs(
         self, start: SupportsIndex = 0, stop: SupportsIndex | None = None

@@ -118,6 +118,7 @@ import zlib
 import numpy as np
 
 from kvmattr.operation import Operation
+from kvmattr.run import Run
 
 cdef extern from "pyint.h":
     bint kvmattr_short_integer(object value, int64_t *result)

@@ -627,7 +627,7 @@ cdef class Machine:
         finally:
             self.leave()
 
-    def set_memory_attributes(self, address, size, attributes, operation=WRITE, flags=0):
+    def set_memory_attributes(self, address, size, attributes, operation=0, flags=0):
         """KVM_SET_MEMORY_ATTRIBUTES: change the attributes of the pages [address, address + size); return 0.
 
         Byte addresses; ``attributes`` and what ``operation`` does with them: see :class:`kvmattr.Operation`.

@@ -6,14 +6,19 @@ import contextlib
 import doctest
 import importlib
 import importlib.util
+import inspect
 import io
 import pkgutil
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
 import kvmattr
+import kvmattr.memslots
+import kvmattr.profiles
+import kvmattr.protection
 from kvmattr import AttributeMap
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +70,35 @@ def test_methods_of_the_store_have_examples_that_run():
             without.append(member)
     assert runner.summarize(verbose=False).failed == 0
     assert without == []
+
+
+def test_every_public_callable_has_a_signature():
+    without = []
+    for module in (kvmattr, kvmattr.memslots, kvmattr.profiles, kvmattr.protection):
+        for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
+            owner = getattr(module, name)
+            members = [getattr(owner, member) for member in vars(owner)
+                       if not member.startswith("_")] if isinstance(owner, type) else []
+            for each in filter(callable, [owner, *members]):
+                try:
+                    inspect.signature(each)
+                except ValueError:
+                    without.append(f"{name}: {each}")
+    assert without == []
+    assert str(inspect.signature(AttributeMap)) == "(npages=4503599627370496, default=0)"
+    assert str(inspect.signature(AttributeMap.find)) == "(self, start, attributes, *, mask=255, stop=None)"
+    assert not AttributeMap.__doc__.startswith("AttributeMap(")
+
+
+def test_maps_show_themselves():
+    m = AttributeMap(1 << 20)
+    m[100:200] = 3
+    assert repr(m) == f"<AttributeMap of 1,048,576 pages, 3 runs, {m.nbytes:,} bytes>"
+    assert repr(m.snapshot()).startswith("<read-only AttributeMap of 1,048,576 pages, 3 runs, ")
+    assert repr(AttributeMap(1)) == f"<AttributeMap of 1 page, 1 run, {AttributeMap(1).nbytes:,} bytes>"
+    m.put(range(0, 1000, 2), 1)
+    html = m._repr_html_()
+    assert html.count("<tr>") == 22
+    assert f"and {m.run_count - 20:,} more" in html
+    assert type(m.run(5)).__name__ == "Run"
+    assert m.run(5)._fields == ("start", "stop", "attributes")

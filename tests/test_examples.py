@@ -64,7 +64,7 @@ def test_the_fuzz_loop(site: Path, tmp_path: Path) -> None:
     lines = building.run(
         sys.executable, EXAMPLES / "fuzz_loop.py", "--cases", "20", cwd=tmp_path, site=site
     ).splitlines()
-    assert re.fullmatch(r"<AttributeMap of 16777216 pages, version \d+>: \d+ runs", lines[0])
+    assert re.fullmatch(r"<AttributeMap of 16,777,216 pages, [\d,]+ runs, [\d,]+ bytes>: \d+ runs", lines[0])
     assert [int(line.split()[0]) for line in lines[1:]] == [1, 10, 100, 1000]
     assert [int(re.search(r": (\d+) had", line)[1]) for line in lines[1:3]] == [20, 200]
 

@@ -120,7 +120,7 @@ def test_range_questions_agree_with_the_pages(mixed, mask):
             assert m.all(start, stop, attributes, mask) is bool(matching.all())
             assert m.any(start, stop, attributes, mask) is bool(matching.any())
             first = np.flatnonzero(matching)
-            assert m.find(start, attributes, mask, stop) == (start + first[0] if first.size else -1)
+            assert m.find(start, attributes, mask=mask, stop=stop) == (start + first[0] if first.size else -1)
 
 
 def test_uniform_is_the_value_or_none(mixed):
@@ -181,7 +181,7 @@ def test_questions_about_everything(WideMap):
     assert m.count(0, EVERYTHING, 0, 1) == EVERYTHING
     assert m.find(0, 6) == 2**51 + 12345
     assert m.find(2**51 + 12346, 6) == -1
-    assert m.find(0, 4, 4) == 2**51 + 12345
+    assert m.find(0, 4, mask=4) == 2**51 + 12345
     assert m.values().tolist() == [0, 6]
     assert m.all(0, EVERYTHING, 0, 1) is True
     assert m.all(0, EVERYTHING, 0, 3) is False

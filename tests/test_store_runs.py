@@ -150,7 +150,7 @@ def test_find_starts_and_stops_where_it_is_told(Map):
     assert m.find(0, 3) == 600
     assert m.find(605, 3) == 605
     assert m.find(610, 3) == -1
-    assert m.find(0, 3, 0xFF, 600) == -1
+    assert m.find(0, 3, mask=0xFF, stop=600) == -1
     assert m.find(0, 3, stop=601) == 600
     assert m.find(0, 1, mask=1) == 600
     assert m.find(600, 0) == 610

@@ -2,7 +2,8 @@
 
 @cython.final
 cdef class GuestMemfd:
-    """A guest_memfd as a memslot table sees it: a file of ``size`` bytes whose ranges are bound to memslots.
+    """GuestMemfd(table, size, flags=0, serves_shared=False)\n--\n\n\
+A guest_memfd as a memslot table sees it: a file of ``size`` bytes whose ranges are bound to memslots.
 
     ``GuestMemfd(table, size)`` is KVM_CREATE_GUEST_MEMFD on the VM that owns ``table``: OSError(EINVAL) for a
     size that is 0, negative as a signed number, or no multiple of the page size. ``flags`` are the

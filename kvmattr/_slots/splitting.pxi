@@ -77,7 +77,8 @@ cdef void pieces_clear(Pieces *pieces, bint release) noexcept nogil:
 
 @cython.final
 cdef class SplittingBaseline:
-    """The alternative that the mail argues against: attributes as memslots, one slot a run of equal pages.
+    """SplittingBaseline(npages, nr_memslots=32764, rollback=True, *, metadata="tdp")\n--\n\n\
+The alternative that the mail argues against: attributes as memslots, one slot a run of equal pages.
 
     ``SplittingBaseline(npages)`` is a guest of npages pages in one memslot with attributes 0; 1 <= npages
     < 2^35 (128 TiB, what user space can map). KVM's limit of 2^31 - 1 pages a slot is waived, in favour of

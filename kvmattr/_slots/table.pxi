@@ -61,7 +61,9 @@ cdef SlotSet *space_of(MemslotTable table, object address_space) except NULL:
 
 @cython.final
 cdef class MemslotTable:
-    """The memslots of a VM, with the rules, the errnos and the costs of KVM's own table.
+    """MemslotTable(nr_memslots=32764, *, phys_bits=52, address_spaces=1, private_memory=False, metadata='tdp', \
+resolve_guest_memfd=None, guest_memfd=None, bound_twice=22, host='x86-64')\n--\n\n\
+The memslots of a VM, with the rules, the errnos and the costs of KVM's own table.
 
     ``nr_memslots`` is the number of slot ids of each address space, ``phys_bits`` the guest's MAXPHYADDR,
     ``address_spaces`` 1 or 2 (2: x86 with SMM), ``private_memory`` whether the VM type has guest_memfd slots.

@@ -63,7 +63,8 @@ cdef int raise_readonly() except -1:
 @cython.final
 @cython.no_gc                       # no cycle goes through a map; the collector would take `owner` before __dealloc__
 cdef class AttributeMap:
-    """One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, default=0)``.
+    """AttributeMap(npages=4503599627370496, default=0)\n--\n\n\
+One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, default=0)``.
 
     npages: the number of 4 KiB pages, 0 .. 2^52 (gfns are 0 <= gfn < npages). default: the attributes that every
     page begins with and that ``del m[...]`` brings back, 0..255.
@@ -81,7 +82,7 @@ cdef class AttributeMap:
     >>> m.or_(0x100, 0x200, 4), m[0xff], m[0x100]
     (True, 1, 5)
     >>> m.run(0x180)
-    (256, 512, 5)
+    Run(start=256, stop=512, attributes=5)
     """
 
     cdef Map *map
@@ -604,7 +605,7 @@ cdef class AttributeMap:
         """
         return self.search(start, stop, attributes, mask, True) >= 0
 
-    def find(self, start, attributes, mask=0xFF, stop=None):
+    def find(self, start, attributes, *, mask=0xFF, stop=None):
         """The first gfn in [start, stop) with ``(page & mask) == attributes``, or -1.
 
         stop: None for the end of the map. Cost: the height of the tree, plus the mixed subtrees that V and F leave
@@ -675,13 +676,13 @@ cdef class AttributeMap:
         return np.array([value for value in range(256) if seen[value]], np.uint8)
 
     def run(self, gfn, /):
-        """``(start, stop, attributes)`` of the run that holds a page: the widest range with its value.
+        """The run that holds a page, the widest range with its value: a named tuple ``(start, stop, attributes)``.
 
         Cost: as ``find``, both ways. Raises IndexError outside the map.
 
         >>> m = AttributeMap(1000); m[10:20] = 3
-        >>> m.run(12), m.run(500)
-        ((10, 20, 3), (20, 1000, 0))
+        >>> m.run(12)
+        Run(start=10, stop=20, attributes=3)
         """
         cdef uint64_t page = gfn_of(gfn, self.map.pages), start, stop
         cdef bint entered = family_enter(self.map.family)
@@ -689,7 +690,7 @@ cdef class AttributeMap:
         count_one(self.map.family, CALL_RUN)
         map_run(self.map, page, &start, &stop)
         family_leave(self.map.family, entered)
-        return start, stop, value
+        return Run(start, stop, value)
 
     def runs(self, start=0, stop=None):
         """The runs of [start, stop), clipped to it, as a packed array ``start <u8, stop <u8, attributes u1``.
@@ -1060,7 +1061,14 @@ cdef class AttributeMap:
 
     def __repr__(self):
         kind = "read-only " if self.frozen else ""
-        return f"<{kind}AttributeMap of {self.map.pages} pages, version {self.map.version}>"
+        runs = self.run_count
+        return (f"<{kind}AttributeMap of {self.map.pages:,} page{'' if self.map.pages == 1 else 's'}, "
+                f"{runs:,} run{'' if runs == 1 else 's'}, {self.nbytes:,} bytes>")
+
+    def _repr_html_(self):
+        """The first runs as a table, for notebooks."""
+        from kvmattr.notebook import map_html
+        return map_html(self)
 
     # ---- what it is ----
 
