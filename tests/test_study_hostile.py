@@ -1,4 +1,4 @@
-"""Reports from elsewhere: damaged ones are one line with file and field, hostile ones do no harm where they are shown."""
+"""Reports from elsewhere: a damaged one is one line with file and field, a hostile one does no harm."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ DELETED = object()
     ("results[0].load", [1], "results[0].load is [1], expected an object"),
     ("results[0].note", "a\nb", None),
     ("results[0].operations", "a\nb", "results[0].operations is 'a\\nb', expected an integer of at least 0"),
-    ("scenarios.has.growths[0].law", "x", "scenarios.has.growths[0].law is 'x', expected one of flat, falling, "),
+    ("scenarios.has.growths[0].law", "x", "scenarios.has.growths[0].law is 'x', expected one of flat, "),
     ("scenarios.has.size_name", 5, "scenarios.has.size_name is 5, expected a string"),
 ])
 def test_a_damaged_field_is_one_line_with_its_place(document, place, value, complaint, tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_a_damaged_field_is_one_line_with_its_place(document, place, value, comp
 @pytest.mark.parametrize(("content", "complaint"), [
     (b"", "is not JSON: Expecting value: line 1 column 1 (char 0)"),
     (b"{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-    (b"\xff\xfe\x00", "is not JSON: 'utf-16-le' codec can't decode byte 0x00 in position 2: truncated data"),
+    (b"\xff\xfe\x00", "is not JSON: 'utf-16-le' codec can't decode byte 0x00 in position 2"),
     (b"\x80", "is not JSON: 'utf-8' codec can't decode byte 0x80 in position 0: invalid start byte"),
     (b"[" * 100_000, "is not JSON: it is nested too deeply"),
     (b'{"schema": NaN}', "is not JSON: it has NaN"),
@@ -109,7 +109,8 @@ def test_what_is_no_report(content, complaint, tmp_path, capsys):
 
 
 def test_schema_1_is_still_read(document, tmp_path):
-    old = {name: value for name, value in copy.deepcopy(document).items() if name not in ("scenarios", "left_out", "seen")}
+    old = {name: value for name, value in copy.deepcopy(document).items()
+           if name not in ("scenarios", "left_out", "seen")}
     old["schema"] = 1
     for result in old["results"]:
         for name in ("clock", "wall", "yardstick", "load"):

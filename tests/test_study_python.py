@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,30 @@ def test_names_that_are_taken_twice(known):
         registry.add(Scenario("has", "?", (), "n", "ns", (1, ), (),
                               lambda size, random: Workload(1, Batch.empty(), "update", lambda *_: None, 1)), "here")
     assert np.array_equal(list(backends.ALL)[-1:], ["other"])
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documents are not part of the sdist's tests")
+class TestDocuments:
+    def program(self, heading: str) -> str:
+        page = (ROOT / "docs" / "study.md").read_text()
+        return page.partition(f"\n## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
+
+    def test_from_python_runs_as_printed(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        exec(compile(self.program("From Python"), "study.md", "exec"), {})
+        out = capsys.readouterr().out
+        assert out.startswith("whole 262144 store ok 5\nwhole 262144 numpy ok 5\n")
+        assert "whole (model): What does setting a whole guest" in out
+        assert [each.name for each in tmp_path.iterdir()] == ["whole.json"]
+
+    def test_a_backend_and_a_scenario_run_as_printed(self, known, tmp_path, capsys):
+        path = tmp_path / "mine.py"
+        path.write_text(self.program("Backends and scenarios of your own"))
+        assert cli.main(["scaling", "--with", str(path), "--quick", "--rounds", "3", "--scenario", "stretches",
+                         "--backend", "store", "--backend", "dict"]) == 0
+        out = capsys.readouterr().out
+        assert "dict: expected in proportion, seen " in out
+        assert "store: expected flat, seen " in out
