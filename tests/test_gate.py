@@ -19,10 +19,11 @@ import pytest
 from kvmattr import AttributeMap
 from kvmattr.cli import main
 from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, stages, timing
+from kvmattr.gate.assertions import AssertCost
 from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.limits import Limits
 from kvmattr.gate.plants import planted
 from kvmattr.gate.process import Worker, start
-from kvmattr.gate.pytest_plugin import AssertCost
 from kvmattr.gate.scenario import Scenario, found_in
 from kvmattr.gate.slopes import slope
 from kvmattr.gate.stages import installed
@@ -91,8 +92,13 @@ def edit(part: str, key: str, change: Callable[[Any], Any]) -> None:
 
 def test_the_unchanged_tree_passes(project: Path) -> None:
     data = json.loads(Path("baseline.json").read_text())
-    assert set(data) == {"schema", "counts", "bytes", "slopes"}
-    assert data["schema"] == 1
+    assert set(data) == {"schema", "calls", "counts", "bytes", "slopes"}
+    assert data["schema"] == 2
+    assert data["calls"]["convert/32/update_calls"] == 128
+    assert data["calls"]["convert/32/update_pages"] == 256
+    assert data["calls"]["look-up/8/get_calls"] == 512
+    assert "look-up/8/put_calls" not in data["calls"]       # what was not called has no number
+    assert data["bytes"]["look-up/8/maps"] == 1
     assert data["counts"]["look-up/8/node_copies"] == 0
     assert data["bytes"]["look-up/8/bytes"] == 64
     assert data["slopes"]["convert/leaf_conversions"] == 0.0
@@ -100,6 +106,9 @@ def test_the_unchanged_tree_passes(project: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "key", "change", "code", "told"), [
+    ("calls", "convert/32/update_calls", lambda n: n - 1, 1, "regression"),
+    ("calls", "convert/32/update_pages", lambda n: n + 1, 0, "better"),
+    ("bytes", "convert/512/maps", lambda n: n - 1, 1, "regression"),
     ("counts", "convert/32/leaf_conversions", lambda n: n - 1, 1, "regression"),
     ("counts", "convert/32/leaf_conversions", lambda n: n + 1, 0, "better"),
     ("bytes", "convert/512/bytes", lambda n: n - 16, 1, "regression"),
@@ -120,6 +129,74 @@ def test_what_only_one_side_has_is_no_pass(project: Path, capsys: pytest.Capture
     assert "look-up-again/4: not in the baseline: --update-baseline accepts it" in out
 
 
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_kind_of_call_that_is_new_is_red(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One call for 128 becomes one a page: in every build, with both numbers of pages a call."""
+    Path("scenarios.py").write_text(SCENARIOS.replace(
+        "guest.write(gfn + 3, gfn + 5, 2)", "guest.write(gfn + 3, gfn + 4, 2); guest.write(gfn + 4, gfn + 5, 2)"))
+    assert gate() == 1
+    out = capsys.readouterr().out
+    assert re.search(r"regression  convert/32/update_calls: 192, the baseline has 128 \(\+64, \+50.0 %\); 1.33 pages "
+                     "a call, 2 in the baseline", out), out
+    assert "to do: calls: the store is called more often" in out
+    Path("scenarios.py").write_text(SCENARIOS.replace("lambda: [guest.get", "lambda: [guest.copy() and guest.get"))
+    assert gate() == 1
+    assert "regression  look-up/4/copy_calls: 512, the baseline has 0 (+512)" in capsys.readouterr().out
+
+
+def test_a_baseline_from_before_calls_were_counted_is_no_pass(
+        project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(Path("baseline.json").read_text())
+    del data["calls"]
+    data["bytes"] = {key: value for key, value in data["bytes"].items() if not key.endswith("/maps")}
+    Path("baseline.json").write_text(json.dumps({**data, "schema": 1}))
+    assert gate() == 3
+    assert ("undecided   calls: the baseline is from before calls were counted: --update-baseline adds them"
+            in capsys.readouterr().out)
+    assert gate("--update-baseline") == gate() == 0
+
+
+@pytest.mark.parametrize(("words", "scenario"), [
+    (["--fail-if-faster", "convert/32"], ""),
+    (["--fail-if-faster", "conv*/32"], ""),
+    (["--fail-if-faster", "group:conversions"], ', group="conversions"'),
+    ([], ", must_work=True"),
+])
+def test_a_cell_that_must_work_may_not_do_less(project: Path, capsys: pytest.CaptureFixture[str], words: list[str],
+                                               scenario: str) -> None:
+    Path("scenarios.py").write_text(SCENARIOS.replace('growth="constant"', f'growth="constant"{scenario}'))
+    assert gate(*words) == 0
+    edit("counts", "convert/32/leaf_conversions", lambda n: n + 1)
+    assert gate(*words) == 1
+    assert "(-1, -0.8 %); it must do its work (fail if faster)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["--threshold", "walk/1=1.2"], "--threshold walk/1: no cell of that name, pattern or group"),
+    (["--fail-if-faster", "group:x"], "--fail-if-faster group:x: no cell of that name, pattern or group"),
+    (["--threshold", "0.5"], "--threshold 0.5: a ratio between 1 and 10, for example 1.10"),
+    (["--threshold", "=2"], "--threshold =2: X, CELL=X or group:NAME=X with a ratio X"),
+    (["--threshold", "a=b"], "--threshold a=b: X, CELL=X or group:NAME=X with a ratio X"),
+])
+def test_rules_that_are_none_or_guard_nothing(project: Path, capsys: pytest.CaptureFixture[str], words: list[str],
+                                              told: str) -> None:
+    assert gate(*words) == 2
+    assert f"kvmattr gate: {told}" in capsys.readouterr().err
+
+
+def test_which_threshold_a_cell_has() -> None:
+    limits = Limits.parsed(["1.2", "group:q=1.3", "walk/*=1.4", "walk/8=1.5", "test_a[64]=1.6"], []).with_declared([
+        {"name": "walk", "group": "q", "threshold": None, "must_work": False},
+        {"name": "ask", "group": "q", "threshold": 2.0, "must_work": False},
+        {"name": "own", "group": None, "threshold": 2.0, "must_work": False}])
+    assert [limits.of(cell) for cell in ("walk/8", "walk/64", "ask/1", "own/1", "other/1", "test_a[64]")] == [
+        1.5, 1.4, 1.3, 2.0, 1.2, 1.6]
+    assert limits.of("some::test", "q") == 1.3
+
+
 def test_what_only_the_counting_build_counts_is_left_out_aloud(
         project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(Path("baseline.json").read_text())
@@ -128,7 +205,8 @@ def test_what_only_the_counting_build_counts_is_left_out_aloud(
     if "nodes_visited" in AttributeMap(1).stats():
         pytest.skip("this is the counting build")
     assert gate() == 0
-    assert "left out: nodes_visited and pages_compared (1 numbers)" in capsys.readouterr().out
+    assert last_line(capsys).endswith("; not judged: nodes visited and pages compared (only a counting build counts "
+                                      "them: --source DIR)")
     assert gate("--update-baseline") == 2
     assert "has what only a counting build counts" in capsys.readouterr().err
 
@@ -198,10 +276,11 @@ def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:
 @pytest.mark.parametrize(("text", "told"), [
     (None, "baseline.json: no such baseline; --update-baseline writes one"),
     ("{", "baseline.json: not a baseline: Expecting property name"),
-    ("[]", "baseline.json: a baseline of schema 'list'; this gate reads schema 1"),
-    ('{"schema": 2}', "baseline.json: a baseline of schema 2; this gate reads schema 1"),
+    ("[]", "baseline.json: a baseline of schema 'list'; this gate reads schema 2"),
+    ('{"schema": 3}', "baseline.json: a baseline of schema 3; this gate reads schema 2"),
     ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {}, "times": {}}',
-     "baseline.json: unknown part 'times'; a baseline has counts, bytes, slopes and instructions, and never"),
+     "baseline.json: unknown part 'times'; a baseline has calls, counts, bytes, slopes and instructions, and never"),
+    ('{"schema": 2, "counts": {}, "bytes": {}, "slopes": {}}', "baseline.json: not a baseline: KeyError('calls')"),
     ('{"schema": 1, "counts": {"a/1/b": 1.5}, "bytes": {}, "slopes": {}}',
      "baseline.json: counts has 'a/1/b': 1.5, which is not a number of its kind"),
     ('{"schema": 1, "counts": [], "bytes": {}, "slopes": {}}',
@@ -336,6 +415,7 @@ def test_instructions_of_another_interpreter(project: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(("wrong", "text"), [
     (lambda: scenario(sizes=[]), "sizes []: a scenario needs sizes of 1 or more that rise"),
+    (lambda: scenario(sizes=[1], threshold=1), "threshold 1: a ratio above 1, for example 1.10"),
     (lambda: scenario(sizes=[1], growth="slow"), "growth 'slow': one of constant, linear"),
     (lambda: scenario(sizes=[1, 2], growth="constant"), "2 sizes: a slope needs at least 5"),
     (lambda: claim(at_least=0), "at_least 0: a ratio above 0"),
@@ -400,23 +480,24 @@ def test_widening_is_symmetrical() -> None:
 # ---- pytest-benchmark's files ----
 
 def benchmark_file(path: Path, median: float, *, python: str = "3.11.7", name: str = "bench/x.py::test_a",
-                   rounds: int = 0) -> str:
+                   rounds: int = 0, **machine: Any) -> str:
     data = [median * (1 + 0.01 * (i % 3)) for i in range(rounds)]
     path.write_text(json.dumps({
         "machine_info": {"node": "n", "machine": "x86_64", "python_implementation": "CPython",
-                         "python_version": python},
-        "benchmarks": [{"fullname": name, "stats": {"median": median, **({"data": data} if data else {})}}]}))
+                         "python_version": python, **machine},
+        "benchmarks": [{"fullname": name, "group": "g", "stats": {"median": median,
+                                                                   **({"data": data} if data else {})}}]}))
     return str(path)
 
 
-def judge_json(head: list[str], base: list[str]) -> int:
-    return main(["gate", "--judge-json", *head, "--against", *base])
+def judge_json(head: list[str], base: list[str], *words: str) -> int:
+    return main(["gate", "--judge-json", *head, "--against", *base, *words])
 
 
 @pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.3, 1), (0.7, 0)])
-@pytest.mark.parametrize("files", [1, 6])
+@pytest.mark.parametrize("files", [1, 2, 3, 6])
 def test_benchmark_files_of_two_refs(project: Path, factor: float, code: int, files: int) -> None:
-    rounds = 100 if files == 1 else 0
+    rounds = 100 if files < 5 else 0
     medians = [1e-6 * (1 + 0.01 * (i % 2)) for i in range(files)]
     base = [benchmark_file(project / f"b{i}.json", median, rounds=rounds) for i, median in enumerate(medians)]
     head = [benchmark_file(project / f"h{i}.json", factor * median, rounds=rounds)
@@ -452,7 +533,9 @@ def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest
     assert judge_json(slow[:1], base[:1]) == 1
     out = capsys.readouterr().out
     assert "in 20 rounds" in out
-    assert "one file each" in out
+    assert "note: 1 file a side, fewer than 5" in out
+    assert "to do: files: slower than the base's files" in out
+    assert "twice" not in out
 
 
 def test_benchmark_files_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -461,14 +544,99 @@ def test_benchmark_files_that_cannot_be_judged(project: Path, capsys: pytest.Cap
     assert "0 pairs; at least 5 are needed" in capsys.readouterr().out
     other = benchmark_file(project / "other.json", 1e-6, python="3.12.1")
     assert judge_json([other], [one]) == 3
-    assert "python_version is '3.12.1'" in capsys.readouterr().out
+    assert (f"{other}: Python is 'CPython 3.12.1', in {one} it is 'CPython 3.11.7'. Times of two machines" in
+            capsys.readouterr().out)
     renamed = benchmark_file(project / "renamed.json", 1e-6, name="bench/x.py::test_b")
     assert judge_json([renamed], [one]) == 3
     assert "the files have no benchmark in common" in capsys.readouterr().out
     assert judge_json([one, one], [one]) == 2
     assert judge_json(["scenarios.py"], [one]) == 2
-    assert "scenarios.py: not a JSON file of pytest-benchmark" in capsys.readouterr().err
+    assert "scenarios.py: not a JSON file of pytest-benchmark, asv or hyperfine" in capsys.readouterr().err
     assert main(["gate", "--judge-json", one]) == 2
+    assert judge_json(["nowhere.json"], [one]) == 2
+    assert "nowhere.json: cannot be read: No such file" in capsys.readouterr().err
+    assert main(["gate", "--same-machine"]) == 2
+    assert "--same-machine is for --judge-json HEAD... --against BASE..." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "value", "told"), [
+    ("cpu", {"brand_raw": "Intel Xeon", "count": 4, "arch": "X86_64"}, "CPU is 'Intel Xeon', in {} it is 'AMD EPYC'"),
+    ("cpu", {"brand_raw": "AMD EPYC", "count": 8, "arch": "X86_64"}, "number of CPUs is '8', in {} it is '4'"),
+    ("cpu", {"brand_raw": "AMD EPYC", "count": 4, "arch": "ARM_8"}, "architecture is 'ARM_8', in {} it is 'X86_64'"),
+    ("system", "Darwin", "system is 'Darwin', in {} it is 'Linux'"),
+    ("governor", "powersave", "governor is 'powersave', in {} it is 'performance'"),
+    ("node", "another-name", None),         # runners of a pool have other names, and containers all the same one
+])
+def test_files_of_two_machines(project: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any,
+                               told: str | None) -> None:
+    here: dict[str, Any] = {"cpu": {"brand_raw": "AMD EPYC", "count": 4, "arch": "X86_64"}, "system": "Linux",
+                            "governor": "performance", "node": "h"}
+    base = [benchmark_file(project / f"b{i}.json", 1e-6, **here) for i in range(6)]
+    head = [benchmark_file(project / f"h{i}.json", 1.25e-6, **{**here, key: value}) for i in range(6)]
+    assert judge_json(head, base) == (1 if told is None else 3)
+    if told is not None:
+        assert f"{head[0]}: {told.format(base[0])}. Times of two machines" in capsys.readouterr().out
+    assert judge_json(head, base, "--same-machine") == 1
+
+
+@pytest.mark.parametrize(("median", "told"), [(0.0, "a median of 0 s"), (float("nan"), "a median of nan s")])
+@pytest.mark.parametrize("side", ["head", "base"])
+def test_medians_of_which_there_is_no_ratio(project: Path, capsys: pytest.CaptureFixture[str], median: float,
+                                            told: str, side: str) -> None:
+    sound = [benchmark_file(project / f"s{i}.json", 1e-6) for i in range(6)]
+    broken = [benchmark_file(project / f"b{i}.json", median) for i in range(6)]
+    assert judge_json(*((broken, sound) if side == "head" else (sound, broken))) == 3
+    captured = capsys.readouterr()
+    assert f"undecided   bench/x.py::test_a: {broken[0]}: {told}: there is no ratio of that" in captured.out
+    assert captured.err == ""
+
+
+def test_thresholds_of_files(project: Path) -> None:
+    base = [benchmark_file(project / f"b{i}.json", 1e-6) for i in range(6)]
+    head = [benchmark_file(project / f"h{i}.json", 1.25e-6) for i in range(6)]
+    assert judge_json(head, base) == 1
+    assert judge_json(head, base, "--threshold", "bench/x.py::test_a=1.4") == 0
+    assert judge_json(head, base, "--threshold", "group:g=1.4") == 0
+    assert judge_json(base, head) == 0
+    assert judge_json(base, head, "--fail-if-faster", "bench/*") == 1
+
+
+def asv_file(path: Path, factor: float, cpu: str = "AMD EPYC") -> str:
+    samples = [factor * 1e-6 * (1 + 0.01 * (i % 3)) for i in range(20)]
+    path.write_text(json.dumps({
+        "commit_hash": "0", "env_name": "e", "version": 2,
+        "params": {"arch": "x86_64", "cpu": cpu, "machine": "m", "num_cpu": "4", "os": "Linux", "python": "3.11"},
+        "result_columns": ["result", "params", "version", "samples"],
+        "results": {"suite.time_walk": [[factor * 1e-6, factor * 2e-6], [["1", "2"]], "v",
+                                        [samples, [2 * each for each in samples]]],
+                    "suite.time_ask": [[factor * 1e-6], [], "v", [samples]],
+                    "suite.time_broken": [[None], [], "v"],
+                    "suite.track_size": [[7], [], "v"]}}))
+    return str(path)
+
+
+def test_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, slow = asv_file(project / "base.json", 1), asv_file(project / "slow.json", 1.5)
+    assert judge_json([slow], [base]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"regression  suite\.time_walk\(2\): 1\.500x", out)
+    assert "undecided   suite.time_broken: " + base + ": no result (the benchmark failed or was skipped)" in out
+    assert "track_size" not in out
+    assert judge_json([base], [asv_file(project / "other.json", 1, "Intel Xeon")]) == 3
+
+
+def test_files_of_hyperfine(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def file(name: str, factor: float, code: int = 0) -> str:
+        times = [factor * (1 + 0.01 * (i % 3)) for i in range(10)]
+        Path(name).write_text(json.dumps({"results": [{"command": "work", "mean": factor, "median": factor,
+                                                       "times": times, "exit_codes": [0] * 9 + [code]}]}))
+        return name
+    assert judge_json([file("same.json", 1)], [file("base.json", 1)]) == 0
+    assert "note: the files do not say on which machine they were made" in capsys.readouterr().out
+    assert judge_json([file("slow.json", 1.5)], ["base.json"]) == 1
+    assert judge_json([file("failed.json", 1, 2)], ["base.json"]) == 3
+    assert "undecided   work: failed.json: the command ended with 2: there is no ratio of that" in (
+        capsys.readouterr().out)
 
 
 # ---- what it writes ----
@@ -531,10 +699,10 @@ def test_the_table_says_what_failed_and_what_to_do(project: Path, capsys: pytest
     assert gate() == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
-        "counts", "slopes", "memory", "to", "to", "REGRESSION:"]
+        "calls", "counts", "slopes", "memory", "to", "to", "REGRESSION:"]
     assert re.fullmatch(r"  regression  convert/32/leaf_conversions: \d+, the baseline has \d+ \(\+1, \+\d.*%\)",
-                        lines[1])
-    assert "convert/256/" in lines[2]       # sizes in their order: as text, 256 comes before 32
+                        lines[2])
+    assert "convert/256/" in lines[3]       # sizes in their order: as text, 256 comes before 32
     assert "to do: counts: more work than the baseline has" in lines[-3]
     assert "to do: better than the baseline: --update-baseline keeps it" in lines[-2]
 
@@ -576,8 +744,10 @@ def test_assert_cost() -> None:
     assert assert_cost(lambda: guest.write(0, 512, 1), guest, leaf_allocations=1)["node_allocations"] == 0
     with pytest.raises(pytest.fail.Exception, match=r"^cost: leaf_allocations [12], at most 0$"):
         assert_cost(lambda: guest.write(700, 701, 1), guest, leaf_allocations=0)
-    with pytest.raises(ValueError, match=r"^counter 'nodes': this build of kvmattr counts node_alloc"):
-        assert_cost(lambda: None, guest, nodes=0)
+    with pytest.raises(ValueError, match=r"^counter 'leaves': this build of kvmattr counts assign_calls, assign_"):
+        assert_cost(lambda: None, guest, leaves=0)
+    with pytest.raises(pytest.fail.Exception, match=r"^cost: calls 3, at most 1; update_calls 3, at most 1$"):
+        assert_cost(lambda: [guest.write(gfn, gfn + 1, 1) for gfn in range(3)], guest, calls=1, update_calls=1)
     with pytest.raises(ValueError, match=r"a map and a limit at least"):
         assert_cost(lambda: None, guest)
 
@@ -603,9 +773,52 @@ def test_the_example_project(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["gate", "--no-build", "--scenarios", "gate_scenarios.py",
                  "--baseline", "gate_baseline.json"]) == 0
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
-                           "kvmattr.gate.pytest_plugin", "-c", "/dev/null", "--rootdir", ".", "tests"],
+                           "pytest_kvmattr", "-c", "/dev/null", "--rootdir", ".", "tests"],
                           capture_output=True, text=True, env={"PYTHONPATH": str(installed()), "PATH": ""})
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+ONE_CALL_A_PAGE = """
+        for gfn in range(start, stop):
+            self.pages.or_(gfn, gfn + 1, GIVEN)
+"""
+
+
+def test_one_call_a_page_is_red_in_the_example_project(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """57 times slower, and no node or leaf more: through the gate of a build that does not count nodes visited, and
+    through assert_cost."""
+    project = shutil.copytree(EXAMPLE, tmp_path / "project")
+    monkeypatch.chdir(project)
+    balloon = Path("balloon.py").read_text()
+    planted = balloon.replace("\n        self.pages.or_(start, stop, GIVEN)\n", ONE_CALL_A_PAGE)
+    assert planted != balloon
+    Path("balloon.py").write_text(planted)
+    assert main(["gate", "--no-build", "--scenarios", "gate_scenarios.py", "--baseline", "gate_baseline.json"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"regression  inflate-block/16384/update_calls: 513, the baseline has 2 \(.*\); "
+                     "32.9 pages a call, 8,448 in the baseline", out), out
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_kvmattr", "-c",
+                           "/dev/null", "--rootdir", ".", "tests"], capture_output=True, text=True,
+                          env={"PYTHONPATH": str(installed()), "PATH": ""})
+    assert done.returncode == 1
+    assert "Failed: cost: calls 513, at most 2; update_calls 512, at most 1" in done.stdout, done.stdout
+
+
+def test_pytest_does_not_load_kvmattr_for_its_plugin(tmp_path: Path) -> None:
+    (tmp_path / "test_nothing.py").write_text(
+        "import sys\ndef test_nothing():\n    loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "    assert 'pytest_kvmattr' in loaded\n    assert not loaded & {'kvmattr', 'numpy'}\n")
+    (tmp_path / "test_cost.py").write_text(
+        "def test_cost(assert_cost):\n    import sys\n    assert {'kvmattr', 'numpy'} <= set(sys.modules)\n")
+
+    def tested(file: str) -> str:
+        environment = {"PYTHONPATH": str(installed()), "PATH": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_kvmattr",
+                               "-c", "/dev/null", "--rootdir", ".", file], capture_output=True, text=True, cwd=tmp_path,
+                              env=environment).stdout
+    assert "1 passed" in tested("test_nothing.py"), tested("test_nothing.py")
+    assert "1 passed" in tested("test_cost.py"), tested("test_cost.py")
 
 
 @pytest.mark.slow

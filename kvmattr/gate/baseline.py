@@ -1,20 +1,25 @@
-"""The committed baseline: exact counts and bytes, slopes, and instruction counts where asked for."""
+"""The committed baseline: exact calls, counts and bytes, slopes, and instruction counts where asked for."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvmattr.gate.counting import COUNTING_ONLY, SLOPED
+from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, SLOPED
+from kvmattr.gate.limits import Limits
 from kvmattr.gate.scenario import GROWTH
 from kvmattr.gate.slopes import slope
 from kvmattr.gate.verdict import Report, Usage, Verdict
+from kvmattr.measure import writing
+from kvmattr.measure.text import digits
 
-SCHEMA = 1
+SCHEMA = 2
+#: Its calls were not counted yet: a run against it says what to do.
+WITHOUT_CALLS = 1
 
 #: A slope may move by this much from the baseline's before it counts as another growth.
 _SLOPE_CHANGE = 0.1
@@ -22,9 +27,11 @@ _SLOPE_CHANGE = 0.1
 
 @dataclass
 class Baseline:
-    """Keys are SCENARIO/SIZE/COUNTER in counts and bytes, SCENARIO/COUNTER in slopes, SCENARIO/SIZE in
-    instructions, which belong to one interpreter."""
+    """Keys are SCENARIO/SIZE/COUNTER in calls, counts and bytes, SCENARIO/COUNTER in slopes, SCENARIO/SIZE in
+    instructions, which belong to one interpreter. Calls that were not made have no key; ``calls`` is None in a
+    baseline from before they were counted."""
 
+    calls: dict[str, int] | None = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     slopes: dict[str, float] = field(default_factory=dict)
@@ -40,16 +47,19 @@ class Baseline:
             raise Usage(f"{path}: no such baseline; --update-baseline writes one") from None
         except (OSError, ValueError) as error:
             raise Usage(f"{path}: not a baseline: {error}") from None
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema not in (WITHOUT_CALLS, SCHEMA) or isinstance(schema, bool):
+            found = schema if isinstance(data, dict) else type(data).__name__
             raise Usage(f"{path}: a baseline of schema {found!r}; this gate reads schema {SCHEMA}")
-        unknown = sorted(set(data) - {"schema", "counts", "bytes", "slopes", "instructions"})
+        unknown = sorted(set(data) - {"schema", "calls", "counts", "bytes", "slopes", "instructions"})
         if unknown:
-            raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has counts, bytes, slopes and "
+            raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has calls, counts, bytes, slopes and "
                         "instructions, and never times")
         instructions = data.get("instructions", {"interpreter": None, "counts": {}})
         try:
-            return cls(_numbers(path, data, "counts", int, "SCENARIO/SIZE/COUNTER"),
+            return cls(None if schema == WITHOUT_CALLS else
+                       _numbers(path, data, "calls", int, "SCENARIO/SIZE/COUNTER"),
+                       _numbers(path, data, "counts", int, "SCENARIO/SIZE/COUNTER"),
                        _numbers(path, data, "bytes", int, "SCENARIO/SIZE/COUNTER"),
                        _numbers(path, data, "slopes", (int, float), "SCENARIO/COUNTER"),
                        instructions["interpreter"], _numbers(path, instructions, "counts", int, "SCENARIO/SIZE"))
@@ -63,14 +73,12 @@ class Baseline:
 
     def write(self, path: Path) -> None:
         """Write it, sorted, so that a change reads well as a diff."""
-        data: dict[str, Any] = {"schema": SCHEMA, "counts": self.counts, "bytes": self.bytes,
+        data: dict[str, Any] = {"schema": SCHEMA, "calls": self.calls, "counts": self.counts, "bytes": self.bytes,
                                 "slopes": self.slopes}
         if self.instructions:
             data["instructions"] = {"interpreter": self.interpreter, "counts": self.instructions}
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        writing.write(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
 def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any, form: str) -> dict[str, Any]:
@@ -86,43 +94,82 @@ def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any, form: str) 
     return numbers
 
 
-def fitted(counts: dict[str, int], operations: dict[str, int]) -> dict[str, float]:
+def fitted(calls: dict[str, int], counts: dict[str, int], operations: dict[str, int]) -> dict[str, float]:
     """The slope of each counter of each scenario over its sizes (those with at least two); ``operations`` has
-    the number of operations of each SCENARIO/SIZE."""
+    the number of operations of each SCENARIO/SIZE. Of calls their number is fitted: how many pages one is about is the
+    scenario's business."""
     series: dict[str, dict[int, int]] = {}
     for key, value in counts.items():
         scenario, size, counter = key.rsplit("/", 2)
         if counter in SLOPED:
             series.setdefault(f"{scenario}/{counter}", {})[int(size)] = value
+    sizes: dict[str, dict[int, int]] = {}
+    for cell in operations:
+        scenario, size = cell.rsplit("/", 1)
+        sizes.setdefault(scenario, {})[int(size)] = 0
+    for key, value in calls.items():
+        scenario, size, counter = key.rsplit("/", 2)
+        if counter.endswith("_calls"):
+            series.setdefault(f"{scenario}/{counter}", dict(sizes[scenario]))[int(size)] = value
     return {name: slope(sorted(cells), [cells[size] for size in sorted(cells)],
                         [operations[f"{name.rsplit('/', 1)[0]}/{size}"] for size in sorted(cells)])
             for name, cells in series.items() if len(cells) > 1}
 
 
-def judge_exact(report: Report, check: str, expected: dict[str, int], measured: dict[str, int]) -> None:
+def judge_exact(report: Report, check: str, expected: dict[str, int], measured: dict[str, int],
+                limits: Limits) -> None:
     """Every number of the baseline against what was measured, exactly."""
     for key in sorted(measured.keys() & expected.keys(), key=_by_size):
         now, then = measured[key], expected[key]
         if now == then:
             report.add(check, key, Verdict.PASS, str(now), now, then)
-        else:
-            verdict = Verdict.REGRESSION if now > then else Verdict.BETTER
-            report.add(check, key, verdict, f"{now}, the baseline has {then}{_change(now, then)}", now, then)
+            continue
+        text = f"{now}, the baseline has {then}{_change(now, then)}"
+        verdict = Verdict.REGRESSION if now > then else Verdict.BETTER
+        if verdict is Verdict.BETTER and check != "memory" and limits.working(key.rsplit("/", 1)[0]):
+            verdict, text = Verdict.REGRESSION, f"{text}; it must do its work (fail if faster)"
+        report.add(check, key, verdict, text, now, then)
+
+
+def judge_calls(report: Report, expected: Baseline, measured: Baseline, cells: set[str], limits: Limits) -> None:
+    """The calls of these SCENARIO/SIZE cells, which both sides have: a kind that one side has not was not called
+    there."""
+    if expected.calls is None:
+        report.add("missing", "calls", Verdict.UNDECIDED,
+                   "the baseline is from before calls were counted: --update-baseline adds them")
+        return
+    now, then = measured.calls or {}, expected.calls
+    keys = {key for key in now.keys() | then.keys() if key.rsplit("/", 1)[0] in cells}
+    found = Report()
+    judge_exact(found, "calls", {key: then.get(key, 0) for key in keys}, {key: now.get(key, 0) for key in keys}, limits)
+    for each in found.findings:
+        if each.verdict in (Verdict.REGRESSION, Verdict.BETTER) and each.cell.endswith("_calls"):
+            each = dataclasses.replace(each, text=each.text + _a_call(each.cell, now, then))
+        report.findings.append(each)
+
+
+def _a_call(key: str, now: dict[str, int], then: dict[str, int]) -> str:
+    """How much a call is about, on both sides: one page a call is what an embedder has to see."""
+    for item in ITEMS:
+        items = f"{key.removesuffix('_calls')}_{item}"
+        if items in now or items in then:
+            sides = [digits(side.get(items, 0) / side[key]) if side.get(key) else "no call" for side in (now, then)]
+            return f"; {sides[0]} {item} a call, {sides[1]} in the baseline"
+    return ""
 
 
 def judge_presence(report: Report, expected: set[str], measured: set[str]) -> None:
     """What only one side has was not judged, and a gate that judges nothing must not be green. Not so for the
-    counters of the counting build: where one side was made without it, they are told as left out."""
+    counters of the counting build: where one side was made without it, the verdict says so."""
     expected_extra, measured_extra = ({key for key in side if key.rsplit("/", 1)[1] in COUNTING_ONLY}
                                       for side in (expected, measured))
-    if expected_extra and not measured_extra:
+    words = " and ".join(name.replace("_", " ") for name in COUNTING_ONLY)
+    if not measured_extra:
         expected = expected - expected_extra
-        report.notes.append(f"left out: {' and '.join(COUNTING_ONLY)} ({len(expected_extra)} numbers); they "
-                            "need the counting build, and that needs kvmattr's sources")
-    if measured_extra and not expected_extra:
+        report.not_judged.append(f"{words} (only a counting build counts them: --source DIR)")
+    elif not expected_extra:
         measured = measured - measured_extra
-        report.notes.append(f"left out: {' and '.join(COUNTING_ONLY)}: the baseline has none of them; "
-                            "--update-baseline adds them")
+        report.not_judged.append(f"{words} (the baseline has none: --update-baseline adds them)")
     for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}, key=_by_size):
         report.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
     for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}, key=_by_size):

@@ -1,96 +1,114 @@
-"""pytest-benchmark's JSON of two refs, judged by the same paired statistics.
+"""Times in files of two refs, judged by the statistics of ``--base``.
 
 Runs of either ref come in pairs: the i-th file of the head with the i-th of the base, best made in turn on
-one machine. With one file each, the rounds inside them are paired instead. Either way the control is what the
+one machine. With fewer than five files each, the rounds inside them are paired. Either way the control is what the
 base does against itself: each pair against its neighbour.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from kvmattr.gate import time_files
+from kvmattr.gate.limits import Limits
+from kvmattr.gate.time_files import TimeFile, Times
 from kvmattr.gate.timing import Pairs, judge
 from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
+
+#: The findings' check. It is not "time": files were judged once, and cannot be measured again.
+CHECK = "files"
 
 #: Fewer pairs have no interval worth the name.
 FEWEST_PAIRS = 5
 
-#: Rounds inside one file are taken together in so many stretches, so that one slow round is not a pair.
+#: Rounds inside files are taken together in so many stretches, so that one slow round is not a pair.
 _STRETCHES = 20
 
-_MACHINE = ("node", "machine", "python_implementation", "python_version")
+#: By how much two runs of the same code commonly differ, which the rounds of one run do not show.
+BETWEEN_RUNS = 1.05
 
 
-def judge_files(report: Report, base: Sequence[Path], head: Sequence[Path], threshold: float) -> None:
-    """Judge every benchmark; Usage for files that are none, CannotTell for another machine or Python."""
+def judge_files(report: Report, base: Sequence[Path], head: Sequence[Path], limits: Limits, *,
+                same_machine: bool = False) -> None:
+    """Judge every benchmark; Usage for files that are none, CannotTell for files of different machines unless the
+    caller knows better."""
     if not base or len(base) != len(head):
         raise Usage(f"{len(base)} files of the base and {len(head)} of the head: they are paired one to one")
-    ours, theirs = [_read(path) for path in head], [_read(path) for path in base]
-    _same_machine([*base, *head], [*theirs, *ours])
-    expected = set.intersection(*(set(_benchmarks(data)) for data in theirs))
-    measured = set.intersection(*(set(_benchmarks(data)) for data in ours))
+    theirs, ours = [time_files.read(path) for path in base], [time_files.read(path) for path in head]
+    _check_machines(report, [*theirs, *ours], same_machine)
+    expected = set.intersection(*(set(each.times) for each in theirs))
+    measured = set.intersection(*(set(each.times) for each in ours))
     if not expected & measured:
-        raise CannotTell("the files have no benchmark in common")
+        raise CannotTell("the files have no benchmark in common (hyperfine: --command-name gives both one name)")
+    limits.check({name: each.times[name].group for each in ours for name in each.times})
     for name in sorted(expected | measured):
         if name not in measured or name not in expected:
             report.add("missing", name, Verdict.UNDECIDED,
                        f"not in every file of the {'head' if name in expected else 'base'}")
             continue
-        pairs = _pairs([_benchmarks(data)[name] for data in ours],
-                       [_benchmarks(data)[name] for data in theirs])
-        if len(pairs.head) < FEWEST_PAIRS:
-            report.add("time", name, Verdict.UNDECIDED,
-                       f"{len(pairs.head)} pairs; at least {FEWEST_PAIRS} are needed: more files, or one of "
-                       "either ref saved with --benchmark-save-data")
+        trouble = next((f"{each.path}: {each.times[name].wrong}" for each in [*theirs, *ours]
+                        if each.times[name].wrong), None)
+        if trouble is not None:
+            report.add(CHECK, name, Verdict.UNDECIDED, f"{trouble}: there is no ratio of that")
+            continue
+        report.add(CHECK, name, *_judged(name, [each.times[name] for each in ours],
+                                         [each.times[name] for each in theirs], limits))
+    if len(base) < FEWEST_PAIRS:
+        report.notes.append(f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what "
+                            "differs between two runs can hardly be told from what differs between the refs, so the "
+                            f"limit is {BETWEEN_RUNS:g} times as wide; {FEWEST_PAIRS} files each, made in turn, say more")
+
+
+def _check_machines(report: Report, files: list[TimeFile], same_machine: bool) -> None:
+    found = [f"{other.path}: {word} is {other.machine[word]!r}, in {first.path} it is {first.machine[word]!r}"
+             for word, first, other in time_files.differences(files)]
+    if found and same_machine:
+        report.notes.extend(f"{text} (--same-machine)" for text in found)
+    elif found:
+        raise CannotTell(f"{'; '.join(found)}. Times of two machines or interpreters cannot be compared; measure both "
+                         "sides in one job, or say --same-machine if it is one")
+    if not any(each.machine for each in files):
+        report.notes.append("the files do not say on which machine they were made")
+
+
+def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> tuple[Verdict, str]:
+    pairs = _pairs(head, base)
+    if len(pairs.head) < FEWEST_PAIRS:
+        return Verdict.UNDECIDED, (
+            f"{len(pairs.head)} pairs; at least {FEWEST_PAIRS} are needed: more files, or files with their rounds "
+            "(pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: --record-samples)")
+    group = head[0].group
+    threshold = limits.of(name, group) * (BETWEEN_RUNS if len(base) < FEWEST_PAIRS else 1.0)
+    return judge(pairs, threshold, must_work=limits.working(name, group))
+
+
+def _pairs(head: list[Times], base: list[Times]) -> Pairs:
+    if len(base) >= FEWEST_PAIRS:
+        ours, theirs = ([each.median for each in side] for side in (head, base))
+        # The base against itself: each pair's neighbour.
+        neighbours = [theirs[i ^ 1 if i ^ 1 < len(theirs) else i - 1] for i in range(len(theirs))]
+        return Pairs(ours, theirs, neighbours)
+    pairs = Pairs()
+    for i in range(len(base)):
+        ours, theirs = _stretches(head[i], base[i])
+        if len(base) == 1:
+            neighbours = [theirs[j ^ 1 if j ^ 1 < len(theirs) else j] for j in range(len(theirs))]
         else:
-            report.add("time", name, *judge(pairs, threshold))
-    if len(base) == 1:
-        report.notes.append("one file each: what differs between two runs of pytest cannot be told from what "
-                            "differs between the refs; several runs in turn can")
+            other = base[i ^ 1 if i ^ 1 < len(base) else i - 1]
+            neighbours, theirs = _stretches(other, base[i], len(theirs))
+            ours = ours[:len(theirs)]
+        pairs.head += ours
+        pairs.base += theirs
+        pairs.twin += neighbours
+    return pairs
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data["benchmarks"], list) or not isinstance(data["machine_info"], dict):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Usage(f"{path}: not a JSON file of pytest-benchmark") from None
-    return data
-
-
-def _benchmarks(data: dict[str, Any]) -> dict[str, Any]:
-    return {each["fullname"]: each["stats"] for each in data["benchmarks"]}
-
-
-def _same_machine(paths: Sequence[Path], files: Sequence[dict[str, Any]]) -> None:
-    for path, data in zip(paths, files, strict=True):
-        for word in _MACHINE:
-            first, this = files[0]["machine_info"].get(word), data["machine_info"].get(word)
-            if first != this:
-                raise CannotTell(f"{path}: {word} is {this!r}, in {paths[0]} it is {first!r}; times of two "
-                                 "machines or interpreters cannot be compared")
-
-
-def _pairs(head: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Pairs:
-    if len(base) > 1:
-        ours, theirs = ([float(stats["median"]) for stats in side] for side in (head, base))
-    else:
-        ours, theirs = _stretches(head[0].get("data", []), base[0].get("data", []))
-    # The base against itself: each pair's neighbour.
-    neighbours = [theirs[i ^ 1] for i in range(len(theirs) // 2 * 2)]
-    neighbours += theirs[len(neighbours):]
-    return Pairs(ours, theirs, neighbours)
-
-
-def _stretches(ours: Sequence[float], theirs: Sequence[float]) -> tuple[list[float], list[float]]:
-    count = min(_STRETCHES, len(ours), len(theirs))
+def _stretches(ours: Times, theirs: Times, most: int = _STRETCHES) -> tuple[list[float], list[float]]:
+    count = min(most, len(ours.samples), len(theirs.samples))
     if count == 0:
         return [], []
-    return ([float(np.median(part)) for part in np.array_split(np.asarray(ours), count)],
-            [float(np.median(part)) for part in np.array_split(np.asarray(theirs), count)])
+    return ([float(np.median(part)) for part in np.array_split(np.asarray(ours.samples), count)],
+            [float(np.median(part)) for part in np.array_split(np.asarray(theirs.samples), count)])

@@ -7,7 +7,7 @@ Exit codes: 0 pass, 1 regression, 2 usage, 3 could not tell.
   kvmattr gate --scenarios FILE.py          a project's own scenarios, against its own --baseline
   kvmattr gate --update-baseline            accept what is measured now
   kvmattr gate --selftest                   plant regressions and see them caught
-  kvmattr gate --judge-json HEAD... --against BASE...    pytest-benchmark files of two refs
+  kvmattr gate --judge-json HEAD... --against BASE...    files of pytest-benchmark, asv or hyperfine of two refs
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from kvmattr.gate import benchmark_json, builds, loading, output, stages
+from kvmattr.gate import benchmark_json, builds, limits, loading, output, stages
 from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.selftest import prove, selftest
 from kvmattr.gate.stages import Gate, progress
@@ -44,8 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--update-baseline", action="store_true",
                         help="write what is measured now to the baseline")
     parser.add_argument("--base", metavar="REF", help="also judge the time against this git ref of kvmattr")
-    parser.add_argument("--threshold", type=_threshold, default=1.10, metavar="X",
-                        help="times slower that a cell may be (default: %(default)s)")
+    parser.add_argument("--threshold", action="append", default=[], metavar="[CELL=|group:NAME=]X",
+                        help=f"times slower that a cell may be (default: {limits.DEFAULT}); for one cell, a pattern of "
+                        "cells, or a group (may be repeated)")
+    parser.add_argument("--fail-if-faster", action="append", default=[], metavar="CELL|group:NAME",
+                        help="a cell that must do its work: less work than the baseline's, or faster than the "
+                        "threshold allows, is a regression too (may be repeated)")
     parser.add_argument("--instructions", action="store_true",
                         help="also judge instructions, under valgrind: against --base, else the baseline's")
     source = parser.add_mutually_exclusive_group()
@@ -57,9 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prove", type=_positive, metavar="N",
                         help="the selftest N times under artificial load")
     parser.add_argument("--judge-json", nargs="+", type=Path, metavar="HEAD",
-                        help="judge pytest-benchmark JSON files of the head ...")
+                        help="judge JSON files of pytest-benchmark, asv or hyperfine: of the head ...")
     parser.add_argument("--against", nargs="+", type=Path, metavar="BASE",
                         help="... against these of the base")
+    parser.add_argument("--same-machine", action="store_true",
+                        help="judge files although they say that their machines differ")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the findings as JUnit XML")
 
@@ -115,11 +121,14 @@ def _at_odds(arguments: argparse.Namespace) -> None:
         raise Usage(f"--instructions and {chosen[0]} do not go together")
     if chosen == ["--judge-json"] and not (arguments.judge_json and arguments.against):
         raise Usage("--judge-json HEAD... and --against BASE... go together")
+    if arguments.same_machine and chosen != ["--judge-json"]:
+        raise Usage("--same-machine is for --judge-json HEAD... --against BASE...")
 
 
 def _judge(report: Report, arguments: argparse.Namespace) -> None:
     if arguments.judge_json:
-        benchmark_json.judge_files(report, arguments.against, arguments.judge_json, arguments.threshold)
+        benchmark_json.judge_files(report, arguments.against, arguments.judge_json, _limits(arguments),
+                                   same_machine=arguments.same_machine)
         return
     gate = _gate(arguments)
     # A baseline that cannot be read is told before minutes are spent on building.
@@ -137,7 +146,7 @@ def _judge(report: Report, arguments: argparse.Namespace) -> None:
             stages.count_instructions(gate, found.now)
         _update(report, arguments.baseline, found)
         return
-    stages.judge_counts(report, expected, found)
+    stages.judge_counts(report, gate, expected, found)
     if arguments.base:
         stages.judge_base(report, gate, arguments.base, with_instructions=arguments.instructions)
     elif arguments.instructions:
@@ -152,7 +161,14 @@ def _gate(arguments: argparse.Namespace) -> Gate:
     if not scenarios:
         raise CannotTell("no cells: no --scenarios, no entry point in 'kvmattr.gate', and not in kvmattr's "
                          "source tree")
-    return Gate(scenarios, None if arguments.no_build else source, arguments.threshold)
+    return Gate(scenarios, None if arguments.no_build else source, _limits(arguments))
+
+
+def _limits(arguments: argparse.Namespace) -> limits.Limits:
+    try:
+        return limits.Limits.parsed(arguments.threshold, arguments.fail_if_faster)
+    except ValueError as error:
+        raise Usage(str(error)) from None
 
 
 def _update(report: Report, path: Path, found: stages.Measured) -> None:
@@ -164,13 +180,14 @@ def _update(report: Report, path: Path, found: stages.Measured) -> None:
         report.notes.append(f"{path} was not written")
         return
     if not found.counted and path.exists() and Baseline.read(path).counted:
-        raise Usage(f"{path} has what only a counting build counts, this one does not: it was not written")
+        raise Usage(f"{path} has what only a counting build counts, this one does not: it was not written. --source "
+                    "DIR makes a counting build; without one, remove the file first")
     if path.exists() and not found.now.instructions and Baseline.read(path).instructions:
         report.notes.append("the instruction counts of the old baseline were dropped: --instructions with "
                             "--update-baseline stores new ones")
     found.now.write(path)
-    report.add("baseline", str(path), Verdict.PASS, f"{len(found.now.counts)} counts, {len(found.now.bytes)} "
-               f"bytes and {len(found.now.slopes)} slopes written")
+    report.add("baseline", str(path), Verdict.PASS, f"{len(found.now.calls or ())} calls, {len(found.now.counts)} "
+               f"counts, {len(found.now.bytes)} bytes and {len(found.now.slopes)} slopes written")
 
 
 def _in_github() -> bool:
@@ -203,11 +220,4 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: 1 or more")
-    return number
-
-
-def _threshold(text: str) -> float:
-    number = float(text)
-    if not 1 < number < 10:
-        raise argparse.ArgumentTypeError(f"{text}: a ratio between 1 and 10, for example 1.10")
     return number

@@ -1,9 +1,9 @@
-"""What one run of a scenario costs in counts and bytes: differences of ``stats()``."""
+"""What one run of a scenario costs in calls, counts and bytes: differences of ``stats()``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from kvmattr.gate.scenario import Work
 
@@ -16,29 +16,61 @@ COUNTERS = ALWAYS + COUNTING_ONLY
 #: Freeing more is not a cost of its own: a slope is fitted on what an operation reads, copies and builds.
 SLOPED = tuple(name for name in COUNTERS if not name.endswith("_frees"))
 
-BYTES = ("bytes", "slack")
+#: What is held after a run; maps are those of the family that are alive, snapshots among them.
+HELD = ("bytes", "slack", "maps")
+
+#: What a call may be about, in the names of the counters beside ``update_calls``: ``update_pages``.
+ITEMS = ("pages", "runs", "ranges")
 
 
-def totals(maps: Iterable[Any], names: Iterable[str]) -> dict[str, int]:
-    """The sums of these stats over maps (one of each family); those that this build lacks are left out."""
+class Cost(NamedTuple):
+    """Of one run: public calls by kind with the pages, runs or ranges they named, effort, what is held after it."""
+
+    calls: dict[str, int]
+    counts: dict[str, int]
+    held: dict[str, int]
+
+
+def call_counters(names: Iterable[str]) -> list[str]:
+    """Which of the names in ``stats()`` are counters of calls.
+
+    >>> call_counters(["bytes", "runs", "calls", "put_calls", "put_pages", "leaf_frees"])
+    ['put_calls', 'put_pages']
+    """
+    known = set(names)
+    return [name for name in known if name.endswith("_calls")
+            or (name.rpartition("_")[2] in ITEMS and f"{name.rpartition('_')[0]}_calls" in known)]
+
+
+def totals(maps: Iterable[Any], names: Iterable[str] | None = None) -> dict[str, int]:
+    """The sums of these stats over maps (one of each family), by default of all numbers; those that this build
+    lacks are left out."""
     stats = [each.stats() for each in maps]
-    return {name: sum(each[name] for each in stats) for name in names
-            if all(name in each for each in stats)}
+    chosen = names if names is not None else {name for each in stats for name, value in each.items()
+                                              if isinstance(value, int)}
+    return {name: sum(each[name] for each in stats) for name in chosen if all(name in each for each in stats)}
 
 
-def measure(work: Work) -> tuple[dict[str, int], dict[str, int]]:
-    """Run once: what it counted, and what the maps hold afterwards.
+def difference(before: Mapping[str, int], after: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """What was added to these counters, which are numbers modulo 2^64."""
+    return {name: (after[name] - before[name]) % (1 << 64) for name in names if name in after and name in before}
+
+
+def measure(work: Work) -> Cost:
+    """Run once: what was called and counted, and what the maps hold afterwards. Kinds of calls that were not made
+    are left out.
 
     The bytes are those of nodes and leaves: an empty map's own, which depend on the platform, are taken off.
     Without maps there are no numbers: not zeros, which would always pass.
     """
-    before = totals(work.maps, COUNTERS)
+    before = totals(work.maps)
     work.run()
-    after = totals(work.maps, COUNTERS)
-    held = totals(work.maps, BYTES)
+    after = totals(work.maps)
     if work.check is not None:
         work.check()
     if not work.maps:
-        return {}, {}
+        return Cost({}, {}, {})
+    calls = {name: value for name, value in difference(before, after, call_counters(after)).items() if value}
+    held = {name: after[name] for name in HELD if name in after}
     held["bytes"] -= type(work.maps[0])(1).nbytes * len(work.maps)
-    return {name: after[name] - before[name] for name in after}, held
+    return Cost(calls, difference(before, after, COUNTERS), held)

@@ -16,19 +16,23 @@ from kvmattr.gate.verdict import Finding, Report, Verdict
 _SHOWN = 20
 
 _TOLD = (Verdict.REGRESSION, Verdict.UNDECIDED, Verdict.BETTER)
-_ALWAYS_TOLD = ("claims", "time", "instructions", "baseline")
+_ALWAYS_TOLD = ("claims", "time", "files", "instructions", "baseline")
 
 #: In this order, whichever spoke first: counts are the verdict, time comes last.
-_ORDER = ("counts", "slopes", "memory", "missing", "claims", "time", "instructions")
+_ORDER = ("calls", "counts", "slopes", "memory", "missing", "claims", "time", "files", "instructions")
 
 #: What to do about a verdict, told once below the table.
 _ADVICE = {
+    "calls": "the store is called more often, or about more pages, than the baseline has: one call a page in place of "
+             "one a range? Mend it, or accept it with --update-baseline and commit the new baseline",
     "counts": "more work than the baseline has: find out why, or accept it with --update-baseline and commit "
               "the new baseline",
     "slopes": "the cost grows faster with the size than the scenario declares or the baseline has",
     "memory": "more bytes than the baseline has: find out why, or accept it with --update-baseline",
     "claims": "the way that is claimed to be faster is not, by that much",
     "time": "slower than the base twice, the second time in fresh processes and in reverse order",
+    "files": "slower than the base's files, beyond what the base's differ by among themselves: measure both refs in turn "
+             "again, on one machine, and judge those files; --threshold NAME=X allows one benchmark more",
     "instructions": "the same work takes more instructions than it did",
 }
 
@@ -65,10 +69,10 @@ def table(report: Report) -> str:
 
 
 def _advice(report: Report) -> Iterator[str]:
-    for check in dict.fromkeys(finding.check for finding in report.of(Verdict.REGRESSION)):
-        if check in _ADVICE:
+    for check, findings in by_check(report):
+        if check in _ADVICE and any(finding.verdict is Verdict.REGRESSION for finding in findings):
             yield f"{check}: {_ADVICE[check]}"
-    if any(finding.check in ("counts", "memory") for finding in report.of(Verdict.BETTER)):
+    if any(finding.check in ("calls", "counts", "memory") for finding in report.of(Verdict.BETTER)):
         yield "better than the baseline: --update-baseline keeps it, and then it cannot creep back unseen"
 
 
@@ -77,6 +81,7 @@ def as_json(report: Report) -> str:
     return json.dumps({
         "verdict": report.summary.partition(":")[0].lower(),
         "exit_code": report.exit_code,
+        "not_judged": report.not_judged,
         "notes": report.notes,
         "findings": [{**dataclasses.asdict(finding), "verdict": finding.verdict.value}
                      for finding in report.findings],

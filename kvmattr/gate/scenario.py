@@ -44,13 +44,20 @@ class Work:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A workload at several sizes. ``growth``, if declared, limits the slope of its counts over the sizes."""
+    """A workload at several sizes. ``growth``, if declared, limits the slope of its counts over the sizes.
+
+    ``group`` is a name by which thresholds may be chosen, ``threshold`` how many times slower its cells may be;
+    with ``must_work`` a cell that does less than before, or is faster, fails as one that is slower does.
+    """
 
     name: str
     prepare: Callable[[int], Work]
     sizes: tuple[int, ...]
     growth: str | None = None
     timed: bool = True
+    group: str | None = None
+    threshold: float | None = None
+    must_work: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,13 @@ class Claim:
     at_least: float
 
 
-def scenario(*, sizes: Sequence[int], growth: str | None = None,
-             timed: bool = True) -> Callable[[Callable[[int], Work]], Scenario]:
+def scenario(*, sizes: Sequence[int], growth: str | None = None, timed: bool = True, group: str | None = None,
+             threshold: float | None = None, must_work: bool = False) -> Callable[[Callable[[int], Work]], Scenario]:
     """Make a Scenario of a function that prepares the work for one size.
 
     ``sizes`` are positive and rise. ``growth`` ("constant" or "linear") is that of the counts an operation;
     where it is declared there are at least 5 sizes. The largest one is timed against another build unless
-    ``timed`` is False.
+    ``timed`` is False. ``group``, ``threshold`` (a ratio above 1) and ``must_work`` as in :class:`Scenario`.
 
     >>> @scenario(sizes=[1, 2])
     ... def nothing_at_all(size): return Work(lambda: None, maps=[])
@@ -91,8 +98,12 @@ def scenario(*, sizes: Sequence[int], growth: str | None = None,
     if growth is not None and len(chosen) < FEWEST_SIZES:
         raise ValueError(f"{len(chosen)} sizes: a slope needs at least {FEWEST_SIZES}")
 
+    if threshold is not None and not 1 < threshold < float("inf"):
+        raise ValueError(f"threshold {threshold!r}: a ratio above 1, for example 1.10")
+
     def make(prepare: Callable[[int], Work]) -> Scenario:
-        return Scenario(prepare.__name__.replace("_", "-"), prepare, chosen, growth, timed)
+        return Scenario(prepare.__name__.replace("_", "-"), prepare, chosen, growth, timed, group, threshold,
+                        must_work)
     return make
 
 

@@ -177,7 +177,7 @@ def _judged(gate: Gate, case: Case, reference: Measured, where: str | None) -> R
         if case.timed:
             judge_times(report, planted, _copies(gate.source))
         else:
-            judge_counts(report, reference.now, measure(planted, report))
+            judge_counts(report, planted, reference.now, measure(planted, report))
     except CannotTell as error:
         report.add("missing", "all", Verdict.UNDECIDED, str(error))
     return report

@@ -12,6 +12,7 @@ import kvmattr
 from kvmattr.gate import baseline as baselines
 from kvmattr.gate import builds, claims, instructions, timing
 from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.limits import Limits
 from kvmattr.gate.process import CellError, Worker, without_randomisation
 from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
 
@@ -22,7 +23,7 @@ class Gate:
 
     scenarios: Sequence[str]
     source: Path | None
-    threshold: float = 1.10
+    limits: Limits = field(default_factory=Limits)
     plant: str | None = None
 
     def counting_tree(self) -> Path:
@@ -47,12 +48,18 @@ class Measured:
     scenarios: list[dict[str, Any]] = field(default_factory=list)
     operations: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def cells(self) -> dict[str, str | None]:
+        """Each SCENARIO/SIZE and its group."""
+        return {f"{each['name']}/{size}": each["group"] for each in self.scenarios for size in each["sizes"]}
+
 
 def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured:
-    """Counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
+    """Calls, counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
     never faster."""
     found = Measured()
     unseen: dict[str, None] = {}
+    calls: dict[str, int] = {}
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.loaded["counting"]
         found.scenarios = worker.loaded["scenarios"]
@@ -71,10 +78,13 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
                     continue
                 if not answer["counts"]:
                     unseen.setdefault(each["name"])
+                    continue
                 found.operations[cell] = answer["operations"]
+                calls.update({f"{cell}/{name}": value for name, value in answer["calls"].items()})
                 found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
                 found.now.bytes.update({f"{cell}/{name}": value for name, value in answer["bytes"].items()})
-        found.now.slopes = baselines.fitted(found.now.counts, found.operations)
+        found.now.calls = calls
+        found.now.slopes = baselines.fitted(calls, found.now.counts, found.operations)
         if with_claims:
             claims.judge_claims(report, worker)
     if unseen:
@@ -84,16 +94,22 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
     return found
 
 
-def judge_counts(report: Report, expected: Baseline, found: Measured) -> None:
-    """Counts, slopes and memory against the baseline; what could not be measured is a doubt."""
+def judge_counts(report: Report, gate: Gate, expected: Baseline, found: Measured) -> None:
+    """Calls, counts, slopes and memory against the baseline; what could not be measured is a doubt."""
+    limits = gate.limits.with_declared(found.scenarios)
+    limits.check(found.cells)
     for cell, error in found.failed.items():
         report.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
     now = found.now
-    baselines.judge_exact(report, "counts", expected.counts, now.counts)
+    both = {key.rsplit("/", 1)[0] for key in expected.counts} & {key.rsplit("/", 1)[0] for key in now.counts}
+    baselines.judge_calls(report, expected, now, both, limits)
+    baselines.judge_exact(report, "counts", expected.counts, now.counts, limits)
     baselines.judge_slopes(report, expected.slopes, now.slopes, found.growth)
-    baselines.judge_exact(report, "memory", expected.bytes, now.bytes)
+    held = now.bytes if expected.calls is not None else {
+        key: value for key, value in now.bytes.items() if not key.endswith("/maps")}     # older than this number
+    baselines.judge_exact(report, "memory", expected.bytes, held, limits)
     baselines.judge_presence(report, _not_failed(expected.counts.keys() | expected.bytes.keys(), found),
-                             now.counts.keys() | now.bytes.keys())
+                             now.counts.keys() | held.keys())
 
 
 def judge_growth(report: Report, found: Measured) -> None:
@@ -129,14 +145,15 @@ def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
     with (start(pair.head, plant=gate.plant) as ours, start(pair.base) as theirs,
           start(pair.twin) as control):
         cells = instructions.timed_cells(ours)
-        verdicts = {cell: _timed([ours, theirs, control], cell, gate.threshold) for cell in cells}
+        limits = gate.limits.with_declared(ours.loaded["scenarios"])
+        verdicts = {cell: _timed([ours, theirs, control], cell, limits) for cell in cells}
     suspects = [cell for cell in cells if verdicts[cell][0] is Verdict.REGRESSION]
     if suspects:
         with (start(pair.shifted(), environment=_PADDING) as control,
               start(pair.base, environment=_PADDING) as theirs,
               start(pair.head, environment=_PADDING, plant=gate.plant) as ours):
             for cell in suspects:
-                again, text = _timed([ours, theirs, control], cell, gate.threshold, reverse=True)
+                again, text = _timed([ours, theirs, control], cell, limits, reverse=True)
                 # Slow once and not again: that is no regression, and no pass either.
                 verdict = Verdict.REGRESSION if again is Verdict.REGRESSION else Verdict.UNDECIDED
                 verdicts[cell] = verdict, f"{verdicts[cell][1]}; again in reverse order: {text}"
@@ -146,7 +163,7 @@ def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
         report.add("time", "all", Verdict.UNDECIDED, "no cell could be timed against the base")
 
 
-def _timed(workers: list[Worker], cell: tuple[str, int], threshold: float, *,
+def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
            reverse: bool = False) -> tuple[Verdict, str]:
     name, size = cell
     progress(f"{name}/{size}: time" + (", again" if reverse else ""))
@@ -160,7 +177,8 @@ def _timed(workers: list[Worker], cell: tuple[str, int], threshold: float, *,
     def sample(worker: Worker) -> timing.Sample:
         return lambda: float(worker.ask("run", repeat=repeat))
     head, base, twin = (sample(worker) for worker in workers)
-    return timing.compare(head, base, twin, threshold, reverse=reverse)
+    return timing.compare(head, base, twin, limits.of(f"{name}/{size}"), reverse=reverse,
+                          must_work=limits.working(f"{name}/{size}"))
 
 
 def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool) -> None:

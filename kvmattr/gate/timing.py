@@ -49,9 +49,9 @@ class Pairs:
             times.append(first + last)
 
 
-def judge(pairs: Pairs, threshold: float) -> tuple[Verdict, str]:
+def judge(pairs: Pairs, threshold: float, *, must_work: bool = False) -> tuple[Verdict, str]:
     """REGRESSION if head is surely slower than the widened threshold, PASS if surely not (and surely not by
-    much), else UNDECIDED."""
+    much), else UNDECIDED. What ``must_work`` may not be surely faster by as much either."""
     ratio = Ratio.of(pairs.head, pairs.base)
     widened = threshold * widening(Ratio.of(pairs.twin, pairs.base))
     text = (f"{ratio.median:.3f}x the base's time [{ratio.low:.3f}, {ratio.high:.3f}] in {len(pairs.head)} "
@@ -60,6 +60,10 @@ def judge(pairs: Pairs, threshold: float) -> tuple[Verdict, str]:
         return Verdict.UNDECIDED, f"{text}: too noisy, its copies differ by {widened / threshold:.3f}x"
     if ratio.low > widened:
         return Verdict.REGRESSION, text
+    if must_work and ratio.low < 1 / widened:
+        if ratio.high < 1 / widened:
+            return Verdict.REGRESSION, f"{text}: so much faster that it does not do its work (fail if faster)"
+        return Verdict.UNDECIDED, f"{text}: it may be faster than {1 / widened:.3f}x (fail if faster)"
     if ratio.high < min(widened, max(PASSED, threshold)):
         return Verdict.PASS, text
     return Verdict.UNDECIDED, text
@@ -71,13 +75,13 @@ def widening(control: Ratio) -> float:
 
 
 def compare(head: Sample, base: Sample, twin: Sample, threshold: float, *,
-            reverse: bool = False) -> tuple[Verdict, str]:
+            reverse: bool = False, must_work: bool = False) -> tuple[Verdict, str]:
     """Rounds until the verdict is clear or there have been enough of them."""
     pairs = Pairs()
     while True:
         for _ in range(ROUNDS):
             pairs.round(head, base, twin, reverse=reverse)
-        verdict, text = judge(pairs, threshold)
+        verdict, text = judge(pairs, threshold, must_work=must_work)
         if verdict is not Verdict.UNDECIDED or len(pairs.head) >= MOST_ROUNDS:
             return verdict, text
 

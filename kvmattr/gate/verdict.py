@@ -41,10 +41,11 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings of a run, and in words what was not judged."""
+    """All findings of a run, notes on them, and in words what was not judged: the verdict says that."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    not_judged: list[str] = field(default_factory=list)
 
     def add(self, check: str, cell: str, verdict: Verdict, text: str, measured: float | None = None,
             expected: float | None = None) -> None:
@@ -66,7 +67,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line: the verdict and how many cells it rests on."""
+        """One line: the verdict, how many cells it rests on, and what it does not speak of."""
         words = {EXIT_PASS: "PASS", EXIT_REGRESSION: "REGRESSION", EXIT_UNDECIDED: "COULD NOT TELL"}
         count = {verdict: len(self.of(verdict)) for verdict in Verdict}
         parts = [f"{count[Verdict.PASS] + count[Verdict.BETTER]} cells pass"]
@@ -74,4 +75,5 @@ class Report:
             parts.append(f"{count[Verdict.BETTER]} of them better than the baseline")
         parts += [f"{count[verdict]} {verdict.value}" for verdict in (Verdict.REGRESSION, Verdict.UNDECIDED)
                   if count[verdict]]
-        return f"{words[self.exit_code]}: {', '.join(parts)}"
+        left = f"; not judged: {'; '.join(self.not_judged)}" if self.not_judged else ""
+        return f"{words[self.exit_code]}: {', '.join(parts)}{left}"

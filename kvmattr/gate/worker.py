@@ -46,17 +46,18 @@ class Bench:
         stats = kvmattr.AttributeMap(1).stats()
         return {
             "file": _core.__file__, "counting": "nodes_visited" in stats, "kernels": stats["kernels"],
-            "scenarios": [{"name": each.name, "sizes": each.sizes, "growth": each.growth, "timed": each.timed}
+            "scenarios": [{"name": each.name, "sizes": each.sizes, "growth": each.growth, "timed": each.timed,
+                           "group": each.group, "threshold": each.threshold, "must_work": each.must_work}
                           for each in self.scenarios.values()],
             "claims": [{"name": each.name, "at_least": each.at_least} for each in self.claims.values()],
         }
 
     def count(self, name: str, size: int) -> dict[str, Any]:
-        """Counts and bytes of one cell, and over how many operations."""
+        """Calls, counts and bytes of one cell, and over how many operations."""
         from kvmattr.gate.counting import measure
         work = self.scenarios[name].prepare(size)
-        counts, held = measure(work)
-        return {"counts": counts, "bytes": held, "operations": work.operations}
+        cost = measure(work)
+        return {"calls": cost.calls, "counts": cost.counts, "bytes": cost.held, "operations": work.operations}
 
     def open(self, name: str, size: int) -> None:
         """Prepare a cell for timing; one run, so that everything is warm and known to do what it should."""

@@ -11,7 +11,8 @@ from kvmattr.gate import Work
 
 def test_a_block_costs_no_node(assert_cost: Any) -> None:
     balloon = Balloon(1 << 24)
-    assert_cost(lambda: balloon.inflate(512, 1024), balloon.pages, node_allocations=0, leaf_allocations=1)
+    assert_cost(lambda: balloon.inflate(512, 1024), balloon.pages, calls=2, update_calls=1, update_pages=512,
+                node_allocations=0, leaf_allocations=1)
 
 
 def test_inflating_does_not_depend_on_the_guest(assert_cost: Any) -> None:
