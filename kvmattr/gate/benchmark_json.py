@@ -59,7 +59,7 @@ def judge_files(report: Report, base: Sequence[Path], head: Sequence[Path], limi
     if len(base) < FEWEST_PAIRS:
         report.notes.append(f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what "
                             "differs between two runs can hardly be told from what differs between the refs, so the "
-                            f"limit is {BETWEEN_RUNS:g} times as wide; {FEWEST_PAIRS} files each, made in turn, say more")
+                            f"limit is {BETWEEN_RUNS:g} times as wide; {FEWEST_PAIRS} files each say more")
 
 
 def _check_machines(report: Report, files: list[TimeFile], same_machine: bool) -> None:

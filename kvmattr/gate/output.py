@@ -31,8 +31,8 @@ _ADVICE = {
     "memory": "more bytes than the baseline has: find out why, or accept it with --update-baseline",
     "claims": "the way that is claimed to be faster is not, by that much",
     "time": "slower than the base twice, the second time in fresh processes and in reverse order",
-    "files": "slower than the base's files, beyond what the base's differ by among themselves: measure both refs in turn "
-             "again, on one machine, and judge those files; --threshold NAME=X allows one benchmark more",
+    "files": "slower than the base's files, beyond what those differ by among themselves: measure both refs in "
+             "turn again, on one machine, and judge those files; --threshold NAME=X allows one benchmark more",
     "instructions": "the same work takes more instructions than it did",
 }
 
