@@ -1,6 +1,7 @@
 """Draw a map: as text, one line a run as in /proc/PID/maps, or as a picture of the address space.
 
-What is drawn is the end of a trace (any format that replay reads) or a map that AttributeMap.save wrote.
+What is drawn is a trace (any format that replay reads) at its end or at a line or time, or a map that
+AttributeMap.save wrote; of a trace also what became of a page, and a timeline of all of it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr._core import AttributeMap
+from kvmattr.measure.writing import opened
 from kvmattr.memslots import MemslotTable
 from kvmattr.profiles import PROFILES, Profile, profile_named
 from kvmattr.protection import Access
-from kvmattr.trace import Summary, machine_for, read, replay
+from kvmattr.trace import Trace, machine_for, read, replay
+from kvmattr.trace.answers import Answering
 from kvmattr.trace.command import add_reading_arguments, reading_options
+from kvmattr.trace.history import history, history_text
+from kvmattr.trace.moments import until
 from kvmattr.trace.text import remarks
+from kvmattr.vm import VM
 
 HELP = "draw a map, a trace's end or a saved file, as text or as a picture"
 
@@ -60,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--range", metavar="START-STOP", help="guest-physical addresses, hexadecimal"
                         " (default: from 0 to the end of what is set)")
     parser.add_argument("--picture", metavar="FILE", help="draw a picture instead: PNG, SVG or PDF by name")
+    parser.add_argument("--at", metavar="LINE|TIME", help="the trace up to this line, or up to this time as its lines"
+                        " write it")
+    parser.add_argument("--history", metavar="GPA", help="each line that changes the page of this guest-physical"
+                        " address, hexadecimal, with time, slot and attributes")
+    parser.add_argument("--timeline", metavar="FILE", help="draw a picture of addresses against time instead")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,28 +78,64 @@ def run(arguments: argparse.Namespace) -> int:
     differs = False
     try:
         if is_saved(arguments.source):
-            shown = load(arguments.source, arguments.abi)
+            for name in ("at", "history", "timeline"):
+                if getattr(arguments, name) is not None:
+                    raise ValueError(f"--{name}: a saved map has no lines")
+            draw(load(arguments.source, arguments.abi), arguments)
         else:
-            shown, summary = replayed(arguments)
-            differs = arguments.strict and summary.different > 0
-            for remark in remarks(summary):
-                print(f"kvmattr show: {remark}", file=sys.stderr)
-        npages = len(shown.attributes)
-        start, stop = _range(arguments.range) if arguments.range else (0, end_of(shown))
-        if stop > npages:
-            raise ValueError(f"range {arguments.range}: the map ends at {npages << 12:#x}")
-        if arguments.picture and not arguments.range:
-            # Cells of whole pages, and addresses that are round.
-            cells = _COLUMNS * _ROWS if stop > _COLUMNS * _ROWS else _COLUMNS
-            stop = min(npages, -(-stop // cells) * cells)
-        if arguments.picture:
-            picture(shown, start, stop, arguments.picture)
-        else:
-            sys.stdout.writelines(line + "\n" for line in text(shown, start, stop))
+            with read(arguments.source, **reading_options(arguments)) as trace:
+                differs = _run(trace, arguments) and arguments.strict
     except (ValueError, OSError, ImportError) as error:
         print(f"kvmattr show: {error}", file=sys.stderr)
         return 2
     return 1 if differs else 0
+
+
+def _run(trace: Trace, arguments: argparse.Namespace) -> bool:
+    """Draw what was asked for of a trace; whether answers differ from the recorded ones."""
+    end = until(trace, arguments.at) if arguments.at is not None else None
+
+    def machine() -> VM:
+        return machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host)
+
+    vm = machine()
+    summary = replay(trace, vm, compare=False, model_answers=arguments.model_answers, end=end)
+    if arguments.host is not None:
+        summary.machine_why = ""
+    for remark in remarks(summary):
+        print(f"kvmattr show: {remark}", file=sys.stderr)
+    if arguments.history is not None or arguments.timeline is not None:
+        again = machine()
+        answering = Answering(again, steered=not arguments.model_answers, name=trace.name)
+        if arguments.history is not None:
+            gfn = _page(arguments.history, len(again.attributes))
+            changes = history(trace, answering, gfn, end)
+            sys.stdout.writelines(line + "\n" for line in history_text(again, changes, trace.clock))
+        else:
+            from kvmattr import timeline
+
+            start, stop = _range(arguments.range) if arguments.range else (0, timeline.end_of(trace))
+            found = timeline.timeline(trace, answering, start, min(stop, len(again.attributes)), end)
+            timeline.draw(found, trace.name, start, stop, arguments.timeline)
+    else:
+        draw(Shown(trace.name, vm.attributes, vm.profile, vm.memslots if trace.slot_calls else None), arguments)
+    return summary.different > 0
+
+
+def draw(shown: Shown, arguments: argparse.Namespace) -> None:
+    """Draw a map as text or as a picture."""
+    npages = len(shown.attributes)
+    start, stop = _range(arguments.range) if arguments.range else (0, end_of(shown))
+    if stop > npages:
+        raise ValueError(f"range {arguments.range}: the map ends at {npages << 12:#x}")
+    if arguments.picture and not arguments.range:
+        # Cells of whole pages, and addresses that are round.
+        cells = _COLUMNS * _ROWS if stop > _COLUMNS * _ROWS else _COLUMNS
+        stop = min(npages, -(-stop // cells) * cells)
+    if arguments.picture:
+        picture(shown, start, stop, arguments.picture)
+    else:
+        sys.stdout.writelines(line + "\n" for line in text(shown, start, stop))
 
 
 def is_saved(source: str) -> bool:
@@ -102,17 +149,6 @@ def is_saved(source: str) -> bool:
 def load(source: str, abi: str | None = None) -> Shown:
     """A saved map."""
     return Shown(source, AttributeMap.load(source), profile_named(abi or "rfc"), None)
-
-
-def replayed(arguments: argparse.Namespace) -> tuple[Shown, Summary]:
-    """A machine at the end of a trace, and what is to be said of the replay."""
-    with read(arguments.source, **reading_options(arguments)) as trace:
-        vm = machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host)
-        summary = replay(trace, vm, compare=False, model_answers=arguments.model_answers)
-    if arguments.host is not None:
-        summary.machine_why = ""
-    table = vm.memslots if len(vm.memslots) else None
-    return Shown(trace.name, vm.attributes, vm.profile, table), summary
 
 
 def end_of(shown: Shown) -> int:
@@ -226,7 +262,16 @@ def picture(shown: Shown, start: int, stop: int, path: str) -> None:
         axes.set_yticks(ticks, labels)
         axes.set_xticks([])
         figure.colorbar(image, ax=axes, label="% of pages")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
+
+
+def save(figure: Any, path: str) -> None:
+    """Write a figure of matplotlib's in the format that the name ends in."""
+    kind = Path(path).suffix.removeprefix(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"{path}: a picture's name ends in .png, .svg or .pdf")
+    with opened(path) as file:
+        figure.savefig(file, dpi=120, format=kind)
 
 
 def _bytes(count: int) -> str:
@@ -256,3 +301,19 @@ def _range(words: str) -> tuple[int, int]:
         raise ValueError(f"range {words!r}: expected START-STOP, hexadecimal multiples of 0x1000,"
                          " START below STOP")
     return start >> 12, stop >> 12
+
+
+def _page(words: str, npages: int) -> int:
+    """The gfn of a guest-physical address.
+
+    >>> _page("0xfed45000", 1 << 52) == 0xfed45
+    True
+    """
+    try:
+        address = int(words, 16) if len(words) < 40 else -1
+    except ValueError:
+        address = -1
+    if not 0 <= address < npages << uapi.PAGE_SHIFT:
+        raise ValueError(f"history {words[:40]!r}: expected a guest-physical address, hexadecimal, below"
+                         f" {npages << uapi.PAGE_SHIFT:#x}")
+    return address >> uapi.PAGE_SHIFT

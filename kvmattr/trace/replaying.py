@@ -16,6 +16,7 @@ from kvmattr import profiles
 from kvmattr.memslots import Memslot
 from kvmattr.trace.answers import Answering, errno_name
 from kvmattr.trace.hosts import host_for
+from kvmattr.trace.moments import Until
 from kvmattr.trace.operations import RECORDED, UNKNOWN, Block, SetSlot
 from kvmattr.trace.sides import AttributeSide, Cost, SlotSide, SplittingSide, access_map
 from kvmattr.trace.trace import Told, Trace
@@ -114,15 +115,15 @@ def _option(name: str, value: int) -> Any:
 
 
 def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool = True,
-           progress: Progress | None = None, model_answers: bool = False) -> Summary:
+           progress: Progress | None = None, model_answers: bool = False, end: Until | None = None) -> Summary:
     """Run a trace on `vm`, from wherever that stands, and compare memslots with attributes.
 
     Where the recording tells how a call went, that is what happens: a refused call changes nothing. With
     `model_answers` the machine's own answers decide. Either way what differs is in `differences`. `answers`
     gets one line an operation, `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`, the other side
-    runs as well (see `sides`). `progress` is called with the number of operations so far, once a block. Time:
-    that of the operations; memory: that of the maps and a block. TraceError for memslots whose metadata no
-    guest needs.
+    runs as well (see `sides`). `end`: only what is not later runs. `progress` is called with the number of
+    operations so far, once a block. Time: that of the operations; memory: that of the maps and a block.
+    TraceError for memslots whose metadata no guest needs.
 
     >>> from kvmattr.trace import SetAttributes, Trace
     >>> from kvmattr.trace.operations import rows_of
@@ -150,6 +151,8 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
                           name=trace.name)
     counts: Counter[int] = Counter()
     for block in trace.blocks():
+        if end is not None:
+            block = end.cut(block)
         errnos = answering.apply(block)
         numbers, times = np.unique(errnos.done[block["origin"] == RECORDED], return_counts=True)
         counts.update(dict(zip(numbers.tolist(), times.tolist(), strict=True)))

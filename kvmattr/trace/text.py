@@ -76,7 +76,7 @@ def _table(sides: list[Cost], rounds: int) -> Iterator[str]:
         ("slot changes", *(f"{side.slot_changes:,}" for side in sides)),
         ("metadata bytes built", *(f"{side.metadata_bytes:,}" for side in sides)),
         ("guest pages without a slot meanwhile", *(f"{side.pages_without_slot:,}" for side in sides)),
-        (time, *(_time(side.seconds) for side in sides)),
+        (time, *(time_text(side.seconds) for side in sides)),
         ("runs at the end", *(f"{side.runs:,}" for side in sides)),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -85,9 +85,10 @@ def _table(sides: list[Cost], rounds: int) -> Iterator[str]:
             f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
 
 
-def _time(seconds: float) -> str:
-    """
-    >>> _time(0.00012), _time(2.5)
+def time_text(seconds: float) -> str:
+    """A time with its unit.
+
+    >>> time_text(0.00012), time_text(2.5)
     ('120.0 us', '2.50 s')
     """
     if seconds < 1e-3:
