@@ -12,6 +12,8 @@
     python3 dev.py pages      the store's tests as on kernels with pages of 16 and 64 KiB (or of one size: pages 64)
     python3 dev.py fuzz       each fuzzing target for a minute, or one: fuzz TARGET --seconds N (docs/trust.md)
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
+    python3 dev.py kernel     tests and study inside an emulated kernel that has attributes, instructions counted
+                              (--source DIR builds one, --image FILE takes one; --help says more)
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
     python3 dev.py clang      build with clang, warnings are errors
 
@@ -174,6 +176,12 @@ def fuzz(words: list[str]) -> None:
     run(python, "-m", "tests.fuzz", *words)
 
 
+def kernel(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    run(python, "-m", "emulation.run", *words)
+
+
 def sdist(words: list[str]) -> None:
     python = make_environment("package")
     install(python, "build>=1.2")
@@ -208,7 +216,8 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, fuzz, sdist, clang)}
+            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, fuzz, kernel, sdist,
+                             clang)}
 
 
 def main() -> None:

@@ -14,4 +14,5 @@ cdef class Watcher:
     cdef int unwatch(self) except -1
     cdef void changed(self) noexcept
     cdef int look_up(self, uint64_t gpa, uint64_t wanted, int claimed, uint8_t *allowed) noexcept
+    cdef int look_up_flat(self, uint64_t gpa, uint64_t wanted, int claimed, uint8_t *allowed) noexcept
     cdef exit(self, int fault, uint64_t gpa, uint64_t size, uint64_t wanted)

@@ -948,6 +948,18 @@ cdef class Watcher:
             allowed[0] = machine.allowed[attributes] & (~ACCESS_WRITE if slot.flags & MEM_READONLY else 0xFF)
         return fault
 
+    cdef int look_up_flat(self, uint64_t gpa, uint64_t wanted, int claimed, uint8_t *allowed) noexcept:
+        """``look_up`` without memslots: attributes alone say what an access does, and no page is MMIO."""
+        cdef Machine machine = <Machine>self.machine
+        cdef uint8_t attributes = machine.page(gpa >> PAGE_SHIFT)
+        cdef int page_private = (attributes & machine.private_bit) != 0
+        cdef int private = page_private if claimed < 0 else claimed
+        cdef uint64_t refused = wanted & ~<uint64_t>machine.allowed[attributes]
+        if private != page_private or refused:
+            return <int>refused | (EXIT_PRIVATE if private else 0)
+        allowed[0] = machine.allowed[attributes]
+        return NO_FAULT
+
     cdef exit(self, int fault, uint64_t gpa, uint64_t size, uint64_t wanted):
         """The Exit of an access that ``look_up`` did not let through."""
         return (<Machine>self.machine).exit(gpa >> PAGE_SHIFT, fault, gpa, gpa + size - 1, wanted)

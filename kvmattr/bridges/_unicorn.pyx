@@ -10,16 +10,16 @@ Three things that Unicorn does shape this file:
 * It calls a memory hook between finding a TLB entry and using it. A flush in there pulls the entry away, and
   the process crashes. So with such hooks about, a change waits for the next instruction, which a hook of our
   own on every instruction notices.
-* Only its UNMAPPED hook knows the exact address and size of an access. So a page that answers MMIO is mapped to
-  an address at which no memory can be (``NOWHERE``), and that hook reports the access.
+* A miss names the page alone. So an access that exits as MMIO is refused like any other, before a hook of the user
+  can hear of it, and its exact address and size are found out afterwards (``_unicorn_probe.py``).
 """
 
 cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 
 from kvmattr import uapi
-from kvmattr._vm cimport MMIO, NO_FAULT, Watcher
+from kvmattr._vm cimport NO_FAULT, Watcher
 
 cdef extern from "<stdbool.h>" nogil:
     ctypedef bint boolean "bool"
@@ -32,7 +32,6 @@ ctypedef int (*HookAdd)(void *, size_t *, int, void *, void *, uint64_t, uint64_
 ctypedef int (*HookDel)(void *, size_t) noexcept nogil
 ctypedef int (*Control)(void *, uint32_t, ...) noexcept nogil
 ctypedef int (*Register)(void *, int, void *) noexcept nogil
-ctypedef int (*Stop)(void *) noexcept nogil
 
 # Unicorn's functions, at the addresses that they have in this process.
 cdef struct Functions:
@@ -41,35 +40,27 @@ cdef struct Functions:
     Control control
     Register reg_read
     Register reg_write
-    Stop emu_stop
 
 # What the hooks get as their user_data; the instruction hook looks at `stale` without the GIL.
 cdef struct Hooked:
     void *tlb
     bint stale  # the TLB holds what is no longer so, and could not be emptied yet
+    bint waiting  # memory hooks are about: emptying waits for the next instruction
+    uint64_t instructions  # since start, where they are counted
 
-cdef enum:  # uc_hook_type, uc_mem_type, uc_mem_type
+cdef enum:  # uc_hook_type
     HOOK_CODE = 1 << 2
-    HOOK_MEM_READ_UNMAPPED = 1 << 4
-    HOOK_MEM_WRITE_UNMAPPED = 1 << 5
-    HOOK_MEM_FETCH_UNMAPPED = 1 << 6
     HOOK_TLB_FILL = 1 << 17
 
 cdef enum:  # uc_mem_type
-    MEM_READ = 16
     MEM_WRITE = 17
     MEM_FETCH = 18
-    MEM_READ_UNMAPPED = 19
-    MEM_WRITE_UNMAPPED = 20
-    MEM_FETCH_UNMAPPED = 21
 
 cdef uint32_t CONTROL_WRITE = 1U << 30
 cdef uint32_t FLUSH_BLOCKS = CONTROL_WRITE | 10  # UC_CTL_TB_FLUSH
 cdef uint32_t FLUSH_TLB = CONTROL_WRITE | 11  # UC_CTL_TLB_FLUSH
 
 cdef uint64_t PAGING = 1ULL << 31  # CR0.PG
-cdef uint64_t NOWHERE = 1ULL << 62  # above all guest-physical addresses, which have 52 bits
-cdef uint64_t ADDRESS = (1ULL << 52) - 1
 
 cdef int READ = uapi.KVM_MEMORY_EXIT_FLAG_READ
 cdef int WRITE = uapi.KVM_MEMORY_EXIT_FLAG_WRITE
@@ -78,9 +69,9 @@ cdef int EXEC = uapi.KVM_MEMORY_EXIT_FLAG_EXEC
 
 cdef int wanted_by(int kind) noexcept nogil:
     """The Access of a uc_mem_type."""
-    if kind == MEM_WRITE or kind == MEM_WRITE_UNMAPPED:
+    if kind == MEM_WRITE:
         return WRITE
-    return EXEC if kind == MEM_FETCH or kind == MEM_FETCH_UNMAPPED else READ
+    return EXEC if kind == MEM_FETCH else READ
 
 
 cdef boolean on_miss(void *engine, uint64_t address, int kind, TlbEntry *entry,
@@ -89,18 +80,10 @@ cdef boolean on_miss(void *engine, uint64_t address, int kind, TlbEntry *entry,
     return (<Tlb>(<Hooked *>hooked).tlb).fill(address, wanted_by(kind), entry)
 
 
-cdef boolean on_nowhere(void *engine, int kind, uint64_t address, int size, int64_t value,
-                        void *hooked) noexcept with gil:
-    """UC_HOOK_MEM_..._UNMAPPED: the exact address of an access that exits with MMIO. Never handles it."""
-    if address & NOWHERE:
-        (<Tlb>(<Hooked *>hooked).tlb).note(MMIO, address & ADDRESS, size, wanted_by(kind))
-        (<Tlb>(<Hooked *>hooked).tlb).unicorn.emu_stop(engine)  # or the hooks after this one would hear of it
-    return False
-
-
 cdef void on_instruction(void *engine, uint64_t address, uint32_t size, void *hooked) noexcept nogil:
-    """UC_HOOK_CODE: the first moment after a memory hook at which the TLB may be emptied."""
-    if (<Hooked *>hooked).stale:
+    """UC_HOOK_CODE: counts, and is the first moment after a memory hook at which the TLB may be emptied."""
+    (<Hooked *>hooked).instructions += 1
+    if (<Hooked *>hooked).stale and (<Hooked *>hooked).waiting:
         with gil:
             (<Tlb>(<Hooked *>hooked).tlb).forget()
 
@@ -116,46 +99,45 @@ cdef class Tlb(Watcher):
     cdef Hooked hooked
     cdef object owner  # of the engine, which must be there when the machine changes
     cdef void *engine
-    cdef size_t hooks[3]
+    cdef size_t hooks[2]
     cdef int counter_register  # UC_X86_REG_RIP, ..._EIP or ..._IP
     cdef int control_register  # UC_X86_REG_CR0
-    cdef bint flat  # the program counter is the address of the instruction: a 64-bit guest
+    cdef bint linear  # the program counter is the address of the instruction: a 64-bit guest
+    cdef bint slotless  # attributes alone count
     cdef int claimed
     cdef uint64_t shared_bit
     cdef uint64_t private_bit
     cdef bint filled  # since it was last emptied
     cdef bint running
-    cdef bint each_instruction  # memory hooks are about: emptying waits for the next instruction
     cdef unsigned long thread  # that runs the guest
     cdef int fault  # of the access that was not let through, NO_FAULT if none
     cdef uint64_t gpa
-    cdef uint64_t size
+    cdef uint64_t address  # the same as the guest spells it, with its bit for shared or private
     cdef uint64_t wanted
 
-    def __init__(self, machine, owner, uintptr_t engine, functions, registers, bint flat, private,
+    def __init__(self, machine, owner, uintptr_t engine, functions, registers, bint linear, bint slotless, private,
                  uint64_t shared_bit, uint64_t private_bit):
         """Hook into ``engine``, the ``uc_engine *`` of ``owner``; its TLB mode is UC_TLB_VIRTUAL.
 
-        ``functions``: the addresses of uc_hook_add, uc_hook_del, uc_ctl, uc_reg_read, uc_reg_write and
-        uc_emu_stop; ``registers``: the numbers of the program counter and of CR0.
+        ``functions``: the addresses of uc_hook_add, uc_hook_del, uc_ctl, uc_reg_read and uc_reg_write;
+        ``registers``: the numbers of the program counter and of CR0; ``slotless``: memslots do not count.
         """
-        cdef uintptr_t hook_add, hook_del, control, reg_read, reg_write, emu_stop
-        cdef int kinds = HOOK_MEM_READ_UNMAPPED | HOOK_MEM_WRITE_UNMAPPED | HOOK_MEM_FETCH_UNMAPPED
-        hook_add, hook_del, control, reg_read, reg_write, emu_stop = functions
+        cdef uintptr_t hook_add, hook_del, control, reg_read, reg_write
+        hook_add, hook_del, control, reg_read, reg_write = functions
         self.unicorn = Functions(<HookAdd>hook_add, <HookDel>hook_del, <Control>control, <Register>reg_read,
-                                 <Register>reg_write, <Stop>emu_stop)
+                                 <Register>reg_write)
         self.counter_register, self.control_register = registers
         self.owner = owner
         self.engine = <void *>engine
-        self.hooked = Hooked(<void *>self, False)
-        self.flat = flat
+        self.hooked = Hooked(<void *>self, False, False, 0)
+        self.linear = linear
+        self.slotless = slotless
         self.claimed = -1 if private is None else bool(private)
         self.shared_bit = shared_bit
         self.private_bit = private_bit
         self.fault = NO_FAULT
         self.watch(machine)
         self.hook(0, HOOK_TLB_FILL, <void *>on_miss)
-        self.hook(1, kinds, <void *>on_nowhere)
         self.empty()
 
     cdef int hook(self, int place, int kinds, void *callback) except -1:
@@ -170,21 +152,23 @@ cdef class Tlb(Watcher):
         """Take the hooks out of the engine and empty its TLB; the machine forgets it. Not while it runs."""
         cdef int place
         self.unwatch()
-        for place in range(3):
+        for place in range(2):
             if self.hooks[place]:
                 self.unicorn.hook_del(self.engine, self.hooks[place])
                 self.hooks[place] = 0
         self.empty()
 
-    def start(self, bint memory_hooks):
+    def start(self, bint memory_hooks, bint counted):
         """The guest is about to run in this thread.
 
-        ``memory_hooks``: hooks on its accesses may change the machine.
+        ``memory_hooks``: hooks on its accesses may change the machine; ``counted``: instructions are counted.
         """
-        if memory_hooks and not self.each_instruction:
-            self.hook(2, HOOK_CODE, <void *>on_instruction)
+        if (memory_hooks or counted) and not self.hooks[1]:
+            self.hook(1, HOOK_CODE, <void *>on_instruction)
             self.unicorn.control(self.engine, FLUSH_BLOCKS)  # those translated so far do not call it
-            self.each_instruction = True
+        if memory_hooks:
+            self.hooked.waiting = True
+        self.hooked.instructions = 0
         if self.hooked.stale:
             self.empty()
         self.fault = NO_FAULT
@@ -197,11 +181,18 @@ cdef class Tlb(Watcher):
         if self.hooked.stale:
             self.empty()
 
-    def exit_of_fault(self):
-        """The Exit of the access that was not let through, or None."""
-        if self.fault == NO_FAULT:
-            return None
-        return self.exit(self.fault, self.gpa, self.size, self.wanted)
+    def refused(self):
+        """The access that was not let through: the address of its page as the guest spells it, and what it was
+        (an Access); or None."""
+        return None if self.fault == NO_FAULT else (self.address, self.wanted)
+
+    def exit_of(self, uint64_t address, uint64_t size):
+        """The Exit of the access that was not let through, of which these bytes are known."""
+        return self.exit(self.fault, address & ~(self.shared_bit | self.private_bit), size, self.wanted)
+
+    def instructions(self):
+        """Instructions begun since ``start``, where they are counted."""
+        return self.hooked.instructions
 
     def paging(self):
         """Whether the guest has its own paging on: then every miss is refused."""
@@ -218,18 +209,24 @@ cdef class Tlb(Watcher):
         cdef int fault
         if self.pages():
             return False
-        if self.hooked.stale and not self.each_instruction:
+        if self.hooked.stale and not self.hooked.waiting:
             self.empty()  # Unicorn looks for the entry anew after a miss
-        fault = self.look_up(gpa, wanted, self.claim(address), &allowed)
-        if fault >= 0:
-            self.note(fault, gpa, 1, wanted)
+        fault = self.asked(gpa, wanted, self.claim(address), &allowed)
+        if fault != NO_FAULT:
+            self.note(fault, gpa, address, wanted)
             return False
-        if fault == NO_FAULT and gpa == self.gpa and wanted == self.wanted:
+        if gpa == self.gpa and wanted == self.wanted:
             self.fault = NO_FAULT  # it was only a probe that was refused
-        entry.paddr = gpa if fault == NO_FAULT else gpa | NOWHERE
-        entry.perms = allowed if fault == NO_FAULT else wanted
+        entry.paddr = gpa
+        entry.perms = allowed
         self.filled = True
         return True
+
+    cdef int asked(self, uint64_t gpa, uint64_t wanted, int claimed, uint8_t *allowed) noexcept:
+        """What the machine says of an access."""
+        if self.slotless:
+            return self.look_up_flat(gpa, wanted, claimed, allowed)
+        return self.look_up(gpa, wanted, claimed, allowed)
 
     cdef int claim(self, uint64_t address) noexcept:
         """Whether an access at this address is private, -1 for what the attribute says."""
@@ -239,20 +236,20 @@ cdef class Tlb(Watcher):
             return (address & self.private_bit) != 0
         return self.claimed
 
-    cdef void note(self, int fault, uint64_t gpa, uint64_t size, uint64_t wanted) noexcept:
+    cdef void note(self, int fault, uint64_t gpa, uint64_t address, uint64_t wanted) noexcept:
         """Note an access that is not let through. The first one counts: until it has stopped, Unicorn goes on to
         the other bytes of a write across two pages, and looks up the program counter's page again.
         """
         if self.fault == NO_FAULT:
             self.fault = fault
             self.gpa = gpa
-            self.size = size
+            self.address = address
             self.wanted = wanted
 
     cdef void changed(self) noexcept:
         if not self.filled:
             return
-        if self.running and (self.each_instruction or self.thread != PyThread_get_thread_ident()):
+        if self.running and (self.hooked.waiting or self.thread != PyThread_get_thread_ident()):
             self.hooked.stale = True
         else:
             self.forget()
@@ -265,7 +262,7 @@ cdef class Tlb(Watcher):
         if not self.running:
             return
         self.unicorn.reg_read(self.engine, self.counter_register, &counter)
-        if self.flat and self.look_up(counter & ~(self.shared_bit | self.private_bit), EXEC,
+        if self.linear and self.asked(counter & ~(self.shared_bit | self.private_bit), EXEC,
                                       self.claim(counter), &allowed) == NO_FAULT:
             return
         self.unicorn.reg_write(self.engine, self.counter_register, &counter)

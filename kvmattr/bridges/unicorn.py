@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr._core import AttributeMap
 from kvmattr.bridges._unicorn import Tlb
+from kvmattr.bridges._unicorn_probe import Probe
 from kvmattr.faults import Exit
 from kvmattr.protection import FULL_ACCESS, Access
 from kvmattr.vm import VM
@@ -27,10 +29,13 @@ from kvmattr.vm import VM
 PROTECTIONS = np.dtype([("address", "<u8"), ("size", "<u8"), ("protection", "u1")])
 
 #: The functions of Unicorn's library that the compiled half calls, in its order.
-_FUNCTIONS = ("uc_hook_add", "uc_hook_del", "uc_ctl", "uc_reg_read", "uc_reg_write", "uc_emu_stop")
+_FUNCTIONS = ("uc_hook_add", "uc_hook_del", "uc_ctl", "uc_reg_read", "uc_reg_write")
 
 #: The attribute by which an engine keeps alive what it calls.
 _KEPT = "_kvmattr_tlb"
+
+#: Bytes of the longest instruction of x86.
+_LONGEST = 15
 
 
 class PagingError(RuntimeError):
@@ -42,10 +47,11 @@ class PagingError(RuntimeError):
 
 
 class Snapshot(NamedTuple):
-    """What :meth:`Guest.snapshot` takes: the attributes, and the engine's context."""
+    """What :meth:`Guest.snapshot` takes: the attributes, and the context of an engine."""
 
     attributes: AttributeMap
     context: Any
+    engine: Any
 
 
 class Guest:
@@ -56,6 +62,13 @@ class Guest:
     whether its accesses are private ones, else they are what the attribute says: ``private``, for all of them;
     ``shared_bit``, the address bit that an access to shared memory has (TDX); ``private_bit``, the address bit
     that one to private memory has (SEV). That bit is no part of the guest-physical address.
+
+    ``flat``: attributes alone decide, memslots are not asked: for an engine whose memory is its user's to map, such
+    as an emulated process. ``on_exit``: called with each Exit of a run that has no handler, also of one that a
+    framework began by ``engine.emu_start``; if it returns something true, the access is tried again.
+
+    While it is there, ``engine.emu_start`` is the guest's: it runs as :meth:`run` does, and raises Unicorn's error
+    where the VM refused, with :attr:`last_exit` in its notes.
 
     Closing, or leaving ``with``, takes the bridge out of the engine again; until then engine and VM keep each
     other alive. Several guests may share a VM.
@@ -87,6 +100,8 @@ class Guest:
         private: bool | None = None,
         shared_bit: int | None = None,
         private_bit: int | None = None,
+        flat: bool = False,
+        on_exit: Callable[[Exit], object] | None = None,
     ) -> None:
         unicorn, binding = _import_unicorn()
         if not isinstance(vm, VM):
@@ -98,6 +113,8 @@ class Guest:
         if sum(choice is not None for choice in (private, shared_bit, private_bit)) > 1:
             raise ValueError(f"private {private!r}, shared_bit {shared_bit!r}, private_bit {private_bit!r}: "
                              "must be at most one of them")
+        if on_exit is not None and not callable(on_exit):
+            raise TypeError(f"on_exit {on_exit!r}: must be a function of an Exit, or None")
         if hasattr(engine, _KEPT):
             raise ValueError(f"{engine!r}: has a guest already, close that first")
         x86 = importlib.import_module("unicorn.x86_const")
@@ -108,7 +125,13 @@ class Guest:
             raise PagingError
         self.vm = vm
         self.engine = engine
+        #: The Exit that ended the last run (or try of it), None if none did.
+        self.last_exit: Exit | None = None
+        self.on_exit = on_exit
         self._error = unicorn.UcError
+        self._probe: Probe | None = None
+        self._running = False
+        self._ignored_bits = _bit(shared_bit, "shared_bit") | _bit(private_bit, "private_bit")
         self._memory_hooks = (binding.HOOK_MEM_ACCESS_CFUNC, binding.HOOK_MEM_INVALID_CFUNC)
         self._counter = counters[mode]
         self._code_segment = x86.UC_X86_REG_CS if mode == unicorn.UC_MODE_16 else None
@@ -120,12 +143,15 @@ class Guest:
             tuple(ctypes.cast(getattr(binding.uclib, name), ctypes.c_void_p).value or 0 for name in _FUNCTIONS),
             (self._counter, x86.UC_X86_REG_CR0),
             mode == unicorn.UC_MODE_64,
+            bool(flat),
             private,
             _bit(shared_bit, "shared_bit"),
             _bit(private_bit, "private_bit"),
         )
         self._cpu_tlb = (unicorn.UC_CTL_TLB_TYPE, unicorn.UC_CTL_IO_WRITE, ctypes.c_int(unicorn.UC_TLB_CPU))
         setattr(engine, _KEPT, self._tlb)
+        self._emu_start = engine.emu_start
+        engine.emu_start = self._start_for_others
 
     def run(
         self,
@@ -139,32 +165,108 @@ class Guest:
         """Run from ``begin`` to ``until``, as ``Uc.emu_start``; return the Exit that ends it early, or None.
 
         The access that exits has not happened, and :attr:`pc` is its instruction: run from there to try it again.
-        With a ``handler`` that is done as often as it returns something true for the Exit; ``timeout`` (us)
-        and ``count`` (instructions) hold for each stretch. Raises :class:`PagingError` when the guest turns its
-        paging on, and what ``emu_start`` raises for any other end.
+        With a ``handler`` (else ``on_exit``) that is done as often as it returns something true for the Exit;
+        ``timeout`` (us) and ``count`` (instructions) hold for each stretch. Raises :class:`PagingError` when the
+        guest turns its paging on, and what ``emu_start`` raises for any other end.
         """
+        return self._run(begin, until, timeout, count, handler or self.on_exit)[0]
+
+    def _run(self, begin: int, until: int, timeout: int, count: int,
+             handler: Callable[[Exit], object] | None) -> tuple[Exit | None, Exception | None]:
+        """The Exit that ended it, and the error that Unicorn made of it."""
         while True:
-            exit = self._stretch(begin, until, timeout, count)
-            if exit is None or handler is None or not handler(exit):
-                return exit
+            self.last_exit = None
+            self._running = True
+            try:
+                error = self._stretch(begin, until, timeout, count)
+            finally:
+                self._running = False
+            if error is None:
+                return None, None
+            self.last_exit = self._exit()
+            if handler is None or not handler(self.last_exit):
+                return self.last_exit, error
             begin = self.pc
 
-    def _stretch(self, begin: int, until: int, timeout: int, count: int) -> Exit | None:
+    def _start_for_others(self, begin: int, until: int, timeout: int = 0, count: int = 0) -> None:
+        """``Uc.emu_start`` while the bridge is there."""
+        if self._running:   # from within a hook: the run around it answers for both
+            self._emu_start(begin, until, timeout, count)
+            return
+        exit, error = self._run(begin, until, timeout, count, self.on_exit)
+        if error is not None:
+            error.add_note(f"kvmattr: the VM refused an access at {self.pc:#x}: {exit}")
+            raise error
+
+    def _stretch(self, begin: int, until: int, timeout: int, count: int) -> Exception | None:
+        """Run to an end or to an access that is refused, which is the error.
+
+        Unicorn translates a block over the end of a page and asks for the next page while it does so: if that is
+        refused, nothing of the block has run. Then the block is cut at the page's end, or before the instruction
+        that lies across it, and the access is met when the guest comes there.
+        """
+        deadline = time.monotonic() + timeout / 1e6
+        stop, left, cuts, tried_at = until, count, iter(()), None
+        while True:
+            error = self._once(begin, stop, timeout and max(int((deadline - time.monotonic()) * 1e6), 1), left)
+            if count:
+                left -= self._tlb.instructions()
+            here = self.pc
+            if error is None:
+                if stop == until or here != stop or (count and left <= 0):
+                    return None
+                begin, stop, tried_at = here, until, None
+                continue
+            refused = self._tlb.refused()
+            assert refused is not None
+            page, wanted = refused
+            if wanted != Access.EXEC or here & -uapi.PAGE_SIZE == page or (count and left <= 0):
+                return error
+            if (here, page) != tried_at:
+                tried_at, cuts = (here, page), _cuts(here, page)
+            cut = next(cuts, None)
+            if cut is None:     # the instruction itself lies across the two pages
+                return error
+            begin, stop = here, cut
+
+    def _once(self, begin: int, until: int, timeout: int, count: int) -> Exception | None:
+        """``emu_start``; the error that a refused access made, None without one."""
         if self._tlb.paging():
             raise PagingError
-        self._tlb.start(self._has_memory_hooks())
+        self._tlb.start(self._has_memory_hooks(), count > 0)
         try:
-            self.engine.emu_start(begin, until, timeout, count)
-        except self._error:
+            self._emu_start(begin, until, timeout, count)
+        except self._error as error:
             if self._tlb.paging():
                 raise PagingError from None
-            exit = self._tlb.exit_of_fault()
-            if exit is None:
+            if self._tlb.refused() is None:
                 raise
-            return exit
+            return error
         finally:
             self._tlb.stop()
         return None
+
+    def _exit(self) -> Exit:
+        """The Exit of the refused access, with the exact bytes where it is MMIO."""
+        refused = self._tlb.refused()
+        assert refused is not None
+        page, wanted = refused
+        exit = self._tlb.exit_of(page, uapi.PAGE_SIZE)
+        if exit.reason != uapi.KVM_EXIT_MMIO:
+            return exit
+        if wanted == Access.EXEC:
+            return self._tlb.exit_of(max(page, self.pc), 1)
+        if self._probe is None:
+            unicorn, _ = _import_unicorn()
+            self._probe = Probe(unicorn, self.engine, importlib.import_module("unicorn.x86_const"))
+        touched = self._probe.touched(self.pc, page, wanted == Access.WRITE, self._ignored_bits)
+        if touched is None:
+            return exit
+        if touched.address < page and touched.stored and len(touched.stored) <= 8:
+            # As in KVM, the part that lies in ordinary memory is written before the part that is MMIO exits.
+            self.engine.mem_write(touched.address & ~self._ignored_bits, touched.stored[:page - touched.address])
+        first, last = max(touched.address, page), min(touched.address + touched.size, page + uapi.PAGE_SIZE)
+        return self._tlb.exit_of(first, last - first)
 
     def _has_memory_hooks(self) -> bool:
         """Whether Python code may run in the middle of an access."""
@@ -209,13 +311,16 @@ class Guest:
         The context is registers, and memory too if the engine was told so (UC_CTL_CONTEXT_MODE). Memslots are
         not part of it.
         """
-        return Snapshot(self.vm.snapshot(), self.engine.context_save())
+        return Snapshot(self.vm.snapshot(), self.engine.context_save(), self.engine)
 
     def restore(self, saved: Snapshot) -> None:
         """Go back to a snapshot, which can be used again; attributes in time by what differs.
 
-        Raises what ``VM.restore`` and ``Uc.context_restore`` raise. Not from within a hook.
+        ValueError for a snapshot of another engine: its context has that engine's registers and memory. Raises
+        what ``VM.restore`` and ``Uc.context_restore`` raise. Not from within a hook.
         """
+        if saved.engine is not self.engine:
+            raise ValueError(f"the snapshot is of another engine, {saved.engine!r}: must be of {self.engine!r}")
         self.vm.restore(saved.attributes)
         self.engine.context_restore(saved.context)
         self._tlb.flush()  # restored memory may lie elsewhere
@@ -225,6 +330,7 @@ class Guest:
         if getattr(self.engine, _KEPT, None) is self._tlb:
             self._tlb.close()
             delattr(self.engine, _KEPT)
+            del self.engine.emu_start
             self.engine.ctl(*self._cpu_tlb)
 
     def __enter__(self) -> Self:
@@ -241,6 +347,13 @@ def _import_unicorn() -> tuple[Any, Any]:
         return importlib.import_module("unicorn"), importlib.import_module("unicorn.unicorn_py3.unicorn")
     except ImportError as missing:
         raise ImportError("this needs unicorn: pip install 'kvmattr[unicorn]'") from missing
+
+
+def _cuts(begin: int, page: int) -> Iterator[int]:
+    """Where to end a block that begins at ``begin`` and runs into ``page``: its start, else where an instruction may
+    begin that lies across it."""
+    yield page
+    yield from range(max(page - _LONGEST + 1, begin + 1), page)
 
 
 def _bit(number: int | None, name: str) -> int:

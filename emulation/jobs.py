@@ -1,0 +1,74 @@
+"""What runs inside the emulated machine: `jobs.py DIRECTORY JOB...` writes its results to the directory.
+
+info    what `kvmattr info` says there                                              info.txt
+tests   the bridge's tests and the recorded answers against this kernel             tests.txt, tests.xml
+study   the kernel's rows of the study, each state read back and compared           study.json, .html, .txt
+        and its table of instructions a conversion                                  instructions.json, .md
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+#: The tests that say something of the kernel that they run on.
+_TESTS = ("tests/test_bridge_kvm.py", "tests/test_kernel_answers.py", "tests/test_study_backends.py")
+_BACKENDS = ("kvm-attributes", "kvm-memslots", "empty-ioctl")
+_SCENARIOS = ("conversion", "conversion-single")
+
+
+def _python(out: Path, *words: str) -> int:
+    """Run Python; what it says goes to the console line by line and into ``out``."""
+    process = subprocess.Popen([sys.executable, "-P", "-B", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors="replace")
+    assert process.stdout is not None
+    with out.open("w") as file:
+        for line in process.stdout:
+            file.write(line)
+            print(line, end="", flush=True)
+    return process.wait()
+
+
+def info(directory: Path) -> int:
+    """``kvmattr info``."""
+    return _python(directory / "info.txt", "-m", "kvmattr", "info")
+
+
+def tests(directory: Path) -> int:
+    """The bridge's tests, and what other kernels were seen to answer."""
+    return _python(directory / "tests.txt", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                   f"--junitxml={directory / 'tests.xml'}", *_TESTS)
+
+
+def study(directory: Path) -> int:
+    """The kernel's rows of the study."""
+    words = [word for name, values in (("--scenario", _SCENARIOS), ("--backend", _BACKENDS))
+             for value in values for word in (name, value)]
+    code = _python(directory / "study.txt", "-m", "kvmattr", "scaling", "--quick", *words,
+                   "--json", str(directory / "study.json"), "--html", str(directory / "study.html"))
+    return code or _python(directory / "instructions.md", "-m", "emulation.table", str(directory / "study.json"),
+                           "--data", str(directory / "instructions.json"))
+
+
+JOBS: dict[str, Callable[[Path], int]] = {function.__name__: function for function in (info, tests, study)}
+
+
+def main(words: list[str]) -> int:
+    """Run the jobs in order, all of them; 1 if one failed."""
+    directory, failed = Path(words[0]), []
+    for name in words[1:]:
+        started = time.time()
+        print(f"== {name}", flush=True)
+        code = JOBS[name](directory)
+        if code:
+            failed.append(name)
+        print(f"== {name}: {'ok' if not code else f'exit code {code}'}, {time.time() - started:.1f} s of the guest's",
+              flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,200 @@
+"""A kernel of one's own under emulation, with kvmattr inside: `python3 dev.py kernel`.
+
+    --source DIR     a kernel's source tree: configured with kvm.config, built beside this tree, then booted
+    --image FILE     a bzImage that has what kvm.config asks for
+                     (neither: the image that the last --source built)
+    --out DIR        where the results go (results/kernel)
+    --jobs A,B,...   info, tests, study (all)
+    --timeout S      end the emulator after so many seconds (1800)
+    --emulator NAME  qemu or vng (vng where virtme-ng is installed)
+
+The emulated CPU executes one instruction a nanosecond of the guest's clock (QEMU's -icount), so that times inside are
+numbers of instructions and come out alike on any host. It offers AMD's nested paging to the kernel's KVM. The root
+file system is this machine's own, read only: leave the tree alone while it runs. The user needs no privileges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TREE = HERE.parent
+BUILD = TREE / "build" / "kernel"
+JOBS = ("info", "tests", "study")
+#: What building a kernel and running one needs, as Debian calls the packages.
+_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "make": "make", "gcc": "gcc", "flex": "flex", "bison": "bison",
+             "bc": "bc"}
+_ICOUNT = "shift=0,sleep=off"
+_MEMORY = "4G"
+#: Nested paging for the kernel inside.
+_CPU = "EPYC,+svm,+npt"
+
+
+class Missing(Exception):
+    """Something that a run needs is not here; the text says what, and how to get it."""
+
+
+def needed(*programs: str) -> None:
+    """Raise :class:`Missing` that names the packages of the programs that are not installed."""
+    absent = [program for program in programs if shutil.which(program) is None]
+    if absent:
+        packages = " ".join(_PACKAGES[program] for program in absent)
+        raise Missing(f"{', '.join(absent)} not found: on Debian, apt-get install {packages}")
+
+
+def built_image() -> Path:
+    """Where ``--source`` leaves its image."""
+    return BUILD / "arch" / "x86" / "boot" / "bzImage"
+
+
+def build(source: Path) -> Path:
+    """Configure ``source`` with kvm.config and build it out of its tree; the image. make does only what is new."""
+    if not (source / "scripts" / "kconfig" / "merge_config.sh").is_file():
+        raise Missing(f"{source} is no kernel source tree: it has no scripts/kconfig/merge_config.sh")
+    needed("make", "gcc", "flex", "bison", "bc")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    wanted = HERE / "kvm.config"
+    config, merged = BUILD / ".config", BUILD / "kvm.config"
+    make = ["make", "-s", "-C", str(source), f"O={BUILD}"]
+    if not config.exists() or not merged.exists() or merged.read_text() != wanted.read_text():
+        _call([*make, "allnoconfig"])
+        merge = source / "scripts" / "kconfig" / "merge_config.sh"
+        _call([str(merge), "-m", "-O", str(BUILD), str(config), str(wanted)], quiet=True)
+        _call([*make, "olddefconfig"])
+        _say_unmet(wanted.read_text(), config.read_text())
+        shutil.copyfile(wanted, merged)
+    _call([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"])
+    return built_image()
+
+
+def _say_unmet(wanted: str, got: str) -> None:
+    """Tell which options this kernel did not take; without the VM type there is nothing to measure."""
+    lines = set(got.splitlines())
+    unmet = [line for line in wanted.splitlines() if line.startswith("CONFIG_")
+             and (line not in lines if not line.endswith("=n") else f"{line[:-1]}y" in lines)]
+    if unmet:
+        print(f"this kernel did not take: {' '.join(unmet)}", flush=True)
+    if "CONFIG_KVM_SW_PROTECTED_VM=y" in unmet:
+        raise Missing("this kernel has no CONFIG_KVM_SW_PROTECTED_VM: attributes came with Linux 6.8")
+
+
+def qemu_command(image: Path, out: Path) -> list[str]:
+    """Plain QEMU: the host's root by 9p, read only, and ``out`` as the writable share."""
+    needed("qemu-system-x86_64")
+    append = ["console=ttyS0", "quiet", "panic=-1", "root=root", "rootfstype=9p", "ro",
+              "rootflags=trans=virtio,version=9p2000.L,msize=262144,cache=loose", f"init={HERE / 'init.sh'}"]
+    return ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", _CPU, "-m", _MEMORY, "-icount", _ICOUNT,
+            "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
+            "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+            "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
+            "-fsdev", f"local,id=results,path={out},security_model=none",
+            "-device", "virtio-9p-pci,fsdev=results,mount_tag=results",
+            "-kernel", str(image), "-append", " ".join(append)]
+
+
+def vng_command(image: Path, out: Path) -> list[str]:
+    """virtme-ng: it brings its own init and shares; the command is the same."""
+    script = f"sh {shlex.quote(str(out / 'command'))} </dev/null; echo $? >{shlex.quote(str(out / 'status'))}"
+    return ["vng", "--run", str(image), "--disable-kvm", "--cpus", "1", "--memory", _MEMORY, "--force-9p",
+            f"--rwdir={out}", "--user", "root", "--qemu-opts", f"-cpu {_CPU} -icount {_ICOUNT}", "--exec", script]
+
+
+def boot(image: Path, out: Path, jobs: list[str], timeout: int, emulator: str) -> int:
+    """Boot ``image`` and run the jobs inside; their exit code. What they write, and the console, is left in ``out``."""
+    if not image.is_file():
+        raise Missing(f"no kernel image {image}: --source DIR builds one")
+    out.mkdir(parents=True, exist_ok=True)
+    status = out / "status"
+    status.unlink(missing_ok=True)
+    inside = out if emulator == "vng" else Path("/mnt")
+    words = [sys.executable, "-P", "-B", str(HERE / "jobs.py"), str(inside), *jobs]
+    (out / "command").write_text(f"cd {shlex.quote(str(TREE))}\nexport PYTHONPATH={shlex.quote(str(TREE))} "
+                                 f"PYTHONDONTWRITEBYTECODE=1\n{shlex.join(words)} 2>&1\n")
+    command = (vng_command if emulator == "vng" else qemu_command)(image, out)
+    started = time.monotonic()
+    with (out / "console.txt").open("w") as console:
+        console.write(shlex.join(command) + "\n")
+        console.flush()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=console,
+                                   text=True, errors="replace")
+        assert process.stdout is not None
+        ended = _Alarm(process, timeout)
+        try:
+            for line in process.stdout:
+                console.write(line)
+                print(line.rstrip("\r\n"), flush=True)
+        finally:
+            late = ended.stop()
+            process.wait()
+    if late:
+        raise Missing(f"the emulator was ended after {timeout} s (--timeout): see {out / 'console.txt'}")
+    if not status.exists():
+        raise Missing(f"the emulated machine ended before its command did: see {out / 'console.txt'}")
+    print(f"{time.monotonic() - started:.0f} s; results in {out}", flush=True)
+    return int(status.read_text())
+
+
+class _Alarm:
+    """Ends a process after so many seconds."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: int) -> None:
+        import threading
+        self._rang = False
+        self._process = process
+        self._timer = threading.Timer(seconds, self._ring)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _ring(self) -> None:
+        self._rang = True
+        self._process.kill()
+
+    def stop(self) -> bool:
+        """Cancel it; whether it rang. Also ends the process, which may outlive a Ctrl-C."""
+        self._timer.cancel()
+        if self._process.poll() is None and sys.exc_info()[0] is not None:
+            self._process.kill()
+        return self._rang
+
+
+def _call(words: list[str], quiet: bool = False) -> None:
+    print("+", shlex.join(words), flush=True)
+    code = subprocess.call(words, stdout=subprocess.DEVNULL if quiet else None)
+    if code:
+        raise Missing(f"{words[0]} ended with code {code}")
+
+
+def main(words: list[str]) -> int:
+    """Build, boot, run; the exit code of the jobs, 2 where something is missing."""
+    parser = argparse.ArgumentParser(prog="dev.py kernel", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    which.add_argument("--image", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=TREE / "results" / "kernel", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", default=",".join(JOBS), help=argparse.SUPPRESS)
+    parser.add_argument("--timeout", type=int, default=1800, help=argparse.SUPPRESS)
+    parser.add_argument("--emulator", choices=("qemu", "vng"), default="vng" if shutil.which("vng") else "qemu",
+                        help=argparse.SUPPRESS)
+    chosen = parser.parse_args(words)
+    jobs = chosen.jobs.split(",")
+    unknown = [job for job in jobs if job not in JOBS]
+    if unknown:
+        parser.error(f"unknown job {unknown[0]!r}: known are {', '.join(JOBS)}")
+    try:
+        image = build(chosen.source.resolve()) if chosen.source else (chosen.image or built_image()).resolve()
+        return boot(image, chosen.out.resolve(), jobs, chosen.timeout, chosen.emulator)
+    except Missing as error:
+        print(f"dev.py kernel: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
