@@ -15,8 +15,8 @@ _PAGE = uapi.PAGE_SIZE
 #: One instruction; the limit is for what no instruction does.
 _TIMEOUT_US = 100_000
 
-_GENERAL = ("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15",
-            "RIP", "FS_BASE", "GS_BASE")
+_GENERAL = ("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP", *(f"R{number}" for number in range(8, 16)), "RIP",
+            "FS_BASE", "GS_BASE")
 _NARROW = ("EAX", "EBX", "ECX", "EDX", "ESI", "EDI", "EBP", "ESP", "EIP")
 _SEGMENTS = ("CS", "DS", "ES", "SS", "FS", "GS")
 #: What a store may take its value from.

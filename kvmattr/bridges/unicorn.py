@@ -128,7 +128,7 @@ class Guest:
         #: The Exit that ended the last run (or try of it), None if none did.
         self.last_exit: Exit | None = None
         self.on_exit = on_exit
-        self._error = unicorn.UcError
+        self._error: type[Exception] = unicorn.UcError
         self._probe: Probe | None = None
         self._running = False
         self._ignored_bits = _bit(shared_bit, "shared_bit") | _bit(private_bit, "private_bit")
@@ -206,7 +206,9 @@ class Guest:
         that lies across it, and the access is met when the guest comes there.
         """
         deadline = time.monotonic() + timeout / 1e6
-        stop, left, cuts, tried_at = until, count, iter(()), None
+        stop, left = until, count
+        cuts: Iterator[int] = iter(())
+        tried_at: tuple[int, int] | None = None
         while True:
             error = self._once(begin, stop, timeout and max(int((deadline - time.monotonic()) * 1e6), 1), left)
             if count:

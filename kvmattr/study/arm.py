@@ -87,7 +87,9 @@ class Arm:
                     break
                 operations = min(operations * 4, self._workload.operations)
             fits = int(operations * round_seconds / took) if self.alive and took > 0 else operations
-            self._operations = max(min(fits, self._workload.operations) // 2 * 2, 2)
+            fits = min(fits, self._workload.operations)
+            step = self._workload.step if fits >= self._workload.step else 2
+            self._operations = max(fits // step * step, 2)
         if self.alive:
             self._measure_empty_call()
 

@@ -52,6 +52,8 @@ class Workload:
     operations: int
     #: The round is one indivisible piece of work: every backend does all of it.
     whole: bool = False
+    #: Rounds of at least so many operations have a multiple of them: whole batches, there and back.
+    step: int = 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _conversions(npages: int, earlier: int, length: int, operations: int, random
     spare = min(npages // length - earlier, 4 * operations)
     places = _distinct(random, npages // length, earlier + spare) * np.uint64(length)
     return Workload(npages, Batch.of(places[:earlier], length, PRIVATE), "update",
-                    _there_and_back(places[earlier:], length, at_once), operations)
+                    _there_and_back(places[earlier:], length, at_once), operations, step=2 * at_once)
 
 
 def _conversion(earlier: int, random: Generator) -> Workload:
@@ -229,6 +231,8 @@ _REAL_SLOTS = ("kvm-memslots", "kvm-memslots-vcpu")
 _DENSE = "a dense array costs its pages"
 _FIRST_PAGE = ("the first page of a 2 MiB block costs more than later ones, and a bigger guest has more of them: see "
                "slots")
+_BLOCKS = ("where a gibibyte turns uniform again, KVM looks at its blocks of 2 MiB until one differs: at all 512 while "
+           "few pages are private")
 _FIRST = "KVM's metadata follow the size of the slot that is split, so the first splits are dear: see slots"
 
 
@@ -243,13 +247,13 @@ def _proportional(*backends: str) -> Growth:
 ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("conversion", "What does converting one random 4 KiB page cost after k earlier conversions (batched: up "
              "to 1,024 before they are taken back)?",
-             (_flat("store", "memslots", "xarray", "numpy", "kvm-attributes"),
+             (_flat("store", "memslots", "xarray", "numpy"), Growth("falling", ("kvm-attributes", ), _BLOCKS),
               Growth("falling", _REAL_SLOTS, _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion,
              ("kvm-memslots-vcpu", )),
     Scenario("conversion-single", "And one at a time, each page taken back before the next is converted?",
              (_flat("store", "xarray", "numpy"), Growth("growing", ("memslots", ), "the depth of its trees"),
-              Growth("falling", _REAL_SLOTS, _FIRST)),
+              Growth("falling", ("kvm-attributes", ), _BLOCKS), Growth("falling", _REAL_SLOTS, _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion_single,
              ("kvm-memslots-vcpu", )),
     Scenario("slots", "What does a conversion cost after k earlier ones whose slots are all of one size?",
