@@ -15,19 +15,18 @@ With listeners, the changed store is made beside the one that is, between 3 and 
 runs in which the two differ; ``commit`` comes between 5 and 6. See ``listeners.py``.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.long cimport PyLong_Check
-from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
-                               PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
-                               PyThread_type_lock)
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EFAULT, EINVAL, ENOTTY
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from errno import EBUSY, ENOMEM
+from errno import EBUSY, EDEADLK, ENOMEM
 from operator import index as as_integer
 
 import numpy as np
@@ -41,6 +40,32 @@ from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, MemslotTabl
 from kvmattr._core import DIFF_DTYPE, AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.protection import NO_ACCESS, Access
+
+cdef extern from "machine_lock.h" nogil:
+    ctypedef struct kvmattr_invalidation:
+        uint64_t sequence
+        uint64_t in_progress
+        uint64_t start
+        uint64_t stop
+        uint64_t held_start
+        uint64_t held_stop
+        bint own
+    ctypedef struct kvmattr_lock:
+        kvmattr_invalidation *invalidation
+    ctypedef struct kvmattr_wait:
+        pass
+    void kvmattr_lock_open(kvmattr_lock *lock)
+    void kvmattr_lock_close(kvmattr_lock *lock)
+    unsigned long kvmattr_lock_owner(const kvmattr_lock *lock)
+    bint kvmattr_lock_try(kvmattr_lock *lock, unsigned long thread)
+    bint kvmattr_lock_try_in_turn(kvmattr_lock *lock, unsigned long thread)
+    int kvmattr_lock_queue(kvmattr_lock *lock, unsigned long thread, kvmattr_wait *wait)
+    int kvmattr_lock_await(kvmattr_wait *wait)
+    int kvmattr_lock_give_up(kvmattr_wait *wait)
+    void kvmattr_lock_leave(kvmattr_lock *lock)
+    void kvmattr_invalidation_enter(kvmattr_invalidation *state)
+    void kvmattr_invalidation_leave(kvmattr_invalidation *state)
+    int kvmattr_locks_prepare()
 
 cdef enum:
     PAGE_SHIFT = 12
@@ -79,10 +104,6 @@ cdef struct Record:
     uint64_t attributes
     uint64_t last
 
-cdef struct Hull:
-    uint64_t start
-    uint64_t stop
-
 # An array of records on its way.
 cdef struct Batch:
     const Record *records
@@ -117,6 +138,20 @@ cdef uint64_t field(object value, uint64_t largest, str name) except? 0xFFFFFFFF
     if not fits or number > largest:
         raise ValueError(f"{name} {value:#x}: must be in 0..{largest:#x}")
     return number
+
+
+cdef bint names_objects(const char *form) noexcept nogil:
+    """Whether a buffer's format (PEP 3118) has Python objects, which nobody may read or write as bytes."""
+    cdef bint name = False
+    if form is NULL:
+        return False
+    while form[0]:
+        if form[0] == c":":
+            name = not name
+        elif form[0] == c"O" and not name:
+            return True
+        form += 1
+    return False
 
 
 cdef int visit_changes(Map *before, Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
@@ -200,94 +235,8 @@ cdef bint add_difference(void *context, uint64_t start, uint64_t stop, uint8_t o
     return True
 
 
-def report_unraisable(error, source):
-    """Give an error that no caller can get to ``sys.unraisablehook``, as CPython does in destructors."""
-    PyErr_SetObject(type(error), error)
-    PyErr_WriteUnraisable(source)
-
-
-cdef class Invalidation:
-    """Sequence count and hull, by which a mapping made from a page's attributes is known to be stale.
-
-    As KVM keeps them (``virt/kvm/kvm_main.c``, kvm_mmu_invalidate_begin, ..._range_add, ..._end, and
-    ``include/linux/kvm_host.h``, mmu_invalidate_retry_gfn): a change begins, adds the ranges that it
-    affects, which are kept as the smallest range that holds them all, and ends with ``sequence`` one higher.
-    Who maps a page reads ``sequence`` first, then memslot and attributes, and asks ``retry`` before it uses
-    the mapping.
-
-    >>> from kvmattr import VM
-    >>> vm = VM()
-    >>> sequence = vm.invalidation.sequence
-    >>> vm.set_user_memory_region(0, 0, 1 << 20)
-    0
-    >>> vm.set_memory_attributes(0, 4096, 1)
-    0
-    >>> vm.invalidation.retry(sequence), vm.invalidation.hull
-    (True, (0, 1))
-    """
-
-    cdef readonly uint64_t sequence
-    """Changes that have ended."""
-    cdef readonly uint64_t in_progress
-    """Changes that have begun and not ended."""
-    cdef Hull range
-
-    def __cinit__(self):
-        self.range = Hull(NO_GFN, NO_GFN)
-
-    @property
-    def hull(self):
-        """The gfns ``(start, stop)`` of the changes in progress, or of the last one; None before any."""
-        return None if self.range.start == NO_GFN else (self.range.start, self.range.stop)
-
-    cdef void open(self) noexcept nogil:
-        self.in_progress += 1
-        if self.in_progress == 1:
-            self.range = Hull(NO_GFN, NO_GFN)
-
-    cdef void widen(self, uint64_t start, uint64_t stop) noexcept nogil:
-        if self.range.start == NO_GFN:
-            self.range = Hull(start, stop)
-        else:
-            self.range = Hull(min(self.range.start, start), max(self.range.stop, stop))
-
-    cdef void close(self) noexcept nogil:
-        self.sequence += 1
-        self.in_progress -= 1
-
-    cdef void cancel(self, Hull before) noexcept nogil:
-        """Nothing changed after all."""
-        self.range = before
-        self.in_progress -= 1
-
-    def begin(self):
-        """Begin a change that is not the machine's own (KVM: of the host's mappings)."""
-        self.open()
-
-    def add(self, start, stop):
-        """Widen the hull of the changes in progress to hold the gfns [start, stop)."""
-        cdef uint64_t first = field(start, MAX_GFN, "start"), end = field(stop, MAX_GFN, "stop")
-        if first >= end:
-            raise ValueError(f"range {first:#x}..{end:#x}: start must be below stop")
-        if not self.in_progress:
-            raise ValueError("no change is in progress: begin one first")
-        self.widen(first, end)
-
-    def end(self):
-        """End a change: what was looked up before its end is stale. ValueError without a begin or a range."""
-        if not self.in_progress or self.range.start == NO_GFN:
-            raise ValueError("a change must begin and add a range before it ends")
-        self.close()
-
-    def retry(self, sequence, gfn=None):
-        """Return True if what was looked up at ``sequence`` may be stale: look again.
-
-        With ``gfn``, a change in progress counts only if its hull holds that page, as in
-        mmu_invalidate_retry_gfn; without, any does, as in mmu_invalidate_retry.
-        """
-        if self.in_progress and (gfn is None or self.range.start <= gfn < self.range.stop):
-            return True
-        return self.sequence != sequence
+include "_machine/invalidation.pxi"
+include "_machine/announcement.pxi"
 
 
 cdef class Machine:
@@ -303,9 +252,9 @@ cdef class Machine:
     """Sequence count and hull of the changes."""
     cdef public object observer
     """Called with the name and the numbers of each SET, GET and memslot call before it is made, or None."""
+    cdef tuple listeners
     cdef object store
     cdef Map *map  # the store's
-    cdef object announce  # makes the announcement of a change to the listeners; None without any
     cdef tuple watchers  # the Watcher of each software TLB
     cdef uint64_t supported
     cdef uint8_t private_bit
@@ -315,28 +264,26 @@ cdef class Machine:
     cdef uint8_t legal[256]  # may the byte be stored?
     cdef uint8_t keeps[3][256]  # [operation][attributes]: is the result legal whatever legal byte is stored?
     cdef uint8_t allowed[256]  # what the byte leaves of a full memslot
-    cdef PyThread_type_lock lock
-    cdef unsigned long owner  # the thread that has the lock, 0 if none
+    cdef kvmattr_lock lock
 
     def __cinit__(self, *args, **kwargs):
-        self.lock = PyThread_allocate_lock()
-        if self.lock is NULL:
-            raise MemoryError("no memory for the lock of a VM")
+        self.invalidation = Invalidation()
+        self.listeners = self.watchers = ()
+        self.lock.invalidation = &self.invalidation.state
+        kvmattr_lock_open(&self.lock)
 
     def __dealloc__(self):
-        if self.lock is not NULL:
-            PyThread_free_lock(self.lock)
+        kvmattr_lock_close(&self.lock)
 
     def __init__(self, profile, bint private, capabilities, MemslotTable memslots not None):
         cdef bytes legal = profile.legality(private, capabilities)
         cdef int byte
+        if self.map is not NULL:
+            raise RuntimeError("this VM is made already: __init__ can be called once")
         self.profile = profile
         self.store = AttributeMap()
-        self.map = map_of(self.store)
         self.attributes = self.store._readonly_view()
         self.memslots = memslots
-        self.invalidation = Invalidation()
-        self.watchers = ()
         self.supported = profile.supported(private)
         self.private_bit = profile.private
         self.mail_calls = profile.mail_calls
@@ -346,6 +293,14 @@ cdef class Machine:
             self.legal[byte] = legal[byte]
             self.allowed[byte] = profile.allowed(byte)
         self.find_operations_that_keep_legality()
+        self.map = map_of(self.store)
+
+    cdef int check_made(self) except -1:
+        """RuntimeError for a machine of a class whose ``__init__`` does not call ours."""
+        if self.map is NULL:
+            raise RuntimeError(f"{type(self).__name__} object is no machine yet: "
+                               "its __init__ must call VM.__init__")
+        return 0
 
     cdef void find_operations_that_keep_legality(self) noexcept:
         """Note for each OR and AND whether it keeps every legal byte legal: then nothing need be read."""
@@ -361,29 +316,135 @@ cdef class Machine:
     # One change at a time ----------------------------------------------------------------------------------
 
     cdef int enter(self) except -1:
-        """Take the lock; OSError(EBUSY) if this thread has it: a listener may not change what it hears of."""
-        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
-            if self.owner == PyThread_get_thread_ident():
-                raise OSError(EBUSY, "this VM is being changed: a listener may not change it")
+        """Take the lock; OSError(EBUSY) if this thread has it: a listener may not change what it hears of.
+
+        Nothing of a change may lie outside a compiled ``try`` with ``leave`` in its ``finally``: between two
+        bytecodes a signal's handler may raise, in compiled code it cannot.
+        """
+        self.check_made()
+        if not kvmattr_lock_try(&self.lock, PyThread_get_thread_ident()):
+            self.enter_after_others()
+        return 0
+
+    cdef int enter_in_turn(self) except -1:
+        """The same for one of many changes in a row: whoever waits has it first."""
+        self.check_made()
+        if not kvmattr_lock_try_in_turn(&self.lock, PyThread_get_thread_ident()):
+            self.enter_after_others()
+        return 0
+
+    cdef int enter_after_others(self) except -1:
+        """Wait for the lock. A signal is heard meanwhile; OSError(EDEADLK) if it would be for ever."""
+        cdef kvmattr_wait wait
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef int granted
+        if kvmattr_lock_owner(&self.lock) == thread:
+            raise OSError(EBUSY, "this VM is being changed: a listener may not change it")
+        with nogil:
+            granted = kvmattr_lock_queue(&self.lock, thread, &wait)
+        if granted < 0:
+            raise OSError(EDEADLK, "this VM is being changed by a thread that waits for this one: "
+                                   "listeners of two VMs may not change each other's")
+        while not granted:
             with nogil:
-                PyThread_acquire_lock(self.lock, WAIT_LOCK)
-        self.owner = PyThread_get_thread_ident()
+                granted = kvmattr_lock_await(&wait)
+            if not granted:
+                try:
+                    PyErr_CheckSignals()
+                except BaseException:
+                    if kvmattr_lock_give_up(&wait):
+                        self.leave()
+                    raise
         return 0
 
     cdef void leave(self) noexcept:
         for watcher in self.watchers:
             (<Watcher>watcher).changed()
-        self.owner = 0
-        PyThread_release_lock(self.lock)
+        kvmattr_lock_leave(&self.lock)
 
-    def _enter(self):
+    def _locked(self, function, *arguments, **keywords):
+        """Call a function under the lock and return what it returns; ENOMEM for its MemoryError."""
         self.enter()
+        try:
+            return function(*arguments, **keywords)
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        finally:
+            self.leave()
 
-    def _leave(self):
-        self.leave()
+    cdef Hull mapped_through(self, file, uint64_t start, uint64_t stop):
+        """The gfns at which memslots map a guest_memfd's bytes [start, stop)."""
+        cdef Hull hull = Hull(NO_GFN, NO_GFN)
+        cdef uint64_t first, last, begins, gfn
+        for first, last, number in file.bindings:
+            slot = self.memslots.slot(number)
+            begins, first, last = first, max(first, start), min(last, stop)
+            if first < last and slot is not None:
+                gfn = slot.start
+                hull_widen(&hull, gfn + (first - begins >> PAGE_SHIFT), gfn + (last - begins >> PAGE_SHIFT))
+        return hull
 
-    def _announce_with(self, announce):
-        self.announce = announce
+    def _invalidate_file(self, file, start, stop):
+        """Count one change of what memslots map of a file's bytes [start, stop), if they map any."""
+        cdef Hull hull
+        self.enter()
+        try:
+            hull = self.mapped_through(file, start, stop)
+            if hull.start != NO_GFN:
+                invalidation_begin(&self.invalidation.state, hull, True)
+                invalidation_end(&self.invalidation.state, True, True)
+        finally:
+            self.leave()
+
+    def _close_guest_memfd(self, files, handle):
+        """Close a file of ``files``; what its memslots map is stale."""
+        cdef Hull hull
+        interrupt = None
+        self.enter()
+        try:
+            file = files.file(handle)
+            hull = self.mapped_through(file, 0, U64)
+            if hull.start != NO_GFN:
+                invalidation_begin(&self.invalidation.state, hull, True)
+            file.close()
+            if hull.start != NO_GFN:
+                invalidation_end(&self.invalidation.state, True, True)
+            try:
+                files.forget(handle)
+            except BaseException as raised:  # a signal's: it is closed all the same
+                files.forget(handle)
+                interrupt = raised
+        finally:
+            self.leave()
+        if interrupt is not None:
+            raise interrupt
+
+    def _add_listener(self, listener, bint replay):
+        """Add a listener, who first hears what is stored."""
+        cdef Announcement stored = None
+        self.enter()
+        try:
+            if replay:
+                stored = Announcement((listener,), AttributeMap(), self.store.snapshot(), 0, len(self.store))
+                stored.prepare()
+                stored.commit()
+            self.listeners = (*self.listeners, listener)
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        finally:
+            self.leave()
+        if stored is not None and stored.interrupt is not None:
+            raise stored.interrupt
+
+    def _remove_listener(self, listener):
+        self.enter()
+        try:
+            others = tuple([other for other in self.listeners if other is not listener])
+            if len(others) == len(self.listeners):
+                raise ValueError(f"{listener!r}: is not registered")
+            self.listeners = others
+        finally:
+            self.leave()
 
     # KVM_SET_MEMORY_ATTRIBUTES -----------------------------------------------------------------------------
 
@@ -429,25 +490,23 @@ cdef class Machine:
         if self.set_errno(&record):
             raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
 
-    cdef Outcome change(self, const Record *record, uint8_t *refused) noexcept nogil:
-        """Make one checked change that nobody listens to, under the lock and the store's mutex."""
+    cdef Outcome change(self, const Record *record, uint8_t *refused, bint shared) noexcept nogil:
+        """Make one checked change that nobody listens to, under the lock and, if it is shared, the store's mutex."""
         cdef uint64_t start = record.address >> PAGE_SHIFT
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
         cdef uint8_t attributes = <uint8_t>record.attributes
         cdef int operation = <int>record.last
         cdef uint8_t keep = 0 if operation == WRITE else attributes if operation == AND else ~attributes
-        cdef Hull before = self.invalidation.range
+        cdef kvmattr_invalidation *state = &self.invalidation.state
         cdef bint invalidates
         cdef UpdateResult result
         if (not self.keeps[operation][attributes]
                 and self.makes_illegal(start, stop, attributes, operation, refused)):
             return REFUSED
-        invalidates = self.begin_invalidation(start, stop)
+        invalidates = self.begin_invalidation(start, stop, shared)
         result = map_apply(self.map, start, stop, keep, 0 if operation == AND else attributes)
-        if invalidates and result == UPDATE_CHANGED:
-            self.invalidation.close()
-        elif invalidates:
-            self.invalidation.cancel(before)
+        if invalidates:
+            invalidation_end(state, result == UPDATE_CHANGED, shared)
         return <Outcome>result
 
     cdef bint makes_illegal(self, uint64_t start, uint64_t stop, uint8_t attributes, int operation,
@@ -473,9 +532,9 @@ cdef class Machine:
         private = " and PRIVATE" if attributes & self.private_bit else ""
         return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
 
-    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop) noexcept nogil:
+    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop, bint shared) noexcept nogil:
         """Begin an invalidation of what the memslots in [start, stop) map; False if there are none."""
-        cdef bint begun = False
+        cdef Hull hull = Hull(NO_GFN, NO_GFN)
         cdef int space
         cdef uint16_t index
         cdef SlotSet *slots
@@ -485,14 +544,14 @@ cdef class Machine:
             slot = slot_at(slots, start)
             index = slot - slots.records if slot is not NULL else slot_reaching(slots, start)
             while index and slots.records[index].start < stop:
-                if not begun:
-                    self.invalidation.open()
-                    begun = True
-                self.invalidate_slot(start, stop, &slots.records[index])
+                self.invalidate_slot(&hull, start, stop, &slots.records[index])
                 index = slot_after(slots, index) if slots.records[index].stop < stop else 0
-        return begun
+        if hull.start == NO_GFN:
+            return False
+        invalidation_begin(&self.invalidation.state, hull, shared)
+        return True
 
-    cdef void invalidate_slot(self, uint64_t start, uint64_t stop, const Slot *slot) noexcept nogil:
+    cdef void invalidate_slot(self, Hull *hull, uint64_t start, uint64_t stop, const Slot *slot) noexcept nogil:
         """Widen the hull by the part of [start, stop) in a slot, and by the huge pages across its two ends.
 
         A huge page whose pages are equal so far may be mapped; the change makes it mixed, so a fault on one
@@ -501,12 +560,12 @@ cdef class Machine:
         """
         start = max(start, slot.start)
         stop = min(stop, slot.stop)
-        self.invalidation.widen(start, stop)
-        self.invalidate_huge_pages(start, start, stop, slot)
+        hull_widen(hull, start, stop)
+        self.invalidate_huge_pages(hull, start, start, stop, slot)
         if stop - start > 1:
-            self.invalidate_huge_pages(stop - 1, start, stop, slot)
+            self.invalidate_huge_pages(hull, stop - 1, start, stop, slot)
 
-    cdef void invalidate_huge_pages(self, uint64_t gfn, uint64_t start, uint64_t stop,
+    cdef void invalidate_huge_pages(self, Hull *hull, uint64_t gfn, uint64_t start, uint64_t stop,
                                     const Slot *slot) noexcept nogil:
         """Widen the hull by the 2 MiB and 1 GiB around gfn that [start, stop) covers in part."""
         cdef uint64_t pages = PAGES_PER_BLOCK, block
@@ -518,33 +577,43 @@ cdef class Machine:
             if block < start or block + pages > stop:
                 if not map_block_is_uniform(self.map, block, level):
                     return  # mixed at this level, so at all above
-                self.invalidation.widen(block, block + pages)
+                hull_widen(hull, block, block + pages)
             pages *= PAGES_PER_BLOCK
 
     cdef int check_call(self) except -1:
         """Raise OSError(ENOTTY) if the profile has no attributes of VMs."""
+        self.check_made()
         if not self.vm_attributes:
             raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_SET_MEMORY_ATTRIBUTES on a VM")
         return 0
 
     cdef bint set(self, const Record *record) except -1:
         """Check, lock, change; return whether any page changed. OSError with KVM's errno."""
+        return self.set_and_keep(record, None)
+
+    cdef bint set_and_keep(self, const Record *record, list interrupts) except -1:
+        """The same; with a list, what a listener's ``commit`` raised for the caller goes there: the change stands."""
         cdef uint8_t refused = 0
         cdef bint entered
         cdef Outcome outcome
         self.check_call()
-        if self.observer is not None:
-            self.observer("set", record.address, record.size, record.attributes, record.last)
+        observer = self.observer
+        if observer is not None:
+            observer("set", record.address, record.size, record.attributes, record.last)
         outcome = INVALID if self.set_errno(record) else UNCHANGED
         if outcome == UNCHANGED:
             self.enter()
-            if self.announce is not None:
+            if self.listeners:
+                kept = [] if interrupts is None else interrupts
                 try:
-                    return self.change_announced(record)
+                    outcome = <Outcome>self.change_announced(record, kept)
                 finally:
                     self.leave()
+                if interrupts is None and kept:
+                    raise kept[0]
+                return outcome
             entered = map_enter(self.map)
-            outcome = self.change(record, &refused)
+            outcome = self.change(record, &refused, entered)
             map_leave(self.map, entered)
             self.leave()
         if outcome < 0:
@@ -553,13 +622,14 @@ cdef class Machine:
 
     cdef int fail(self, Outcome outcome, const Record *record, uint8_t refused) except -1:
         """Raise the OSError of a SET that was refused."""
+        self.check_made()
         if outcome == NO_MEMORY:
             raise OSError(ENOMEM, f"size {record.size:#x}: no memory for the attributes")
         if outcome == REFUSED:
             raise OSError(EINVAL, self._illegal(refused))
         raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
 
-    cdef bint change_announced(self, const Record *record) except -1:
+    cdef bint change_announced(self, const Record *record, list interrupts) except -1:
         """Make one checked change that listeners hear of, under the lock."""
         cdef uint64_t start = record.address >> PAGE_SHIFT
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
@@ -576,56 +646,65 @@ cdef class Machine:
             after = self.store.copy()
             if not after.update(start, stop, attributes, operation):
                 return False
-            self.install(after, start, stop)
+            self.install(after, start, stop, interrupts)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         return True
 
-    cdef int install(self, after, uint64_t start, uint64_t stop) except -1:
+    cdef int install(self, after, uint64_t start, uint64_t stop, list interrupts) except -1:
         """Make the store what ``after`` is, under the lock; they differ, and only within [start, stop)."""
-        cdef Hull before = self.invalidation.range
+        cdef kvmattr_invalidation *state = &self.invalidation.state
+        cdef Announcement announcement = None
         cdef bint invalidates, entered
-        announcement = None
-        if self.announce is not None:
-            announcement = self.announce(self.store.snapshot(), after, start, stop)
+        if self.listeners:
+            announcement = Announcement(self.listeners, self.store.snapshot(), after, start, stop)
             announcement.prepare()
         entered = map_enter(self.map)
-        invalidates = self.begin_invalidation(start, stop)
+        invalidates = self.begin_invalidation(start, stop, True)
         map_leave(self.map, entered)
         try:
             self.store.restore(after)
         except BaseException:
             if invalidates:
-                self.invalidation.cancel(before)
+                invalidation_end(state, False, True)
             if announcement is not None:
                 announcement.abort()
             raise
         # Whoever maps a page must look again until the listeners have heard that it changed.
-        if announcement is not None:
-            announcement.commit()
-        if invalidates:
-            self.invalidation.close()
+        try:
+            if announcement is not None:
+                announcement.commit()
+                if announcement.interrupt is not None:
+                    interrupts.append(announcement.interrupt)
+        finally:
+            if invalidates:
+                invalidation_end(state, True, True)
         return 0
 
     def _restore(self, saved):
-        """Make the attributes those of ``saved``, which nobody changes meanwhile."""
-        cdef Map *source = map_of(saved)
+        """Make the attributes those that ``saved`` has now."""
+        cdef Map *source
         cdef Difference difference
         cdef int attributes
+        interrupts = []
         memset(&difference, 0, sizeof(difference))
         difference.start = NO_GFN
         self.enter()
         try:
+            saved = saved.snapshot()
+            source = map_of(saved)
             visit_changes(self.map, source, 0, MAX_GFN, add_difference, &difference)
             for attributes in range(256):
                 if difference.becomes[attributes] and not self.legal[attributes]:
                     raise OSError(EINVAL, self._illegal(attributes))
             if difference.stop:
-                self.install(saved, difference.start, difference.stop)
+                self.install(saved, difference.start, difference.stop, interrupts)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
             self.leave()
+        if interrupts:
+            raise interrupts[0]
 
     def set_memory_attributes(self, address, size, attributes, operation=0, flags=0):
         """KVM_SET_MEMORY_ATTRIBUTES: change the attributes of the pages [address, address + size); return 0.
@@ -653,6 +732,7 @@ cdef class Machine:
             record.last = field(operation, U32, "operation") | field(flags, U32, "flags") << 32
         else:  # there is no field for an operation: anything but WRITE is a flag that must be 0
             record.last = field(operation, U32, "operation") | field(flags, U64, "flags")
+        self.check_made()
         map_vm_set(self.map, 1)
         self.set(&record)
         return 0
@@ -664,9 +744,12 @@ cdef class Machine:
         if not PyObject_CheckBuffer(arg):
             raise OSError(EFAULT, f"{arg!r}: must be a buffer of 32 bytes")
         try:
-            PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE)
+            PyObject_GetBuffer(arg, &view, PyBUF_ND | PyBUF_FORMAT)
         except Exception as refused:
             raise OSError(EFAULT, f"{arg!r}: must be one piece of memory ({refused})") from refused
+        if names_objects(view.format):
+            PyBuffer_Release(&view)
+            raise OSError(EFAULT, f"{arg!r}: holds references to Python objects, must be plain memory")
         cdef size_t length = view.len
         cdef bint readonly = view.readonly
         if length >= sizeof(Record):
@@ -674,6 +757,7 @@ cdef class Machine:
         PyBuffer_Release(&view)
         if length < sizeof(Record):
             raise OSError(EFAULT, f"a buffer of {length} bytes: the structure has {sizeof(Record)}")
+        self.check_made()
         map_vm_set(self.map, 1)
         self.set(&record)
         return bytes(arg) if readonly or not mutate_flag else 0
@@ -704,18 +788,24 @@ cdef class Machine:
             raise TypeError(f"records of {array.dtype}, {array.ndim} dimensions: must be one-dimensional, "
                             "of uapi.MEMORY_ATTRIBUTES or uapi.LINUX_MEMORY_ATTRIBUTES")
         cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
+        cdef Record record
         cdef Batch batch = Batch(NULL, len(array), 0, 0, UNCHANGED, 0)
         if batch.count:
             batch.records = <const Record *>&memory[0]
+        interrupts = []
+        self.check_made()
         map_vm_set(self.map, batch.count)
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:
-                if self.observer is None and self.announce is None:
+                if self.observer is None and not self.listeners:
                     self.set_slice(&batch)
                 else:
-                    batch.changed += self.set(&batch.records[batch.done])
+                    record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
+                    batch.changed += self.set_and_keep(&record, interrupts)
                     batch.done += 1
+                    if interrupts:
+                        raise interrupts[0]
                 PyErr_CheckSignals()
         except BaseException as stopped:
             stopped.done = batch.done
@@ -728,7 +818,7 @@ cdef class Machine:
         """Some records of a batch, without the GIL; the lock is free between two slices."""
         cdef Record record
         cdef size_t end = min(batch.count, batch.done + SLICE)
-        self.enter()
+        self.enter_in_turn()
         with nogil:
             while batch.done < end and batch.outcome >= 0:
                 self.set_group(batch, min(end, batch.done + GROUP))
@@ -747,7 +837,7 @@ cdef class Machine:
             map_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
         while batch.done < end:
             record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
-            batch.outcome = INVALID if self.set_errno(&record) else self.change(&record, &batch.refused)
+            batch.outcome = INVALID if self.set_errno(&record) else self.change(&record, &batch.refused, entered)
             if batch.outcome < 0:
                 break
             batch.changed += batch.outcome
@@ -789,6 +879,7 @@ cdef class Machine:
         cdef const Slot *slot
         cdef uint8_t attributes
         cdef int flags
+        self.check_made()
         while True:
             attributes = self.page(gfn)
             slot = slot_at(&self.memslots.spaces[0], gfn)
@@ -856,7 +947,9 @@ cdef class Machine:
         <Access.READ|EXEC: 5>
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
-        cdef const Slot *slot = slot_at(&self.memslots.spaces[0], gfn)
+        cdef const Slot *slot
+        self.check_made()
+        slot = slot_at(&self.memslots.spaces[0], gfn)
         if slot is NULL:
             return NO_ACCESS
         allowed = Access(self.allowed[self.page(gfn)])
@@ -883,10 +976,12 @@ cdef class Machine:
         (1, 2)
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
-        cdef const Slot *slot = slot_at(&self.memslots.spaces[0], gfn)
+        cdef const Slot *slot
         cdef int level, highest = 1
         cdef uint64_t block, askew, pages = PAGES_PER_BLOCK
         cdef bint entered
+        self.check_made()
+        slot = slot_at(&self.memslots.spaces[0], gfn)
         if slot is NULL:
             return 1
         askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
@@ -963,3 +1058,7 @@ cdef class Watcher:
     cdef exit(self, int fault, uint64_t gpa, uint64_t size, uint64_t wanted):
         """The Exit of an access that ``look_up`` did not let through."""
         return (<Machine>self.machine).exit(gpa >> PAGE_SHIFT, fault, gpa, gpa + size - 1, wanted)
+
+
+if kvmattr_locks_prepare():
+    raise MemoryError("out of memory for the fork handlers")

@@ -40,20 +40,26 @@ class GuestMemfds:
         _owners[handle] = self
         return handle
 
-    def pop(self, handle: int) -> GuestMemfd:
-        """Take an open file out and return it; OSError(EBADF) for a handle that this machine has not open."""
-        if handle not in self._files:
+    def file(self, handle: int) -> GuestMemfd:
+        """The open file of a handle; OSError(EBADF) for one that this machine has not open."""
+        file = self._files.get(handle)
+        if file is None or file.closed:
             raise OSError(EBADF, f"guest_memfd is {handle}: this VM has no such file open")
-        del _owners[handle]
-        return self._files.pop(handle)
+        return file
+
+    def forget(self, handle: int) -> None:
+        """Give up the handle of a file that was closed. May be called again."""
+        _owners.pop(handle, None)
+        self._files.pop(handle, None)
 
 
 def open_file(handle: int) -> GuestMemfd:
     """Return the open guest_memfd of a handle, whichever machine made it; OSError(EBADF) if there is none."""
     owner = _owners.get(handle)
-    if owner is None:
+    file = None if owner is None else owner._files.get(handle)
+    if file is None or file.closed:
         raise OSError(EBADF, f"guest_memfd is {handle}: no such file is open")
-    return owner._files[handle]
+    return file
 
 
 _owners: WeakValueDictionary[int, GuestMemfds] = WeakValueDictionary()
@@ -63,7 +69,7 @@ def resolve(descriptor: int) -> object:
     """Return what ``guest_memfd`` of a memslot names: a GuestMemfd of any machine, another file, or None."""
     owner = _owners.get(descriptor)
     if owner is not None:
-        return owner._files[descriptor]
+        return owner._files.get(descriptor)
     try:
         return os.fstat(descriptor)
     except (OSError, OverflowError):

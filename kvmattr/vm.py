@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, ENOTTY
-from functools import cache, partial
+from collections.abc import Callable
+from errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOTTY
+from functools import cache
 from operator import index as as_integer
 from typing import Any
 
@@ -23,8 +22,8 @@ from kvmattr._core import AttributeMap
 from kvmattr._vm import Machine
 from kvmattr.guest_memfd import GuestMemfds, check_fallocate, open_file, resolve
 from kvmattr.hosts import Host, host_named
-from kvmattr.listeners import Announcement, Listener, check_listener
-from kvmattr.memslots import GuestMemfd, MemslotTable
+from kvmattr.listeners import Listener, check_listener
+from kvmattr.memslots import MemslotTable
 from kvmattr.operation import Operation
 from kvmattr.profiles import Profile, profile_named
 from kvmattr.protection import Access, Capabilities
@@ -88,7 +87,6 @@ class VM(Machine):
         #: What the hardware can enforce, as given: ``no_exec``, ``exec_only``, ``write_only``.
         self.capabilities = capabilities
         self._guest_memfds = GuestMemfds()
-        self._listeners: tuple[Listener, ...] = ()
         self._irqchip = False
         self._handlers = _calls(self.profile.vm_attributes, self.profile.mail_calls)
 
@@ -156,8 +154,9 @@ class VM(Machine):
         """
         if not (self.profile.mail_calls and self.profile.vm_attributes):
             raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_GET_MEMORY_ATTRIBUTES")
-        if self.observer is not None:
-            self.observer("get", address, size)
+        observer = self.observer
+        if observer is not None:
+            observer("get", address, size)
         self._check(address, size)
         runs = self.attributes.runs(address >> uapi.PAGE_SHIFT, address + size >> uapi.PAGE_SHIFT)
         ranges = np.empty(len(runs), RANGES)
@@ -167,8 +166,9 @@ class VM(Machine):
         return ranges
 
     def _get_attributes(self, asked: uapi.kvm_memory_attributes) -> int:
-        if self.observer is not None:
-            self.observer("get", asked.address, asked.size)
+        observer = self.observer
+        if observer is not None:
+            observer("get", asked.address, asked.size)
         self._check(asked.address, asked.size, asked.operation, asked.flags)
         start, stop = asked.address >> uapi.PAGE_SHIFT, asked.address + asked.size >> uapi.PAGE_SHIFT
         _, run_stop, asked.attributes = self.attributes.run(start)
@@ -211,7 +211,7 @@ class VM(Machine):
             raise TypeError(f"{saved!r}: must be an AttributeMap")
         if len(saved) != len(self.attributes):
             raise ValueError(f"a map of {len(saved)} pages: must have {len(self.attributes)}")
-        self._restore(saved.snapshot())
+        self._restore(saved)
 
     # Memslots and guest_memfd ------------------------------------------------------------------------------
 
@@ -225,10 +225,10 @@ class VM(Machine):
         having changed nothing (:meth:`kvmattr.memslots.MemslotTable.set_region` says which), EBUSY from
         inside a listener; ValueError for a value that fits no field of the structure.
         """
-        if self.observer is not None:
-            self.observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        with self._changing():
-            self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        observer = self.observer
+        if observer is not None:
+            observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        self._locked(self.memslots.set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr)
         return 0
 
     def set_user_memory_region2(
@@ -250,12 +250,12 @@ class VM(Machine):
         >>> vm.set_user_memory_region2(0, 0, 1 << 20, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=memory)
         0
         """
-        if self.observer is not None:
-            self.observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd,
-                          guest_memfd_offset)
-        with self._changing():
-            self.memslots.set_region(slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
-                                     guest_memfd=guest_memfd, guest_memfd_offset=guest_memfd_offset)
+        observer = self.observer
+        if observer is not None:
+            observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd,
+                     guest_memfd_offset)
+        self._locked(self.memslots.set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
+                     guest_memfd=guest_memfd, guest_memfd_offset=guest_memfd_offset)
         return 0
 
     def _set_region(self, region: uapi.kvm_userspace_memory_region) -> int:
@@ -280,8 +280,8 @@ class VM(Machine):
         Traceback (most recent call last):
         OSError: [Errno 22] flags are 0x2: a guest_memfd of this VM may have 0x1
         """
-        with self._changing():
-            return self._guest_memfds.create(self.profile, self.memslots, size, flags)
+        handle: int = self._locked(self._guest_memfds.create, self.profile, self.memslots, size, flags)
+        return handle
 
     def _create_guest_memfd(self, file: uapi.kvm_create_guest_memfd) -> int:
         return self.create_guest_memfd(file.size, file.flags)
@@ -293,16 +293,7 @@ class VM(Machine):
         What was mapped through it is stale, so the invalidation counts it if a memslot was bound
         (``virt/kvm/guest_memfd.c``, kvm_gmem_release).
         """
-        with self._changing():
-            file = self._guest_memfds.pop(handle)
-            slots = [slot for _, _, number in file.bindings if (slot := self.memslots.slot(number))]
-            if slots:
-                self.invalidation.begin()
-            for slot in slots:
-                self.invalidation.add(slot.start, slot.stop)
-            file.close()
-            if slots:
-                self.invalidation.end()
+        self._close_guest_memfd(self._guest_memfds, handle)
 
     def create_irqchip(self) -> int:
         """KVM_CREATE_IRQCHIP: KVM makes the memslots that it owns itself on this host; return 0.
@@ -317,12 +308,14 @@ class VM(Machine):
         Traceback (most recent call last):
         FileExistsError: [Errno 17] [0xfee00000, 0xfee01000) overlaps memslot 32764, [0xfee00000, 0xfee01000)
         """
-        with self._changing():
-            if self._irqchip:
-                raise OSError(EEXIST, "this VM has its irqchip already")
-            self.memslots.own_regions(self.host.irqchip_memslots)
-            self._irqchip = True
+        self._locked(self._make_irqchip)
         return 0
+
+    def _make_irqchip(self) -> None:
+        if self._irqchip:
+            raise OSError(EEXIST, "this VM has its irqchip already")
+        self.memslots.own_regions(self.host.irqchip_memslots)
+        self._irqchip = True
 
     def _ioctl_create_irqchip(self, arg: Any, mutate_flag: bool) -> int:
         return self.create_irqchip()
@@ -344,8 +337,7 @@ class VM(Machine):
         file = open_file(handle)
         check_fallocate(file, mode, offset, size, self.host.page_size)
         if mode & uapi.FALLOC_FL_PUNCH_HOLE:
-            with self._changing():
-                self._invalidate_file(file, offset, offset + size)
+            self._invalidate_file(file, offset, offset + size)
 
     def punch_hole(self, handle: int, offset: int, size: int) -> None:
         """Give pages of a guest_memfd back: fallocate(2) with FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE.
@@ -356,21 +348,6 @@ class VM(Machine):
         """
         mode = uapi.FALLOC_FL_PUNCH_HOLE | uapi.FALLOC_FL_KEEP_SIZE
         self.fallocate_guest_memfd(handle, mode, offset, size)
-
-    def _invalidate_file(self, file: GuestMemfd, start: int, stop: int) -> None:
-        """Count one change of what memslots map of a file's bytes [start, stop), if they map any."""
-        begun = False
-        for first, last, number in file.bindings:
-            first, last, begins = max(first, start), min(last, stop), first
-            slot = self.memslots.slot(number)
-            if first < last and slot is not None:
-                if not begun:
-                    self.invalidation.begin()
-                begun = True
-                self.invalidation.add(slot.start + (first - begins >> uapi.PAGE_SHIFT),
-                                      slot.start + (last - begins >> uapi.PAGE_SHIFT))
-        if begun:
-            self.invalidation.end()
 
     # vCPUs -------------------------------------------------------------------------------------------------
 
@@ -474,34 +451,11 @@ class VM(Machine):
         an object without its methods.
         """
         check_listener(listener)
-        with self._changing():
-            if replay:
-                stored = Announcement((listener,), AttributeMap(), self.snapshot(), 0, len(self.attributes))
-                stored.prepare()
-                stored.commit()
-            self._listen((*self._listeners, listener))
+        self._add_listener(listener, replay)
 
     def remove_listener(self, listener: Listener) -> None:
         """Let a listener hear no more; ValueError if it is not registered, OSError(EBUSY) from inside one."""
-        with self._changing():
-            if not any(other is listener for other in self._listeners):
-                raise ValueError(f"{listener!r}: is not registered")
-            self._listen(tuple(other for other in self._listeners if other is not listener))
-
-    def _listen(self, listeners: tuple[Listener, ...]) -> None:
-        self._listeners = listeners
-        self._announce_with(partial(Announcement, listeners) if listeners else None)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold the lock of the machine; OSError(EBUSY) from inside a listener, ENOMEM for a MemoryError."""
-        self._enter()
-        try:
-            yield
-        except MemoryError as no_memory:
-            raise OSError(ENOMEM, str(no_memory)) from no_memory
-        finally:
-            self._leave()
+        self._remove_listener(listener)
 
 
 def holds_references(layout: str) -> bool:

@@ -438,3 +438,22 @@ def test_random_changes_against_a_dict(calls: list[tuple[int, int, int, int]]) -
         for gfn in range(50):
             found = table.lookup(gfn)
             assert (found and found.id) == next((i for i, (a, b, _) in slots.items() if a <= gfn < b), None)
+
+
+@pytest.mark.parametrize("meanwhile", [(5, 0, 1 << 20), (0, 1 << 30, 1 << 20)])
+def test_a_slot_that_appears_while_the_file_is_looked_up(meanwhile):
+    """``resolve_guest_memfd`` is Python code: it may change the table, or give the GIL to another thread that does."""
+    slot, address, size = meanwhile
+
+    def resolve(descriptor):
+        if not len(table):
+            table.set_region(slot, 0, address, size)
+        return file
+
+    table = MemslotTable(private_memory=True, resolve_guest_memfd=resolve)
+    file = GuestMemfd(table, 1 << 20)
+    with pytest.raises(OSError, match="overlaps memslot 5" if slot == 5 else "is for new memslots alone"):
+        table.set_region(0, uapi.KVM_MEM_GUEST_MEMFD, 0, 1 << 20, region2=True, guest_memfd=1)
+    assert [found.id for found in table] == [slot]
+    assert file.bindings == ()
+    table.validate()

@@ -88,8 +88,8 @@ cdef int allocate_dirty_bitmaps(MemslotTable table, SlotSet *slots, Slot *new) e
     return 0
 
 
-cdef GuestMemfd bind_guest_memfd(MemslotTable table, uint32_t number, object descriptor, const Slot *new):
-    """The open guest_memfd behind descriptor, its range bound to the slot."""
+cdef GuestMemfd resolved(MemslotTable table, object descriptor):
+    """The open guest_memfd of this table behind a descriptor. Runs Python code, which may change the table."""
     file = None if table.resolve_guest_memfd is None else table.resolve_guest_memfd(descriptor)
     if file is None or isinstance(file, GuestMemfd) and (<GuestMemfd> file).closed:
         raise OSError(EBADF, f"guest_memfd is {descriptor}: no such file is open")
@@ -97,16 +97,21 @@ cdef GuestMemfd bind_guest_memfd(MemslotTable table, uint32_t number, object des
         raise OSError(EINVAL, f"guest_memfd is {descriptor}: that file is no guest_memfd")
     if (<GuestMemfd> file).table is not table:
         raise OSError(EINVAL, f"guest_memfd is {descriptor}: it belongs to another VM")
-    (<GuestMemfd> file).bind(new.guest_memfd_offset, (new.stop - new.start) << PAGE_SHIFT, number)
     return file
 
 
 cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint32_t number, Slot *new,
                        object descriptor) except -1:
     cdef GuestMemfd file = None
+    cdef uint64_t installed = slots.counters.sets_installed
     check_overlap(table, slots, index, new)
     if new.flags & GUEST_MEMFD:
-        file = bind_guest_memfd(table, number, descriptor, new)
+        file = resolved(table, descriptor)
+        if slots.counters.sets_installed != installed:
+            if slots.records[index].stop:
+                return region_modify(table, slots, index, new)
+            check_overlap(table, slots, index, new)
+        file.bind(new.guest_memfd_offset, (new.stop - new.start) << PAGE_SHIFT, number)
         if file.serves_shared:
             new.flags |= GUEST_MEMFD_ALONE
     try:

@@ -38,21 +38,58 @@ class Memslot(NamedTuple):
         return self.npages << PAGE_SHIFT
 
 
-cdef object memslot_record(MemslotTable table, int space, uint16_t index):
-    cdef const Slot *slot = &table.spaces[space].records[index]
-    cdef uint32_t id = index - 1
-    return Memslot(id, space, slot.start, slot.stop, slot.userspace_addr, slot.flags & SLOT_FLAGS,
-                   table.guest_memfds.get(<uint32_t> space << ADDRESS_SPACE_SHIFT | id),
+cdef object memslot_of(const Slot *slot, int space, uint16_t index, object file):
+    return Memslot(index - 1, space, slot.start, slot.stop, slot.userspace_addr, slot.flags & SLOT_FLAGS, file,
                    slot.guest_memfd_offset)
 
 
+cdef inline object file_of(MemslotTable table, int space, uint16_t index):
+    return table.guest_memfds.get(<uint32_t> space << ADDRESS_SPACE_SHIFT | <uint32_t> (index - 1))
+
+
+cdef object memslot_record(MemslotTable table, int space, uint16_t index):
+    """The record with this index, None if it is not in use. What it tells is of one moment."""
+    cdef Slot slot
+    with cython.critical_section(table):
+        slot = table.spaces[space].records[index]
+        file = file_of(table, space, index)
+    return memslot_of(&slot, space, index, file) if slot.stop else None
+
+
 cdef list memslot_records(MemslotTable table, int space, uint64_t start, uint64_t stop):
-    cdef list found = []
-    cdef uint16_t index = slot_reaching(&table.spaces[space], start)
-    while index and table.spaces[space].records[index].start < stop:
-        found.append(memslot_record(table, space, index))
-        index = slot_after(&table.spaces[space], index)
-    return found
+    """The slots that hold pages of [start, stop), in order, all of one moment: no Python code runs while they are
+    copied, and no record is read after."""
+    cdef SlotSet *slots = &table.spaces[space]
+    cdef uint32_t capacity, count, i
+    cdef uint16_t index
+    cdef Slot *copies
+    cdef uint16_t *indices
+    cdef list files
+    cdef bint complete = False
+    while not complete:
+        capacity = slots.used
+        files = [None] * capacity           # may run a collection, and so anything
+        copies = <Slot *> malloc((sizeof(Slot) + sizeof(uint16_t)) * capacity + 1)
+        if copies == NULL:
+            raise MemoryError(f"no memory for the records of {capacity} memslots")
+        indices = <uint16_t *> (copies + capacity)
+        count = 0
+        with cython.critical_section(table):
+            index = slot_reaching(slots, start)
+            while index and slots.records[index].start < stop and count < capacity:
+                copies[count] = slots.records[index]
+                indices[count] = index
+                if copies[count].flags & GUEST_MEMFD:
+                    files[count] = file_of(table, space, index)
+                count += 1
+                index = slot_after(slots, index)
+            complete = index == 0 or slots.records[index].start >= stop
+        if not complete:                    # there are more by now
+            free(copies)
+    try:
+        return [memslot_of(&copies[i], space, indices[i], files[i]) for i in range(count)]
+    finally:
+        free(copies)
 
 
 cdef SlotSet *space_of(MemslotTable table, object address_space) except NULL:
@@ -215,10 +252,16 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         True
         """
         cdef SlotSet *slots = space_of(self, address_space)
-        cdef const Slot *slot = slot_at(slots, page(gfn, MAX_GFN))
-        if slot == NULL:
-            return None
-        return memslot_record(self, slots - &self.spaces[0], slot - slots.records)
+        cdef uint64_t wanted = page(gfn, MAX_GFN)
+        cdef const Slot *slot
+        cdef Slot found
+        cdef uint16_t index
+        with cython.critical_section(self):
+            slot = slot_at(slots, wanted)
+            index = slot - slots.records if slot != NULL else 0
+            found = slots.records[index]
+            file = file_of(self, slots - &self.spaces[0], index) if index else None
+        return memslot_of(&found, slots - &self.spaces[0], index, file) if index else None
 
     def slot(self, slot):
         """The `Memslot` with this id (address space in the upper 16 bits, as in `set_region`), or None. O(1).
@@ -229,8 +272,7 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         cdef uint32_t number = field(slot, 32, "slot")
         cdef int space = number >> ADDRESS_SPACE_SHIFT
         cdef uint32_t id = number & 0xFFFF
-        if (space >= self.address_spaces or id >= self.spaces[space].nr_records
-                or self.spaces[space].records[id + 1].stop == 0):
+        if space >= self.address_spaces or id >= self.spaces[space].nr_records:
             return None
         return memslot_record(self, space, id + 1)
 
