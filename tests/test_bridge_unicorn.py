@@ -427,6 +427,234 @@ def test_a_block_across_two_pages_needs_both() -> None:
     assert guest.run(first, first + len(code)) is None
 
 
+# Fetches: neither too early nor by a user's hook -------------------------------------------------------------------
+
+
+def edge_guest(code: bytes, at: int, mode: int = unicorn.UC_MODE_64) -> Guest:
+    """nops on two pages with ``code`` at ``at``, and the second page may not be executed."""
+    engine = engine_with(b"", mode)
+    engine.mem_write(CODE, NOP * 2 * PAGE)
+    engine.mem_write(at, code)
+    guest = Guest(machine(), engine)
+    protect(guest, CODE + PAGE, NO_EXEC)
+    return guest
+
+
+EDGE = CODE + PAGE
+REFUSED = Exit(39, 4, EDGE, PAGE, False)
+
+
+@pytest.mark.parametrize("before", [256, 4, 2])
+def test_what_stands_before_the_edge_has_run_when_the_fetch_beyond_it_exits(before: int) -> None:
+    guest = edge_guest(bytes.fromhex("ffc0") * (before // 2), EDGE - before)
+    assert guest.run(EDGE - before, EDGE + 0x100) == REFUSED
+    assert (rax(guest), guest.pc) == (before // 2, EDGE)
+    assert guest.run(guest.pc, EDGE + 0x100) == REFUSED
+    protect(guest, EDGE, 0)
+    assert guest.run(guest.pc, EDGE + 0x100) is None
+    assert rax(guest) == before // 2
+
+
+@pytest.mark.parametrize("mode", [unicorn.UC_MODE_16, unicorn.UC_MODE_32, unicorn.UC_MODE_64])
+@pytest.mark.parametrize("across", range(1, 5))
+def test_an_instruction_across_the_edge_exits_there_and_those_before_it_have_run(mode: int, across: int) -> None:
+    """40 times inc through a two-byte form, then mov eax, imm32 with ``across`` of its bytes beyond the edge."""
+    before = bytes.fromhex("fec3") * 40
+    mov = bytes.fromhex("66b878563412") if mode == unicorn.UC_MODE_16 else bytes.fromhex("b878563412")
+    at = EDGE - len(mov) + across
+    guest = edge_guest(before + mov, at - len(before), mode)
+    assert guest.run(at - len(before), EDGE + 0x100) == REFUSED
+    assert guest.pc == at
+    assert guest.engine.reg_read(x86.UC_X86_REG_BL) == 40
+    protect(guest, EDGE, 0)
+    assert guest.run(guest.pc, EDGE + 0x100) is None
+    assert guest.engine.reg_read(x86.UC_X86_REG_EAX) == 0x12345678
+
+
+def test_exits_come_in_the_order_of_the_guest() -> None:
+    guest = edge_guest(bytes.fromhex("c604250080000055"), EDGE - 96)  # mov byte [DATA], 0x55
+    protect(guest, DATA, NO_WRITE)
+    exits: list[tuple[int, int, int]] = []
+
+    def handler(refused: Exit) -> bool:
+        exits.append((refused.flags, refused.gpa, guest.pc))
+        protect(guest, refused.gpa, 0)
+        return True
+
+    assert guest.run(EDGE - 0x80, EDGE + 0x10, handler=handler) is None
+    assert exits == [(2, DATA, EDGE - 96), (4, EDGE, EDGE)]
+
+
+def test_a_page_that_is_never_reached_gives_no_exit() -> None:
+    guest = edge_guest(bytes.fromhex("31c9f7f1"), EDGE - 32)  # xor ecx, ecx; div ecx
+    interrupts: list[int] = []
+    guest.engine.hook_add(unicorn.UC_HOOK_INTR,
+                          lambda engine, number, _: (interrupts.append(number), engine.emu_stop()))
+    assert guest.run(EDGE - 64, EDGE + 0x10) is None
+    assert interrupts == [0]
+    away = edge_guest(bytes.fromhex("eb80"), EDGE - 2)  # jmp back, from the last bytes of the page
+    assert away.run(EDGE - 2, EDGE - 0x80) is None
+    assert away.last_exit is None
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10, None), (16, None), (17, REFUSED)])
+def test_count_holds_over_a_block_that_was_cut(count: int, expected: Exit | None) -> None:
+    guest = edge_guest(bytes.fromhex("ffc0") * 16, EDGE - 32)
+    assert guest.run(EDGE - 32, EDGE + 0x100, count=count) == expected
+    assert rax(guest) == min(count, 16)
+
+
+def test_a_fetch_without_a_memslot_is_mmio_when_the_guest_comes_there() -> None:
+    guest = edge_guest(bytes.fromhex("ffc0") * 8, EDGE - 16)
+    guest.vm.set_user_memory_region(0, 0, 0)
+    guest.vm.set_user_memory_region(0, 0, EDGE)
+    assert guest.run(EDGE - 16, EDGE + 0x100) == Exit(6, 0, EDGE, 1, False)
+    assert (rax(guest), guest.pc) == (8, EDGE)
+
+
+@pytest.mark.parametrize("kind", [unicorn.UC_HOOK_MEM_UNMAPPED, unicorn.UC_HOOK_MEM_INVALID])
+@pytest.mark.parametrize(("code", "access", "size"), [
+    (LOAD, Access.READ, 8), (STORE, Access.WRITE, 8), (JUMP, Access.EXEC, 1), (bytes.fromhex("ff33"), Access.READ, 8),
+    (bytes.fromhex("0fb603"), Access.READ, 1), (bytes.fromhex("0f1103"), Access.WRITE, 8),
+], ids=["load", "store", "jump", "push", "byte", "vector"])
+def test_a_hook_that_maps_what_is_missing_gives_no_memory_that_the_vm_lacks(kind: int, code: bytes, access: Access,
+                                                                           size: int) -> None:
+    where = SIZE + 0x2008
+    guest = guest_with(code, rbx=where)
+    guest.engine.reg_write(x86.UC_X86_REG_RSP, DATA + 0x100)
+    seen: list[int] = []
+
+    def lazily(engine: Any, kind: int, address: int, *rest: Any) -> bool:
+        seen.append(address)
+        engine.mem_map(address & -PAGE, PAGE)
+        return True
+
+    guest.engine.hook_add(kind, lazily)
+    for _ in range(2):
+        assert guest.run(CODE, CODE + len(code)) == Exit(6, 0, where, size, access == Access.WRITE)
+        assert not seen
+        assert [region[:2] for region in guest.engine.mem_regions()] == [(0, SIZE - 1)]
+    guest.vm.set_user_memory_region(1, SIZE, SIZE)  # now the VM has it, the engine not: the hook is asked, as ever
+    guest.run(CODE, where if access == Access.EXEC else CODE + len(code), timeout=1_000_000)
+    assert seen in ([where], [])
+    assert bool(seen) == (access != Access.EXEC)
+
+
+def test_a_write_across_two_pages_writes_its_part_in_memory_before_the_mmio_exits() -> None:
+    guest = guest_with(STORE, rbx=SIZE - 3)
+    guest.engine.reg_write(x86.UC_X86_REG_RAX, 0x8877665544332211)
+    assert run(guest, STORE) == Exit(6, 0, SIZE, 5, True)
+    assert guest.engine.mem_read(SIZE - 4, 4) == bytes.fromhex("00112233")
+    guest.engine.mem_write(CODE, LOAD)
+    assert run(guest, LOAD) == Exit(6, 0, SIZE, 5, False)
+    assert rax(guest) == 0x8877665544332211
+
+
+def test_segments_of_other_modes_count_in_the_address_of_mmio() -> None:
+    engine = engine_with(bytes.fromhex("a03412"), unicorn.UC_MODE_16)  # mov al, [0x1234]
+    engine.reg_write(x86.UC_X86_REG_DS, 0x2000)
+    vm = VM()
+    vm.set_user_memory_region(0, 0, 0x10000)
+    guest = Guest(vm, engine)
+    assert guest.run(CODE, CODE + 3) == Exit(6, 0, 0x21234, 1, False)
+
+
+# Frameworks that start the engine themselves -----------------------------------------------------------------------
+
+
+def test_emu_start_of_others_keeps_the_exit() -> None:
+    guest = guest_with(INCREMENT + STORE)
+    code = INCREMENT + STORE
+    protect(guest, DATA, NO_WRITE)
+    with pytest.raises(unicorn.UcError) as raised:
+        guest.engine.emu_start(CODE, CODE + len(code))
+    assert guest.last_exit == Exit(39, 2, DATA, PAGE, True)
+    assert raised.value.__notes__ == [f"kvmattr: the VM refused an access at {CODE + 3:#x}: {guest.last_exit}"]
+    assert guest.pc == CODE + 3
+    protect(guest, DATA, 0)
+    guest.engine.emu_start(guest.pc, until=CODE + len(code), timeout=0, count=0)
+    assert guest.last_exit is None
+    assert rax(guest) == 1
+
+
+def test_on_exit_mends_for_emu_start_and_for_run_without_a_handler() -> None:
+    seen: list[Exit] = []
+
+    def mend(refused: Exit) -> bool:
+        seen.append(refused)
+        protect(guest, refused.gpa, 0)
+        return len(seen) < 3
+
+    guest = guest_with(STORE, on_exit=mend)
+    for number, start in enumerate((guest.engine.emu_start, guest.run), 1):
+        protect(guest, DATA, NO_WRITE)
+        start(CODE, CODE + len(STORE))
+        assert seen == [Exit(39, 2, DATA, PAGE, True)] * number
+    protect(guest, DATA, NO_WRITE)
+    assert guest.run(CODE, CODE + len(STORE)) == Exit(39, 2, DATA, PAGE, True)  # the third is declined
+    protect(guest, DATA, NO_WRITE)
+    assert guest.run(CODE, CODE + len(STORE), handler=lambda refused: False) == Exit(39, 2, DATA, PAGE, True)
+    assert len(seen) == 3
+    with pytest.raises(TypeError, match=r"^on_exit 5: must be a function of an Exit, or None$"):
+        Guest(machine(), engine_with(NOP), on_exit=5)  # type: ignore[arg-type]
+
+
+def test_a_run_within_a_run_is_unicorns() -> None:
+    guest = guest_with(INCREMENT + STORE)
+    guest.engine.mem_write(CODE + PAGE, INCREMENT * 2)
+    done: list[int] = []
+
+    def hook(engine: Any, *event: Any) -> None:
+        if not done:
+            done.append(1)
+            engine.emu_start(CODE + PAGE, CODE + PAGE + 6)
+
+    guest.engine.hook_add(unicorn.UC_HOOK_CODE, hook, begin=CODE, end=CODE)
+    guest.engine.emu_start(CODE, CODE + 6)
+    assert done
+    assert guest.engine.mem_read(DATA, 1)[0] in (1, 2, 3)
+
+
+def test_flat_asks_attributes_alone() -> None:
+    vm = VM(no_exec=True)
+    engine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    top = 0xFFFFFFFFFF600000    # where no memslot can be
+    for address in (CODE, DATA, top):
+        engine.mem_map(address, PAGE)
+    engine.mem_write(CODE, STORE + JUMP)
+    engine.mem_write(top, INCREMENT)
+    engine.reg_write(x86.UC_X86_REG_RBX, DATA)
+    with Guest(vm, engine, flat=True) as guest:
+        assert guest.run(CODE, CODE + 3) is None
+        protect(guest, DATA, NO_WRITE)
+        assert guest.run(CODE, CODE + 3) == Exit(39, 2, DATA, PAGE, True)
+        engine.reg_write(x86.UC_X86_REG_RBX, top)
+        assert guest.run(CODE + 3, top + 3) is None
+        assert rax(guest) == 1
+        protect(guest, top, NO_EXEC)
+        assert guest.run(CODE + 3, top + 3) == Exit(39, 4, top, PAGE, False)
+        protect(guest, top, PRIVATE)
+        assert guest.run(CODE + 3, top + 3) is None     # private is no reason to refuse: nobody claims otherwise
+        engine.reg_write(x86.UC_X86_REG_RBX, 0x50000)   # memory that nobody has is the engine's affair
+        with pytest.raises(unicorn.UcError, match="UC_ERR_WRITE_UNMAPPED"):
+            guest.run(CODE, CODE + 3)
+        assert guest.last_exit is None
+
+
+def test_a_snapshot_of_another_engine_is_refused_and_changes_nothing() -> None:
+    vm = machine()
+    guest, other = guest_with(INCREMENT, vm), guest_with(INCREMENT, vm)
+    assert run(other, INCREMENT) is None
+    saved = other.snapshot()
+    protect(guest, DATA, NO_WRITE)
+    with pytest.raises(ValueError, match=r"^the snapshot is of another engine, <.*>: must be of <.*>$"):
+        guest.restore(saved)
+    assert vm.protection(DATA) == Access.READ | Access.EXEC
+    assert rax(guest) == 0
+    other.restore(saved)
+    assert vm.protection(DATA) == Access.READ | Access.WRITE | Access.EXEC
+
+
 # A model beside it ----------------------------------------------------------------------------------------------
 
 
