@@ -80,13 +80,15 @@ def test_every_public_callable_has_a_signature():
             members = [getattr(owner, member) for member in vars(owner)
                        if not member.startswith("_")] if isinstance(owner, type) else []
             for each in filter(callable, [owner, *members]):
+                if typing.get_origin(each):         # an alias for annotations
+                    continue
                 try:
                     inspect.signature(each)
                 except ValueError:
                     without.append(f"{name}: {each}")
     assert without == []
     assert str(inspect.signature(AttributeMap)) == "(npages=4503599627370496, default=0)"
-    assert str(inspect.signature(AttributeMap.find)) == "(self, start, attributes, *, mask=255, stop=None)"
+    assert str(inspect.signature(AttributeMap.find)) == "(self, /, start, attributes, *, mask=255, stop=None)"
     assert not AttributeMap.__doc__.startswith("AttributeMap(")
 
 

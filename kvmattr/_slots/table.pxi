@@ -99,7 +99,7 @@ cdef SlotSet *space_of(MemslotTable table, object address_space) except NULL:
 @cython.final
 cdef class MemslotTable:
     """MemslotTable(nr_memslots=32764, *, phys_bits=52, address_spaces=1, private_memory=False, metadata='tdp', \
-resolve_guest_memfd=None, guest_memfd=None, bound_twice=22, host='x86-64')\n--\n\n\
+resolve_guest_memfd=None, guest_memfd=None, bound_twice=22, host=...)\n--\n\n\
 The memslots of a VM, with the rules, the errnos and the costs of KVM's own table.
 
     ``nr_memslots`` is the number of slot ids of each address space, ``phys_bits`` the guest's MAXPHYADDR,

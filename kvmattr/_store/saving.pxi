@@ -15,7 +15,7 @@ cdef object for_path(object path, object error):
     return type(error)(error.errno, error.strerror, path)
 
 
-cdef class Told:
+cdef class _Told:
     """The caller's progress: what it raises is its own."""
 
     cdef object progress
@@ -36,7 +36,7 @@ cdef class Told:
         return 0
 
 
-cdef int write_all(int descriptor, object data, Told told) except -1:
+cdef int write_all(int descriptor, object data, _Told told) except -1:
     cdef Py_ssize_t done = 0
     while done < len(data):
         done += os.write(descriptor, data[done:done + SAVED_PIECE])
@@ -46,7 +46,7 @@ cdef int write_all(int descriptor, object data, Told told) except -1:
 
 cdef int save_bytes(object path, object data, object progress) except -1:
     """Write bytes to where a path leads; OSError names the path, and leaves what was there as it was."""
-    cdef Told told = Told(progress, len(data))
+    cdef _Told told = _Told(progress, len(data))
     try:
         try:
             status = os.stat(path)
@@ -64,7 +64,7 @@ cdef int save_bytes(object path, object data, object progress) except -1:
     return 0
 
 
-cdef int save_into(object path, object data, Told told) except -1:
+cdef int save_into(object path, object data, _Told told) except -1:
     cdef int descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         write_all(descriptor, data, told)
@@ -73,7 +73,7 @@ cdef int save_into(object path, object data, Told told) except -1:
     return 0
 
 
-cdef int save_in_place_of(object target, object status, object data, Told told) except -1:
+cdef int save_in_place_of(object target, object status, object data, _Told told) except -1:
     """Replace a regular file, or make one. `status`: of the file that is there, whose mode and owner stay."""
     cdef int directory, descriptor = -1
     # The rename is only safe on the disk when the directory is: told before anything is replaced.
@@ -120,7 +120,7 @@ cdef int keep_owner(int descriptor, object status) except -1:
 
 cdef object load_bytes(object path, object progress):
     """The bytes of a saved map. What the header says is checked before the rest is read."""
-    cdef Told told
+    cdef _Told told
     cdef object file
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
@@ -130,7 +130,7 @@ cdef object load_bytes(object path, object progress):
         length = header_parse(data)[3]
         if stat.S_ISREG(status.st_mode) and status.st_size - HEADER.size != length:
             raise_length(status.st_size - HEADER.size, length)
-        told = Told(progress, HEADER.size + length)
+        told = _Told(progress, HEADER.size + length)
         # One byte more than announced is enough to know that there are too many.
         while len(data) <= HEADER.size + length and (
                 piece := file.read(min(SAVED_PIECE, HEADER.size + length + 1 - len(data)))):
