@@ -74,12 +74,12 @@ def _check_machines(report: Report, files: list[TimeFile], same_machine: bool) -
         report.notes.append("the files do not say on which machine they were made")
 
 
-def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> tuple[Verdict, str]:
+def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> tuple[Verdict, str, float | None]:
     pairs = _pairs(head, base)
     if len(pairs.head) < FEWEST_PAIRS:
         return Verdict.UNDECIDED, (
             f"{len(pairs.head)} pairs; at least {FEWEST_PAIRS} are needed: more files, or files with their rounds "
-            "(pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: --record-samples)")
+            "(pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: --record-samples)"), None
     group = head[0].group
     threshold = limits.of(name, group) * (BETWEEN_RUNS if len(base) < FEWEST_PAIRS else 1.0)
     return judge(pairs, threshold, must_work=limits.working(name, group))

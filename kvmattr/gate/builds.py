@@ -7,20 +7,19 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+from kvmattr.gate import running
 from kvmattr.gate.verdict import CannotTell, Usage
 
 #: What the compiler sees, so that a change elsewhere costs no compiling, and what else a build consists of.
@@ -33,7 +32,7 @@ _NOT_SOURCES = ("*.so", "*.c", "__pycache__")
 _KEPT_DAYS = 30
 
 #: The same code at other addresses: what its time changes by is layout.
-_SHIFT = "-falign-functions=64"
+SHIFT = "-falign-functions=64"
 
 
 def cache_directory() -> Path:
@@ -58,57 +57,30 @@ def build(source: Path, mode: str = "", *, twin: bool = False, shifted: bool = F
     the twin is a copy, because compiling the same sources again gives the same bytes; the shifted one is
     compiled with its functions at other addresses.
     """
-    flags = _SHIFT if shifted else ""
+    flags = SHIFT if shifted else ""
     kind = (mode or "plain") + "-shifted" * shifted
     # All names in the cache are of one length: a path is in a process's memory and moves what comes after it.
     place = cache_directory() / f"{_digest(source, _COMPILED + _PLAIN, mode, flags, twin)}-{mode or 'plain'}"
     if not place.exists():
         compiled = cache_directory() / f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions"
         if not compiled.exists():
-            _settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
-        _used(compiled)
-        _settle(place, lambda scratch: _assemble(source, compiled, scratch))
-    _used(place)
+            settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
+        used(compiled)
+        settle(place, lambda scratch: _assemble(source, compiled, scratch))
+    used(place)
     return place
 
 
 def checkout(repository: Path, ref: str) -> Path:
-    """A directory with the sources of a git ref of the repository that holds ``repository``."""
-    inside = _git(ref, repository, "rev-parse", "--git-dir")
-    if inside.returncode:
-        raise Usage(f"--base {ref!r}: {repository} is not a git checkout: {_said(inside)}")
-    found = _git(ref, repository, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
-    if found.returncode:
-        raise Usage(f"--base {ref!r}: no such commit in {repository} (a shallow clone has few of them)")
-    commit = found.stdout.decode().strip()
-    place = cache_directory() / f"{commit}-sources"
-    if not place.exists():
-        def extract(scratch: Path) -> None:
-            archive = _git(ref, repository, "archive", "--format=tar", commit)
-            if archive.returncode:
-                raise CannotTell(f"--base {ref!r}: git archive failed: {_said(archive)}")
-            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-                tar.extractall(scratch, filter="data")
-        _settle(place, extract)
-    _used(place)
+    """A directory with kvmattr's sources of a git ref of the repository that holds ``repository``."""
+    from kvmattr.gate.repository import checkout as of_repository
+    place = of_repository(repository, ref).inside
     if source_tree(place) != place.resolve():
         raise Usage(f"--base {ref!r} has no kvmattr sources at its root")
     return place
 
 
-def _git(ref: str, repository: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
-    try:
-        return subprocess.run(["git", "-C", str(repository), *words], capture_output=True)
-    except FileNotFoundError:
-        raise CannotTell(f"--base {ref}: this machine has no git") from None
-
-
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return lines[0] if lines else f"git ended with {done.returncode}"
-
-
-def _settle(place: Path, fill: Callable[[Path], None]) -> None:
+def settle(place: Path, fill: Callable[[Path], None]) -> None:
     """Make a cached directory complete or not at all; of two that make it at once the first one wins."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +99,8 @@ def _settle(place: Path, fill: Callable[[Path], None]) -> None:
     _forget(place.parent)
 
 
-def _used(place: Path) -> None:
+def used(place: Path) -> None:
+    """Something in the cache is needed: it is not forgotten yet."""
     with contextlib.suppress(OSError):      # a cache that others made and we may only read
         os.utime(place)
 
@@ -175,7 +148,6 @@ def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> No
     words = f"{kind} build"
     if shutil.which(_compiler()) is None:
         raise CannotTell(f"a {words} is needed and this machine has no C compiler ({_compiler()})")
-    print(f"{words} of {source} (kept in {cache_directory()})", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch)
         shutil.copytree(source / "kvmattr", tree / "kvmattr", ignore=_ignored)
@@ -192,9 +164,10 @@ def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> No
         if flags:
             # CPPFLAGS are added to the interpreter's own flags, in whose place CFLAGS would come.
             variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {flags}".strip()
-        done = subprocess.run([sys.executable, *command], cwd=tree, env=variables, capture_output=True, text=True)
-    if done.returncode:
-        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        code, said = running.run([sys.executable, *command], f"{words} of {source} (kept in {cache_directory()})",
+                                 cwd=tree, environment=variables)
+    if code:
+        last = "\n".join(said.strip().splitlines()[-15:])
         raise CannotTell(f"the {words} of {source} failed:\n{last}")
     for path in sorted(target.rglob("*"), reverse=True):
         if path.is_file() and path.suffix != ".so":

@@ -19,8 +19,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from kvmattr.gate import benchmark_json, builds, limits, loading, output, stages
+from kvmattr.gate import benchmark_json, builds, history, limits, loading, output, repository, stages
 from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.project import Project
 from kvmattr.gate.selftest import prove, selftest
 from kvmattr.gate.stages import Gate, progress
 from kvmattr.gate.verdict import (
@@ -30,6 +31,7 @@ from kvmattr.gate.verdict import (
     Usage,
     Verdict,
 )
+from kvmattr.measure import writing
 
 HELP = "judge performance by counts, scaling, memory, claims and paired times, for CI"
 
@@ -43,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the committed counts, bytes and slopes (default: %(default)s)")
     parser.add_argument("--update-baseline", action="store_true",
                         help="write what is measured now to the baseline")
-    parser.add_argument("--base", metavar="REF", help="also judge the time against this git ref of kvmattr")
+    parser.add_argument("--base", metavar="REF", help="also judge the time against this git ref: of the project in "
+                        "the current directory, or of kvmattr in its source tree")
+    parser.add_argument("--project", type=Path, metavar="DIR",
+                        help="with --base: the project whose time is judged (default: the current directory)")
+    parser.add_argument("--install", metavar="COMMAND",
+                        help="with --base: how either commit of the project is installed; {python}, {source} and "
+                        "{target} are filled in, '' is not at all (default: pip where it has a build file)")
     parser.add_argument("--threshold", action="append", default=[], metavar="[CELL=|group:NAME=]X",
                         help=f"times slower that a cell may be (default: {limits.DEFAULT}); for one cell, a pattern of "
                         "cells, or a group (may be repeated)")
@@ -66,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="... against these of the base")
     parser.add_argument("--same-machine", action="store_true",
                         help="judge files although they say that their machines differ")
+    parser.add_argument("--history", type=Path, metavar="FILE",
+                        help="append the commit's calls, counts, bytes and ratios of time, a line of JSON a run")
+    parser.add_argument("--plot-history", type=Path, metavar="PICTURE",
+                        help="draw what moved in --history FILE over its commits (.svg, .png or .pdf)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the findings as JUnit XML")
 
@@ -83,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             _judge(report, arguments)
     except Usage as error:
         return _usage(error)
+    except writing.CannotWrite as error:
+        return _usage(Usage(str(error)))
     except CannotTell as error:
         report.add("gate", "all", Verdict.UNDECIDED, str(error))
     except KeyboardInterrupt:
@@ -111,7 +125,8 @@ def _usage(error: Usage) -> int:
 def _at_odds(arguments: argparse.Namespace) -> None:
     """Options of which one would be ignored: what was asked for is done, or refused, never forgotten."""
     modes = {"--selftest": arguments.selftest, "--prove": arguments.prove, "--update-baseline":
-             arguments.update_baseline, "--judge-json": arguments.judge_json or arguments.against}
+             arguments.update_baseline, "--judge-json": arguments.judge_json or arguments.against,
+             "--plot-history": arguments.plot_history}
     chosen = [name for name, given in modes.items() if given]
     if len(chosen) > 1:
         raise Usage(f"{' and '.join(chosen)}: one at a time")
@@ -121,11 +136,21 @@ def _at_odds(arguments: argparse.Namespace) -> None:
         raise Usage(f"--instructions and {chosen[0]} do not go together")
     if chosen == ["--judge-json"] and not (arguments.judge_json and arguments.against):
         raise Usage("--judge-json HEAD... and --against BASE... go together")
+    if arguments.plot_history and not arguments.history:
+        raise Usage("--plot-history PICTURE draws --history FILE")
+    if arguments.history and chosen and chosen != ["--plot-history"]:
+        raise Usage(f"--history and {chosen[0]} do not go together")
+    if not arguments.base and (arguments.project or arguments.install is not None):
+        raise Usage(f"{'--project' if arguments.project else '--install'} goes with --base REF")
     if arguments.same_machine and chosen != ["--judge-json"]:
         raise Usage("--same-machine is for --judge-json HEAD... --against BASE...")
 
 
 def _judge(report: Report, arguments: argparse.Namespace) -> None:
+    if arguments.plot_history:
+        report.add("history", str(arguments.history), Verdict.PASS,
+                   history.plot(arguments.history, arguments.plot_history))
+        return
     if arguments.judge_json:
         benchmark_json.judge_files(report, arguments.against, arguments.judge_json, _limits(arguments),
                                    same_machine=arguments.same_machine)
@@ -136,10 +161,14 @@ def _judge(report: Report, arguments: argparse.Namespace) -> None:
     if expected is not None and arguments.instructions and not (arguments.base or expected.instructions):
         raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
                     "--base REF counts both sides now")
-    if arguments.base and gate.source:
+    project = _project(arguments, gate)
+    if arguments.base:
         # So is a ref that does not exist; a doubt is told after what can be judged without it.
         with contextlib.suppress(CannotTell):
-            builds.checkout(gate.source, arguments.base)
+            if project is not None:
+                repository.checkout(project.directory, arguments.base)
+            elif gate.source:
+                builds.checkout(gate.source, arguments.base)
     found = stages.measure(gate, report, with_claims=not arguments.update_baseline)
     if expected is None:
         if arguments.instructions:
@@ -147,10 +176,25 @@ def _judge(report: Report, arguments: argparse.Namespace) -> None:
         _update(report, arguments.baseline, found)
         return
     stages.judge_counts(report, gate, expected, found)
-    if arguments.base:
+    if project is not None:
+        stages.judge_project(report, gate, project, arguments.base, with_instructions=arguments.instructions)
+    elif arguments.base:
         stages.judge_base(report, gate, arguments.base, with_instructions=arguments.instructions)
     elif arguments.instructions:
         stages.judge_stored_instructions(report, gate, expected)
+    if arguments.history:
+        history.append(arguments.history, project.directory if project is not None else gate.source or Path.cwd(),
+                       found.now, report)
+
+
+def _project(arguments: argparse.Namespace, gate: Gate) -> Project | None:
+    """Whose time is judged, if it is not kvmattr's own."""
+    if not arguments.base or (arguments.project is None and builds.source_tree(Path.cwd()) is not None):
+        return None
+    directory = arguments.project or Path.cwd()
+    if not directory.is_dir():
+        raise Usage(f"--project {directory}: no such directory")
+    return Project.at(directory, list(gate.scenarios), arguments.install, gate.plain_tree())
 
 
 def _gate(arguments: argparse.Namespace) -> Gate:
@@ -205,15 +249,19 @@ def _tell(report: Report, arguments: argparse.Namespace) -> None:
     if _in_github() and (errors := output.github_errors(report)):
         print(errors, flush=True)
     try:
-        if arguments.json:
-            output.write(arguments.json, output.as_json(report))
-        if arguments.junit:
-            output.write(arguments.junit, output.junit(report))
+        for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit)):
+            if place:
+                _directory_of(place)
+                writing.write(place, text(report))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with open(summary, "a", encoding="utf-8") as file:
-                file.write(output.markdown(report))
+            writing.write(summary, output.markdown(report), append=True)
     except OSError as error:
         raise Usage(f"the report cannot be written: {error}") from None
+
+
+def _directory_of(place: Path) -> None:
+    if not writing.is_stdout(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvmattr.gate.process import CellError, Worker, without_randomisation
+from kvmattr.gate.process import CellError, Side, Worker, without_randomisation
 from kvmattr.gate.verdict import CannotTell, Report, Verdict
 
 #: Instructions of the same work in two builds may differ by this much.
@@ -29,7 +29,7 @@ def interpreter() -> str:
                      *platform.libc_ver()])
 
 
-def count(tree: Path, sources: Sequence[str]) -> dict[str, int]:
+def count(tree: Path | Side, sources: Sequence[str]) -> dict[str, int]:
     """Instructions of one run of each cell that would be timed, SCENARIO/SIZE."""
     if shutil.which("valgrind") is None:
         raise CannotTell("--instructions: this machine has no valgrind")

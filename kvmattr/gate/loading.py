@@ -19,8 +19,9 @@ def registered() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
-def load(source: str) -> tuple[list[Scenario], list[Claim]]:
-    """Scenarios and claims of ``own``, of a file that ends in .py, or of a registered name."""
+def load(source: str, *, beside: bool = True) -> tuple[list[Scenario], list[Claim]]:
+    """Scenarios and claims of ``own``, of a file that ends in .py, or of a registered name. A file may import what lies
+    ``beside`` it."""
     if source == OWN:
         return found_in(importlib.import_module("kvmattr.gate.own"))
     if not source.endswith(".py"):
@@ -37,6 +38,7 @@ def load(source: str) -> tuple[list[Scenario], list[Claim]]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module         # dataclasses and pickle look their module up there
-    sys.path.append(str(path.parent))
+    if beside:
+        sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return found_in(module)

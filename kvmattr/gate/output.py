@@ -8,7 +8,6 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
 from kvmattr.gate.verdict import Finding, Report, Verdict
 
@@ -16,7 +15,7 @@ from kvmattr.gate.verdict import Finding, Report, Verdict
 _SHOWN = 20
 
 _TOLD = (Verdict.REGRESSION, Verdict.UNDECIDED, Verdict.BETTER)
-_ALWAYS_TOLD = ("claims", "time", "files", "instructions", "baseline")
+_ALWAYS_TOLD = ("claims", "time", "files", "instructions", "baseline", "history")
 
 #: In this order, whichever spoke first: counts are the verdict, time comes last.
 _ORDER = ("calls", "counts", "slopes", "memory", "missing", "claims", "time", "files", "instructions")
@@ -150,9 +149,3 @@ def _data(text: str) -> str:
 
 def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file, and the directory that it is to lie in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,17 +48,30 @@ class CellError(Exception):
     """A scenario raised; the worker lives on."""
 
 
-class Worker:
-    """A process that has loaded the kvmattr in the directory ``tree``, and scenarios."""
+@dataclass(frozen=True)
+class Side:
+    """What a worker imports: the kvmattr in the directory ``tree``, and before it what lies in ``paths``. With
+    ``alone`` it does not import what lies beside a scenario file: that belongs to another commit."""
 
-    def __init__(self, tree: Path, sources: Sequence[str], *, plant: str | None = None,
+    tree: Path
+    paths: tuple[Path, ...] = ()
+    alone: bool = False
+
+
+class Worker:
+    """A process that has loaded the kvmattr in the directory ``tree`` (or of a side), and scenarios."""
+
+    def __init__(self, tree: Path | Side, sources: Sequence[str], *, plant: str | None = None,
                  prefix: Sequence[str] = (), environment: dict[str, str] | None = None) -> None:
+        side = tree if isinstance(tree, Side) else Side(tree)
+        tree = side.tree
         gate = Path(__file__).parent
         # The same hashes and messages everywhere.
         variables = {**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C", **(environment or {})}
         self._buffer = b""
         self._process = start(
-            [*prefix, sys.executable, "-P", str(gate / "worker.py"), str(gate), str(tree)],
+            [*prefix, sys.executable, "-P", str(gate / "worker.py"), str(gate), str(tree),
+             "alone" if side.alone else "beside", *map(str, side.paths)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
         try:
             try:

@@ -46,6 +46,11 @@ CASES = (
     Case("slow", "every operation takes 1.3 times as long", "time", (EXIT_REGRESSION, EXIT_UNDECIDED),
          timed=True),
     Case("memory", "what is replaced is never freed", "memory", (EXIT_REGRESSION,)),
+    Case("page", "a range is read with one call a page", "calls", (EXIT_REGRESSION,)),
+    Case("copy", "every operation makes a copy", "calls", (EXIT_REGRESSION,)),
+    Case("snapshot", "a snapshot is kept for ever", "memory", (EXIT_REGRESSION,)),
+    Case("batch", "a batch is forgotten: page by page", "calls", (EXIT_REGRESSION,)),
+    Case("hidden", "a slope below the smallest size", "counts", (EXIT_REGRESSION,)),
     Case("missing", "a scenario is no longer run", "missing", (EXIT_UNDECIDED,)),
 )
 

@@ -13,7 +13,8 @@ from kvmattr.gate import baseline as baselines
 from kvmattr.gate import builds, claims, instructions, timing
 from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.limits import Limits
-from kvmattr.gate.process import CellError, Worker, without_randomisation
+from kvmattr.gate.process import CellError, Side, Worker, without_randomisation
+from kvmattr.gate.project import Project
 from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
 
 
@@ -29,6 +30,10 @@ class Gate:
     def counting_tree(self) -> Path:
         """The build whose counts are judged."""
         return builds.build(self.source, "counting") if self.source else installed()
+
+    def plain_tree(self) -> Path:
+        """The build in which time is judged."""
+        return builds.build(self.source) if self.source else installed()
 
 
 def installed() -> Path:
@@ -125,10 +130,10 @@ def _not_failed(keys: set[str], found: Measured) -> set[str]:
 class Pair:
     """Builds to be timed: head, base and the base's twin; ``shifted`` makes the base with another layout."""
 
-    head: Path
-    base: Path
-    twin: Path
-    shifted: Callable[[], Path]
+    head: Path | Side
+    base: Path | Side
+    twin: Path | Side
+    shifted: Callable[[], Path | Side]
 
 
 #: Shifts what lies on the stack and behind the environment: the second look is at another layout of memory.
@@ -139,7 +144,7 @@ def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
     """Each timed cell against the base, the twin as control; a suspect has to be slower twice, the second
     time in fresh processes, in reverse order, and with the shifted base as control: what its layout alone
     changes widens the threshold."""
-    def start(tree: Path, **words: Any) -> Worker:
+    def start(tree: Path | Side, **words: Any) -> Worker:
         # Where a process's memory lies moves times by a fifth: it shall lie alike in copies of one build.
         return Worker(tree, gate.scenarios, prefix=without_randomisation(), **words)
     with (start(pair.head, plant=gate.plant) as ours, start(pair.base) as theirs,
@@ -153,25 +158,25 @@ def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
               start(pair.base, environment=_PADDING) as theirs,
               start(pair.head, environment=_PADDING, plant=gate.plant) as ours):
             for cell in suspects:
-                again, text = _timed([ours, theirs, control], cell, limits, reverse=True)
+                again, text, ratio = _timed([ours, theirs, control], cell, limits, reverse=True)
                 # Slow once and not again: that is no regression, and no pass either.
                 verdict = Verdict.REGRESSION if again is Verdict.REGRESSION else Verdict.UNDECIDED
-                verdicts[cell] = verdict, f"{verdicts[cell][1]}; again in reverse order: {text}"
-    for (name, size), (verdict, text) in verdicts.items():
-        report.add("time", f"{name}/{size}", verdict, text)
-    if not any(verdict is not Verdict.UNDECIDED for verdict, _ in verdicts.values()):
+                verdicts[cell] = verdict, f"{verdicts[cell][1]}; again in reverse order: {text}", ratio
+    for (name, size), (verdict, text, ratio) in verdicts.items():
+        report.add("time", f"{name}/{size}", verdict, text, ratio)
+    if not any(verdict is not Verdict.UNDECIDED for verdict, _, _ in verdicts.values()):
         report.add("time", "all", Verdict.UNDECIDED, "no cell could be timed against the base")
 
 
 def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
-           reverse: bool = False) -> tuple[Verdict, str]:
+           reverse: bool = False) -> tuple[Verdict, str, float | None]:
     name, size = cell
     progress(f"{name}/{size}: time" + (", again" if reverse else ""))
     try:
         for worker in workers:
             worker.ask("open", name=name, size=size)
     except CellError as error:
-        return Verdict.UNDECIDED, f"not in both builds: {error}"
+        return Verdict.UNDECIDED, f"not in both builds: {error}", None
     repeat = timing.repeats(lambda count: float(workers[1].ask("run", repeat=count)))
 
     def sample(worker: Worker) -> timing.Sample:
@@ -186,16 +191,27 @@ def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool)
     if gate.source is None:
         raise CannotTell(f"--base {ref} needs kvmattr's sources in a git repository (--source)")
     base_sources = builds.checkout(gate.source, ref)
-    head, base = builds.build(gate.source), builds.build(base_sources)
+    _judge_pair(report, gate, ref, Pair(
+        builds.build(gate.source), builds.build(base_sources), builds.build(base_sources, twin=True),
+        lambda: builds.build(base_sources, shifted=True)), with_instructions=with_instructions)
+
+
+def judge_project(report: Report, gate: Gate, project: Project, ref: str, *, with_instructions: bool) -> None:
+    """The same of a project that embeds kvmattr: its code at both commits, one kvmattr."""
+    _judge_pair(report, gate, ref, Pair(
+        project.head(), project.base(ref), project.base(ref, twin=True),
+        lambda: project.base(ref, shifted=True)), with_instructions=with_instructions)
+
+
+def _judge_pair(report: Report, gate: Gate, ref: str, pair: Pair, *, with_instructions: bool) -> None:
     try:
-        judge_times(report, gate, Pair(head, base, builds.build(base_sources, twin=True),
-                                       lambda: builds.build(base_sources, shifted=True)))
+        judge_times(report, gate, pair)
     except Usage as error:
         # The scenarios were loaded with the head before: it is the base that they do not fit.
         raise CannotTell(f"--base {ref}: the scenarios cannot be loaded with it: {error}") from None
     if with_instructions:
-        instructions.judge(report, instructions.count(base, gate.scenarios),
-                           instructions.count(head, gate.scenarios))
+        instructions.judge(report, instructions.count(pair.base, gate.scenarios),
+                           instructions.count(pair.head, gate.scenarios))
 
 
 def judge_stored_instructions(report: Report, gate: Gate, expected: Baseline) -> None:

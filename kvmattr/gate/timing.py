@@ -49,24 +49,24 @@ class Pairs:
             times.append(first + last)
 
 
-def judge(pairs: Pairs, threshold: float, *, must_work: bool = False) -> tuple[Verdict, str]:
+def judge(pairs: Pairs, threshold: float, *, must_work: bool = False) -> tuple[Verdict, str, float]:
     """REGRESSION if head is surely slower than the widened threshold, PASS if surely not (and surely not by
-    much), else UNDECIDED. What ``must_work`` may not be surely faster by as much either."""
+    much), else UNDECIDED; in words, and the ratio. What ``must_work`` may not be surely faster by as much either."""
     ratio = Ratio.of(pairs.head, pairs.base)
     widened = threshold * widening(Ratio.of(pairs.twin, pairs.base))
     text = (f"{ratio.median:.3f}x the base's time [{ratio.low:.3f}, {ratio.high:.3f}] in {len(pairs.head)} "
             f"rounds; limit {widened:.3f}x")
     if widened > max(WIDEST, threshold) and ratio.low < FAR * widened:
-        return Verdict.UNDECIDED, f"{text}: too noisy, its copies differ by {widened / threshold:.3f}x"
+        return Verdict.UNDECIDED, f"{text}: too noisy, its copies differ by {widened / threshold:.3f}x", ratio.median
     if ratio.low > widened:
-        return Verdict.REGRESSION, text
+        return Verdict.REGRESSION, text, ratio.median
     if must_work and ratio.low < 1 / widened:
         if ratio.high < 1 / widened:
-            return Verdict.REGRESSION, f"{text}: so much faster that it does not do its work (fail if faster)"
-        return Verdict.UNDECIDED, f"{text}: it may be faster than {1 / widened:.3f}x (fail if faster)"
+            return Verdict.REGRESSION, f"{text}: it does not do its work (fail if faster)", ratio.median
+        return Verdict.UNDECIDED, f"{text}: it may be faster than {1 / widened:.3f}x (fail if faster)", ratio.median
     if ratio.high < min(widened, max(PASSED, threshold)):
-        return Verdict.PASS, text
-    return Verdict.UNDECIDED, text
+        return Verdict.PASS, text, ratio.median
+    return Verdict.UNDECIDED, text, ratio.median
 
 
 def widening(control: Ratio) -> float:
@@ -75,15 +75,15 @@ def widening(control: Ratio) -> float:
 
 
 def compare(head: Sample, base: Sample, twin: Sample, threshold: float, *,
-            reverse: bool = False, must_work: bool = False) -> tuple[Verdict, str]:
+            reverse: bool = False, must_work: bool = False) -> tuple[Verdict, str, float]:
     """Rounds until the verdict is clear or there have been enough of them."""
     pairs = Pairs()
     while True:
         for _ in range(ROUNDS):
             pairs.round(head, base, twin, reverse=reverse)
-        verdict, text = judge(pairs, threshold, must_work=must_work)
+        verdict, text, ratio = judge(pairs, threshold, must_work=must_work)
         if verdict is not Verdict.UNDECIDED or len(pairs.head) >= MOST_ROUNDS:
-            return verdict, text
+            return verdict, text, ratio
 
 
 def repeats(run: Callable[[int], float]) -> int:

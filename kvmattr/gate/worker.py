@@ -1,7 +1,8 @@
 """The other side of a pipe: a process that has loaded one build of kvmattr and runs scenarios in it.
 
-Run by path, ``python -P worker.py GATE TREE``, so that the kvmattr in TREE is the one that is imported while
-the gate's own modules and scenarios come from GATE, whichever version the build is of. Requests and answers
+Run by path, ``python -P worker.py GATE TREE (beside | alone) [PATH...]``: the kvmattr in TREE is the one that is
+imported while the gate's own modules and scenarios come from GATE, whichever version the build is of. What lies in PATHs goes
+before what is installed. Requests and answers
 are lines of JSON; what scenarios print goes to stderr.
 """
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Bench:
     """What is loaded, and what is prepared for timing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, beside: bool = True) -> None:
+        self.beside = beside
         self.scenarios: dict[str, Scenario] = {}
         self.claims: dict[str, Claim] = {}
         self.work: Work | None = None
@@ -35,7 +37,7 @@ class Bench:
         from kvmattr.gate.loading import load
         from kvmattr.gate.plants import planted
         for source in sources:
-            scenarios, claims = load(source)
+            scenarios, claims = load(source, beside=self.beside)
             for name in [*(each.name for each in scenarios), *(each.name for each in claims)]:
                 if name in self.scenarios or name in self.claims:
                     raise ValueError(f"{source}: the name {name!r} is taken")
@@ -118,9 +120,9 @@ def use_gate_of(directory: str) -> None:
     kvmattr.gate = package
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
+def serve(requests: IO[str], answers: IO[str], *, beside: bool = True) -> None:
     """Answer requests ``{"do": name, ...}`` until there are no more."""
-    bench = Bench()
+    bench = Bench(beside=beside)
     for line in requests:
         words = json.loads(line)
         try:
@@ -133,12 +135,12 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
 
 def main() -> None:
     """Keep stdout for answers, load the build, serve."""
-    gate, tree = sys.argv[1:]
+    gate, tree, alone, *paths = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.path.insert(0, tree)
+    sys.path[:0] = [*paths, tree]
     use_gate_of(gate)
-    serve(sys.stdin, answers)
+    serve(sys.stdin, answers, beside=alone == "beside")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""Sources of a git ref, taken out of the repository into the cache of builds."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmattr.gate import builds
+from kvmattr.gate.verdict import CannotTell, Usage
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """Where the sources of a ref lie, and which directory of them is the one that was asked about."""
+
+    root: Path
+    inside: Path
+    commit: str
+
+
+def checkout(directory: Path, ref: str) -> Checkout:
+    """The sources of a git ref of the repository that holds ``directory``.
+
+    Usage for a directory outside a repository, with git's own words (its remedy for another owner's repository is
+    among them), and for a ref that is none; CannotTell without git or where git fails.
+    """
+    found = _git(ref, directory, "rev-parse", "--show-prefix")
+    if found.returncode:
+        raise Usage(f"--base {ref!r}: {directory} is not a git checkout: {said(found)}")
+    prefix = found.stdout.decode().strip()
+    found = _git(ref, directory, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
+    if found.returncode:
+        raise Usage(f"--base {ref!r}: no such commit in {directory} (a shallow clone has few of them)")
+    commit = found.stdout.decode().strip()
+    place = builds.cache_directory() / f"{commit}-sources"
+    if not place.exists():
+        # From the root, whichever directory we are asked from.
+        top = Path(_git(ref, directory, "rev-parse", "--show-toplevel").stdout.decode().strip())
+
+        def extract(scratch: Path) -> None:
+            archive = _git(ref, top, "archive", "--format=tar", commit)
+            if archive.returncode:
+                raise CannotTell(f"--base {ref!r}: git archive failed: {said(archive)}")
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+                tar.extractall(scratch, filter="data")
+        builds.settle(place, extract)
+    builds.used(place)
+    return Checkout(place, place / prefix, commit)
+
+
+def head(directory: Path) -> str | None:
+    """The commit that is checked out there, ``+`` behind it if files were changed since; None without one."""
+    try:
+        found = subprocess.run(["git", "-C", str(directory), "rev-parse", "--verify", "--quiet", "HEAD^{commit}"],
+                               capture_output=True)
+        if found.returncode:
+            return None
+        changed = subprocess.run(["git", "-C", str(directory), "status", "--porcelain", "--untracked-files=no"],
+                                 capture_output=True).stdout.strip()
+    except FileNotFoundError:
+        return None
+    return found.stdout.decode().strip() + ("+" if changed else "")
+
+
+def _git(ref: str, repository: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", "-C", str(repository), *words], capture_output=True)
+    except FileNotFoundError:
+        raise CannotTell(f"--base {ref}: this machine has no git") from None
+
+
+def said(done: subprocess.CompletedProcess[bytes]) -> str:
+    """All that git said: what it advises stands below its first line."""
+    return done.stderr.decode(errors="replace").strip() or f"git ended with {done.returncode}"
