@@ -385,7 +385,7 @@ def test_what_was_judged_before_an_interrupt_is_told(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
     monkeypatch.setattr(stages, "judge_project", interrupted)
-    subprocess.run("git init -q . && git -c user.name=n -c user.email=e commit -q --allow-empty -m one", shell=True,
+    subprocess.run("git init -q . && git add . && git -c user.name=n -c user.email=e commit -q -m one", shell=True,
                    check=True)
     edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
     assert gate("--base", "HEAD", "--json", "gate.json") == 130

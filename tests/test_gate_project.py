@@ -179,6 +179,7 @@ def test_the_time_of_their_code(tmp_path: Path, shell: dict[str, str], packaged:
 @pytest.mark.parametrize(("words", "code", "told"), [
     ("--base nowhere", 2, r"--base 'nowhere': no such commit in .*project"),
     ("--base HEAD --project nowhere", 2, r"--project nowhere: no such directory"),
+    ("--base empty", 3, r"--base 'empty': [0-9a-f]{40} has no files"),
     ("--install x", 2, r"--install goes with --base REF"),
     ("--base HEAD --install '{sauce}'", 2, r"--install \{sauce\}: \{python\}, \{source\} and \{target\} are filled in"),
     ("--base HEAD --install no-such-command", 2, r"--install no-such-command: \[Errno 2\] No such file"),
@@ -187,6 +188,7 @@ def test_the_time_of_their_code(tmp_path: Path, shell: dict[str, str], packaged:
 def test_bases_of_a_project_that_cannot_be_had(tmp_path: Path, shell: dict[str, str], words: str, code: int,
                                                told: str) -> None:
     project = project_of(tmp_path / "project", shell)
+    ran("git tag empty $(git commit-tree -m empty $(git mktree </dev/null))", project, shell)
     done = ran(f"kvmattr gate --no-build --scenarios gate_scenarios.py --baseline gate_baseline.json {words}", project,
                shell)
     assert done.returncode == code, done.stdout + done.stderr

@@ -44,8 +44,11 @@ def checkout(directory: Path, ref: str) -> Checkout:
             archive = _git(ref, top, "archive", "--format=tar", commit)
             if archive.returncode:
                 raise CannotTell(f"--base {ref!r}: git archive failed: {said(archive)}")
-            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-                tar.extractall(scratch, filter="data")
+            try:
+                with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+                    tar.extractall(scratch, filter="data")
+            except tarfile.ReadError:
+                raise CannotTell(f"--base {ref!r}: {commit} has no files") from None
         builds.settle(place, extract)
     builds.used(place)
     return Checkout(place, place / prefix, commit)

@@ -1,9 +1,8 @@
 """The other side of a pipe: a process that has loaded one build of kvmattr and runs scenarios in it.
 
 Run by path, ``python -P worker.py GATE TREE (beside | alone) [PATH...]``: the kvmattr in TREE is the one that is
-imported while the gate's own modules and scenarios come from GATE, whichever version the build is of. What lies in PATHs goes
-before what is installed. Requests and answers
-are lines of JSON; what scenarios print goes to stderr.
+imported while the gate's own modules and scenarios come from GATE, whichever version the build is of. What lies in
+PATHs goes before what is installed. Requests and answers are lines of JSON; what scenarios print goes to stderr.
 """
 
 from __future__ import annotations
