@@ -9,6 +9,7 @@ import pytest
 
 from kvmattr import VM, Operation, uapi
 from kvmattr.cli import main
+from kvmattr.hosts import Host
 from kvmattr.memslots import SplittingBaseline
 from kvmattr.profiles import Profile
 from kvmattr.trace import (
@@ -319,6 +320,30 @@ def test_a_recording_replays_to_the_same_machine(tmp_path):
     assert again.attributes == vm.attributes
     assert [tuple(slot) for slot in again.memslots] == [tuple(slot) for slot in vm.memslots]
     assert "ioctl" not in vars(vm)
+
+
+def test_a_recording_names_its_host(tmp_path):
+    vm = VM("linux-7.2", private=False, host="arm64")
+    with record(vm, tmp_path / "a"):
+        vm.set_user_memory_region(0, 0, MIB, 0xFFFC_B000_0000)
+    with read(tmp_path / "a") as trace:
+        assert trace.machine == Machine("linux-7.2", {"private": 0, "phys_bits": 52, "nr_memslots": 32767}, "arm64")
+        again = machine_for(trace)
+        assert (replay(trace, again).answers, again.host.name) == ({"0": 1}, "arm64")
+        with pytest.raises(ValueError, match="its vm line says host=arm64, host says s390x: leave host out"):
+            machine_for(trace, host="s390x")
+    with pytest.raises(ValueError, match="host 'mine': a trace can name x86-64, x86-64-la57, arm64"), \
+            record(VM(host=Host("mine")), tmp_path / "b"):
+        pass
+
+
+def test_memslots_of_kvm_are_not_recorded(tmp_path):
+    vm = VM("linux-7.2", private=False)
+    vm.create_irqchip()
+    with record(vm, tmp_path / "a"):
+        vm.set_user_memory_region(0, 0, MIB)
+    with read(tmp_path / "a") as trace:
+        assert [record.slot for record in trace] == [0]
 
 
 def test_recorded_batches_stop_where_they_stopped(tmp_path):

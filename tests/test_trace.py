@@ -141,10 +141,13 @@ def test_numbers_comments_blanks_and_line_ends(tmp_path):
      "expected 'slot ID FLAGS GPA SIZE [HVA [GUEST_MEMFD OFFSET]]', found 6 numbers"),
     ("slot 0 0 0 0 0 -2 0", "expected a decimal or 0x number for GUEST_MEMFD, found '-2'"),
     ("vm", "expected 'vm PROFILE [private=0|1] [no_exec=0|1] [exec_only=0|1] [write_only=0|1] [phys_bits=N]"
-           " [nr_memslots=N]', found no profile"),
-    ("vm rfc colour=1", "expected one of private, no_exec, exec_only, write_only, phys_bits, nr_memslots with"
+           " [nr_memslots=N] [host=NAME]', found no profile"),
+    ("vm rfc colour=1", "expected one of private, no_exec, exec_only, write_only, phys_bits, nr_memslots, host with"
                         " '=', found 'colour=1'"),
     ("vm rfc private=2", "expected private below 0x2, found 2"),
+    ("vm rfc host=vax", "expected one of x86-64, x86-64-la57, arm64, arm64-lva, arm64-16k, arm64-64k, s390 for host,"
+                        " found 'vax'"),
+    ("vm rfc host=s390 host=s390", "expected host once, found it again"),
     ("vm rfc private=1 private=1", "expected private once, found it again"),
 ])
 def test_a_damaged_native_line_says_what_was_expected(tmp_path, line, expected):

@@ -112,3 +112,31 @@ def test_another_host_has_a_larger_user_space(capsys):
     code, found, said = show(capsys, "arm64-userspace-address.strace", "--host", "x86-64", "--strict")
     assert said == ["line 1: recorded 0, this machine answers EINVAL"]
     assert (code, found) == (1, drawn)
+
+
+def test_a_log_in_the_native_format_has_the_same_end(capsys, tmp_path):
+    """Its host, what QEMU did without a line, and no call that was refused."""
+    for name in ("arm64-userspace-address.strace", "qemu-default-private.log", "refused-call-replayed.strace"):
+        native = tmp_path / "n.trace"
+        assert main(["replay", str(CASES / name), "--write", str(native), "--no-comparison"]) == 0
+        capsys.readouterr()
+        _code, drawn, _said = show(capsys, name)
+        assert main(["show", str(native)]) == 0
+        assert capsys.readouterr().out.splitlines() == drawn
+    assert native.read_text().splitlines() == [
+        "vm linux private=1 phys_bits=52", "slot 0 0x0 0x1000 0x10000 0x7f0000000000",
+        "# refused, EEXIST: slot 1 0x0 0xf977e000 0x6882000 0x7f1000000000",
+        "# refused, ENOMEM: slot 2 0x0 0x100000000 0x1000 0x7f2000000000"]
+
+
+def test_a_summary_counts_what_was_not_read(capsys, tmp_path):
+    path = tmp_path / "vm.log"
+    text = (CASES / "qemu-default-private.log").read_text()
+    path.write_text(text + "CPU:2 [LOST 7 EVENTS]\n")
+    assert main(["replay", str(path), "--no-comparison"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (f"{path}: 4 operations (2 slot calls, 2 conversions), 0 unrelated lines skipped,"
+                        " 1 line not read, profile linux")
+    assert lines[2] == "line 5: not read: 7 events or lines were lost here"
+    assert main(["replay", "--strict", str(path)]) == 2
+    assert capsys.readouterr().err == f"kvmattr replay: {path}:5: 7 events or lines were lost here\n"

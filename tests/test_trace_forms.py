@@ -369,3 +369,13 @@ def test_what_a_kernel_with_other_rules_took_is_there(tmp_path):
         summary = replay(trace, vm)
     assert [(slot.id, slot.flags) for slot in vm.memslots] == [(0, 2)]
     assert [(d.recorded, d.replayed) for d in summary.differences] == [("0", "EINVAL")]
+
+
+@pytest.mark.parametrize("line", [
+    f"7@99999999999.999999:{EVENT}", f"7@9999999999999999999 {EVENT}", f"99999999999.999999 {STRACE}",
+    f"2025-99-99T00:00:00Z {EVENT}", f"99:99:99 {STRACE}", "kvm_set_user_memory AddrSpace#65535 Slot#4294967295 flags=0x4"
+    f" {SLOT} ret=0"])
+def test_numbers_that_fit_no_clock_and_no_row(tmp_path, line):
+    with trace_of(tmp_path, line) as trace:
+        assert len(trace) == 1
+        replay(trace, machine_for(trace))

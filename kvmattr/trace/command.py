@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from kvmattr.hosts import X86_64
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
@@ -105,7 +106,8 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
     vm = machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host)
     if arguments.write:
         options = {"private": int(vm.memslots.private_memory), "phys_bits": vm.memslots.phys_bits}
-        write(arguments.write, trace, trace.machine or Machine(vm.profile.name, options))
+        write(arguments.write, trace, trace.machine or Machine(
+            vm.profile.name, options, None if vm.host is X86_64 else vm.host.name))
     summary = replay(trace, vm, answers=sys.stdout if arguments.answers else None,
                      compare=not arguments.no_comparison, progress=_Counter("operations replayed"),
                      model_answers=arguments.model_answers)

@@ -3,7 +3,7 @@
 ::
 
     # comment
-    vm PROFILE [private=0|1] [no_exec=0|1] [exec_only=0|1] [write_only=0|1] [phys_bits=N] [nr_memslots=N]
+    vm PROFILE [private=0|1] [no_exec=0|1] [exec_only=0|1] [write_only=0|1] [phys_bits=N] [nr_memslots=N] [host=NAME]
     set ADDR SIZE ATTRS FLAGS
     get ADDR SIZE
     slot ID FLAGS GPA SIZE [HVA [GUEST_MEMFD OFFSET]]
@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from kvmattr.hosts import HOSTS
 from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
 
 EXPECTED = {
@@ -24,7 +25,7 @@ EXPECTED = {
     "get": "get ADDR SIZE",
     "slot": "slot ID FLAGS GPA SIZE [HVA [GUEST_MEMFD OFFSET]]",
     "vm": "vm PROFILE [private=0|1] [no_exec=0|1] [exec_only=0|1] [write_only=0|1] [phys_bits=N]"
-          " [nr_memslots=N]",
+          " [nr_memslots=N] [host=NAME]",
 }
 OPTIONS = ("private", "no_exec", "exec_only", "write_only", "phys_bits", "nr_memslots")
 _BOOLEAN = OPTIONS[:4]
@@ -94,14 +95,22 @@ def _machine(words: Sequence[str]) -> Machine:
     if not words or "=" in words[0]:
         raise Mismatch(f"expected {EXPECTED['vm']!r}, found no profile")
     options: dict[str, int] = {}
+    host = None
     for word in words[1:]:
         name, equals, value = word.partition("=")
+        if name == "host" and equals:
+            if host is not None:
+                raise Mismatch("expected host once, found it again")
+            if value not in HOSTS:
+                raise Mismatch(f"expected one of {', '.join(HOSTS)} for host, found {clip(value)}")
+            host = value
+            continue
         if name not in OPTIONS or not equals:
-            raise Mismatch(f"expected one of {', '.join(OPTIONS)} with '=', found {clip(word)}")
+            raise Mismatch(f"expected one of {', '.join(OPTIONS)}, host with '=', found {clip(word)}")
         if name in options:
             raise Mismatch(f"expected {name} once, found it again")
         options[name] = number(value, name, 2 if name in _BOOLEAN else 2**16)
-    return Machine(words[0], options)
+    return Machine(words[0], options, host)
 
 
 def line_of(record: Record | Machine) -> str:
@@ -118,7 +127,8 @@ def line_of(record: Record | Machine) -> str:
         return f"get {record.address:#x} {record.size:#x}"
     if isinstance(record, Machine):
         options = (f"{name}={value}" for name, value in record.options.items())
-        return " ".join(["vm", record.profile, *options])
+        host = [] if record.host is None else [f"host={record.host}"]
+        return " ".join(["vm", record.profile, *options, *host])
     line = (f"slot {record.slot} {record.flags:#x} {record.guest_phys_addr:#x} {record.memory_size:#x}"
             f" {record.userspace_addr:#x}")
     if record.guest_memfd is None:

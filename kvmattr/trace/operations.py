@@ -83,6 +83,8 @@ class Machine(NamedTuple):
 
     profile: str
     options: dict[str, int]
+    #: A name of `kvmattr.hosts`; None for x86-64.
+    host: str | None = None
 
 
 def rows_of(records: Iterable[Record], first_line: int = 1) -> Block:

@@ -94,7 +94,7 @@ def parse(name: str, rest: str) -> Call:
     answer = errno_of(_word(fields["ret"][1]))
     if "fd" not in fields and flags & uapi.KVM_MEM_GUEST_MEMFD and record.memory_size:
         # QEMU's first trees for private memory had the flag and not yet the field.
-        call = Call(record._replace(guest_memfd=_UNNAMED + slot), answer, notes=notes)
+        call = Call(record._replace(guest_memfd=_UNNAMED + (slot & 0xFFFFFF)), answer, notes=notes)
         if cut:
             raise Incomplete("expected guest_memfd", call)
         return call

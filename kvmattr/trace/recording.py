@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from kvmattr import AttributeMap, uapi
+from kvmattr.hosts import HOSTS, X86_64
 from kvmattr.operation import Operation
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.native import line_of
@@ -70,8 +71,12 @@ def _present_state(vm: VM) -> Iterator[Record | Machine]:
     options = {"private": int(table.private_memory), "phys_bits": table.phys_bits,
                "nr_memslots": table.nr_memslots}
     options |= {name: 1 for name, value in vm.capabilities._asdict().items() if value}
-    yield Machine(profile.name, options)
+    if vm.host not in HOSTS.values():
+        raise ValueError(f"host {vm.host.name!r}: a trace can name {', '.join(HOSTS)} alone")
+    yield Machine(profile.name, options, None if vm.host is X86_64 else vm.host.name)
     for slot in table:
+        if slot.id >= table.nr_memslots:
+            continue  # KVM's own, which no call makes
         if slot.guest_memfd is not None:
             raise ValueError(f"slot {slot.id}: its guest_memfd is older than the recording")
         number = slot.address_space << uapi.KVM_ADDRESS_SPACE_SHIFT | slot.id

@@ -95,6 +95,10 @@ def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = No
         if abi not in (None, line.profile):
             raise ValueError(f"{trace.name}: its vm line says {line.profile}, abi says {abi}: leave abi out")
         named = line.profile
+        if line.host is not None:
+            if host is not None and host_for(trace, host).host.name != line.host:
+                raise ValueError(f"{trace.name}: its vm line says host={line.host}, host says {host}: leave host out")
+            host = line.host
     if phys_bits is not None:
         if options.get("phys_bits", phys_bits) != phys_bits:
             raise ValueError(f"{trace.name}: its vm line says phys_bits={options['phys_bits']},"

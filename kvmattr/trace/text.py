@@ -15,9 +15,10 @@ def summary_text(summary: Summary) -> str:
 
 
 def _lines(summary: Summary) -> Iterator[str]:
+    unread = f" {_count(summary.unread_count, 'line')} not read," if summary.unread_count else ""
     yield (f"{summary.name}: {_count(summary.operations, 'operation')}"
            f" ({_count(summary.slot_calls, 'slot call')}, {_count(summary.attribute_calls, 'conversion')}),"
-           f" {_count(summary.unrelated, 'unrelated line')} skipped, profile {summary.profile}")
+           f" {_count(summary.unrelated, 'unrelated line')} skipped,{unread} profile {summary.profile}")
     answers = {name if name != "0" else "success": count for name, count in summary.answers.items()}
     yield "answers: " + ", ".join(f"{name} {count:,}" for name, count in answers.items())
     yield from remarks(summary)

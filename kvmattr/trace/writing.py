@@ -5,18 +5,23 @@ from __future__ import annotations
 import gzip
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
+from kvmattr.trace.answers import errno_name
 from kvmattr.trace.native import line_of
-from kvmattr.trace.operations import Machine, Record
+from kvmattr.trace.operations import Machine, Record, records_of
+from kvmattr.trace.trace import Trace
 
 
 def write(path: str | os.PathLike[str], records: Iterable[Record], machine: Machine | None = None) -> int:
     """Write a native trace, gzipped if the name ends in `.gz`; return the number of operations.
 
-    `machine` becomes the `vm` line. `records` may be a Trace: a log of any format is rewritten in ours.
+    `machine` becomes the `vm` line. `records` may be a Trace: a log of any format is rewritten in ours, with what
+    its VMM did without a line; calls that KVM refused become comments, since they changed nothing.
 
     >>> from tempfile import TemporaryDirectory
     >>> from kvmattr.trace import SetAttributes, read
@@ -30,10 +35,22 @@ def write(path: str | os.PathLike[str], records: Iterable[Record], machine: Mach
     with open_text(path) as file:
         if machine is not None:
             file.write(line_of(machine) + "\n")
-        for record in records:
-            file.write(line_of(record) + "\n")
-            count += 1
+        for record, refused in _with_answers(records):
+            if refused:
+                file.write(f"# refused, {errno_name(refused)}: {line_of(record)}\n")
+            else:
+                file.write(line_of(record) + "\n")
+                count += 1
     return count
+
+
+def _with_answers(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:
+    if isinstance(records, Trace):
+        for block in records.blocks():
+            answers = np.maximum(block["answer"], 0).tolist()
+            yield from zip(records_of(block), answers, strict=True)
+    else:
+        yield from ((record, 0) for record in records)
 
 
 def open_text(path: str | os.PathLike[str]) -> TextIO:
