@@ -140,3 +140,21 @@ def test_a_summary_counts_what_was_not_read(capsys, tmp_path):
     assert lines[2] == "line 5: not read: 7 events or lines were lost here"
     assert main(["replay", "--strict", str(path)]) == 2
     assert capsys.readouterr().err == f"kvmattr replay: {path}:5: 7 events or lines were lost here\n"
+
+
+def test_a_real_recording_of_threads_with_all_that_strace_decodes(capsys):
+    """QEMU 7.2 on real KVM under strace 6.1 -f -tt -T -yy -Y: the lines of our calls and of what makes its threads."""
+    name = "q35-512m.strace"
+    code, drawn, said = show(capsys, name, "--strict")
+    assert (code, said) == (0, [])
+    assert [line.split(maxsplit=1)[1] for line in drawn] == [
+        "rwxs 160 slot 0", "rwxs 10 slot 2", "rwxs 3 slot 4", "rwxs 27 slot 5", "rwxs 8 slot 6", "rwxs 16 slot 7",
+        "rwxs 130816 slot 8", "rwxs 4096 slot 3", "r-xs 64 slot 1"]
+    with read(CASES / name, strict=True) as trace:
+        summary = replay(trace, machine_for(trace))
+    assert (summary.answers, summary.different, summary.equal) == ({"0": 37}, 0, True)
+    assert show(capsys, name, "--pid", "22372")[1] == drawn
+    page = show(capsys, name, "--history", "c0000")[1]
+    assert page[0].endswith("no slot -> slot 0 rwxs")
+    assert page[-1].split()[2] > "17:30:13.7"
+    assert any(line.split("without a slot for ")[-1].endswith(("us", "ms")) for line in page)
