@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "kvmattr.study.report_command",
     "gate": "kvmattr.gate.command",
     "info": "kvmattr.study.info",
+    "record": "kvmattr.trace.record_command",
     "replay": "kvmattr.trace.command",
     "show": "kvmattr.show",
 }
