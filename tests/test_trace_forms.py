@@ -65,6 +65,7 @@ FORMS = [
     ("logfmt", f'time="2025-01-01T10:00:00Z" level=error msg="{QEMU_9}" name=shim pid=100 qemuPid=200', [BOUND]),
     ("docker JSON", json.dumps({"log": EVENT + "\n", "stream": "stderr", "time": "2025-01-01T10:00:00Z"}), [PLAIN]),
     ("docker JSON", json.dumps({"log": f"\x1b[31m{STRACE} <0.000020>\x1b[0m\n"}), [PLAIN]),
+    ("docker JSON", json.dumps({"msg": EVENT, "fields": {"raw": EVENT + "\r\n"}}), [PLAIN]),
     ("journald JSON", json.dumps({"_PID": "7", "MESSAGE": STRACE}), [PLAIN]),
     ("journald", f"Jan 01 10:00:00 host libvirtd[100]: {EVENT}", [PLAIN]),
     ("Kubernetes", f"{CRI} F {EVENT}", [PLAIN]),

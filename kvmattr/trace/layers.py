@@ -67,7 +67,8 @@ def texts(line: str) -> Iterator[Text]:
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
-            yield from map(Text, _strings(found, 0))
+            # Some write their message twice, as text and as a field: one line is one call.
+            yield from map(Text, dict.fromkeys(_strings(found, 0)))
             return
     cri = _CRI.match(line)
     if cri is not None:
