@@ -10,6 +10,7 @@
     python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
     python3 dev.py pages      the store's tests as on kernels with pages of 16 and 64 KiB (or of one size: pages 64)
+    python3 dev.py arm64      cross-compile for arm64 and run the store's tests under emulation (docs/trust.md)
     python3 dev.py fuzz       each fuzzing target for a minute, or one: fuzz TARGET --seconds N (docs/trust.md)
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py kernel     tests and study inside an emulated kernel that has attributes, instructions counted
@@ -182,6 +183,12 @@ def kernel(words: list[str]) -> None:
     run(python, "-m", "emulation.run", *words)
 
 
+def arm64(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    run(python, "-m", "tests.arm64", *words)
+
+
 def sdist(words: list[str]) -> None:
     python = make_environment("package")
     install(python, "build>=1.2")
@@ -216,8 +223,8 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, fuzz, kernel, sdist,
-                             clang)}
+            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, arm64, fuzz, kernel,
+                             sdist, clang)}
 
 
 def main() -> None:

@@ -34,6 +34,10 @@ cdef uint8_t walk_coded(const kvmattr_walk *walk, uint32_t handle, uint32_t page
     return leaf_raw(<const Family *>walk.bias, handle, page)
 
 
+# Memory order: a walk reads without the mutex what hangs from a root that it pinned under it. All of that was written
+# before some thread gave the mutex back, and is never written again while it is pinned, so the mutex orders it. What is
+# read beside it are bias and segment_count: an entry of bias is written once, before segment_count is stored with
+# release order, and a handle below the pinned root lies in a segment that was there at the pin.
 cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     cdef kvmattr_walk walk
     walk.bias = map.family.bias
