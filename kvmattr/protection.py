@@ -28,7 +28,7 @@ from typing import NamedTuple
 class Access(IntFlag):
     """What an instruction does to memory, and so also what a page allows; several may be combined.
 
-    The values are those of the KVM_MEMORY_EXIT_FLAG_... bits that report a refused access.
+    The values are those of the ``KVM_MEMORY_EXIT_FLAG_...`` bits that report a refused access.
 
     >>> Access.READ | Access.EXEC
     <Access.READ|EXEC: 5>

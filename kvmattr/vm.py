@@ -272,7 +272,7 @@ class VM(Machine):
         """KVM_CREATE_GUEST_MEMFD: return the handle of a new file of private memory of ``size`` bytes.
 
         A handle is a number of kvmattr's own, no file descriptor; the file lives until
-        :meth:`close_guest_memfd`. ``flags``: uapi.GUEST_MEMFD_FLAG_... that KVM_CAP_GUEST_MEMFD_FLAGS names.
+        :meth:`close_guest_memfd`. ``flags``: ``uapi.GUEST_MEMFD_FLAG_...`` that KVM_CAP_GUEST_MEMFD_FLAGS names.
         OSError(EINVAL) for other flags, and for a size that is not a multiple of the host's page size above 0
         and below 2^63. Any machine may create files, also where none can be bound.
 
@@ -410,7 +410,7 @@ class VM(Machine):
     # Capabilities ------------------------------------------------------------------------------------------
 
     def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION: what this machine says of a KVM_CAP_..., 0 for what it does not have.
+        """KVM_CHECK_EXTENSION: what this machine says of a ``KVM_CAP_...``, 0 for what it does not have.
 
         >>> VM().check_extension(uapi.KVM_CAP_NR_MEMSLOTS)
         32764

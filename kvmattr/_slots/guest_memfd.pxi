@@ -7,7 +7,7 @@ A guest_memfd as a memslot table sees it: a file of ``size`` bytes whose ranges 
 
     ``GuestMemfd(table, size)`` is KVM_CREATE_GUEST_MEMFD on the VM that owns ``table``: OSError(EINVAL) for a
     size that is 0, negative as a signed number, or no multiple of the page size. ``flags`` are the
-    GUEST_MEMFD_FLAG_... that it was created with, ``serves_shared`` says that guests find shared pages in the
+    ``GUEST_MEMFD_FLAG_...`` that it was created with, ``serves_shared`` says that guests find shared pages in the
     file too, not at userspace_addr. Only memslots of that table can bind it. After `close` its slots remain,
     without private memory.
 

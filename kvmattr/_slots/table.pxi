@@ -4,7 +4,7 @@ class Memslot(NamedTuple):
     """One memslot as it was when it was looked up.
 
     ``start`` and ``stop`` are gfns, ``stop`` exclusive; ``userspace_addr`` and ``guest_memfd_offset`` are
-    bytes; ``flags`` are KVM_MEM_...; ``guest_memfd`` is the bound `GuestMemfd`, closed or not, or None.
+    bytes; ``flags`` are ``KVM_MEM_...``; ``guest_memfd`` is the bound `GuestMemfd`, closed or not, or None.
 
     >>> table = MemslotTable()
     >>> table.set_region(3, 0, 0x100000, 0x2000, 0x7F0000000000)
