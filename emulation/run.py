@@ -103,7 +103,7 @@ def vng_command(image: Path, out: Path) -> list[str]:
     """virtme-ng: it brings its own init and shares; the command is the same."""
     script = f"sh {shlex.quote(str(out / 'command'))} </dev/null; echo $? >{shlex.quote(str(out / 'status'))}"
     return ["vng", "--run", str(image), "--disable-kvm", "--cpus", "1", "--memory", _MEMORY, "--force-9p",
-            f"--rwdir={out}", "--user", "root", "--qemu-opts", f"-cpu {_CPU} -icount {_ICOUNT}", "--exec", script]
+            f"--rwdir={out}", "--user", "root", f"--qemu-opts=-cpu {_CPU} -icount {_ICOUNT}", "--exec", script]
 
 
 def boot(image: Path, out: Path, jobs: list[str], timeout: int, emulator: str) -> int:

@@ -126,7 +126,7 @@ def test_a_full_disk_is_told_and_the_command_goes_on():
 @needs_tracing
 @pytest.mark.parametrize(("ended", "code"), [(3, 3), (0, 2)])
 def test_the_exit_code_beside_a_recording_that_cannot_be_written(ended, code):
-    done = subprocess.run([*RECORD, "-o", "/dev/full", "--", "sh", "-c", f"exit {ended}"], capture_output=True, text=True,
-                          timeout=120, check=False)
+    done = subprocess.run([*RECORD, "-o", "/dev/full", "--", "sh", "-c", f"exit {ended}"], capture_output=True,
+                          text=True, timeout=120, check=False)
     assert done.stderr == "kvmattr record: /dev/full: No space left on device: the recording is not whole\n"
     assert done.returncode == code

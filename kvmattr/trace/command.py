@@ -20,6 +20,7 @@ from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.hosts import NAMES
+from kvmattr.trace.on_kvm import on_kvm, on_kvm_text
 from kvmattr.trace.operations import Machine
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", action="store_true", help="print each operation's answer, INDEX ERRNO"
                         " or INDEX get ADDR:PAGES:S|P ...; the summary goes to standard error")
     parser.add_argument("--no-comparison", action="store_true", help="run the trace on the machine alone")
+    parser.add_argument("--on-kvm", action="store_true", help="issue the calls to a VM of the running kernel, too: its"
+                        " answers, and what each call took")
     parser.add_argument("--json", metavar="FILE", help="write the summaries as JSON, too")
     parser.add_argument("--write", metavar="FILE", help="write the trace in the native format, too")
     made = parser.add_argument_group("made traces, in place of TRACE")
@@ -92,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         return _wrong(str(error))
-    differs = arguments.strict and any(summary.different for summary in summaries)
+    differs = arguments.strict and any(summary.different or (summary.on_kvm is not None and summary.on_kvm.different)
+                                       for summary in summaries)
     return 1 if differs or any(summary.equal is False for summary in summaries) else 0
 
 
@@ -117,7 +121,11 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
                    model_answers=arguments.model_answers)
     if arguments.host is not None:
         summary.machine_why = ""
-    print(summary_text(summary), file=sys.stderr if arguments.answers else sys.stdout, end="", flush=True)
+    out = sys.stderr if arguments.answers else sys.stdout
+    print(summary_text(summary), file=out, end="", flush=True)
+    if arguments.on_kvm:
+        summary.on_kvm = on_kvm(trace, machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host))
+        print("\n".join(on_kvm_text(summary.on_kvm)), file=out, flush=True)
     return summary
 
 

@@ -17,6 +17,7 @@ from kvmattr.memslots import Memslot
 from kvmattr.trace.answers import Answering, errno_name
 from kvmattr.trace.hosts import host_for
 from kvmattr.trace.moments import Until
+from kvmattr.trace.on_kvm import OnKvm
 from kvmattr.trace.operations import RECORDED, UNKNOWN, Block, SetSlot
 from kvmattr.trace.sides import AttributeSide, Cost, SlotSide, SplittingSide, access_map
 from kvmattr.trace.trace import Told, Trace
@@ -72,6 +73,8 @@ class Summary:
     rounds: int = 1
     #: The machine that replayed it.
     host: str = ""
+    #: The same calls on a VM of the running kernel, where that was asked for.
+    on_kvm: OnKvm | None = None
 
 
 def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = None,
