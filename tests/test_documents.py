@@ -10,7 +10,6 @@ import inspect
 import io
 import pkgutil
 import re
-import typing
 from pathlib import Path
 
 import pytest

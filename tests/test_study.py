@@ -2,7 +2,6 @@
 
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from kvmattr import Operation
 from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
-from kvmattr.study import backends, extras, runner, scenarios, table, work
+from kvmattr.study import backends, extras, runner, scenarios, table
 from kvmattr.study.arm import Arm
 from kvmattr.study.backends import Backend
 from kvmattr.study.report import Report
@@ -431,16 +430,6 @@ class TestRunner:
         assert runner.plan(["guest"], ["kvm-memslots-vcpu"], quick=False) == []
         assert {unit.scenario for unit in runner.plan(list(scenarios.ALL), ["kvm-memslots-vcpu"], quick=False)} == {
             "conversion", "conversion-single", "whole"}
-
-
-class TestDocs:
-    def test_the_backend_of_the_docs_works_and_is_short(self):
-        page = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
-        program = page.partition("```python\n")[2].partition("```")[0]
-        assert program.count("\n") < 60
-        names = dict(vars(work), Backend=Backend, Operation=Operation)
-        exec(program, names)
-        assert _result(names["Dictionary"]).status == "ok"
 
 
 def cell(backend: str, samples: list[float], kind: str = "model", **changes) -> Result:

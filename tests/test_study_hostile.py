@@ -69,7 +69,7 @@ DELETED = object()
     ("results[0].load", [1], "results[0].load is [1], expected an object"),
     ("results[0].note", "a\nb", None),
     ("results[0].operations", "a\nb", "results[0].operations is 'a\\nb', expected an integer of at least 0"),
-    ("scenarios.has.growths[0].law", "x", "scenarios.has.growths[0].law is 'x', expected one of flat, "),
+    ("scenarios.has.growths[0].law", "x", "scenarios.has.growths[0].law is 'x', expected one of not growing, "),
     ("scenarios.has.size_name", 5, "scenarios.has.size_name is 5, expected a string"),
 ])
 def test_a_damaged_field_is_one_line_with_its_place(document, place, value, complaint, tmp_path, capsys):
@@ -138,7 +138,7 @@ def hostile(document: dict[str, Any]) -> dict[str, Any]:
     new["left_out"] = [WORD]
     for asked in new["scenarios"].values():
         asked["question"] = asked["size_name"] = WORD
-        asked["growths"] = [{"law": "flat", "backends": ["store"], "because": WORD}]
+        asked["growths"] = [{"law": "not growing", "backends": ["store"], "because": WORD}]
     return new
 
 
@@ -162,4 +162,4 @@ def test_a_table_of_anything_is_printed(document):
     from kvmattr.measure.checked import Field
     report = Report.of(Field(hostile(document), "a.json"))
     assert "scaling" not in report.table(80)
-    assert any("not as expected" in words or "flat" in words for words in map(str, report.seen))
+    assert any("not as expected" in words or "not growing" in words for words in map(str, report.seen))

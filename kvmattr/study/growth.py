@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from kvmattr.study.results import Result
 
 #: Exponent of the size that a law allows, from ... to, between the smallest and the largest size.
-LAWS = {"flat": (-math.inf, 0.1), "falling": (-math.inf, -0.05), "growing": (0.05, math.inf),
+LAWS = {"not growing": (-math.inf, 0.0), "falling": (-math.inf, -0.05), "growing": (0.05, math.inf),
         "in proportion": (0.6, 1.4)}
-#: Caches and first touches move a cost that is flat by its algorithm so many times, over any sizes.
+#: Caches and first touches move a cost that does not grow by its algorithm so many times, over any sizes.
 _CACHES = 2.0
 
 
@@ -31,8 +31,8 @@ class Growth:
     def words(self) -> str:
         """For a list of what is expected.
 
-        >>> Growth("flat", ("store", "numpy")).words
-        'store and numpy flat'
+        >>> Growth("not growing", ("store", "numpy")).words
+        'store and numpy not growing'
         """
         return f"{text.listed(list(self.backends))} {self.law}{self.because and f' ({self.because})'}"
 
@@ -59,8 +59,8 @@ class Seen:
     def words(self) -> str:
         """The verdict in one line.
 
-        >>> Seen("guest", "memslots", "flat", 5.8, 1 << 18, 1 << 22, False, "", "guest size").words
-        'memslots: expected flat, seen 5.8x from 1 GiB to 16 GiB: not as expected'
+        >>> Seen("guest", "memslots", "not growing", 5.8, 1 << 18, 1 << 22, False, "", "guest size").words
+        'memslots: expected not growing, seen 5.8x from 1 GiB to 16 GiB: not as expected'
         """
         verdict = "as expected" if self.as_expected else "not as expected"
         reason = f" ({self.because})" if self.because else ""
@@ -101,6 +101,6 @@ def _allows(law: str, low: float, high: float, sizes: float) -> bool:
     least, most = LAWS[law]
     decades = math.log10(sizes)
     lowest, highest = math.log10(max(low, 1e-300)) / decades, math.log10(max(high, 1e-300)) / decades
-    if law == "flat" and low <= _CACHES:
-        return True
+    if law == "not growing":
+        return low <= _CACHES
     return lowest <= most and highest >= least
