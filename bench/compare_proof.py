@@ -34,7 +34,7 @@ from kvmattr.study import backends  # noqa: E402
 from kvmattr.study.comparing import compare  # noqa: E402
 from kvmattr.study.report import Report  # noqa: E402
 
-SCENARIOS = ["conversion", "lookup", "has"]
+SCENARIOS = ["guest", "lookup", "has"]
 BACKENDS = ["store", "memslots", "xarray", "numpy", "empty-ioctl"]
 PLANTED = {("lookup", "store"), ("lookup", "xarray"), ("has", "xarray")}
 AGAIN = 0.3

@@ -32,11 +32,11 @@ def run_of(random: np.random.Generator, *, load: float = 0.0, between: float = 0
         true = 10.0 * (index + 1) * (planted or {}).get((backend, size), 1.0)
         clock = math.exp(random.normal(0, 0.2))     # the machine's pace, which the yardstick shares
         drift = math.exp(random.normal(0, between) + shift * load * random.uniform(0, 1))
-        noise = np.exp(random.normal(0, 0.05 + 0.05 * load, rounds))
+        noise = np.exp(np.abs(random.normal(0, 0.05 + 0.15 * load, rounds)))     # what disturbs makes slower
         results.append(Result(
             scenario, backend, kind, size, "ns/conversion", "ok", samples=(true * clock * drift * noise).tolist(),
             operations=64, host="here", clock="cpu", wall=(true * clock * noise).tolist(),
-            yardstick=(3000 * clock * np.exp(random.normal(0, 0.01, rounds))).tolist(),
+            yardstick=(2000 * clock * np.exp(np.abs(random.normal(0, 0.05 * load, rounds)))).tolist(),
             load={"seconds": 1.0, "other_cpus": load, "stolen_cpus": 0.0}))
     return Report(MACHINE, METHOD, {"seconds": 20.0, "other_cpus": load, "stolen_cpus": 0.0}, results)
 

@@ -99,6 +99,7 @@ def student_tail(t: float, freedom: int) -> float:
     return max(1 - within, 0.0)
 
 
+@functools.lru_cache(64)
 def student_quantile(tail: float, freedom: int) -> float:
     """The t that is passed, on either side, with the probability ``tail``; the inverse of :func:`student_tail`.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr.measure import text
-from kvmattr.measure.clock import Took, Yardstick, timed
+from kvmattr.measure.clock import Took, timed, yardstick
 from kvmattr.measure.machine import available_bytes
 from kvmattr.study.backends import Backend
 from kvmattr.study.results import Result
@@ -39,7 +39,7 @@ class Arm:
     """Runs a workload on one backend. ``alive`` until something ended it; ``result`` says what came out."""
 
     def __init__(self, backend: type[Backend], scenario: Scenario, size: int, workload: Workload,
-                 seconds: float, yardstick: Yardstick | None = None) -> None:
+                 seconds: float) -> None:
         self._class = backend
         self._scenario = scenario
         self._size = size
@@ -49,7 +49,6 @@ class Arm:
         self._backend: Backend | None = None
         self._done: list[Any] = []
         self._answer: Any = None
-        self._yardstick = yardstick or Yardstick()
         #: One a round: what it took (of bytes: how many), and the yardstick just before it.
         self._rounds: list[tuple[Took, Took]] = []
         self._bytes: list[float] = []
@@ -101,13 +100,13 @@ class Arm:
             if not self._rounds:
                 self._end("stopped", f"stopped after {self._seconds:g} s", len(self._workload.setup))
             return
-        yardstick = self._yardstick.read()
+        fixed = yardstick()
         if self._operations >= _WORTH_WARMING and not self._workload.whole:
             self._timed(self._workload.argument(index, self._operations // 16 * 2))
         if self.alive:
             took = self._timed(self._workload.argument(index, self._operations))
             if self.alive:
-                self._rounds.append((took, yardstick))
+                self._rounds.append((took, fixed))
                 if self._scenario.unit == "bytes":
                     self._bytes.append(float(self._answer))
 
@@ -149,7 +148,7 @@ class Arm:
             self._scenario.name, self._class.name, self._class.kind, self._size, self._scenario.unit,
             self._status, self._note, self._bytes if is_size else samples, self._operations, overhead,
             self._reached, socket.gethostname(), "" if is_size else clock, [] if is_size else wall,
-            [] if is_size else [getattr(yardstick, clock) for _, yardstick in rounds])
+            [] if is_size else [getattr(fixed, clock) for _, fixed in rounds])
 
     @contextmanager
     def _ending_here(self, reached: int | None, where: str = "") -> Iterator[None]:

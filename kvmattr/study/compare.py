@@ -3,7 +3,7 @@
   kvmattr compare --a old1.json old2.json old3.json --b new1.json new2.json new3.json
   kvmattr compare A.json B.json --same 1.json 2.json 3.json 4.json   one run a side, and runs of unchanged code
 
-A run counts as one number a cell, its time divided by that of fixed work in the same rounds; what runs vary by is
+A run counts as one number a cell, its fastest round divided by fixed work in the same rounds; what runs vary by is
 taken from several runs, never from the rounds of one. "slower" and "faster" are said where the interval, widened
 for the number of cells, lies beyond 1.05x (1.25x where the load differed); "same" where 1.25x would have been
 seen; "open" else. Take the runs of both sides in turns, on a machine that is equally busy.

@@ -1,11 +1,12 @@
 """Two states of something, several runs of each: which cells changed, by how much, and which cannot be told.
 
 A run's own rounds say nothing of the next run: between runs of unchanged code a machine moves a ratio by more
-than its interval within one run. So a run counts as **one** number a cell: the logarithm of the median, over
-the rounds, of the time divided by the yardstick's (fixed work in user space, measured in the same round). How
-these numbers vary is taken from the runs of one side, of both, and of those that are given as unchanged; where
-a cell happens to vary less than cells do in the middle, it gets their variation. Student's interval, widened
-for the number of cells (Bonferroni), must lie beyond a margin before a change is called one.
+than its interval within one run. So a run counts as **one** number a cell: the logarithm of its fastest round,
+divided by the fastest reading of the yardstick (fixed work in user space, read in each of the same rounds).
+Whatever disturbs a round makes it slower, so the fastest ones of two runs differ least. How these numbers vary is
+taken from the runs of one side, of both, and of those that are given as unchanged; where a cell happens to vary
+less than cells do in the middle, it gets their variation. Student's interval, widened for the number of cells
+(Bonferroni), must lie beyond a margin before a change is called one.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def _value(cell: Result) -> float | None:
     """The one number of a run."""
     if cell.status != "ok" or not cell.yardstick:
         return None
-    return float(np.median(np.log(np.asarray(cell.samples) / np.asarray(cell.yardstick))))
+    return math.log(min(cell.samples) / min(cell.yardstick))
 
 
 def _variance(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:

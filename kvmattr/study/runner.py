@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmattr.measure import rounds
-from kvmattr.measure.clock import Yardstick
 from kvmattr.measure.machine import Load
 from kvmattr.study import backends, registry, scenarios
 from kvmattr.study.arm import Arm, described, reason_against, unbroken_seconds
@@ -107,8 +106,7 @@ def run_unit(unit: Unit, options: Options) -> list[Result]:
     before = Load.now()
     try:
         workload = scenario.make(unit.size, np.random.default_rng(seed))
-        yardstick = Yardstick()
-        arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds, yardstick)
+        arms = [Arm(backends.ALL[name], scenario, unit.size, workload, options.cell_seconds)
                 for name in unit.backends]
         _measure(arms, options)
     except Exception as error:
