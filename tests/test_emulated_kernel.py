@@ -84,3 +84,16 @@ def test_the_table_of_instructions():
 def test_the_tree_has_what_the_machine_inside_runs():
     assert os.access(ROOT / "emulation" / "init.sh", os.X_OK)
     assert all((ROOT / name).is_file() for name in __import__("emulation.jobs").jobs._TESTS)
+
+
+def test_the_pages_show_the_numbers_that_were_counted():
+    counted = json.loads((ROOT / "emulation" / "linux-7.2.13.json").read_text())
+    rows = table.markdown(counted).splitlines()[2:]
+    assert len(rows) == 5
+    for name in ("README.md", "docs/study.md"):
+        page = ROOT / name
+        if not page.exists():
+            pytest.skip("the pages are not beside the tests")
+        shown = [line.replace("*", "") for line in page.read_text().splitlines()]
+        for row in rows:
+            assert row.replace("failed at k = ", "EINVAL at ").replace(": EINVAL", "") in shown, (name, row)
