@@ -10,6 +10,7 @@ import inspect
 import io
 import pkgutil
 import re
+import typing
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""The reference site: every page is in its contents, every public name on a page, workflows are what their schemas say."""
+"""The reference site: every page is in its contents, and every public name on a page."""
 
 from __future__ import annotations
 
