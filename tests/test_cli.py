@@ -32,8 +32,8 @@ def test_scaling_prints_a_table_and_writes_json_and_csv(tmp_path, capsys):
     assert cli.main([*SMALL, "--json", str(json_path), "--csv", str(csv_path)]) == 0
     out, err = capsys.readouterr()
     assert "has (model): Do all pages of an aligned block" in out
-    assert re.search(r"^1 units, 2 cells of which 2 can run here, 3 rounds: 0:0\d to 0:\d\d min; a cell stops after 5 s$",
-                     err, re.MULTILINE)
+    assert re.search(r"^1 units, 2 cells of which 2 can run here, 3 rounds: 0:0\d to 0:\d\d min; a cell stops "
+                     r"after 5 s$", err, re.MULTILINE)
     record = json.loads(json_path.read_text())
     assert [(result["backend"], result["status"]) for result in record["results"]] == [
         ("store", "ok"), ("xarray", "ok")]
