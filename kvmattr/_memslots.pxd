@@ -8,6 +8,18 @@ cdef struct Links:
     uint16_t parent
     uint16_t child[2]           # lower gfns, higher gfns
 
+# A range of a guest_memfd that is bound to a memslot; pages of the file, in file order.
+cdef struct Binding:
+    uint64_t start
+    uint64_t stop
+    uint64_t gfn                # of the first page: a memslot with a guest_memfd never moves
+    uint32_t number             # the structure's ``slot``
+
+# KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_GUEST_MEMFD exclude each other.
+cdef union SlotExtra:
+    void *dirty_bitmaps         # with KVM_MEM_LOG_DIRTY_PAGES, else NULL
+    void *file_map              # with KVM_MEM_GUEST_MEMFD: the Map of the file's attributes if they are its own
+
 # One memslot: record id + 1 of its set. A lookup reads only the first 32 bytes. A record that is
 # not in use has start == stop == 0, so that no gfn lies in it.
 cdef struct Slot:
@@ -20,7 +32,7 @@ cdef struct Slot:
     uint64_t userspace_addr
     uint64_t guest_memfd_offset
     void *metadata              # see _slots/metadata.pxi
-    void *dirty_bitmaps         # with KVM_MEM_LOG_DIRTY_PAGES, else NULL
+    SlotExtra extra
 
 cdef enum:                      # Slot.flags
     GUEST_MEMFD_OPEN = 0x80     # a guest_memfd is bound and not closed yet
@@ -132,3 +144,34 @@ cdef class MemslotTable:
     cdef bint guest_memfd_needs_mmap
     cdef object resolve_guest_memfd
     cdef dict guest_memfds      # the structure's ``slot`` -> the GuestMemfd that was bound to it
+
+
+cdef inline size_t binding_reaching(const Binding *ranges, size_t count, uint64_t page) noexcept nogil:
+    """The place of the first range that ends after a page of the file. O(log count)."""
+    cdef size_t low = 0, middle
+    while low < count:
+        middle = (low + count) // 2
+        if ranges[middle].stop > page:
+            count = middle
+        else:
+            low = middle + 1
+    return low
+
+
+cdef class GuestMemfd:
+    cdef readonly MemslotTable table
+    cdef readonly uint64_t size
+    cdef readonly uint64_t flags
+    cdef readonly bint serves_shared
+    cdef readonly bint closed
+    cdef object __weakref__
+    cdef public object machine  # weak reference to the VM
+    cdef public object pages    # the VM's FilePages; GuestMemfds of other VMs may have the same
+    cdef void *file_map         # the Map of their attributes, NULL where PRIVATE belongs to the gfn
+    cdef Binding *ranges
+    cdef size_t count
+    cdef size_t capacity
+    cdef Slot *slot_of(self, size_t place) noexcept nogil
+    cdef list spans(self, uint64_t start, uint64_t stop)
+    cdef int bind(self, uint64_t offset, uint64_t nbytes, uint64_t gfn, uint32_t number) except -1
+    cdef int unbind(self, uint64_t offset) except -1

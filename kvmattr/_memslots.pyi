@@ -1,9 +1,10 @@
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple, SupportsIndex, final
+from typing import Any, Literal, NamedTuple, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
+from kvmattr._core import AttributeMap
 from kvmattr.hosts import Host
 from kvmattr.operation import Operation
 
@@ -25,6 +26,8 @@ class Memslot(NamedTuple):
 
 @final
 class GuestMemfd:
+    machine: Any
+    pages: Any
     def __new__(
         cls, table: MemslotTable, size: SupportsIndex, flags: SupportsIndex = 0, serves_shared: bool = False
     ) -> GuestMemfd: ...
@@ -39,7 +42,11 @@ class GuestMemfd:
     @property
     def closed(self) -> bool: ...
     @property
+    def attributes(self) -> AttributeMap | None: ...
+    @property
     def bindings(self) -> tuple[tuple[int, int, int], ...]: ...
+    def pin(self, offset: int, size: int = 4096) -> None: ...
+    def unpin(self, offset: int, size: int = 4096) -> None: ...
     def close(self) -> None: ...
 
 @final

@@ -27,7 +27,6 @@ Costs: lookup and change O(log memslots); metadata 4 bytes per 2 MiB and 1 GiB o
 """
 
 import sys
-from bisect import bisect_left
 from errno import EBADF, EEXIST, EINVAL, ENOMEM
 from operator import index as as_int
 from typing import NamedTuple
@@ -36,7 +35,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 
 import numpy as np
 

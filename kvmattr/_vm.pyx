@@ -22,12 +22,13 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisa
 from cpython.long cimport PyLong_Check
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EFAULT, EINVAL, ENOTTY
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from errno import EBUSY, EDEADLK, ENOMEM
-from operator import index as as_integer
+from errno import EAGAIN, EBUSY, EDEADLK, ENOMEM
+from operator import index as as_integer, itemgetter
+from weakref import ref as reference_to
 
 import numpy as np
 
@@ -35,8 +36,8 @@ from kvmattr import uapi
 from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
                             map_block_is_uniform, map_changes, map_enter, map_enter_in_turn, map_expect, map_leave,
                             map_of, map_page, map_refused, map_run_stop, map_vm_set)
-from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, MemslotTable, Slot, SlotSet, slot_after, slot_at,
-                                slot_reaching)
+from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, GuestMemfd, MemslotTable, Slot, SlotSet,
+                                binding_reaching, slot_after, slot_at, slot_reaching)
 from kvmattr._core import DIFF_DTYPE, AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.protection import NO_ACCESS, Access
@@ -116,6 +117,7 @@ cdef struct Batch:
 # Exit's own __new__ is a Python function, which takes as long as the whole look-up.
 cdef object new_tuple = tuple.__new__
 
+cdef object EHWPOISON = uapi.EHWPOISON
 cdef uint64_t NO_GFN = <uint64_t>-1
 cdef uint64_t MAX_GFN = 1ULL << 52
 cdef uint64_t U32 = 0xFFFFFFFF
@@ -260,6 +262,9 @@ cdef class Machine:
     cdef uint8_t private_bit
     cdef bint mail_calls
     cdef bint vm_attributes  # is there a SET on the VM at all?
+    cdef bint file_attributes  # does PRIVATE belong to the pages of guest_memfds?
+    cdef uint64_t supported_by_files
+    cdef bint poisoned  # may some page of its guest_memfds have failed?
     cdef uint64_t page_mask  # of a page of the host
     cdef uint8_t legal[256]  # may the byte be stored?
     cdef uint8_t keeps[3][256]  # [operation][attributes]: is the result legal whatever legal byte is stored?
@@ -288,6 +293,8 @@ cdef class Machine:
         self.private_bit = profile.private
         self.mail_calls = profile.mail_calls
         self.vm_attributes = profile.vm_attributes
+        self.file_attributes = profile.file_attributes
+        self.supported_by_files = profile.supported_by_files(private)
         self.page_mask = memslots.host.page_size - 1
         for byte in range(256):
             self.legal[byte] = legal[byte]
@@ -372,30 +379,6 @@ cdef class Machine:
         finally:
             self.leave()
 
-    cdef Hull mapped_through(self, file, uint64_t start, uint64_t stop):
-        """The gfns at which memslots map a guest_memfd's bytes [start, stop)."""
-        cdef Hull hull = Hull(NO_GFN, NO_GFN)
-        cdef uint64_t first, last, begins, gfn
-        for first, last, number in file.bindings:
-            slot = self.memslots.slot(number)
-            begins, first, last = first, max(first, start), min(last, stop)
-            if first < last and slot is not None:
-                gfn = slot.start
-                hull_widen(&hull, gfn + (first - begins >> PAGE_SHIFT), gfn + (last - begins >> PAGE_SHIFT))
-        return hull
-
-    def _invalidate_file(self, file, start, stop):
-        """Count one change of what memslots map of a file's bytes [start, stop), if they map any."""
-        cdef Hull hull
-        self.enter()
-        try:
-            hull = self.mapped_through(file, start, stop)
-            if hull.start != NO_GFN:
-                invalidation_begin(&self.invalidation.state, hull, True)
-                invalidation_end(&self.invalidation.state, True, True)
-        finally:
-            self.leave()
-
     def _close_guest_memfd(self, files, handle):
         """Close a file of ``files``; what its memslots map is stale."""
         cdef Hull hull
@@ -403,10 +386,12 @@ cdef class Machine:
         self.enter()
         try:
             file = files.file(handle)
-            hull = self.mapped_through(file, 0, U64)
+            hull = Hull(NO_GFN, NO_GFN)
+            hull_file(&hull, file, 0, NO_GFN)
             if hull.start != NO_GFN:
                 invalidation_begin(&self.invalidation.state, hull, True)
             file.close()
+            forget_file(file)
             if hull.start != NO_GFN:
                 invalidation_end(&self.invalidation.state, True, True)
             try:
@@ -425,7 +410,7 @@ cdef class Machine:
         self.enter()
         try:
             if replay:
-                stored = Announcement((listener,), AttributeMap(), self.store.snapshot(), 0, len(self.store))
+                stored = Announcement((listener,), AttributeMap(), self.store.snapshot(), [(0, len(self.store), 0)])
                 stored.prepare()
                 stored.commit()
             self.listeners = (*self.listeners, listener)
@@ -657,7 +642,7 @@ cdef class Machine:
         cdef Announcement announcement = None
         cdef bint invalidates, entered
         if self.listeners:
-            announcement = Announcement(self.listeners, self.store.snapshot(), after, start, stop)
+            announcement = Announcement(self.listeners, self.store.snapshot(), after, [(start, stop, start)])
             announcement.prepare()
         entered = map_enter(self.map)
         invalidates = self.begin_invalidation(start, stop, True)
@@ -709,7 +694,9 @@ cdef class Machine:
     def set_memory_attributes(self, address, size, attributes, operation=0, flags=0):
         """KVM_SET_MEMORY_ATTRIBUTES: change the attributes of the pages [address, address + size); return 0.
 
-        Byte addresses; ``attributes`` and what ``operation`` does with them: see :class:`kvmattr.Operation`.
+        Byte addresses; ``attributes`` and what ``operation`` does with them: see :class:`kvmattr.Operation`. An
+        AND takes a complement too, a negative int: ``~PRIVATE`` keeps every supported bit but PRIVATE. (The
+        ioctl's u64 has no sign: there all 64 bits of the complement are EINVAL, as unsupported bits are.)
         O(height) of the tree and independent of the size, but for what listeners hear. Raises OSError with
         KVM's errno, having changed nothing: EINVAL for arguments that KVM refuses and for protections that
         this VM cannot have, EBUSY from inside a listener, ENOMEM; ValueError for a value that fits no field
@@ -727,15 +714,24 @@ cdef class Machine:
         cdef Record record
         record.address = field(address, U64, "address")
         record.size = field(size, U64, "size")
-        record.attributes = field(attributes, U64, "attributes")
         if self.mail_calls:
             record.last = field(operation, U32, "operation") | field(flags, U32, "flags") << 32
         else:  # there is no field for an operation: anything but WRITE is a flag that must be 0
             record.last = field(operation, U32, "operation") | field(flags, U64, "flags")
         self.check_made()
+        if record.last == AND and self.mail_calls and PyLong_Check(attributes) and attributes < 0:
+            attributes = self.keeping(attributes)
+        record.attributes = field(attributes, U64, "attributes")
         map_vm_set(self.map, 1)
         self.set(&record)
         return 0
+
+    cdef object keeping(self, attributes):
+        """What an AND with a complement keeps, ``~PRIVATE`` as Python has it: all supported bits but those named."""
+        if ~attributes & ~self.supported:
+            raise OSError(EINVAL, f"attributes {attributes}: the complement of {~attributes:#x}, which must be within "
+                                  f"the supported {self.supported:#x}")
+        return self.supported & attributes
 
     def _ioctl_set(self, arg, mutate_flag):
         """KVM_SET_MEMORY_ATTRIBUTES as an ioctl."""
@@ -844,6 +840,15 @@ cdef class Machine:
             batch.done += 1
         map_leave(self.map, entered)
 
+    # guest_memfd -------------------------------------------------------------------------------------------
+
+    def _adopt(self, GuestMemfd file, FilePages pages, machine):
+        """Make a file one of this machine's, with these pages; ``machine``: a weak reference to it."""
+        file.pages = pages
+        file.machine = machine
+        file.file_map = pages.map if self.file_attributes else NULL
+        pages.files.append(reference_to(file))
+
     # Faults ------------------------------------------------------------------------------------------------
 
     def access(self, gpa, access, size=1, private=None):
@@ -878,19 +883,51 @@ cdef class Machine:
         cdef uint64_t gfn = first >> PAGE_SHIFT, end = last >> PAGE_SHIFT
         cdef const Slot *slot
         cdef uint8_t attributes
+        cdef uint64_t stop
         cdef int flags
         self.check_made()
         while True:
-            attributes = self.page(gfn)
             slot = slot_at(&self.memslots.spaces[0], gfn)
+            attributes = self.page_in(gfn, slot)
             flags = self.fault_flags(attributes, slot, wanted, claimed)
             if flags != NO_FAULT:
                 return self.exit(gfn, flags, first, last, wanted)
-            if gfn == end:
-                return None
-            gfn = self.equal_until(gfn, min(slot.stop, end + 1))
+            stop = min(slot.stop, end + 1) if gfn < end else gfn + 1
+            if gfn < end:
+                stop = self.equal_until(gfn, stop, slot)
+            if self.poisoned and (attributes & self.private_bit or slot.flags & GUEST_MEMFD_ALONE):
+                failed = self.first_failed(gfn, stop, slot)
+                if failed is not None:
+                    return self.exit(failed, EXIT_PRIVATE if attributes & self.private_bit else 0, first, last,
+                                     wanted)._replace_errno(EHWPOISON)
+            gfn = stop
             if gfn > end:
                 return None
+
+    cdef object first_failed(self, uint64_t gfn, uint64_t stop, const Slot *slot):
+        """The first gfn of [gfn, stop), which lies in a memslot, whose page of the guest_memfd failed, or None."""
+        cdef const Slot *records = self.memslots.spaces[0].records
+        file = self.memslots.guest_memfds.get(slot - records - 1)
+        if file is None or file.pages is None:
+            return None
+        cdef uint64_t page = (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start)
+        found = file.pages.poisoned(page, page + (stop - gfn))
+        return None if found < 0 else gfn + (<uint64_t>found - page)
+
+    cdef uint8_t page_in(self, uint64_t gfn, const Slot *slot) noexcept nogil:
+        """The attributes of a page where its memslot is known: PRIVATE is the bound file page's, if files have it.
+
+        No memslot, one without a file, and a closed file count as shared then.
+        """
+        cdef uint8_t attributes = self.page(gfn)
+        cdef Map *map
+        cdef bint entered
+        if self.file_attributes and slot is not NULL and slot.flags & GUEST_MEMFD_OPEN:
+            map = <Map *>slot.extra.file_map
+            entered = map_enter(map)
+            attributes |= map_page(map, (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start))
+            map_leave(map, entered)
+        return attributes
 
     cdef uint8_t page(self, uint64_t gfn) noexcept nogil:
         cdef bint entered = map_enter(self.map)
@@ -898,11 +935,18 @@ cdef class Machine:
         map_leave(self.map, entered)
         return attributes
 
-    cdef uint64_t equal_until(self, uint64_t gfn, uint64_t stop) noexcept nogil:
-        """Return how far the attributes of gfn extend, at most to stop."""
+    cdef uint64_t equal_until(self, uint64_t gfn, uint64_t stop, const Slot *slot) noexcept nogil:
+        """Return how far the attributes of gfn, which lies in a memslot, extend, at most to stop in it."""
         cdef bint entered = map_enter(self.map)
-        cdef uint64_t end = map_run_stop(self.map, gfn, stop)
+        cdef uint64_t end = map_run_stop(self.map, gfn, stop), page
+        cdef Map *map
         map_leave(self.map, entered)
+        if self.file_attributes and slot.flags & GUEST_MEMFD_OPEN:
+            map = <Map *>slot.extra.file_map
+            page = (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start)
+            entered = map_enter(map)
+            end = gfn + (map_run_stop(map, page, page + (end - gfn)) - page)
+            map_leave(map, entered)
         return end
 
     cdef int fault_flags(self, uint8_t attributes, const Slot *slot, uint64_t wanted,
@@ -955,6 +999,19 @@ cdef class Machine:
         allowed = Access(self.allowed[self.page(gfn)])
         return allowed & ~Access.WRITE if slot.flags & MEM_READONLY else allowed
 
+    def is_private(self, gpa):
+        """Return whether KVM takes the page at byte address ``gpa`` for private, in address space 0.
+
+        By the attribute of its gfn, or where attributes belong to guest_memfds by that of the file page bound
+        there; without one it is shared (``include/linux/kvm_host.h``, kvm_mem_is_private).
+
+        >>> from kvmattr import VM
+        >>> VM().is_private(0)
+        False
+        """
+        cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
+        return bool(self.page_in(gfn, slot_at(&self.memslots.spaces[0], gfn)) & self.private_bit)
+
     def mapping_level(self, gpa):
         """Return the level of the largest page that may map byte address ``gpa``: 1, 2 (2 MiB) or 3 (1 GiB).
 
@@ -989,12 +1046,16 @@ cdef class Machine:
         for level in range(2, MAPPING_LEVELS + 1):
             block = gfn & ~(pages - 1)
             if (askew & (pages - 1) or block < slot.start or block + pages > slot.stop
-                    or not map_block_is_uniform(self.map, block, level)):
+                    or not map_block_is_uniform(self.map, block, level)
+                    or self.file_attributes and self.equal_until(block, block + pages, slot) < block + pages):
                 break
             highest = level
             pages *= PAGES_PER_BLOCK
         map_leave(self.map, entered)
         return highest
+
+
+include "_machine/files.pxi"
 
 
 cdef class Watcher:
@@ -1036,8 +1097,8 @@ cdef class Watcher:
         """
         cdef Machine machine = <Machine>self.machine
         cdef uint64_t gfn = gpa >> PAGE_SHIFT
-        cdef uint8_t attributes = machine.page(gfn)
         cdef const Slot *slot = slot_at(&machine.memslots.spaces[0], gfn)
+        cdef uint8_t attributes = machine.page_in(gfn, slot)
         cdef int fault = machine.fault_flags(attributes, slot, wanted, claimed)
         if fault == NO_FAULT:
             allowed[0] = machine.allowed[attributes] & (~ACCESS_WRITE if slot.flags & MEM_READONLY else 0xFF)

@@ -5,7 +5,7 @@ differ (the merged PRIVATE is the mail's NO_EXEC), so a machine never guesses wh
 What differs between kernels is a field of the record; no code asks for its name.
 
 >>> [name for name in PROFILES]
-['rfc', 'linux', 'linux-6.18', 'linux-7.2', 'linux-7.3', 'vsm']
+['rfc', 'linux', 'linux-6.18', 'linux-7.2', 'linux-7.3', 'gmem', 'gmem-vm-attributes', 'vsm']
 >>> LINUX.private, RFC.no_exec
 (8, 8)
 """
@@ -224,7 +224,7 @@ GMEM_VM_ATTRIBUTES = replace(
 
 PROFILES = {
     profile.name: profile
-    for profile in (RFC, LINUX, LINUX_6_18, LINUX_7_2, LINUX_7_3, VSM)
+    for profile in (RFC, LINUX, LINUX_6_18, LINUX_7_2, LINUX_7_3, GMEM, GMEM_VM_ATTRIBUTES, VSM)
 }
 
 

@@ -14,6 +14,10 @@ W                   with ``write_only``: "unless there's an arch that supports w
 WX                  with ``write_only`` and ``exec_only``
 =================  =============================================================================
 
+That is one rule a property of the hardware: written and not read needs ``write_only``, executed and not read
+``exec_only``, read and not executed ``no_exec``. Where reading is forbidden a fetch is too, unless there is
+``exec_only``, so W asks for no ``no_exec``; WX is W and X at once.
+
 In each row, taking WRITE away leads to a row that asks for no more. So no change of a memslot can make a
 stored attribute illegal, and memslot calls never look at attributes.
 """
@@ -62,11 +66,12 @@ def mail_rule(allowed: Access, private: bool, capabilities: Capabilities) -> boo
     >>> [mail_rule(Access.READ, False, Capabilities(no_exec)) for no_exec in (False, True)]
     [False, True]
     """
-    if allowed & Access.READ:
-        return bool(allowed & Access.EXEC) or capabilities.no_exec
-    if allowed & Access.WRITE and not capabilities.write_only:
+    read, write, execute = (bool(allowed & access) for access in Access)
+    if write and not read and not capabilities.write_only:
         return False
-    return not allowed & Access.EXEC or capabilities.exec_only
+    if execute and not read and not capabilities.exec_only:
+        return False
+    return execute or not read or capabilities.no_exec
 
 
 def vsm_rule(allowed: Access, private: bool, capabilities: Capabilities) -> bool:

@@ -67,6 +67,10 @@ GUEST_MEMFD_FLAG_INIT_SHARED = 1 << 1
 #: fallocate(2) on a guest_memfd.
 FALLOC_FL_KEEP_SIZE = 1 << 0
 FALLOC_FL_PUNCH_HOLE = 1 << 1
+FALLOC_FL_COLLAPSE_RANGE = 1 << 3
+FALLOC_FL_ZERO_RANGE = 1 << 4
+FALLOC_FL_INSERT_RANGE = 1 << 5
+FALLOC_FL_UNSHARE_RANGE = 1 << 6
 
 # Exits of a vCPU -------------------------------------------------------------------------------------------
 
@@ -79,6 +83,9 @@ KVM_MEMORY_EXIT_FLAG_READ = 1 << 0
 KVM_MEMORY_EXIT_FLAG_WRITE = 1 << 1
 KVM_MEMORY_EXIT_FLAG_EXEC = 1 << 2
 KVM_MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
+
+#: errno of a KVM_RUN that met memory whose hardware failed; Python's errno does not name it everywhere.
+EHWPOISON = 133
 
 # Capabilities and VM types ---------------------------------------------------------------------------------
 

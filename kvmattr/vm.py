@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from kvmattr import uapi
 from kvmattr._core import AttributeMap
-from kvmattr._vm import Machine
+from kvmattr._vm import Machine, change_pages, convert_file, convert_file_many, file_ioctl_set
 from kvmattr.guest_memfd import GuestMemfds, check_fallocate, open_file, resolve
 from kvmattr.hosts import Host, host_named
 from kvmattr.listeners import Listener, check_listener
-from kvmattr.memslots import MemslotTable
+from kvmattr.memslots import GuestMemfd, MemslotTable
 from kvmattr.operation import Operation
 from kvmattr.profiles import Profile, profile_named
 from kvmattr.protection import Access, Capabilities
@@ -86,7 +86,7 @@ class VM(Machine):
         super().__init__(profile, bool(private), capabilities, memslots)
         #: What the hardware can enforce, as given: ``no_exec``, ``exec_only``, ``write_only``.
         self.capabilities = capabilities
-        self._guest_memfds = GuestMemfds()
+        self._guest_memfds = GuestMemfds(self)
         self._irqchip = False
         self._handlers = _calls(self.profile.vm_attributes, self.profile.mail_calls)
 
@@ -138,6 +138,19 @@ class VM(Machine):
         """
         return self.check_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES)
 
+    @property
+    def legal_attributes(self) -> tuple[int, ...]:
+        """The attribute bytes that a page of this machine may have, in order: the query of combinations.
+
+        ``supported_attributes`` says which bits there are; some of them may be refused alone.
+
+        >>> VM().legal_attributes, VM(no_exec=True).legal_attributes
+        ((0, 1, 4, 5, 14, 15), (0, 1, 4, 5, 8, 9, 12, 13, 14, 15))
+        """
+        private = self.memslots.private_memory
+        table = self.profile.legality(private, self.capabilities)
+        return tuple(byte for byte in range(256) if table[byte])
+
     def get_memory_attributes(self, address: int, size: int) -> npt.NDArray[np.void]:
         """KVM_GET_MEMORY_ATTRIBUTES for all of [address, address + size): its runs, as an array.
 
@@ -184,9 +197,13 @@ class VM(Machine):
         return self.set_memory_attributes(region.addr, region.size, self.profile.private, Operation.OR)
 
     def _unregister_region(self, region: uapi.kvm_enc_region) -> int:
-        """KVM_MEMORY_ENCRYPT_UNREG_REGION: the range becomes shared."""
-        others = self.supported_attributes & ~self.profile.private
-        return self.set_memory_attributes(region.addr, region.size, others, Operation.AND)
+        """KVM_MEMORY_ENCRYPT_UNREG_REGION: the range becomes shared; where REG is refused, so is this."""
+        private = self.profile.private
+        if not private & self.supported_attributes:
+            raise OSError(EINVAL, f"attributes {private:#x}: must be within the supported"
+                                  f" {self.supported_attributes:#x}")
+        return self.set_memory_attributes(region.addr, region.size, self.supported_attributes & ~private,
+                                          Operation.AND)
 
     def snapshot(self) -> AttributeMap:
         """Return the attributes as they are now, read-only, in O(1); memslots are not part of it."""
@@ -280,7 +297,7 @@ class VM(Machine):
         Traceback (most recent call last):
         OSError: [Errno 22] flags are 0x2: a guest_memfd of this VM may have 0x1
         """
-        handle: int = self._locked(self._guest_memfds.create, self.profile, self.memslots, size, flags)
+        handle: int = self._locked(self._guest_memfds.create, self, size, flags)
         return handle
 
     def _create_guest_memfd(self, file: uapi.kvm_create_guest_memfd) -> int:
@@ -294,6 +311,111 @@ class VM(Machine):
         (``virt/kvm/guest_memfd.c``, kvm_gmem_release).
         """
         self._close_guest_memfd(self._guest_memfds, handle)
+
+    def guest_memfd(self, handle: int) -> GuestMemfd:
+        """Return the open file of a handle: its attributes by page, its bindings, who holds its pages.
+
+        OSError(EBADF) for a handle that is not open.
+
+        >>> vm = VM("gmem")
+        >>> file = vm.guest_memfd(vm.create_guest_memfd(1 << 20, uapi.GUEST_MEMFD_FLAG_INIT_SHARED))
+        >>> file.size, file.attributes.runs().tolist()
+        (1048576, [(0, 256, 0)])
+        """
+        return open_file(handle)
+
+    def link_guest_memfd(self, handle: int) -> int:
+        """Return the handle of a new file of this machine with the pages of another machine's guest_memfd.
+
+        Pages and their attributes are one then, bindings are each machine's own; each machine hears of a
+        conversion through what it has bound. KVM has no such call yet (it was posted as
+        KVM_LINK_GUEST_MEMFD); its files are made for several machines all the same. OSError: EBADF; EINVAL
+        for a machine of another profile; EBUSY from inside a listener.
+
+        >>> one, other = VM("gmem"), VM("gmem")
+        >>> file = one.create_guest_memfd(1 << 20)
+        >>> again = other.link_guest_memfd(file)
+        >>> one.guest_memfd(file).attributes is other.guest_memfd(again).attributes
+        True
+        """
+        file = open_file(handle)
+        maker = file.machine()
+        if maker is None or maker.profile != self.profile:
+            raise OSError(EINVAL, f"guest_memfd is {handle}: it is not of a VM of the {self.profile.name} profile")
+        linked: int = self._locked(self._guest_memfds.link, self, file)
+        return linked
+
+    # KVM_SET_MEMORY_ATTRIBUTES2 ------------------------------------------------------------------------------
+
+    def gmem_ioctl(self, handle: int, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
+        """Answer a request as the file descriptor of a guest_memfd does: KVM_SET_MEMORY_ATTRIBUTES2, or ENOTTY.
+
+        ``arg`` and the result are as in :meth:`ioctl`, but the structure comes back only when the call got
+        stuck: with ``error_offset``, which the OSError has as an attribute too. OSError: EBADF for a handle
+        that is not open; ENOTTY for other requests and where attributes do not belong to files; EFAULT;
+        and as :meth:`set_memory_attributes2`.
+
+        >>> vm = VM("gmem")
+        >>> file = vm.create_guest_memfd(1 << 20)
+        >>> change = uapi.kvm_memory_attributes2(offset=0x1000, size=0x1000, attributes=0)
+        >>> vm.gmem_ioctl(file, uapi.KVM_SET_MEMORY_ATTRIBUTES2, change)
+        0
+        >>> vm.guest_memfd(file).attributes.runs(0, 4).tolist()
+        [(0, 1, 8), (1, 2, 0), (2, 4, 8)]
+        """
+        file = open_file(handle)
+        if not isinstance(request, int) or request & 0xFFFFFFFF != uapi.KVM_SET_MEMORY_ATTRIBUTES2:
+            raise OSError(ENOTTY, f"request {request!r}: a guest_memfd has KVM_SET_MEMORY_ATTRIBUTES2 alone")
+        self._check_file(file)
+        return file_ioctl_set(file, arg, mutate_flag)
+
+    def set_memory_attributes2(
+        self, handle: int, offset: int, size: int, attributes: int, flags: int = 0
+    ) -> int:
+        """KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd: give the pages of a range of the file attributes; return 0.
+
+        ``offset``, ``size``: bytes of the file. ``attributes``: 0, shared, or the profile's PRIVATE. What
+        memslots of any machine map of the range is invalidated. O(height) of the tree and O(bindings in the
+        range), whatever the size. OSError, having changed nothing: EINVAL for what KVM refuses, EAGAIN when
+        a page that is to become private is in use, ENOMEM (``error_offset`` is where in the file), EBUSY from
+        inside a listener, ENOTTY where attributes do not belong to files; ValueError for a value that fits no
+        field of the structure. Source: the posted ``virt/kvm/guest_memfd.c``, kvm_gmem_set_attributes.
+
+        >>> vm = VM("gmem")
+        >>> file = vm.create_guest_memfd(1 << 20, uapi.GUEST_MEMFD_FLAG_INIT_SHARED)
+        >>> vm.guest_memfd(file).pin(0x5000)
+        >>> vm.set_memory_attributes2(file, 0, 1 << 20, uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        Traceback (most recent call last):
+        kvmattr._vm.FileError: [Errno 11] offset 0x5000: the page is in use, so it cannot become private
+        """
+        file = open_file(handle)
+        self._check_file(file)
+        return convert_file(file, offset, size, attributes, flags)
+
+    def set_memory_attributes2_many(self, handle: int, records: npt.NDArray[np.void]) -> int:
+        """Apply an array of KVM_SET_MEMORY_ATTRIBUTES2 structures in order; return how many changed something.
+
+        ``records``: a one-dimensional array of ``uapi.MEMORY_ATTRIBUTES2``, TypeError else. The GIL is
+        released. The first record that ``set_memory_attributes2`` would refuse ends the batch with the same
+        OSError, whose ``done`` counts the records before it: those stand, the others were not tried.
+
+        >>> vm = VM("gmem")
+        >>> file = vm.create_guest_memfd(1 << 20)
+        >>> records = np.zeros(2, uapi.MEMORY_ATTRIBUTES2)
+        >>> records["size"] = 0x1000
+        >>> vm.set_memory_attributes2_many(file, records)
+        1
+        """
+        file = open_file(handle)
+        self._check_file(file)
+        return convert_file_many(file, records)
+
+    def _check_file(self, file: GuestMemfd) -> None:
+        """Raise OSError(ENOTTY) unless the attributes of this file are its own."""
+        vm = file.machine()
+        if vm is None or not vm.profile.file_attributes:
+            name = self.profile.name if vm is None else vm.profile.name
+            raise OSError(ENOTTY, f"a guest_memfd of the {name} profile has no KVM_SET_MEMORY_ATTRIBUTES2")
 
     def create_irqchip(self) -> int:
         """KVM_CREATE_IRQCHIP: KVM makes the memslots that it owns itself on this host; return 0.
@@ -320,11 +442,6 @@ class VM(Machine):
     def _ioctl_create_irqchip(self, arg: Any, mutate_flag: bool) -> int:
         return self.create_irqchip()
 
-    def gmem_ioctl(self, handle: int, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
-        """Answer a request as the file descriptor of a guest_memfd does: OSError(ENOTTY) in these profiles."""
-        open_file(handle)
-        raise OSError(ENOTTY, f"request {request!r}: a guest_memfd of the {self.profile.name} profile has no ioctl")
-
     def fallocate_guest_memfd(self, handle: int, mode: int, offset: int, size: int) -> None:
         """fallocate(2) on a guest_memfd: allocate pages, or with uapi.FALLOC_FL_PUNCH_HOLE give them back.
 
@@ -337,7 +454,9 @@ class VM(Machine):
         file = open_file(handle)
         check_fallocate(file, mode, offset, size, self.host.page_size)
         if mode & uapi.FALLOC_FL_PUNCH_HOLE:
-            self._invalidate_file(file, offset, offset + size)
+            last = file.size >> uapi.PAGE_SHIFT
+            start, stop = min(offset >> uapi.PAGE_SHIFT, last), min(offset + size >> uapi.PAGE_SHIFT, last)
+            change_pages(file, start, stop, False)
 
     def punch_hole(self, handle: int, offset: int, size: int) -> None:
         """Give pages of a guest_memfd back: fallocate(2) with FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE.
@@ -348,6 +467,26 @@ class VM(Machine):
         """
         mode = uapi.FALLOC_FL_PUNCH_HOLE | uapi.FALLOC_FL_KEEP_SIZE
         self.fallocate_guest_memfd(handle, mode, offset, size)
+
+    def fail_page(self, handle: int, offset: int) -> None:
+        """The memory of a page of a guest_memfd fails: guests that use it exit with EHWPOISON.
+
+        ``offset``: bytes, of any byte of the page. Until the page is given back by :meth:`punch_hole`. What
+        memslots map of it is stale. OSError: EBADF, EBUSY from inside a listener; ValueError beyond the end
+        (``virt/kvm/guest_memfd.c``, kvm_gmem_error_folio).
+
+        >>> vm = VM("linux-7.2")
+        >>> file = vm.create_guest_memfd(1 << 20, uapi.GUEST_MEMFD_FLAG_MMAP)
+        >>> _ = vm.set_user_memory_region2(0, 0, 1 << 20, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=file)
+        >>> vm.fail_page(file, 0x1000)
+        >>> vm.access(0x1234, Access.READ).errno == uapi.EHWPOISON
+        True
+        """
+        file = open_file(handle)
+        if not 0 <= offset < file.size:
+            raise ValueError(f"offset {offset:#x}: must be within the guest_memfd, which has {file.size:#x} bytes")
+        page = offset >> uapi.PAGE_SHIFT
+        change_pages(file, page, page + 1, True)
 
     # vCPUs -------------------------------------------------------------------------------------------------
 

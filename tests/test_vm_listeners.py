@@ -202,7 +202,7 @@ def test_without_memory_for_a_chunk_the_hook_hears_of_it(monkeypatch):
     real, calls = _vm.first_changes, iter(range(100))
 
     def scarce(*arguments):
-        if next(calls) == 5:  # four chunks are prepared, one is committed
+        if next(calls) == 6:  # four chunks and the end are prepared, one is committed
             raise MemoryError("no memory")
         return real(*arguments)
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvmattr import VM, Access, Operation, uapi
 from kvmattr.profiles import PROFILES
-from kvmattr.protection import Capabilities
+from kvmattr.protection import Capabilities, mail_rule
 
 PRIVATE, NO_READ = uapi.KVM_MEM_ATTR_PRIVATE, uapi.KVM_MEM_ATTR_NO_READ
 NO_WRITE, NO_EXEC = uapi.KVM_MEM_ATTR_NO_WRITE, uapi.KVM_MEM_ATTR_NO_EXEC
@@ -140,6 +140,64 @@ def test_disallowed_effective_protections(protection, flags, private):
         assert try_to(attributes, Operation.AND) == allowed
 
 
+def test_and_takes_the_complement(vm):
+    """Quoting "setting/clearing individual flags": AND ~PRIVATE as one writes it in Python."""
+    ioctl(vm, PRIVATE | NO_EXEC)
+    assert vm.set_memory_attributes(0, 2 * MIB, ~PRIVATE, Operation.AND) == 0
+    assert vm.attributes.uniform(0, 512) == NO_EXEC
+    flag = vm.profile.Attributes.KVM_MEM_ATTR_NO_EXEC
+    assert vm.set_memory_attributes(0, 2 * MIB, ~flag, Operation.AND) == 0
+    assert vm.attributes.uniform(0, 512) == 0
+    before = vm.snapshot()
+    with pytest.raises(OSError, match="the complement of 0x10, which must be within the supported 0xf") as caught:
+        vm.set_memory_attributes(0, 2 * MIB, ~0x10, Operation.AND)
+    assert caught.value.errno == errno.EINVAL
+    # The u64 of the structure has no sign, and only AND has a complement.
+    with pytest.raises(OSError, match="attributes 0xfffffffffffffffe: must be within the supported 0xf"):
+        ioctl(vm, 2**64 - 2, Operation.AND)
+    for operation in (Operation.WRITE, Operation.OR):
+        with pytest.raises(ValueError, match="attributes -0x2"):
+            vm.set_memory_attributes(0, 2 * MIB, ~PRIVATE, operation)
+    with pytest.raises(ValueError, match="attributes -0x2"):
+        VM("linux").set_memory_attributes(0, 2 * MIB, ~PRIVATE)
+    assert vm.attributes == before
+
+
+def test_the_query_of_combinations():
+    """A bit of the mask may be refused alone; legal_attributes says what is not."""
+    for flags in product((False, True), repeat=3):
+        vm = VM(**dict(zip(("no_exec", "exec_only", "write_only"), flags, strict=True)))
+        for attributes in range(16):
+            try:
+                ioctl(vm, attributes)
+            except OSError:
+                assert attributes not in vm.legal_attributes
+            else:
+                assert attributes in vm.legal_attributes
+        assert max(vm.legal_attributes) < 16
+    assert VM("gmem").legal_attributes == (0,)
+
+
+def test_the_old_calls_without_private_memory():
+    """REG and UNREG are not at odds: PRIVATE is unsupported, so both are refused."""
+    vm = VM(private=False)
+    for request in (uapi.KVM_MEMORY_ENCRYPT_REG_REGION, uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION):
+        with pytest.raises(OSError, match="attributes 0x1: must be within the supported 0xe") as caught:
+            vm.ioctl(request, uapi.kvm_enc_region(0, 4096))
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_the_rule_is_three_rules():
+    """docs/mail.md, the reading of the brackets: each property of the hardware lifts one of them."""
+    for access in range(8):
+        for flags in product((False, True), repeat=3):
+            has = Capabilities(*flags)
+            read, write, execute = (bool(access & bit) for bit in (R, W, X))
+            broken = [write and not read and not has.write_only, execute and not read and not has.exec_only,
+                      read and not execute and not has.no_exec]
+            assert mail_rule(Access(access), False, has) == (not any(broken))
+
+
 def test_or_and_and_on_mixed_ranges_look_at_every_page():
     vm = VM()
     ioctl(vm, NO_WRITE, size=1 << 40)
@@ -163,7 +221,7 @@ def test_memslot_calls_never_read_attributes(abi):
         vm = VM(abi, **capabilities._asdict())
         legal = vm.profile.legality(True, capabilities)
         for attributes in range(256):
-            if not legal[attributes]:
+            if not legal[attributes] or not vm.profile.vm_attributes:
                 continue
             vm.set_memory_attributes(0, 4096, attributes)
             for slot_flags in (0, uapi.KVM_MEM_READONLY):

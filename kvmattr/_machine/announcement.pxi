@@ -13,50 +13,78 @@ def report_unraisable(error, source):
     PyErr_WriteUnraisable(source)
 
 
+cdef object moved(runs, by):
+    """Changed runs of a file's pages at their gfns."""
+    there = runs.copy()
+    for bound in ("start", "stop"):
+        there[bound] = runs[bound].astype(np.int64) + by
+    there.flags.writeable = False
+    return there
+
+
 @cython.final
 cdef class Announcement:
     """One change: every chunk of it, to every listener, in this order.
 
-    The change is from ``before`` to ``after``, two maps that nobody changes, and lies within the gfns [start,
-    stop). Its runs are many where the pages are fragmented, so no more than a chunk of them is ever in memory:
-    after ``prepare`` they are made again from the two maps, which gives the same.
+    The change is from ``before`` to ``after``, two maps that nobody changes. ``spans`` says what of it listeners
+    hear, and where it lies in the guest: ``(first page, page after the last, gfn of the first)`` each; of a
+    change of a machine's own attributes the pages are the gfns. Its runs are many where the pages are fragmented,
+    so no more than a chunk of them is ever in memory: after ``prepare`` they are made again from the two maps,
+    which gives the same.
     """
 
     cdef tuple listeners
     cdef object before
     cdef object after
-    cdef uint64_t start
-    cdef uint64_t stop
+    cdef list spans
     cdef object only_chunk  # a chunk that is the only one is kept for the second phase
-    cdef uint64_t at  # where the next chunk starts; after the last one: stop
+    cdef Py_ssize_t place  # the span in which the next chunk starts; after the last one: their number
+    cdef uint64_t at  # the page at which it starts
     cdef object interrupt  # what was raised in the second phase and is no Exception: KeyboardInterrupt, SystemExit
 
-    def __cinit__(self, tuple listeners, before, after, uint64_t start, uint64_t stop):
+    def __cinit__(self, tuple listeners, before, after, list spans):
         self.listeners = listeners
         self.before, self.after = before, after
-        self.start, self.stop = start, stop
+        self.spans = spans
+
+    cdef void rewind(self):
+        self.place = 0
+        self.at = self.spans[0][0]
 
     cdef object next_chunk(self):
         """The next ``MAX_RUNS`` changed runs, None after the last."""
-        cdef uint64_t start = self.at
-        if start >= self.stop:
-            return None
-        if self.only_chunk is not None:
-            self.at = self.stop
+        cdef Py_ssize_t spans = len(self.spans), room = MAX_RUNS_A_CALL
+        cdef bint first = self.place == 0 and self.at == <uint64_t>self.spans[0][0]
+        cdef list parts = []
+        if self.only_chunk is not None and self.place < spans:
+            self.place = spans
             return self.only_chunk
-        chunk = first_changes(self.before, self.after, start, self.stop, MAX_RUNS_A_CALL)
-        if len(chunk) < MAX_RUNS_A_CALL:
-            self.at = self.stop
-            if start == self.start and len(chunk):
-                self.only_chunk = chunk
-        else:
-            self.at = chunk["stop"][len(chunk) - 1]
-        return chunk if len(chunk) else None
+        while self.place < spans:
+            start, stop, gfn = self.spans[self.place]
+            runs = first_changes(self.before, self.after, self.at, stop, room)
+            room -= len(runs)
+            if len(runs):
+                parts.append(runs if gfn == start else moved(runs, gfn - start))
+            if not room:  # there may be more in this span
+                self.at = runs["stop"][len(runs) - 1]
+                break
+            self.place += 1
+            if self.place < spans:
+                self.at = self.spans[self.place][0]
+        if not parts:
+            return None
+        chunk = parts[0]
+        if len(parts) > 1:
+            chunk = np.concatenate(parts)
+            chunk.flags.writeable = False
+        if first and self.place == spans:
+            self.only_chunk = chunk
+        return chunk
 
     cdef int prepare(self) except -1:
         """Call all ``prepare``; if one raises, ``abort`` what was prepared, in the same order, and raise."""
         cdef uint64_t done = 0
-        self.at = self.start
+        self.rewind()
         try:
             while (chunk := self.next_chunk()) is not None:
                 for listener in self.listeners:
@@ -83,7 +111,7 @@ cdef class Announcement:
         Without memory for a chunk the rest cannot be told, which goes where their own errors go. The first
         KeyboardInterrupt, or whatever else is no Exception, is kept for whoever made the change.
         """
-        self.at = self.start
+        self.rewind()
         try:
             while calls and (chunk := self.next_chunk()) is not None:
                 for listener in self.listeners:

@@ -1,15 +1,15 @@
-# The file behind private memory, as far as memslots see it.
+# The file behind private memory, as memslots see it. Its attributes in _memslots.pxd.
 
 @cython.final
 cdef class GuestMemfd:
     """GuestMemfd(table, size, flags=0, serves_shared=False)\n--\n\n\
-A guest_memfd as a memslot table sees it: a file of ``size`` bytes whose ranges are bound to memslots.
+A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to memslots.
 
     ``GuestMemfd(table, size)`` is KVM_CREATE_GUEST_MEMFD on the VM that owns ``table``: OSError(EINVAL) for a
     size that is 0, negative as a signed number, or no multiple of the page size. ``flags`` are the
     ``GUEST_MEMFD_FLAG_...`` that it was created with, ``serves_shared`` says that guests find shared pages in the
     file too, not at userspace_addr. Only memslots of that table can bind it. After `close` its slots remain,
-    without private memory.
+    without private memory. ``pages`` is what a VM keeps of the file's pages, None without a VM.
 
     Source: virt/kvm/guest_memfd.c; the rows of CREATE_GUEST_MEMFD as observed on Linux 6.12.
 
@@ -17,13 +17,6 @@ A guest_memfd as a memslot table sees it: a file of ``size`` bytes whose ranges 
     >>> GuestMemfd(table, 4096).size
     4096
     """
-
-    cdef readonly MemslotTable table
-    cdef readonly uint64_t size
-    cdef readonly uint64_t flags
-    cdef readonly bint serves_shared
-    cdef readonly bint closed
-    cdef list ranges            # (first byte, byte after the last, the structure's ``slot``), in order
 
     def __cinit__(self, MemslotTable table not None, object size, flags=0, bint serves_shared=False):
         cdef uint64_t nbytes = field(size, 64, "size")
@@ -34,38 +27,87 @@ A guest_memfd as a memslot table sees it: a file of ``size`` bytes whose ranges 
         self.size = nbytes
         self.flags = field(flags, 64, "flags")
         self.serves_shared = serves_shared
-        self.ranges = []
+        self.ranges = NULL
+
+    def __dealloc__(self):
+        free(self.ranges)
+
+    @property
+    def attributes(self):
+        """The attributes of each page of the file, a read-only AttributeMap; None without a VM."""
+        return None if self.pages is None else self.pages.attributes
 
     @property
     def bindings(self):
         """``(first byte, byte after the last, slot)`` of each bound range, in file order."""
-        return tuple(self.ranges)
+        cdef size_t place
+        return tuple([(self.ranges[place].start << PAGE_SHIFT, self.ranges[place].stop << PAGE_SHIFT,
+                       self.ranges[place].number) for place in range(self.count)])
+
+    def pin(self, offset, size=PAGE_SIZE):
+        """Hold the pages of the bytes [offset, offset + size) once more: none of them can become private.
+
+        As a device does that reads or writes them. By page; ValueError for what is not within the file.
+        """
+        self.pages.pin(offset, size)
+
+    def unpin(self, offset, size=PAGE_SIZE):
+        """Hold the pages once less; ValueError, and nothing is changed, if one is not held."""
+        self.pages.unpin(offset, size)
 
     def close(self):
         """Close the file: its memslots stay, immutable, and have no private memory any more."""
-        cdef SlotSet *slots
-        cdef uint32_t number
+        cdef size_t place
         self.closed = True
-        for _, _, number in self.ranges:
-            slots = &self.table.spaces[number >> ADDRESS_SPACE_SHIFT]
-            slots.records[(number & 0xFFFF) + 1].flags &= ~GUEST_MEMFD_OPEN
-        self.ranges.clear()
+        for place in range(self.count):
+            self.slot_of(place).flags &= ~GUEST_MEMFD_OPEN
+        self.count = 0
 
-    cdef int bind(self, uint64_t offset, uint64_t nbytes, uint32_t number) except -1:
+    cdef Slot *slot_of(self, size_t place) noexcept nogil:
+        """The memslot of a binding."""
+        cdef uint32_t number = self.ranges[place].number
+        return &self.table.spaces[number >> ADDRESS_SPACE_SHIFT].records[(number & 0xFFFF) + 1]
+
+    cdef list spans(self, uint64_t start, uint64_t stop):
+        """``(first page, page after the last, gfn of the first)`` of what is bound in [start, stop)."""
+        cdef size_t place = binding_reaching(self.ranges, self.count, start)
+        cdef uint64_t first
+        cdef list found = []
+        while place < self.count and self.ranges[place].start < stop:
+            first = max(start, self.ranges[place].start)
+            found.append((first, min(stop, self.ranges[place].stop),
+                          self.ranges[place].gfn + (first - self.ranges[place].start)))
+            place += 1
+        return found
+
+    cdef int bind(self, uint64_t offset, uint64_t nbytes, uint64_t gfn, uint32_t number) except -1:
         """Bind a range to a slot; OSError outside the file (EINVAL) or on a bound range. Changes no slot."""
+        cdef uint64_t start = offset >> PAGE_SHIFT, stop = (offset + nbytes) >> PAGE_SHIFT
+        cdef size_t place
+        cdef Binding *grown
         if offset + nbytes > self.size:
             raise OSError(EINVAL, f"guest_memfd_offset {offset:#x} + memory_size {nbytes:#x} passes the end "
                                   f"of the guest_memfd, which has {self.size:#x} bytes")
-        cdef Py_ssize_t place = bisect_left(self.ranges, (offset,))
-        if (place < len(self.ranges) and self.ranges[place][0] < offset + nbytes
-                or place > 0 and self.ranges[place - 1][1] > offset):
+        place = binding_reaching(self.ranges, self.count, start)
+        if place < self.count and self.ranges[place].start < stop:
             raise OSError(self.table.bound_twice, f"the guest_memfd's range [{offset:#x}, "
                                                   f"{offset + nbytes:#x}) is already bound to a memslot")
-        self.ranges.insert(place, (offset, offset + nbytes, number))
+        if self.count == self.capacity:
+            grown = <Binding *> realloc(self.ranges, 2 * (self.capacity + 1) * sizeof(Binding))
+            if grown == NULL:
+                raise OSError(ENOMEM, f"no memory for {self.count + 1} bindings of a guest_memfd")
+            self.ranges = grown
+            self.capacity = 2 * (self.capacity + 1)
+        memmove(&self.ranges[place + 1], &self.ranges[place], (self.count - place) * sizeof(Binding))
+        self.ranges[place] = Binding(start, stop, gfn, number)
+        self.count += 1
         return 0
 
     cdef int unbind(self, uint64_t offset) except -1:
         """Forget the range that starts at offset, unless closing the file has done so already."""
+        cdef size_t place
         if not self.closed:
-            del self.ranges[bisect_left(self.ranges, (offset,))]
+            place = binding_reaching(self.ranges, self.count, offset >> PAGE_SHIFT)
+            self.count -= 1
+            memmove(&self.ranges[place], &self.ranges[place + 1], (self.count - place) * sizeof(Binding))
         return 0

@@ -81,10 +81,10 @@ cdef int allocate(MemslotTable table, SlotSet *slots, Slot *new) except -1:
 cdef int allocate_dirty_bitmaps(MemslotTable table, SlotSet *slots, Slot *new) except -1:
     """ENOMEM, or the zeroed bitmaps of a slot with LOG_DIRTY."""
     cdef uint64_t nbytes = dirty_bitmaps_size(new.start, new.stop)
-    new.dirty_bitmaps = malloc(nbytes)
-    if new.dirty_bitmaps == NULL:
+    new.extra.dirty_bitmaps = malloc(nbytes)
+    if new.extra.dirty_bitmaps == NULL:
         raise OSError(ENOMEM, f"no memory for {nbytes} bytes of dirty bitmaps")
-    memset(new.dirty_bitmaps, 0, nbytes)
+    memset(new.extra.dirty_bitmaps, 0, nbytes)
     return 0
 
 
@@ -111,7 +111,7 @@ cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint3
             if slots.records[index].stop:
                 return region_modify(table, slots, index, new)
             check_overlap(table, slots, index, new)
-        file.bind(new.guest_memfd_offset, (new.stop - new.start) << PAGE_SHIFT, number)
+        file.bind(new.guest_memfd_offset, (new.stop - new.start) << PAGE_SHIFT, new.start, number)
         if file.serves_shared:
             new.flags |= GUEST_MEMFD_ALONE
     try:
@@ -121,8 +121,10 @@ cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint3
         if file is not None:
             table.guest_memfds[number] = file
             new.flags |= GUEST_MEMFD_OPEN
+            new.extra.file_map = file.file_map
     except BaseException:
-        free(new.dirty_bitmaps)
+        if new.flags & LOG_DIRTY:
+            free(new.extra.dirty_bitmaps)
         free(new.metadata)
         if file is not None:
             file.unbind(new.guest_memfd_offset)
@@ -154,25 +156,25 @@ cdef int region_modify(MemslotTable table, SlotSet *slots, uint16_t index, Slot 
         return 0
     if moves:
         check_overlap(table, slots, index, new)
-    new.dirty_bitmaps = old.dirty_bitmaps if new.flags & LOG_DIRTY else NULL
+    new.extra.dirty_bitmaps = old.extra.dirty_bitmaps if new.flags & LOG_DIRTY else NULL
     try:
-        if new.flags & LOG_DIRTY and new.dirty_bitmaps == NULL:
+        if new.flags & LOG_DIRTY and new.extra.dirty_bitmaps == NULL:
             allocate_dirty_bitmaps(table, slots, new)
         if moves:
             allocate(table, slots, new)
     except BaseException:
-        if new.dirty_bitmaps != old.dirty_bitmaps:
-            free(new.dirty_bitmaps)
+        if new.extra.dirty_bitmaps != old.extra.dirty_bitmaps:
+            free(new.extra.dirty_bitmaps)
         raise
-    if old.dirty_bitmaps == NULL and new.dirty_bitmaps != NULL:
+    if old.extra.dirty_bitmaps == NULL and new.extra.dirty_bitmaps != NULL:
         slots.counters.dirty_bitmap_bytes += dirty_bitmaps_size(new.start, new.stop)
     if moves:
         metadata_build(slots, new, new.metadata)
         slot_move(slots, index, new)
     else:
         slot_change_flags(slots, index, new)
-    if new.dirty_bitmaps == NULL:
-        free(old.dirty_bitmaps)
+    if new.extra.dirty_bitmaps == NULL:
+        free(old.extra.dirty_bitmaps)
     return 0
 
 
@@ -186,7 +188,8 @@ cdef int region_delete(MemslotTable table, SlotSet *slots, uint16_t index, uint3
         file.unbind(slots.records[index].guest_memfd_offset)
     old = slot_delete(slots, index)
     free(old.metadata)
-    free(old.dirty_bitmaps)
+    if old.flags & LOG_DIRTY:
+        free(old.extra.dirty_bitmaps)
     return 0
 
 

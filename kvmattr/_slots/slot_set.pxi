@@ -25,7 +25,8 @@ cdef void slots_close(SlotSet *slots) noexcept nogil:
     index = slot_after(slots, 0)
     while index:
         free(slots.records[index].metadata)
-        free(slots.records[index].dirty_bitmaps)
+        if slots.records[index].flags & LOG_DIRTY:
+            free(slots.records[index].extra.dirty_bitmaps)
         index = slot_after(slots, index)
     free(slots.records)
     slots.records = NULL
@@ -88,7 +89,7 @@ cdef inline void slot_move(SlotSet *slots, uint16_t index, const Slot *contents)
 cdef inline void slot_change_flags(SlotSet *slots, uint16_t index, const Slot *contents) noexcept nogil:
     """Change what is not the place. The kernel swaps in a new record; here the record changes where it is."""
     slots.records[index].flags = contents.flags
-    slots.records[index].dirty_bitmaps = contents.dirty_bitmaps
+    slots.records[index].extra = contents.extra
     install(slots)
     slots.counters.slots_copied += 1
     slots.counters.slots_flags_changed += 1

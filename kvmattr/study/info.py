@@ -6,8 +6,10 @@ import argparse
 import importlib.metadata
 from pathlib import Path
 
+from kvmattr.hosts import HOSTS
 from kvmattr.measure import text
 from kvmattr.measure.machine import available_bytes, describe
+from kvmattr.profiles import PROFILES
 from kvmattr.study import backends, extras
 
 HELP = "say what this machine can do"
@@ -34,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     print("backends of the study:")
     for name, backend in backends.ALL.items():
         print(f"  {name}: {backend.missing() or 'yes'}")
+    print("profiles of the model (--abi):")
+    for profile in PROFILES.values():
+        print(f"  {profile.name}: {profile.kernels}")
+    print(f"hosts of the model: {', '.join(HOSTS)}")
     return 0
 
 
