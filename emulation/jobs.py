@@ -25,8 +25,8 @@ def _python(out: Path, *words: str) -> int:
     process = subprocess.Popen([sys.executable, "-P", "-B", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, errors="replace")
     assert process.stdout is not None
-    with out.open("w") as file:
-        for line in process.stdout:
+    with process.stdout as said, out.open("w") as file:
+        for line in said:
             file.write(line)
             print(line, end="", flush=True)
     return process.wait()

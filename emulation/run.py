@@ -127,9 +127,10 @@ def boot(image: Path, out: Path, jobs: list[str], timeout: int, emulator: str) -
         assert process.stdout is not None
         ended = _Alarm(process, timeout)
         try:
-            for line in process.stdout:
-                console.write(line)
-                print(line.rstrip("\r\n"), flush=True)
+            with process.stdout as said:
+                for line in said:
+                    console.write(line)
+                    print(line.rstrip("\r\n"), flush=True)
         finally:
             late = ended.stop()
             process.wait()
