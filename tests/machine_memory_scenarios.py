@@ -162,12 +162,7 @@ def in_file(world: World) -> Any:
     vm = VM(GMEM)
     file = vm.create_guest_memfd(1 << 20)
     asked = uapi.kvm_memory_attributes2(offset=0, size=9 * PAGE, attributes=uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE)
-    try:
-        return vm.gmem_ioctl(file, uapi.KVM_SET_MEMORY_ATTRIBUTES2, asked)
-    except OSError as refused:
-        if refused.errno != errno.ENOTTY:  # files without calls of their own answer that
-            raise
-        return refused.errno
+    return vm.gmem_ioctl(file, uapi.KVM_SET_MEMORY_ATTRIBUTES2, asked)
 
 
 def guest(world: World) -> Any:
@@ -188,6 +183,24 @@ def guest(world: World) -> Any:
         second = made.run(0x1000, 0x1002)
         made.restore(saved)
         return first, second, made.protections(0x1000, PAGE).tobytes(), made.pc
+
+
+def with_file(call: Callable[[VM, int], Any]) -> Callable[[World], Any]:
+    """A call on a machine whose attributes belong to a file; what the file holds afterwards is part of the answer."""
+
+    def made(world: World) -> Any:
+        vm = VM(GMEM)
+        handle = vm.create_guest_memfd(1 << 22, uapi.GUEST_MEMFD_FLAG_INIT_SHARED)
+        return call(vm, handle), vm.guest_memfd(handle).attributes.runs().tobytes()
+
+    return made
+
+
+def file_records() -> Any:
+    records = np.zeros(20, uapi.MEMORY_ATTRIBUTES2)
+    records["offset"] = np.arange(20) * 2 * PAGE
+    records["size"], records["attributes"] = PAGE, uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE
+    return records
 
 
 #: Name: the call; what it must leave is what it leaves in a world where nothing is refused. The key's words before a
@@ -216,6 +229,16 @@ SCENARIOS: dict[str, Callable[[World], Any]] = {
     "VM.pre_fault_memory": pre_faulted,
     "VM.vcpu_ioctl": lambda w: pre_faulted(w, uapi.kvm_pre_fault_memory(gpa=0, size=9 * PAGE)),
     "VM.gmem_ioctl": in_file,
+    "VM.guest_memfd": with_file(lambda vm, handle: vm.guest_memfd(handle).size),
+    "VM.is_private": lambda w: w.vm.is_private(7 * PAGE),
+    "VM.set_memory_attributes2": with_file(lambda vm, handle: vm.set_memory_attributes2(handle, PAGE, 9 * PAGE, 8)),
+    "VM.set_memory_attributes2_many": with_file(
+        lambda vm, handle: vm.set_memory_attributes2_many(handle, file_records())
+    ),
+    "GuestMemfd.pin": with_file(lambda vm, handle: vm.guest_memfd(handle).pin(PAGE)),
+    "GuestMemfd.unpin": with_file(
+        lambda vm, handle: (vm.guest_memfd(handle).pin(PAGE), vm.guest_memfd(handle).unpin(PAGE))
+    ),
     "VM.snapshot": lambda w: w.vm.snapshot().run_count,
     "VM.restore": lambda w: w.vm.restore(w.saved),
     "VM.restore: listener": lambda w: listening(w).vm.restore(w.saved),
@@ -273,6 +296,7 @@ BATCHES = {
     "VM.set_memory_attributes_many",
     "VM.set_memory_attributes_many: listener",
     "SplittingBaseline.update_many",
+    "VM.set_memory_attributes2_many",
 }
 
 def out_of_memory(error: BaseException) -> bool:
