@@ -229,6 +229,8 @@ SCENARIOS: dict[str, Callable[[World], Any]] = {
     "VM.pre_fault_memory": pre_faulted,
     "VM.vcpu_ioctl": lambda w: pre_faulted(w, uapi.kvm_pre_fault_memory(gpa=0, size=9 * PAGE)),
     "VM.gmem_ioctl": in_file,
+    "VM.fail_page": with_file(lambda vm, handle: vm.fail_page(handle, PAGE)),
+    "VM.link_guest_memfd": with_file(lambda vm, handle: VM(GMEM).link_guest_memfd(handle) != handle),
     "VM.guest_memfd": with_file(lambda vm, handle: vm.guest_memfd(handle).size),
     "VM.is_private": lambda w: w.vm.is_private(7 * PAGE),
     "VM.set_memory_attributes2": with_file(lambda vm, handle: vm.set_memory_attributes2(handle, PAGE, 9 * PAGE, 8)),
