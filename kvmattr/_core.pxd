@@ -14,7 +14,8 @@ cdef enum:
     PAGES_PER_BLOCK = 512       # pages of a 2 MiB block, entries of a node
     SEGMENTS = 32               # entries of a family's segment table (kernels.h: KVMATTR_SEGMENTS)
     SEGMENT_SHIFT = 27          # granules of a segment in a handle (kernels.h: KVMATTR_SEGMENT_SHIFT)
-    CODED_CLASSES = 20          # size classes of coded records
+    LIST_CLASSES = 18           # size classes of run lists
+    RECORD_CLASSES = 22         # the same, and of leaves of fields of 1, 2, 4 and 8 bits
     MAX_LEVEL = 7               # an entry of level 7 covers 2^54 pages; the gfn space has 2^52
 
 # A 4 KiB page of the arena: what lies in it, and its place in one of the family's lists.
@@ -25,12 +26,16 @@ cdef struct PageInfo:
     uint8_t shares              # a node: some child may have more than one reference
     uint8_t leaving             # a slab: its records are being moved out
     uint8_t loosened            # a node: single-page updates since its V was last computed
+    uint16_t free_record        # a slab: list of records that were freed, by number
+    uint16_t touched            # a slab: one past the last record ever handed out
+    uint16_t looked             # a node that may share: looks for that since all its children were looked at
     uint32_t next
     uint32_t previous
 
 cdef struct Segment:
     char *memory
     PageInfo *pages
+    uint32_t *counts            # for each page the references to the eight leaves that it may hold
     uint32_t capacity           # pages
     uint32_t touched            # pages ever handed out; those above it were never written
 
@@ -68,10 +73,8 @@ cdef struct Called:
 # What the family holds and has done; stats() reads it, tests and the gate compare it.
 cdef struct Counters:
     uint64_t nodes
-    uint64_t bitmap_leaves
-    uint64_t palette_leaves
-    uint64_t run_leaves
-    uint64_t byte_leaves
+    uint64_t leaves[4]          # of fields of 1, 2, 4 and 8 bits
+    uint64_t run_lines
     uint64_t run_lists
     uint64_t live_bytes
     uint64_t node_allocations
@@ -89,8 +92,8 @@ cdef struct Family:
     uintptr_t bias[SEGMENTS]
     Segment segments[SEGMENTS]
     int segment_count
-    uint32_t partial[CODED_CLASSES + 1]     # lists of slabs with room, for each size class
-    uint32_t leaving[CODED_CLASSES + 1]     # lists of slabs whose records are being moved out
+    uint32_t partial[RECORD_CLASSES]        # lists of slabs with room, for each size class
+    uint32_t leaving[RECORD_CLASSES]        # lists of slabs whose records are being moved out
     uint32_t free_pages         # list of resident pages that hold nothing, most recently freed first
     uint32_t free_count
     uint32_t clean_pages        # list of pages that hold nothing and whose memory the system has
@@ -100,7 +103,7 @@ cdef struct Family:
     uint64_t pages_in_use
     uint64_t header_bytes       # of slabs in use
     uint64_t slack_settled      # slack when records were last moved, or less
-    uint64_t rearranged         # how often records were moved, or more changed than the pages of bitmap leaves
+    uint64_t rearranged         # how often records were moved, or more changed than fields of leaves
     Map *moving                 # the map whose records are being moved, or NULL
     uint64_t moving_gfn         # how far that has come
     Counters counters

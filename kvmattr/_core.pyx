@@ -18,7 +18,8 @@ uniform     all pages below have one value; *mixed*: they have not
 run         a maximal range of pages with one value
 entry       one 64-bit word that stands for a whole subtree (entry.pxi)
 node        512 entries, one 4 KiB page of memory, below an entry of level 3 or higher
-leaf        a mixed block in one of four encodings, below an entry of level 2 (leaf.pxi)
+leaf        a mixed block, as fields of 1, 2, 4 or 8 bits a page or as a line of few runs, below an entry of level 2
+            (leaf.pxi)
 run list    a few runs in place of a node (runlist.pxi)
 handle      where a node or leaf lies in the arena, in granules of 8 bytes (arena.pxi)
 family      maps that share nodes: a map, its copies and its snapshots; one arena, one mutex
@@ -59,7 +60,9 @@ tell whether an update changes anything. F is exact. V may be *loose* (a superse
 node: an update widens it without looking at all 512 entries and tightens it every so often. So V prunes and
 never decides. A leaf's V is exact.
 
-A bitmap leaf needs no palette: its raw value is 0 or 0xff, so the entry's own k and x are its two values.
+A leaf has a field of 1, 2, 4 or 8 bits a page, and the field repeated to eight bits is the raw value. So the entry's
+k and x make two values of one bit, wherever they differ, and the sixteen values of four attributes of four bits. One
+formula reads all widths and one writes them (leaf.pxi), so that a batch does not ask what a leaf is.
 
 Sharing
 -------
@@ -75,7 +78,7 @@ operation                          function                                     
 get                                tree_get (tree.pxi)                                  height
 write, or_, and_, update           map_update: map_would_change, arena_reserve,         height + two leaves
                                    map_change -> entry_update
-put, m[gfn] = v                    map_put: a flip of a bit, one cell of a coded leaf,  height
+put, m[gfn] = v                    map_put: the write of a field, or a run line anew,   height
                                    else as above; many at once: put_located (batch.pxi)
 take                               kernels.take (kernels.h)                             height a page
 all, any, find, uniform, run       map_search (query.pxi)                               height, + what is mixed
@@ -105,7 +108,7 @@ few ask for. The figures are in docs/costs.md.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport INT64_MAX, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int16_t, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 import errno
 import os
@@ -151,7 +154,6 @@ cdef extern from "simd.h" nogil:
         intptr_t ahead
         uint8_t rest
         uint8_t (*get)(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil
-        uint8_t (*coded)(const kvmattr_walk *walk, uint32_t handle, uint32_t page) noexcept nogil
 
     ctypedef struct kvmattr_change_list:
         uint64_t *bits
@@ -163,17 +165,41 @@ cdef extern from "simd.h" nogil:
     enum: KVMATTR_TAKE_GROUP, KVMATTR_LOCATED
     ctypedef struct kvmattr_located:
         uint64_t *where[KVMATTR_LOCATED]
-        uint64_t firsts
-    int kvmattr_flip(const kvmattr_located *located, const kvmattr_located *next, int start, int n,
-                     uint64_t *changed) noexcept nogil
+        uint64_t away, firsts
+    int kvmattr_write_located(kvmattr_located *located, const kvmattr_located *next, int start, int n,
+                              uint64_t *changed) noexcept nogil
+
+    ctypedef struct kvmattr_list:
+        uint32_t references
+        uint16_t size_class
+        uint16_t count
+    enum: KVMATTR_LIST_RUNS
+
+    enum: KVMATTR_LINE, KVMATTR_TAG, KVMATTR_LINE_STARTS, KVMATTR_NO_START
+    ctypedef struct kvmattr_line:
+        int16_t starts[KVMATTR_LINE_STARTS]
+        uint8_t values[KVMATTR_LINE_STARTS + 1]
+        uint8_t count
+    const uint64_t *kvmattr_field_masks
+    const uint32_t *kvmattr_field_repeats
+    uint64_t kvmattr_everywhere(uint8_t byte) noexcept nogil
+    uint8_t kvmattr_fold(int wide, uint8_t byte) noexcept nogil
+    uint8_t kvmattr_turned(uint8_t byte, int by) noexcept nogil
+    uint8_t kvmattr_field_raw(const uint64_t *leaf, int wide, uint32_t page) noexcept nogil
+    bint kvmattr_field_update(int wide, uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint8_t *clear,
+                              uint8_t *flip) noexcept nogil
+    uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide) noexcept nogil
+    bint kvmattr_field_lost(const uint64_t *where, int wide, uint64_t differ) noexcept nogil
+    uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page) noexcept nogil
     ctypedef struct kvmattr_kernels:
         const char *name
         void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
-        void (*palette)(const uint64_t *planes, const uint8_t *values, uint8_t *out) noexcept nogil
+        void (*spread)(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
+        void (*pack)(const uint8_t *block, int wide, uint8_t x, uint64_t *words) noexcept nogil
         void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x) noexcept nogil
         void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits) noexcept nogil
         void (*changes)(const uint8_t *block, uint64_t *bits) noexcept nogil
-        uint8_t (*varying)(const uint8_t *block) noexcept nogil
+        void (*relate)(const uint8_t *block, uint8_t *vary) noexcept nogil
         uint8_t (*summary)(const uint64_t *entries) noexcept nogil
         bint (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
         void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
@@ -188,6 +214,7 @@ cdef extern from "simd.h" nogil:
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
         void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
                        size_t step, uint64_t last, kvmattr_located *located) noexcept nogil
+        uint64_t (*lost)(const kvmattr_located *located, int start, int n) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)

@@ -21,8 +21,8 @@
 #define KVMATTR_SEGMENT_SHIFT 27 /* granules of 8 bytes in a handle below its segment number */
 
 /* What a walk from a root needs to know. The gfns that it is handed are a private copy, a piece of what the caller gave:
- * `ahead` is the way from a gfn in the copy to what will stand there in the next piece, to be asked for early. `get` answers for one page by the slow road, `coded` reads one page of a
- * leaf that is no bitmap, as it is stored. */
+ * `ahead` is the way from a gfn in the copy to what will stand there in the next piece, to be asked for early. `get`
+ * answers for one page by the slow road. */
 typedef struct kvmattr_walk {
     const uintptr_t *bias;      /* address of granule g = bias[g >> 27] + 8 * g */
     uint64_t root;
@@ -32,7 +32,6 @@ typedef struct kvmattr_walk {
     intptr_t ahead;
     uint8_t rest;
     uint8_t (*get)(const struct kvmattr_walk *walk, uint64_t gfn);
-    uint8_t (*coded)(const struct kvmattr_walk *walk, uint32_t handle, uint32_t page);
 } kvmattr_walk;
 
 /* Gfns that are copied, checked and walked at a time: the copy stays in the first-level cache meanwhile, and what is to
@@ -52,17 +51,136 @@ typedef struct kvmattr_change_list {
     uint8_t value;              /* of the page before the first; afterwards of the last page */
 } kvmattr_change_list;
 
-/* Pages about to be written, and how: word = (word & keep) ^ toggle is the new value of page i. Bits of `away`: pages
- * that a flip of a bit does not do. Their way leads through a pending operation or a run list, beyond the root or to
- * another leaf than a bitmap, then `where` is near its header; or the new value could be neither of the leaf's two; or
- * entries above the block know the page (`last`, and the first of a node of level 3). Bits of `firsts`: pages that are
- * the first of their block, which the block's own entry knows. */
+/* A run list in place of a node: the starts of the runs but the first one's, from the first page below it, and then the
+ * values of all runs. */
+typedef struct kvmattr_list {
+    uint32_t references;
+    uint16_t size_class, count; /* of runs */
+    uint64_t starts[];
+} kvmattr_list;
+
+enum { KVMATTR_LIST_RUNS = 56 };
+
+/* The same for look-ups of many pages: 63 starts, which begin at [0] as in the list and end with such that no page comes
+ * to, and the attributes themselves; the pages beyond the root are one run more. */
+typedef struct kvmattr_ruler {
+    uint64_t starts[64] __attribute__((aligned(64)));
+    uint64_t pivots[8] __attribute__((aligned(64)));    /* each the last of eight starts */
+    uint8_t values[64];
+} kvmattr_ruler;
+
+/* ---- leaves ----
+ *
+ * A leaf of fields has w = 1, 2, 4 or 8 bits a page: 64 w bytes, aligned to as many. `wide` is the binary logarithm of w.
+ * The raw value of a page is its field repeated to eight bits. A run line has up to 21 runs in 64 bytes, aligned to as
+ * many. What a leaf is stands in the low three bits of its handle, which the alignment leaves free: `wide`, or
+ * KVMATTR_LINE. */
+enum { KVMATTR_LINE = 4, KVMATTR_TAG = 7, KVMATTR_LINE_STARTS = 20, KVMATTR_NO_START = 0x7fff };
+
+typedef struct kvmattr_line {
+    int16_t starts[KVMATTR_LINE_STARTS];        /* of the second run and those after it; KVMATTR_NO_START where none is */
+    uint8_t values[KVMATTR_LINE_STARTS + 1];
+    uint8_t count;                              /* of runs */
+    uint8_t unused[2];
+} kvmattr_line;
+
+static const uint64_t kvmattr_field_masks[4] = {1, 3, 15, 255};
+static const uint32_t kvmattr_field_repeats[4] = {0xff, 0x55, 0x11, 1};
+
+/* The bits of a byte folded to a field of each width, and that repeated to eight bits again. A byte fits the fields of a
+ * leaf with the entry's k if this gives, masked with k, the byte itself. Filled once at import. */
+static uint8_t kvmattr_folded[4][256];
+
+static inline uint8_t kvmattr_turned(uint8_t byte, int by) { return (uint8_t)(byte << by | byte >> (8 - by)); }
+
+static void kvmattr_fill_folded(void)
+{
+    for (int wide = 3; wide >= 0; wide--)
+        for (int byte = 0; byte < 256; byte++)
+            kvmattr_folded[wide][byte] =
+                wide == 3 ? (uint8_t)byte
+                          : kvmattr_folded[wide + 1][byte] | kvmattr_turned(kvmattr_folded[wide + 1][byte], 1 << wide);
+}
+
+static inline uint8_t kvmattr_fold(int wide, uint8_t byte) { return kvmattr_folded[wide][byte]; }
+
+/* The one formula that reads a page of a leaf of fields. */
+static inline uint8_t kvmattr_field_raw(const uint64_t *leaf, int wide, uint32_t page)
+{
+    uint32_t bit = page << wide;
+    return (uint8_t)((leaf[bit >> 6] >> (bit & 63) & kvmattr_field_masks[wide]) * kvmattr_field_repeats[wide]);
+}
+
+/* What new = (old & keep) ^ toggle of a page does to the fields of a leaf whose entry has k and x, each as a byte of
+ * fields repeated: field = (field & ~clear) ^ flip. 0 if some new value would fit no field. */
+static inline int kvmattr_field_update(int wide, uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint8_t *clear,
+                                       uint8_t *flip)
+{
+    uint8_t cleared = k & (uint8_t)~keep, flipped = (uint8_t)((x & ~keep) ^ toggle);
+    *clear = kvmattr_fold(wide, cleared);
+    *flip = kvmattr_fold(wide, flipped);
+    return ((*clear & k) ^ cleared) == 0 && ((*flip & k) ^ flipped) == 0;
+}
+
+/* A byte in all bytes of a word. */
+static inline uint64_t kvmattr_everywhere(uint8_t byte) { return (uint64_t)byte * 0x0101010101010101ULL; }
+
+static inline uint64_t kvmattr_ror(uint64_t word, unsigned by) { return word >> (by & 63) | word << (-by & 63); }
+
+/* Every bit that some field of the word has, in all of its fields. */
+static inline uint64_t kvmattr_in_any_field(uint64_t word, int wide)
+{
+    word |= kvmattr_ror(word, 32);
+    word |= kvmattr_ror(word, 16);
+    word |= kvmattr_ror(word, 8);
+    word |= kvmattr_ror(word, wide < 3 ? 4 : 0);
+    word |= kvmattr_ror(word, wide < 2 ? 2 : 0);
+    return word | kvmattr_ror(word, wide < 1 ? 1 : 0);
+}
+
+/* The bits, in all fields, by which some two fields of a leaf differ. */
+static inline uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide)
+{
+    uint64_t first = leaf[0], any = first ^ kvmattr_ror(first, 1u << wide);
+    for (int i = 0; i < 8 << wide; i++)
+        any |= leaf[i] ^ first;
+    return kvmattr_in_any_field(any, wide);
+}
+
+/* Whether a bit of the fields varies no longer in a leaf, now that a field of the word at `where` has changed by the bits
+ * of `differ`: then all fields of this word agree in it, which is looked at first. */
+static inline int kvmattr_field_lost(const uint64_t *where, int wide, uint64_t differ)
+{
+    uint64_t word = *where, lost = differ & ~kvmattr_in_any_field(word ^ kvmattr_ror(word, 1u << wide), wide), any = 0;
+    if (__builtin_expect(lost == 0, 1))
+        return 0;
+    const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & -((uintptr_t)64 << wide));
+    for (int i = 0; i < 8 << wide; i++)
+        any |= leaf[i] ^ word;
+    return (lost & ~kvmattr_in_any_field(any, wide)) != 0;
+}
+
+static inline uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page)
+{
+    unsigned run = 0;
+    for (int i = 0; i < KVMATTR_LINE_STARTS; i++)
+        run += line->starts[i] <= (int16_t)page;
+    return line->values[run];
+}
+
+/* Pages about to be written, and how: word = (word & keep) ^ toggle is the new value of page i, whose leaf has fields of
+ * 1 << wide bits. Bits of `away`: pages that are not written so. Their way leads through a pending operation or a run
+ * list, beyond the root, to a uniform block or a run line, then `where` is near it; or the new value may fit no field of
+ * the leaf or vary in a bit that nothing below the block's entry has varied in; or entries above the block know the page
+ * (`last`, and the first of a node of level 3). Bits of `firsts`: pages that are the first of their block, which the
+ * block's own entry knows. */
 enum { KVMATTR_LOCATED = 64 };
 
 typedef struct kvmattr_located {
     uint64_t *where[KVMATTR_LOCATED];
-    uint64_t keep[KVMATTR_LOCATED];
-    uint64_t toggle[KVMATTR_LOCATED];
+    uint64_t keep[KVMATTR_LOCATED];     /* once it is written: the bits of the word that changed */
+    uint64_t toggle[KVMATTR_LOCATED];   /* and the word */
+    uint64_t wide[KVMATTR_LOCATED];
     uint64_t away, firsts;
 } kvmattr_located;
 
@@ -70,35 +188,38 @@ typedef struct kvmattr_kernels {
     const char *name;
     /* out[i] = (bit i ? k : 0) ^ x, for the 512 bits of a bitmap leaf. */
     void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out);
-    /* out[i] = values[bit i of plane 0 + 2 * bit i of plane 1], for the two planes of a palette leaf. */
-    void (*palette)(const uint64_t *planes, const uint8_t *values, uint8_t *out);
+    /* out[i] = (field i repeated to eight bits & k) ^ x, for a leaf of fields. */
+    void (*spread)(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out);
+    /* The fields for (block[i] ^ x), folded, which must fit them: the opposite of spread. */
+    void (*pack)(const uint8_t *block, int wide, uint8_t x, uint64_t *words);
     /* p[i] = (p[i] & k) ^ x. */
     void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x);
     /* bit i of bits = ((block[i] ^ want) & mask) == 0. */
     void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits);
     /* Bit i of bits = (block[i] != block[i - 1]); bit 0 is 0. */
     void (*changes)(const uint8_t *block, uint64_t *bits);
-    /* OR over the block of (block[i] ^ block[0]): the attribute bits that vary. */
-    uint8_t (*varying)(const uint8_t *block);
+    /* With c[i] = block[i] ^ block[0]: vary[0] is the OR of all c[i], the attribute bits that vary; vary[s], for s = 1 .. 4,
+     * is the OR of all c[i] ^ (c[i] turned left by s bits), those that do not vary together with the bit s below. */
+    void (*relate)(const uint8_t *block, uint8_t vary[5]);
     /* Bits that vary below a node: OR over its entries of V | (F ^ F of the first entry). */
     uint8_t (*summary)(const uint64_t *entries);
     /* entries[i] = (entries[i] & keep) ^ toggle; whether some entry now has a handle and V = 0. */
     int (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle);
     /* The n blocks below entries of level 2, (page & k) ^ x of each page, to out[0 .. 512 n), but for entries that
-     * lead to coded leaves: their bits are set in left[8]. */
+     * lead to run lines: their bits are set in left[8]. */
     void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
                   uint64_t *left);
     /* How often a page of the n blocks below entries of level 2 differs from the page before it in its block, and
-     * the first and last (page & k) ^ x of each block; of entries that lead to coded leaves nothing is counted and
+     * the first and last (page & k) ^ x of each block; of entries that lead to run lines nothing is counted and
      * their bits are set in left[8]. */
     uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
                       uint8_t *last, uint64_t *left);
     /* The same as a list, from gfn `base` on and the block's first page included: of up to KVMATTR_LISTED_BLOCKS blocks,
-     * as far as the first entry that leads to a coded leaf. Returns how many blocks that were. */
+     * as far as the first entry that leads to a run line or a leaf of more than one bit. Returns how many blocks that were. */
     int (*list_changes)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint64_t base,
                         kvmattr_change_list *list);
     /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0, but for entries that lead to
-     * coded leaves: their bits are set in left[8]. */
+     * run lines: their bits are set in left[8]. */
     uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
                       uint8_t mask, uint64_t *left);
     /* The number of set bits in n words. */
@@ -106,9 +227,11 @@ typedef struct kvmattr_kernels {
     /* The largest of n gfns: one pass that checks a batch before anything is done. */
     uint64_t (*largest)(const uint64_t *gfns, size_t n);
     /* Walk down to the n pages gfns[i], at most KVMATTR_LOCATED: what new = (old & k[i * step]) ^ x[i * step] does to
-     * the bit of each (kvmattr_located). */
+     * the field of each (kvmattr_located). */
     void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
                    size_t step, uint64_t last, kvmattr_located *located);
+    /* Which of the written pages from .. n - 1 were the last to vary in some bit of their leaves (kvmattr_field_lost). */
+    uint64_t (*lost)(const kvmattr_located *located, int from, int n);
     /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
 } kvmattr_kernels;
@@ -175,28 +298,21 @@ static inline void kvmattr_prefetch_gfns(const kvmattr_walk *walk, const uint64_
 static inline int kvmattr_first_bit(uint64_t word) { return __builtin_ctzll(word); }
 static inline int kvmattr_last_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
 
-/* Flip located pages, from number `from` on and in order, up to the first that a flip does not do: one that is away, or
- * whose leaf would have one value only. Returns its number, or n; adds the pages that changed to *changed. For each page
- * one word of `next` is asked for, all of which are there: so the requests are spread over the work, where a burst of
- * them would wait for a place in line. */
-static inline int kvmattr_flip(const kvmattr_located *located, const kvmattr_located *next, int from, int n,
-                               uint64_t *changed)
+/* Write located pages, from number `from` on and in order, up to the first that is away. Returns its number, or n; adds
+ * the pages that changed to *changed. For each page one word of `next` is asked for, all of which are there: so the
+ * requests are spread over the work, where a burst of them would wait for a place in line. */
+static inline int kvmattr_write_located(kvmattr_located *located, const kvmattr_located *next, int from, int n,
+                                        uint64_t *changed)
 {
     uint64_t away = from < n ? located->away >> from : 0, sum = 0;
     int upto = away && from + kvmattr_first_bit(away) < n ? from + kvmattr_first_bit(away) : n, i;
     for (i = from; i < upto; i++) {
         uint64_t *where = located->where[i], old = *where;
         uint64_t word = (old & located->keep[i]) ^ located->toggle[i];
-        if (__builtin_expect(word + 1 <= 1 && word != old, 0)) {
-            const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & ~(uintptr_t)63);
-            uint64_t differ = 0;
-            for (int other = 0; other < 8; other++)
-                differ |= leaf + other == where ? 0 : leaf[other] ^ word;
-            if (differ == 0)
-                break;
-        }
-        sum += word != old;
         *where = word;
+        located->keep[i] = old ^ word;
+        located->toggle[i] = word;
+        sum += word != old;
         kvmattr_prefetch_soon(next->where[i]);
     }
     *changed += sum;

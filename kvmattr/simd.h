@@ -15,6 +15,7 @@
 static const kvmattr_kernels *kvmattr_choose(const char *name)
 {
     kvmattr_fill_spread();
+    kvmattr_fill_folded();
 #ifdef KVMATTR_X86
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") &&

@@ -9,7 +9,6 @@
 #define KVMATTR_AVX2 __attribute__((target("avx2,popcnt,bmi,bmi2")))
 
 KVMATTR_PLAIN(avx2, KVMATTR_AVX2)
-KVMATTR_SUMS(avx2, KVMATTR_AVX2)
 
 KVMATTR_AVX2 static void kvmattr_expand_avx2(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out)
 {
@@ -59,17 +58,20 @@ KVMATTR_AVX2 static void kvmattr_changes_avx2(const uint8_t *block, uint64_t *bi
     }
 }
 
+KVMATTR_FIELDS(avx2, KVMATTR_AVX2)
+KVMATTR_SUMS(avx2, KVMATTR_AVX2)
 KVMATTR_CHANGES(avx2, KVMATTR_AVX2)
 KVMATTR_NODES(avx2, KVMATTR_AVX2)
 
 /* Four-lane gathers are no faster than the plain walks (measured), so these stay. */
 KVMATTR_WALKS(avx2, KVMATTR_AVX2)
+KVMATTR_LOST(avx2, KVMATTR_AVX2)
 
 static const kvmattr_kernels kvmattr_avx2 = {
-    "avx2", kvmattr_expand_avx2, kvmattr_palette_portable, kvmattr_affine_avx2, kvmattr_match_avx2,
-    kvmattr_changes_avx2, kvmattr_varying_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
+    "avx2", kvmattr_expand_avx2, kvmattr_spread_avx2, kvmattr_pack_avx2, kvmattr_affine_avx2, kvmattr_match_avx2,
+    kvmattr_changes_avx2, kvmattr_relate_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
-    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_take_avx2,
+    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2, kvmattr_take_avx2,
 };
 
 #endif /* KVMATTR_SIMD_AVX2_H */

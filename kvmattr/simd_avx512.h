@@ -12,24 +12,11 @@
 
 KVMATTR_PLAIN(avx512, KVMATTR_AVX512)
 
-#include "simd_avx512_walk.h"
-
 KVMATTR_AVX512 static void kvmattr_expand_avx512(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out)
 {
     const __m512i zero = _mm512_set1_epi8((char)x), one = _mm512_set1_epi8((char)(k ^ x));
     for (int i = 0; i < 8; i++)
         _mm512_storeu_si512(out + 64 * i, _mm512_mask_blend_epi8((__mmask64)words[i], zero, one));
-}
-
-KVMATTR_AVX512 static void kvmattr_palette_avx512(const uint64_t *planes, const uint8_t *values, uint8_t *out)
-{
-    const __m512i zero = _mm512_set1_epi8((char)values[0]), one = _mm512_set1_epi8((char)values[1]);
-    const __m512i two = _mm512_set1_epi8((char)values[2]), three = _mm512_set1_epi8((char)values[3]);
-    for (int i = 0; i < 8; i++) {
-        __mmask64 low = planes[i], high = planes[8 + i];
-        __m512i below = _mm512_mask_blend_epi8(low, zero, one), above = _mm512_mask_blend_epi8(low, two, three);
-        _mm512_storeu_si512(out + 64 * i, _mm512_mask_blend_epi8(high, below, above));
-    }
 }
 
 KVMATTR_AVX512 static void kvmattr_match_avx512(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits)
@@ -40,6 +27,10 @@ KVMATTR_AVX512 static void kvmattr_match_avx512(const uint8_t *block, uint8_t wa
         bits[i] = (uint64_t)_mm512_testn_epi8_mask(cells, masked);
     }
 }
+
+KVMATTR_FIELDS(avx512, KVMATTR_AVX512)
+
+#include "simd_avx512_walk.h"
 
 KVMATTR_AVX512 static void kvmattr_changes_avx512(const uint8_t *block, uint64_t *bits)
 {
@@ -101,12 +92,13 @@ KVMATTR_AVX512 static int kvmattr_apply_avx512(uint64_t *entries, size_t n, uint
     return idle != 0;
 }
 
-/* Eight entries at a time: which of them match as a whole, which lead to a bitmap leaf whose ones or zeros match. */
+/* Eight entries at a time: which of them match as a whole, which lead to a leaf of one bit whose ones or zeros match. */
 KVMATTR_AVX512 static uint64_t kvmattr_count_avx512(const uintptr_t *bias, const uint64_t *entries, uint8_t k,
                                                   uint8_t x, uint8_t want, uint8_t mask, uint64_t *left)
 {
     const __m512i keep = _mm512_set1_epi64(k), masked = _mm512_set1_epi64(mask), low = _mm512_set1_epi64(0xff);
-    const __m512i toggle = _mm512_set1_epi64((uint8_t)(x ^ want)), odd = _mm512_set1_epi64(1);
+    const __m512i toggle = _mm512_set1_epi64((uint8_t)(x ^ want)), line = _mm512_set1_epi64(KVMATTR_LINE);
+    const __m512i wider = _mm512_set1_epi64(3);
     __m512i ones = _mm512_setzero_si512(), zeros = _mm512_setzero_si512();
     uint64_t sum = 0;
     for (int i = 0; i < 8; i++)
@@ -118,17 +110,18 @@ KVMATTR_AVX512 static uint64_t kvmattr_count_avx512(const uintptr_t *bias, const
         __mmask8 mixed = _mm512_test_epi64_mask(varying, low);
         __mmask8 differ = _mm512_test_epi64_mask(first, masked);
         sum += 512 * (unsigned)__builtin_popcount((uint8_t)(~mixed & ~differ));
-        __mmask8 coded = _mm512_mask_test_epi64_mask(mixed, entry, odd);
-        left[i >> 6] |= (uint64_t)coded << (i & 63);
+        __mmask8 lines = _mm512_mask_test_epi64_mask(mixed, entry, line);
+        __mmask8 wide = _mm512_mask_test_epi64_mask(mixed & ~lines, entry, wider);
+        left[i >> 6] |= (uint64_t)lines << (i & 63);
         __m512i zero = _mm512_xor_si512(_mm512_and_si512(_mm512_srli_epi64(entry, 40), keep), toggle);
         __m512i one = _mm512_xor_si512(zero, _mm512_and_si512(_mm512_srli_epi64(entry, 32), keep));
-        __mmask8 bitmaps = mixed & ~coded;
+        __mmask8 bitmaps = mixed & ~lines & ~wide;
         /* Masked bits vary, so at most one of the two values matches. */
         __mmask8 where_one = bitmaps & _mm512_testn_epi64_mask(one, masked);
         __mmask8 where_zero = bitmaps & _mm512_testn_epi64_mask(zero, masked);
         if (i + 24 < 512)
             for (unsigned j = 0; j < 8; j++)
-                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 24 + j]));
+                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 24 + j] & ~(uint32_t)KVMATTR_TAG));
         for (unsigned some = where_one; some; some &= some - 1) {
             const uint64_t *words = kvmattr_words(bias, (uint32_t)entries[i + __builtin_ctz(some)]);
             ones = _mm512_add_epi64(ones, _mm512_popcnt_epi64(_mm512_loadu_si512(words)));
@@ -138,20 +131,13 @@ KVMATTR_AVX512 static uint64_t kvmattr_count_avx512(const uintptr_t *bias, const
             zeros = _mm512_add_epi64(zeros, _mm512_popcnt_epi64(_mm512_loadu_si512(words)));
         }
         sum += 512 * (unsigned)__builtin_popcount(where_zero);
+        for (unsigned some = wide; some; some &= some - 1)
+            sum += kvmattr_count_leaf_avx512(bias, entries[i + __builtin_ctz(some)], k, x, want, mask);
     }
     return sum + (uint64_t)_mm512_reduce_add_epi64(ones) - (uint64_t)_mm512_reduce_add_epi64(zeros);
 }
 
 /* ---- leaves of a node ---- */
-
-KVMATTR_AVX512 static inline __m512i kvmattr_flip_bits(const uint64_t *words)
-{
-    const __m512i after_first = _mm512_set_epi64(-1, -1, -1, -1, -1, -1, -1, -2);
-    __m512i bits = _mm512_loadu_si512(words);
-    __m512i carry = _mm512_srli_epi64(_mm512_alignr_epi64(bits, bits, 7), 63);
-    __m512i before = _mm512_or_si512(_mm512_slli_epi64(bits, 1), carry);
-    return _mm512_and_si512(_mm512_xor_si512(bits, before), after_first);
-}
 
 KVMATTR_AVX512 static int kvmattr_list_changes_avx512(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k,
                                                       uint8_t x, uint64_t base, kvmattr_change_list *list)
@@ -164,7 +150,7 @@ KVMATTR_AVX512 static int kvmattr_list_changes_avx512(const uintptr_t *bias, con
         if (i + 12 < n)
             kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));
         uint8_t both = (uint8_t)(entry >> 48) & k, first = (uint8_t)(((entry >> 56) & k) ^ x);
-        if (both && (entry & 1))
+        if (both && (entry & KVMATTR_TAG))
             break;
         const uint64_t *words = kvmattr_words(bias, both ? (uint32_t)entry : 0);
         int enters = first != value;    /* the block's first page differs from the page before it */
@@ -190,18 +176,14 @@ KVMATTR_AVX512 static int kvmattr_list_changes_avx512(const uintptr_t *bias, con
     return i;
 }
 
-KVMATTR_AVX512 static inline uint64_t kvmattr_inside_avx512(const uint64_t *words)
-{
-    return (uint64_t)_mm512_reduce_add_epi64(_mm512_popcnt_epi64(kvmattr_flip_bits(words)));
-}
-
 KVMATTR_NODES(avx512, KVMATTR_AVX512)
 
 static const kvmattr_kernels kvmattr_avx512 = {
-    "avx512", kvmattr_expand_avx512, kvmattr_palette_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
-    kvmattr_changes_avx512, kvmattr_varying_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
+    "avx512", kvmattr_expand_avx512, kvmattr_spread_avx512, kvmattr_pack_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
+    kvmattr_changes_avx512, kvmattr_relate_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
-    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_take_avx512,
+    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_lost_avx512,
+    kvmattr_take_avx512,
 };
 
 #endif /* KVMATTR_SIMD_AVX512_H */

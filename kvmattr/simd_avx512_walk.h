@@ -106,11 +106,10 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, con
     return different;
 }
 
-/* Ways to what does not begin a page, or a line, go on in the page of zeros instead: run lists at an inner level, coded
- * leaves at level 2. Returns which these are. */
-KVMATTR_AVX512 static inline uint64_t kvmattr_turn_away(const kvmattr_walk *walk, kvmattr_group *group, __m512i within)
+/* Ways to run lists go on in the page of zeros instead. Returns which these are. */
+KVMATTR_AVX512 static inline uint64_t kvmattr_turn_away(const kvmattr_walk *walk, kvmattr_group *group)
 {
-    const __m512i zeros = _mm512_set1_epi64((long long)walk->bias[0]);
+    const __m512i zeros = _mm512_set1_epi64((long long)walk->bias[0]), within = _mm512_set1_epi64(KVMATTR_IN_NODE);
     uint64_t which = 0;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
@@ -127,10 +126,25 @@ KVMATTR_AVX512 static inline void kvmattr_descend(kvmattr_group *group)
         _mm512_store_si512(group->entries + KVMATTR_LANES * v, kvmattr_load_eight(group->at + KVMATTR_LANES * v));
 }
 
-/* The words of the pages in bitmap leaves, at level 2; of other leaves a word near the page's. */
+/* A number for each tag of a leaf's handle; the look-up reads the low three bits of an entry. */
+KVMATTR_AVX512 static inline __m512i kvmattr_by_tag(__m512i entry, int one, int two, int four, int eight, int line)
+{
+    return _mm512_permutexvar_epi64(entry, _mm512_setr_epi64(one, two, four, eight, line, line, line, line));
+}
+
+/* What of a handle is the place of a word in its leaf, the tag included. */
+KVMATTR_AVX512 static inline __m512i kvmattr_in_leaf(__m512i entry) { return kvmattr_by_tag(entry, 7, 15, 31, 63, 7); }
+
+KVMATTR_AVX512 static inline __m512i kvmattr_wide(__m512i entry)
+{
+    return _mm512_and_si512(entry, _mm512_set1_epi64(3));
+}
+
+/* The words that hold the fields of the pages, at level 2; of run lines some word. */
 KVMATTR_AVX512 static inline __m512i kvmattr_aim_at_word(const kvmattr_bases *bases, __m512i entry, __m512i gfn)
 {
-    return kvmattr_addresses(bases, entry, _mm512_set1_epi64(KVMATTR_IN_LINE), _mm512_srli_epi64(gfn, 6));
+    __m512i word = _mm512_srlv_epi64(gfn, kvmattr_by_tag(entry, 6, 5, 4, 3, 6));
+    return kvmattr_addresses(bases, entry, kvmattr_in_leaf(entry), word);
 }
 
 /* ---- take ---- */
@@ -169,7 +183,7 @@ typedef struct kvmattr_arrived {
     kvmattr_group group;
     kvmattr_above above;        /* only if something there operates on pages of the group */
     int operates;
-    uint64_t coded;             /* pages in coded leaves */
+    uint64_t lines;             /* pages in run lines */
     uint64_t slow;              /* pages that are answered by `get` */
 } kvmattr_arrived;
 
@@ -177,9 +191,8 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, cons
                                                  const uint64_t *gfns, kvmattr_arrived *arrived)
 {
     const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), operation = _mm512_set1_epi64(KVMATTR_OPERATION);
-    const __m512i in_line = _mm512_set1_epi64(KVMATTR_IN_LINE);
+    const __m512i line = _mm512_set1_epi64(KVMATTR_LINE);
     kvmattr_group *group = &arrived->group;
-    __m512i coded = _mm512_setzero_si512();
     arrived->slow = kvmattr_enter(walk, gfns, group);
     arrived->operates = walk->level > 2 && (walk->root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION;
     if (arrived->operates)
@@ -187,7 +200,7 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, cons
     for (int level = walk->level - 1; level > 2; level--) {
         __m512i different = kvmattr_aim(bases, gfns, level, group);
         if (kvmattr_any(_mm512_and_si512(different, in_node)))
-            arrived->slow |= kvmattr_turn_away(walk, group, in_node);
+            arrived->slow |= kvmattr_turn_away(walk, group);
         if (kvmattr_any(_mm512_and_si512(different, operation))) {
             if (!arrived->operates)
                 kvmattr_above_root(&arrived->above, KVMATTR_NO_OPERATION);
@@ -196,19 +209,25 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, cons
         }
         kvmattr_descend(group);
     }
+    arrived->lines = 0;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-        coded = _mm512_ternarylogic_epi64(coded, entry, in_line, 0xf8);
+        arrived->lines |= (uint64_t)_mm512_test_epi64_mask(entry, line) << (KVMATTR_LANES * v);
         _mm512_store_si512(group->at + KVMATTR_LANES * v, kvmattr_aim_at_word(bases, entry, gfn));
     }
-    /* Beside a coded leaf of a pinned root lie others, which somebody may be writing. */
-    arrived->coded = kvmattr_any(coded) ? kvmattr_turn_away(walk, group, in_line) : 0;
 }
 
-/* The pages of a group in coded leaves. */
-KVMATTR_AVX512 static void kvmattr_take_group_coded(const kvmattr_walk *walk, const uint64_t *gfns,
-                                                    const kvmattr_arrived *arrived, uint8_t *out)
+/* How many of a line's starts a page has reached gives its run. */
+KVMATTR_AVX512 static inline uint8_t kvmattr_line_raw_avx512(const kvmattr_line *line, uint64_t gfn)
+{
+    __m512i starts = _mm512_load_si512(line);
+    __mmask32 reached = _mm512_cmple_epi16_mask(starts, _mm512_set1_epi16((short)(gfn & 511)));
+    return line->values[__builtin_popcount(reached & ((1u << KVMATTR_LINE_STARTS) - 1))];
+}
+
+/* The pages of a group in run lines. */
+KVMATTR_AVX512 static void kvmattr_take_group_lines(const uint64_t *gfns, const kvmattr_arrived *arrived, uint8_t *out)
 {
     const kvmattr_above *above = &arrived->above;
     uint8_t keeps[KVMATTR_GROUP], toggles[KVMATTR_GROUP];
@@ -222,7 +241,11 @@ KVMATTR_AVX512 static void kvmattr_take_group_coded(const kvmattr_walk *walk, co
         kvmattr_store_low(keeps + KVMATTR_LANES * v, keep);
         kvmattr_store_low(toggles + KVMATTR_LANES * v, toggle);
     }
-    kvmattr_take_coded(walk, gfns, arrived->group.entries, arrived->coded, keeps, toggles, out);
+    for (uint64_t left = arrived->lines; left; left &= left - 1) {
+        int i = kvmattr_first_bit(left);
+        uintptr_t line = arrived->group.at[i] & ~(uintptr_t)63;
+        out[i] = (uint8_t)((kvmattr_line_raw_avx512((const kvmattr_line *)line, gfns[i]) & keeps[i]) ^ toggles[i]);
+    }
 }
 
 /* The attributes of a group's pages. The words of the next group, if there is one, are asked for meanwhile. */
@@ -230,14 +253,16 @@ KVMATTR_AVX512 static inline void kvmattr_read_words(const kvmattr_walk *walk, c
                                                      const kvmattr_arrived *arrived, const kvmattr_arrived *next,
                                                      uint8_t *out)
 {
-    const __m512i one = _mm512_set1_epi64(1);
     const kvmattr_group *group = &arrived->group;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-        __m512i word = kvmattr_load_eight(group->at + KVMATTR_LANES * v), value = _mm512_srli_epi64(entry, 40);
-        __mmask8 set = _mm512_test_epi64_mask(_mm512_rorv_epi64(word, gfn), one);
-        value = _mm512_mask_xor_epi64(value, set, value, _mm512_srli_epi64(entry, 32));
+        __m512i word = kvmattr_load_eight(group->at + KVMATTR_LANES * v);
+        __m512i field = _mm512_and_si512(_mm512_rorv_epi64(word, _mm512_sllv_epi64(gfn, kvmattr_wide(entry))),
+                                         kvmattr_by_tag(entry, 1, 3, 15, 255, 0));
+        __m512i raw = _mm512_mul_epu32(field, kvmattr_by_tag(entry, 0xff, 0x55, 0x11, 1, 0));
+        /* (raw & k) ^ x */
+        __m512i value = _mm512_ternarylogic_epi64(raw, _mm512_srli_epi64(entry, 32), _mm512_srli_epi64(entry, 40), 0x6a);
         if (arrived->operates)
             value = _mm512_xor_si512(_mm512_and_si512(value, arrived->above.keep[v]), arrived->above.toggle[v]);
         kvmattr_store_low(out + KVMATTR_LANES * v, value);
@@ -245,10 +270,27 @@ KVMATTR_AVX512 static inline void kvmattr_read_words(const kvmattr_walk *walk, c
             for (int i = 0; i < KVMATTR_LANES; i++)
                 kvmattr_prefetch_soon((const void *)next->group.at[KVMATTR_LANES * v + i]);
     }
-    if (arrived->coded)
-        kvmattr_take_group_coded(walk, gfns, arrived, out);
+    if (arrived->lines)
+        kvmattr_take_group_lines(gfns, arrived, out);
     for (uint64_t slow = arrived->slow; slow; slow &= slow - 1)
         out[kvmattr_first_bit(slow)] = walk->get(walk, gfns[kvmattr_first_bit(slow)]);
+}
+
+/* Which eight of the starts to look at, by the last of each eight; then how many of these a page has reached. */
+KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
+                                                         size_t n)
+{
+    kvmattr_ruler ruler;
+    kvmattr_ruler_of(walk, &ruler);
+    const __m512i pivots = _mm512_load_si512(ruler.pivots);
+    for (size_t i = 0; i < n; i++) {
+        __m512i gfn = _mm512_set1_epi64((long long)gfns[i]);
+        int eights = __builtin_popcount(_mm512_cmple_epu64_mask(pivots, gfn));
+        __m512i starts = _mm512_load_si512(ruler.starts + 8 * eights);
+        if (i % 8 == 0)
+            kvmattr_prefetch_gfns(walk, gfns + i);
+        out[i] = ruler.values[8 * eights + __builtin_popcount(_mm512_cmple_epu64_mask(starts, gfn))];
+    }
 }
 
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
@@ -258,8 +300,12 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
     /* Up to a GiB of pages has its leaves in 32 KiB, which come near by themselves. */
     const int far = walk->level > 3;
     kvmattr_arrived groups[2], *now = &groups[0], *next = &groups[1], *other;
-    if (walk->nsegments > KVMATTR_WIDE_SEGMENTS || (walk->level > 2 && (walk->root & KVMATTR_IN_NODE))) {
-        kvmattr_take_portable(walk, gfns, out, n);
+    if (kvmattr_root_is_list(walk)) {
+        kvmattr_take_from_list_avx512(walk, gfns, out, n);
+        return;
+    }
+    if (walk->nsegments > KVMATTR_WIDE_SEGMENTS) {
+        kvmattr_take_avx2(walk, gfns, out, n);
         return;
     }
     if (n >= KVMATTR_GROUP)
@@ -292,14 +338,25 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_other_than_nodes(const uint64_t *e
     return which;
 }
 
+/* A byte of each lane in all of its bytes. */
+KVMATTR_AVX512 static inline __m512i kvmattr_byte_everywhere(__m512i words, int byte)
+{
+    const __m512i upper = _mm512_set_epi64(0x0808080808080808, 0, 0x0808080808080808, 0, 0x0808080808080808, 0,
+                                           0x0808080808080808, 0);
+    return _mm512_shuffle_epi8(words, _mm512_or_si512(upper, _mm512_set1_epi8((char)byte)));
+}
+
 KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int n,
                                                  const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
                                                  kvmattr_located *located)
 {
-    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), in_line = _mm512_set1_epi64(KVMATTR_IN_LINE);
-    const __m512i low32 = _mm512_set1_epi64(0xffffffff), low8 = _mm512_set1_epi64(0xff);
-    const __m512i end = _mm512_set1_epi64((long long)last), in_level3 = _mm512_set1_epi64(0x3ffff);
-    const __m512i one = _mm512_set1_epi64(1), every = _mm512_set1_epi64(-1);
+    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), line = _mm512_set1_epi64(KVMATTR_LINE);
+    const __m512i low32 = _mm512_set1_epi64(0xffffffff), in_level3 = _mm512_set1_epi64(0x3ffff);
+    const __m512i end = _mm512_set1_epi64((long long)last), varying = _mm512_set1_epi64(0xff000000000000);
+    /* k four times, then x four times, of each entry; of a vector of 128 bits the shuffle reads its own. */
+    const __m512i k_and_x = _mm512_set_epi64(
+        0x0d0d0d0d0c0c0c0c, 0x0505050504040404, 0x0d0d0d0d0c0c0c0c, 0x0505050504040404, 0x0d0d0d0d0c0c0c0c,
+        0x0505050504040404, 0x0d0d0d0d0c0c0c0c, 0x0505050504040404);
     const uint64_t root_differs = (walk->root & (KVMATTR_OPERATION | KVMATTR_IN_NODE)) ^ KVMATTR_NO_OPERATION;
     kvmattr_group group;
     uint64_t away, firsts = 0;
@@ -317,39 +374,82 @@ KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const
         if (kvmattr_any(different)) {
             away |= kvmattr_other_than_nodes(group.entries);
             if (kvmattr_any(_mm512_and_si512(different, in_node)))
-                kvmattr_turn_away(walk, &group, in_node);
+                kvmattr_turn_away(walk, &group);
         }
         kvmattr_descend(&group);
     }
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(group.entries + KVMATTR_LANES * v);
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-        __mmask8 astray = _mm512_test_epi64_mask(entry, in_line) | _mm512_testn_epi64_mask(entry, low32) |
+        __mmask8 astray = _mm512_test_epi64_mask(entry, line) | _mm512_testn_epi64_mask(entry, low32) |
                           _mm512_testn_epi64_mask(gfn, in_level3) | _mm512_cmpeq_epu64_mask(gfn, end);
         _mm512_storeu_si512(located->where + KVMATTR_LANES * v, kvmattr_aim_at_word(&bases, entry, gfn));
-        /* As kvmattr_flip_of: what becomes of a page that has x, and of one that has the other value. */
-        __m512i k = _mm512_and_si512(_mm512_srli_epi64(entry, 32), low8);
-        __m512i x = _mm512_and_si512(_mm512_srli_epi64(entry, 40), low8);
-        __m512i keep = _mm512_set1_epi64(ks[0]), toggle = _mm512_set1_epi64(xs[0]);
+        __m512i keep = _mm512_set1_epi8((char)ks[0]), toggle = _mm512_set1_epi64(xs[0]);
         if (step) {
             keep = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(ks + KVMATTR_LANES * v)));
+            keep = kvmattr_byte_everywhere(keep, 0);
             toggle = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(xs + KVMATTR_LANES * v)));
         }
-        __m512i was_zero = _mm512_ternarylogic_epi64(_mm512_and_si512(x, keep), toggle, x, 0x96);
-        __m512i was_one = _mm512_xor_si512(was_zero, _mm512_and_si512(k, keep));
-        __mmask8 zero_flips = _mm512_test_epi64_mask(was_zero, was_zero);
-        __mmask8 one_stays = _mm512_test_epi64_mask(was_one, was_one);
-        astray |= zero_flips & _mm512_cmpneq_epu64_mask(was_zero, k);
-        astray |= one_stays & _mm512_cmpneq_epu64_mask(was_one, k);
-        __m512i bit = _mm512_rolv_epi64(one, gfn);
-        _mm512_storeu_si512(located->keep + KVMATTR_LANES * v,
-                            _mm512_mask_andnot_epi64(every, (__mmask8)~(zero_flips ^ one_stays), bit, every));
-        _mm512_storeu_si512(located->toggle + KVMATTR_LANES * v, _mm512_maskz_mov_epi64(zero_flips, bit));
+        /* What is cleared of k, how x and F turn: (entry & ~keep) ^ toggle, where toggle stands at x and F. */
+        __m512i turned = _mm512_ternarylogic_epi64(
+            entry, keep, _mm512_or_si512(_mm512_slli_epi64(toggle, 40), _mm512_slli_epi64(toggle, 56)), 0x9a);
+        /* As kvmattr_field_update: clear in the lower half, flip in the upper one, each folded to a field, repeated. */
+        __m512i bytes = _mm512_shuffle_epi8(turned, k_and_x), folded = bytes;
+        const __m512i by = kvmattr_by_tag(entry, 4, 4, 4, 0, 0), by2 = kvmattr_by_tag(entry, 2, 2, 0, 0, 0);
+        const __m512i by1 = kvmattr_by_tag(entry, 1, 0, 0, 0, 0);
+        folded = _mm512_or_si512(folded, _mm512_rorv_epi32(folded, _mm512_shuffle_epi32(by, 0xa0)));
+        folded = _mm512_or_si512(folded, _mm512_rorv_epi32(folded, _mm512_shuffle_epi32(by2, 0xa0)));
+        folded = _mm512_or_si512(folded, _mm512_rorv_epi32(folded, _mm512_shuffle_epi32(by1, 0xa0)));
+        __m512i unfit = _mm512_ternarylogic_epi64(folded, kvmattr_byte_everywhere(entry, 4), bytes, 0x6a);
+        astray |= _mm512_test_epi64_mask(unfit, unfit);
+        /* F's turn, moved to V's place, and not among what varies. */
+        __m512i beyond = _mm512_andnot_si512(entry, _mm512_srli_epi64(turned, 8));
+        astray |= _mm512_test_epi64_mask(beyond, varying);
+        __m512i wide = kvmattr_wide(entry);
+        __m512i field = _mm512_rolv_epi64(kvmattr_by_tag(entry, 1, 3, 15, 255, 0), _mm512_sllv_epi64(gfn, wide));
+        __m512i clear = _mm512_shuffle_epi32(folded, 0xa0), flip = _mm512_shuffle_epi32(folded, 0xf5);
+        _mm512_storeu_si512(located->keep + KVMATTR_LANES * v, _mm512_ternarylogic_epi64(clear, field, field, 0x3f));
+        _mm512_storeu_si512(located->toggle + KVMATTR_LANES * v, _mm512_and_si512(flip, field));
+        _mm512_storeu_si512(located->wide + KVMATTR_LANES * v, wide);
         away |= (uint64_t)astray << (KVMATTR_LANES * v);
         firsts |= (uint64_t)_mm512_testn_epi64_mask(gfn, in_node) << (KVMATTR_LANES * v);
     }
     located->away = away;
     located->firsts = firsts;
+}
+
+/* Nearly always none. The words of 64 pages are looked at together, their leaves only where a word gives reason to. */
+KVMATTR_AVX512 static uint64_t kvmattr_lost_in_words_avx512(const kvmattr_located *located)
+{
+    uint64_t lost = 0;
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i differ = _mm512_loadu_si512(located->keep + KVMATTR_LANES * v);
+        __m512i word = _mm512_loadu_si512(located->toggle + KVMATTR_LANES * v);
+        __m512i wide = _mm512_loadu_si512(located->wide + KVMATTR_LANES * v);
+        __m512i any = _mm512_xor_si512(word, _mm512_rorv_epi64(word, kvmattr_by_tag(wide, 1, 2, 4, 8, 0)));
+        any = _mm512_or_si512(any, _mm512_ror_epi64(any, 32));
+        any = _mm512_or_si512(any, _mm512_ror_epi64(any, 16));
+        any = _mm512_or_si512(any, _mm512_ror_epi64(any, 8));
+        any = _mm512_or_si512(any, _mm512_rorv_epi64(any, kvmattr_by_tag(wide, 4, 4, 4, 0, 0)));
+        any = _mm512_or_si512(any, _mm512_rorv_epi64(any, kvmattr_by_tag(wide, 2, 2, 0, 0, 0)));
+        any = _mm512_or_si512(any, _mm512_rorv_epi64(any, kvmattr_by_tag(wide, 1, 0, 0, 0, 0)));
+        any = _mm512_andnot_si512(any, differ);
+        lost |= (uint64_t)_mm512_test_epi64_mask(any, any) << (KVMATTR_LANES * v);
+    }
+    return lost;
+}
+
+KVMATTR_AVX512 static uint64_t kvmattr_lost_avx512(const kvmattr_located *located, int from, int n)
+{
+    uint64_t lost = 0, some;
+    if (n - from < KVMATTR_LANES)
+        return kvmattr_lost_avx2(located, from, n);
+    some = kvmattr_lost_in_words_avx512(located) >> from << from;
+    for (some &= ~(uint64_t)0 >> (KVMATTR_LOCATED - n); some; some &= some - 1) {
+        int i = kvmattr_first_bit(some);
+        lost |= (uint64_t)kvmattr_field_lost(located->where[i], (int)located->wide[i], located->keep[i]) << i;
+    }
+    return lost;
 }
 
 #endif /* KVMATTR_SIMD_AVX512_WALK_H */

@@ -6,7 +6,7 @@
 #include "kernels.h"
 
 /* Each of the 256 bytes of bits, spread to 8 bytes of 0 or 0xff. Filled once at import. */
-static uint64_t kvmattr_spread[256];
+static uint64_t kvmattr_spread_bits[256];
 
 static void kvmattr_fill_spread(void)
 {
@@ -14,7 +14,7 @@ static void kvmattr_fill_spread(void)
         uint8_t cells[8];
         for (int bit = 0; bit < 8; bit++)
             cells[bit] = (byte >> bit) & 1 ? 0xff : 0;
-        memcpy(&kvmattr_spread[byte], cells, 8);
+        memcpy(&kvmattr_spread_bits[byte], cells, 8);
     }
 }
 
@@ -22,25 +22,13 @@ static void kvmattr_fill_spread(void)
 
 /* ---- plain C, Also recompiled for AVX2 and AVX-512 where the compiler's own vectors are as good as ours ---- */
 
-#define KVMATTR_REPEAT(byte) ((uint64_t)(byte) * 0x0101010101010101ULL)
+#define KVMATTR_REPEAT(byte) kvmattr_everywhere((uint8_t)(byte))
 
 #define KVMATTR_PLAIN(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_affine_##NAME(uint8_t *p, size_t n, uint8_t k, uint8_t x)                     \
     {                                                                                                        \
         for (size_t i = 0; i < n; i++)                                                                       \
             p[i] = (uint8_t)((p[i] & k) ^ x);                                                                \
-    }                                                                                                        \
-    TARGET static uint8_t kvmattr_varying_##NAME(const uint8_t *block)                                       \
-    {                                                                                                        \
-        uint64_t first = KVMATTR_REPEAT(block[0]), any[4] = {0, 0, 0, 0};                                    \
-        for (int i = 0; i < KVMATTR_BLOCK; i += 32)                                                          \
-            for (int j = 0; j < 4; j++)                                                                      \
-                any[j] |= kvmattr_load64(block + i + 8 * j) ^ first;                                         \
-        uint64_t bits = any[0] | any[1] | any[2] | any[3];                                                   \
-        bits |= bits >> 32;                                                                                  \
-        bits |= bits >> 16;                                                                                  \
-        bits |= bits >> 8;                                                                                   \
-        return (uint8_t)bits;                                                                                \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_popcount_##NAME(const uint64_t *words, size_t n)                          \
     {                                                                                                        \
@@ -58,25 +46,10 @@ static void kvmattr_expand_portable(const uint64_t *words, uint8_t k, uint8_t x,
     for (int i = 0; i < 8; i++) {
         uint64_t word = words[i];
         for (int j = 0; j < 8; j++) {
-            uint64_t cells = (kvmattr_spread[(word >> (8 * j)) & 0xff] & keep) ^ toggle;
+            uint64_t cells = (kvmattr_spread_bits[(word >> (8 * j)) & 0xff] & keep) ^ toggle;
             memcpy(out + 64 * i + 8 * j, &cells, 8);
         }
     }
-}
-
-/* value = p0 ^ (plane 0: p0 ^ p1) ^ (plane 1: p0 ^ p2) ^ (both planes: p0 ^ p1 ^ p2 ^ p3) */
-static void kvmattr_palette_portable(const uint64_t *planes, const uint8_t *values, uint8_t *out)
-{
-    uint64_t zero = KVMATTR_REPEAT(values[0]), low = KVMATTR_REPEAT(values[0] ^ values[1]);
-    uint64_t high = KVMATTR_REPEAT(values[0] ^ values[2]);
-    uint64_t both = KVMATTR_REPEAT(values[0] ^ values[1] ^ values[2] ^ values[3]);
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++) {
-            uint64_t first = kvmattr_spread[(planes[i] >> (8 * j)) & 0xff];
-            uint64_t second = kvmattr_spread[(planes[8 + i] >> (8 * j)) & 0xff];
-            uint64_t cells = zero ^ (first & low) ^ (second & high) ^ (first & second & both);
-            memcpy(out + 64 * i + 8 * j, &cells, 8);
-        }
 }
 
 static void kvmattr_match_portable(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits)
@@ -116,6 +89,138 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
     }
 }
 
+/* Leaves of fields, of all widths. Also recompiled for AVX2 and AVX-512. */
+#define KVMATTR_FIELDS(NAME, TARGET)                                                                         \
+    TARGET static void kvmattr_relate_##NAME(const uint8_t *block, uint8_t vary[5])                          \
+    {                                                                                                        \
+        const uint64_t first = KVMATTR_REPEAT(block[0]);                                                     \
+        uint64_t any[5] = {0, 0, 0, 0, 0};                                                                   \
+        for (int i = 0; i < KVMATTR_BLOCK; i += 8) {                                                         \
+            uint64_t c = kvmattr_load64(block + i) ^ first;                                                  \
+            any[0] |= c;                                                                                     \
+            any[1] |= c ^ ((c << 1 & KVMATTR_REPEAT(0xfe)) | (c >> 7 & KVMATTR_REPEAT(0x01)));               \
+            any[2] |= c ^ ((c << 2 & KVMATTR_REPEAT(0xfc)) | (c >> 6 & KVMATTR_REPEAT(0x03)));               \
+            any[3] |= c ^ ((c << 3 & KVMATTR_REPEAT(0xf8)) | (c >> 5 & KVMATTR_REPEAT(0x07)));               \
+            any[4] |= c ^ ((c << 4 & KVMATTR_REPEAT(0xf0)) | (c >> 4 & KVMATTR_REPEAT(0x0f)));               \
+        }                                                                                                    \
+        for (int s = 0; s < 5; s++) {                                                                        \
+            uint64_t bits = any[s] | any[s] >> 32;                                                           \
+            bits |= bits >> 16;                                                                              \
+            vary[s] = (uint8_t)(bits | bits >> 8);                                                           \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* 64 pages at a time; a leaf of eight bits is a block already. */                                       \
+    TARGET static void kvmattr_pack_##NAME(const uint8_t *block, int wide, uint8_t x, uint64_t *words)       \
+    {                                                                                                        \
+        const uint64_t toggle = KVMATTR_REPEAT(x);                                                           \
+        if (wide == 0) {                                                                                     \
+            kvmattr_match_##NAME(block, x, 0xff, words);                                                     \
+            for (int i = 0; i < 8; i++)                                                                      \
+                words[i] = ~words[i];                                                                        \
+        } else if (wide == 1) {                                                                              \
+            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
+                uint64_t c = kvmattr_load64(block + 8 * i) ^ toggle;                                         \
+                c = (c | c >> 4) & KVMATTR_REPEAT(0x0f);                                                     \
+                c = (c | c >> 2) & KVMATTR_REPEAT(0x03);                                                     \
+                c = (c | c >> 6) & 0x000f000f000f000fULL;                                                    \
+                c = (c | c >> 12) & 0x000000ff000000ffULL;                                                   \
+                uint16_t fields = (uint16_t)(c | c >> 24);                                                   \
+                memcpy((uint8_t *)words + 2 * i, &fields, 2);                                                \
+            }                                                                                                \
+        } else if (wide == 2) {                                                                              \
+            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
+                uint64_t c = kvmattr_load64(block + 8 * i) ^ toggle;                                         \
+                c = (c | c >> 4) & KVMATTR_REPEAT(0x0f);                                                     \
+                c = (c | c >> 4) & 0x00ff00ff00ff00ffULL;                                                    \
+                c = (c | c >> 8) & 0x0000ffff0000ffffULL;                                                    \
+                uint32_t fields = (uint32_t)(c | c >> 16);                                                   \
+                memcpy((uint8_t *)words + 4 * i, &fields, 4);                                                \
+            }                                                                                                \
+        } else {                                                                                             \
+            for (int i = 0; i < KVMATTR_BLOCK / 8; i++)                                                      \
+                words[i] = kvmattr_load64(block + 8 * i) ^ toggle;                                           \
+        }                                                                                                    \
+    }                                                                                                        \
+    TARGET static void kvmattr_spread_##NAME(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out)\
+    {                                                                                                        \
+        const uint64_t keep = KVMATTR_REPEAT(k), toggle = KVMATTR_REPEAT(x);                                 \
+        if (wide == 0) {                                                                                     \
+            kvmattr_expand_##NAME(words, k, x, out);                                                         \
+        } else if (wide == 1) {                                                                              \
+            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
+                uint64_t c = words[i >> 2] >> (16 * (i & 3)) & 0xffff;                                       \
+                c = (c | c << 24) & 0x000000ff000000ffULL;                                                   \
+                c = (c | c << 12) & 0x000f000f000f000fULL;                                                   \
+                c = (c | c << 6) & KVMATTR_REPEAT(0x03);                                                     \
+                c |= c << 2;                                                                                 \
+                c = ((c | c << 4) & keep) ^ toggle;                                                          \
+                memcpy(out + 8 * i, &c, 8);                                                                  \
+            }                                                                                                \
+        } else if (wide == 2) {                                                                              \
+            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
+                uint64_t c = words[i >> 1] >> (32 * (i & 1)) & 0xffffffff;                                   \
+                c = (c | c << 16) & 0x0000ffff0000ffffULL;                                                   \
+                c = (c | c << 8) & 0x00ff00ff00ff00ffULL;                                                    \
+                c = (c | c << 4) & KVMATTR_REPEAT(0x0f);                                                     \
+                c = ((c | c << 4) & keep) ^ toggle;                                                          \
+                memcpy(out + 8 * i, &c, 8);                                                                  \
+            }                                                                                                \
+        } else {                                                                                             \
+            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
+                uint64_t c = (words[i] & keep) ^ toggle;                                                     \
+                memcpy(out + 8 * i, &c, 8);                                                                  \
+            }                                                                                                \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* The fields of a word that are not zero, one bit each. */                                              \
+    TARGET static inline uint64_t kvmattr_some_##NAME(uint64_t word, int wide)                               \
+    {                                                                                                        \
+        static const uint64_t lowest[4] = {~(uint64_t)0, 0x5555555555555555ULL, 0x1111111111111111ULL,       \
+                                           0x0101010101010101ULL};                                           \
+        word |= wide > 0 ? word >> 1 : 0;                                                                    \
+        word |= wide > 1 ? word >> 2 : 0;                                                                    \
+        word |= wide > 2 ? word >> 4 : 0;                                                                    \
+        return word & lowest[wide];                                                                          \
+    }                                                                                                        \
+    /* The pages of a leaf whose fields have exactly the bits of `want` within `mask`, both repeated. */     \
+    TARGET static inline uint64_t kvmattr_matches_##NAME(const uint64_t *words, int wide, uint8_t want,      \
+                                                         uint8_t mask)                                       \
+    {                                                                                                        \
+        const uint64_t wanted = KVMATTR_REPEAT(want), masked = KVMATTR_REPEAT(mask);                         \
+        uint64_t others = 0;                                                                                 \
+        for (int i = 0; i < 8 << wide; i++)                                                                  \
+            others += (uint64_t)__builtin_popcountll(kvmattr_some_##NAME((words[i] ^ wanted) & masked, wide));\
+        return KVMATTR_BLOCK - others;                                                                       \
+    }                                                                                                        \
+    /* The pages of a leaf of fields that differ from the page before them in bits of `mask`, which is repeated. */\
+    TARGET static inline uint64_t kvmattr_inside_##NAME(const uint64_t *words, int wide, uint8_t mask)       \
+    {                                                                                                        \
+        const uint64_t masked = KVMATTR_REPEAT(mask);                                                        \
+        const int w = 1 << wide, top = 64 - w;                                                               \
+        uint64_t before = words[0] << top >> top, sum = 0;                                                   \
+        for (int i = 0; i < 8 << wide; i++) {                                                                \
+            sum += (uint64_t)__builtin_popcountll(                                                           \
+                kvmattr_some_##NAME((words[i] ^ (words[i] << w | before)) & masked, wide));                  \
+            before = words[i] >> top;                                                                        \
+        }                                                                                                    \
+        return sum;                                                                                          \
+    }                                                                                                        \
+    /* Pages of one leaf of fields with ((page & k) ^ x ^ want) & mask == 0. */                              \
+    TARGET static inline uint64_t kvmattr_count_leaf_##NAME(const uintptr_t *bias, uint64_t entry, uint8_t k,\
+                                                            uint8_t x, uint8_t want, uint8_t mask)           \
+    {                                                                                                        \
+        uint8_t both = (uint8_t)(entry >> 32) & k & mask;                                                    \
+        uint8_t wanted = (uint8_t)(((entry >> 40) & k) ^ x ^ want) & mask;                                   \
+        int wide = (int)(entry & 3);                                                                         \
+        uint8_t fields = kvmattr_fold(wide, wanted);                                                         \
+        if ((fields & both) != wanted)                                                                       \
+            return 0;                                                                                        \
+        return kvmattr_matches_##NAME(kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG), wide, fields,\
+                                      kvmattr_fold(wide, both));                                             \
+    }
+
+KVMATTR_FIELDS(portable, )
+
 /* Also recompiled for AVX2. */
 #define KVMATTR_SUMS(NAME, TARGET)                                                                          \
     TARGET static uint8_t kvmattr_summary_##NAME(const uint64_t *entries)                                    \
@@ -152,7 +257,7 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
     TARGET static uint64_t kvmattr_count_##NAME(const uintptr_t *bias, const uint64_t *entries, uint8_t k,   \
                                                 uint8_t x, uint8_t want, uint8_t mask, uint64_t *left)       \
     {                                                                                                        \
-        uint64_t sum = 0, ones[8] = {0, 0, 0, 0, 0, 0, 0, 0};                                                \
+        uint64_t sum = 0;                                                                                    \
         for (int i = 0; i < 512; i++) {                                                                      \
             uint64_t entry = entries[i];                                                                     \
             uint32_t handle = (uint32_t)entry;                                                               \
@@ -161,21 +266,12 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
             left[i >> 6] &= ~((uint64_t)1 << (i & 63));                                                      \
             if (varying == 0) {                                                                              \
                 sum += first ? 0 : 512;                                                                      \
-            } else if (handle & 1) {                                                                         \
+            } else if (handle & KVMATTR_LINE) {                                                              \
                 left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
             } else if ((first & ~varying) == 0) {                                                            \
-                const uint64_t *words = kvmattr_words(bias, handle);                                         \
-                uint8_t zero = (uint8_t)((((entry >> 40) & k) ^ x ^ want) & mask);                           \
-                uint8_t one = (uint8_t)(zero ^ ((entry >> 32) & k & mask));                                  \
-                /* Masked bits vary, so at most one of the two values matches. */                            \
-                uint64_t flip = zero == 0 ? ~(uint64_t)0 : 0;                                                \
-                if (zero == 0 || one == 0)                                                                   \
-                    for (int j = 0; j < 8; j++)                                                              \
-                        ones[j] += (uint64_t)__builtin_popcountll(words[j] ^ flip);                          \
+                sum += kvmattr_count_leaf_##NAME(bias, entry, k, x, want, mask);                             \
             }                                                                                                \
         }                                                                                                    \
-        for (int j = 0; j < 8; j++)                                                                          \
-            sum += ones[j];                                                                                  \
         return sum;                                                                                          \
     }
 
@@ -194,7 +290,7 @@ KVMATTR_SUMS(portable, )
             if (i + 12 < n)                                                                                  \
                 kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));                            \
             uint8_t both = (uint8_t)(entry >> 48) & k, first = (uint8_t)(((entry >> 56) & k) ^ x);           \
-            if (both && (entry & 1))                                                                         \
+            if (both && (entry & KVMATTR_TAG))                                                                  \
                 break;                                                                                       \
             const uint64_t *words = kvmattr_words(bias, both ? (uint32_t)entry : 0);                         \
             uint64_t before = words[0] & 1, zero = before;                                                   \
@@ -216,20 +312,11 @@ KVMATTR_SUMS(portable, )
         list->count = count;                                                                                 \
         list->value = value;                                                                                 \
         return i;                                                                                            \
-    }                                                                                                        \
-    TARGET static inline uint64_t kvmattr_inside_##NAME(const uint64_t *words)                               \
-    {                                                                                                        \
-        uint64_t before = words[0] & 1, sum = 0;                                                             \
-        for (int i = 0; i < 8; i++) {                                                                        \
-            sum += (uint64_t)__builtin_popcountll(words[i] ^ (words[i] << 1 | before));                      \
-            before = words[i] >> 63;                                                                         \
-        }                                                                                                    \
-        return sum;                                                                                          \
     }
 
 KVMATTR_CHANGES(portable, )
 
-/* The blocks of a node, one leaf each: what is not a bitmap leaf or uniform is left to the caller. */
+/* The blocks of a node, one leaf each: run lines are left to the caller. */
 #define KVMATTR_NODES(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_pages_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,           \
                                             uint8_t k, uint8_t x, uint8_t *out, uint64_t *left)              \
@@ -243,11 +330,12 @@ KVMATTR_CHANGES(portable, )
                 kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 6]));                             \
             if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
                 memset(out + 512 * i, (uint8_t)(((entry >> 56) & k) ^ x), 512);                              \
-            else if (handle & 1)                                                                             \
+            else if (handle & KVMATTR_LINE)                                                                  \
                 left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
             else                                                                                             \
-                kvmattr_expand_##NAME(kvmattr_words(bias, handle), (uint8_t)((entry >> 32) & k),             \
-                                      (uint8_t)(((entry >> 40) & k) ^ x), out + 512 * i);                    \
+                kvmattr_spread_##NAME(kvmattr_words(bias, handle & ~(uint32_t)KVMATTR_TAG), (int)(handle & 3),\
+                                      (uint8_t)((entry >> 32) & k), (uint8_t)(((entry >> 40) & k) ^ x),      \
+                                      out + 512 * i);                                                        \
         }                                                                                                    \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_edges_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,       \
@@ -265,13 +353,16 @@ KVMATTR_CHANGES(portable, )
             first[i] = last[i] = (uint8_t)(((entry >> 56) & k) ^ x);                                         \
             if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
                 continue;                                                                                    \
-            if (handle & 1) {                                                                                \
+            if (handle & KVMATTR_LINE) {                                                                     \
                 left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
                 continue;                                                                                    \
             }                                                                                                \
-            const uint64_t *words = kvmattr_words(bias, handle);                                             \
-            sum += kvmattr_inside_##NAME(words);                                                             \
-            last[i] = (uint8_t)(((entry >> 40) & k) ^ x ^ ((0 - (words[7] >> 63)) & (entry >> 32) & k));     \
+            const uint64_t *words = kvmattr_words(bias, handle & ~(uint32_t)KVMATTR_TAG);                    \
+            uint8_t kept = (uint8_t)(entry >> 32) & k;                                                       \
+            int wide = (int)(handle & 3);                                                                    \
+            sum += kvmattr_inside_##NAME(words, wide, kvmattr_fold(wide, kept));                             \
+            last[i] = (uint8_t)((kvmattr_field_raw(words, wide, KVMATTR_BLOCK - 1) & kept) ^                 \
+                                ((entry >> 40) & k) ^ x);                                                    \
         }                                                                                                    \
         return sum;                                                                                          \
     }
@@ -281,10 +372,11 @@ KVMATTR_NODES(portable, )
 #include "simd_plain_walk.h"
 
 static const kvmattr_kernels kvmattr_portable = {
-    "portable", kvmattr_expand_portable, kvmattr_palette_portable, kvmattr_affine_portable, kvmattr_match_portable,
-    kvmattr_changes_portable, kvmattr_varying_portable, kvmattr_summary_portable, kvmattr_apply_portable,
+    "portable", kvmattr_expand_portable, kvmattr_spread_portable, kvmattr_pack_portable, kvmattr_affine_portable,
+    kvmattr_match_portable, kvmattr_changes_portable, kvmattr_relate_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
-    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_take_portable,
+    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_lost_portable,
+    kvmattr_take_portable,
 };
 
 #endif /* KVMATTR_SIMD_PLAIN_H */

@@ -9,12 +9,11 @@
 
 enum { KVMATTR_GROUP = 64 };
 
-/* An entry on which nothing is pending has k = 0xff and x = 0; the handle of a node begins a page, that of a bitmap leaf a
- * line. */
+/* An entry on which nothing is pending has k = 0xff and x = 0; the handle of a node begins a page, that of a leaf has its
+ * tag below a line. */
 #define KVMATTR_NO_OPERATION 0xff00000000
 #define KVMATTR_OPERATION 0xffff00000000
 #define KVMATTR_IN_NODE 511
-#define KVMATTR_IN_LINE 7
 
 /* A group on its way: the entries of its pages at the level that they have come to. */
 typedef struct kvmattr_plain_group {
@@ -86,37 +85,70 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
     }
 }
 
-/* The word of a page in a bitmap leaf; of another leaf one near its header. */
+/* The word that holds a page's field; of a run line some word. */
 static inline uint64_t *kvmattr_word_of(const uintptr_t *bias, uint64_t entry, uint64_t gfn)
 {
-    return kvmattr_words(bias, ((uint32_t)entry & ~(uint32_t)KVMATTR_IN_LINE) | ((gfn >> 6) & KVMATTR_IN_LINE));
+    return kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG) + ((gfn & 511) << (entry & 3) >> 6);
 }
 
 /* ---- take ---- */
 
-/* Pages of a group whose bits are set in `which` lie in coded leaves, named by their entries; k and x are what is to be
- * done to the stored values. First their records are asked for: a header, and the line that a leaf of bytes has the
- * page in. */
-static void kvmattr_take_coded(const kvmattr_walk *walk, const uint64_t *gfns, const uint64_t *entries, uint64_t which,
+/* Pages of a group whose bits are set in `which` lie in run lines, named by their entries; k and x are what is to be done
+ * to the raw values. First the lines are asked for. */
+static void kvmattr_take_lines(const kvmattr_walk *walk, const uint64_t *gfns, const uint64_t *entries, uint64_t which,
                                const uint8_t *k, const uint8_t *x, uint8_t *out)
 {
-    for (uint64_t left = which; left; left &= left - 1) {
-        int i = __builtin_ctzll(left);
-        const char *record = (const char *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
-        kvmattr_prefetch(record);
-        kvmattr_prefetch(record + 8 + (gfns[i] & 511));
-    }
+    for (uint64_t left = which; left; left &= left - 1)
+        kvmattr_prefetch(kvmattr_words(walk->bias, (uint32_t)entries[kvmattr_first_bit(left)] & ~(uint32_t)KVMATTR_TAG));
     for (; which; which &= which - 1) {
-        int i = __builtin_ctzll(which);
-        uint8_t raw = walk->coded(walk, (uint32_t)entries[i], (uint32_t)(gfns[i] & 511));
+        int i = kvmattr_first_bit(which);
+        const void *line = kvmattr_words(walk->bias, (uint32_t)entries[i] & ~(uint32_t)KVMATTR_TAG);
+        uint8_t raw = kvmattr_line_raw((const kvmattr_line *)line, (uint32_t)(gfns[i] & 511));
         out[i] = (uint8_t)((raw & k[i]) ^ x[i]);
+    }
+}
+
+/* The root is a run list: a few big ranges. */
+static inline int kvmattr_root_is_list(const kvmattr_walk *walk)
+{
+    return walk->level > 2 && (walk->root & KVMATTR_IN_NODE);
+}
+
+static void kvmattr_ruler_of(const kvmattr_walk *walk, kvmattr_ruler *ruler)
+{
+    const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)walk->root);
+    const uint8_t *values = (const uint8_t *)(list->starts + list->count - 1);
+    int runs = list->count;
+    memset(ruler->starts, 0xff, sizeof ruler->starts);
+    memcpy(ruler->starts, list->starts, sizeof(uint64_t) * (size_t)(runs - 1));
+    for (int i = 0; i < runs; i++)
+        ruler->values[i] = (uint8_t)((values[i] & (walk->root >> 32)) ^ (walk->root >> 40));
+    ruler->starts[runs - 1] = walk->span;
+    ruler->values[runs] = walk->rest;
+    for (int i = 0; i < 8; i++)
+        ruler->pivots[i] = ruler->starts[8 * i + 7];
+}
+
+/* How many of the starts a page has reached, by halves: no step is a branch, and those of one page do not wait for those
+ * of another. */
+KVMATTR_INLINE void kvmattr_take_from_list(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n)
+{
+    kvmattr_ruler ruler;
+    kvmattr_ruler_of(walk, &ruler);
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t *at = ruler.starts;
+        if (i % 8 == 0)
+            kvmattr_prefetch_gfns(walk, gfns + i);
+        for (int step = 32; step; step /= 2)
+            at += at[step - 1] <= gfns[i] ? step : 0;
+        out[i] = ruler.values[at - ruler.starts];
     }
 }
 
 KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, int n, int levels)
 {
     const uint64_t *where[KVMATTR_GROUP];
-    uint64_t any = 0, coded = 0;
+    uint64_t any = 0, lines = 0;
     kvmattr_plain_group group;
     kvmattr_walk_down(walk, gfns, n, levels, &group);
     for (int i = 0; i < n; i++) {
@@ -126,22 +158,18 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
         if (levels > 3)
             kvmattr_prefetch(where[i]);
     }
-    /* Beside a coded leaf of a pinned root lie others, which somebody may be writing: read the page of zeros instead. */
-    if (any & KVMATTR_IN_LINE)
+    if (any & KVMATTR_LINE)
         for (int i = 0; i < n; i++)
-            if (group.entries[i] & KVMATTR_IN_LINE) {
-                coded |= (uint64_t)1 << i;
-                where[i] = kvmattr_words(walk->bias, 0);
-            }
+            lines |= (group.entries[i] >> 2 & 1) << i;
     for (int i = 0; i < n; i++) {
         uint64_t word = *(const uint64_t *)kvmattr_by_itself((uintptr_t)where[i]), entry = group.entries[i];
-        uint64_t bit = (word >> (gfns[i] & 63)) & 1;
-        out[i] = (uint8_t)(((entry >> 32) & (0 - bit)) ^ (entry >> 40));
+        uint64_t field = word >> (gfns[i] << (entry & 3) & 63) & kvmattr_field_masks[entry & 3];
+        out[i] = (uint8_t)(((entry >> 32) & (field * kvmattr_field_repeats[entry & 3])) ^ (entry >> 40));
     }
     if (group.operates)
         for (int i = 0; i < n; i++)
             out[i] = (uint8_t)((out[i] & group.keep[i]) ^ group.toggle[i]);
-    if (coded) {
+    if (lines) {
         uint8_t k[KVMATTR_GROUP], x[KVMATTR_GROUP];
         if (!group.operates)
             kvmattr_operate(&group, n, 0xff, 0);
@@ -149,7 +177,7 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
             k[i] = (uint8_t)(group.entries[i] >> 32) & group.keep[i];
             x[i] = (uint8_t)(((group.entries[i] >> 40) & group.keep[i]) ^ group.toggle[i]);
         }
-        kvmattr_take_coded(walk, gfns, group.entries, coded, k, x, out);
+        kvmattr_take_lines(walk, gfns, group.entries, lines, k, x, out);
     }
     for (; group.astray; group.astray &= group.astray - 1) {
         int i = kvmattr_first_bit(group.astray);
@@ -160,19 +188,6 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
 }
 
 /* ---- locate ---- */
-
-/* What new = (old & keep) ^ toggle of one page does to its word in a bitmap leaf with the values x and k ^ x: word =
- * (word & *word_keep) ^ *word_toggle. 0 if a new value could be neither of these two. */
-static inline int kvmattr_flip_of(uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint64_t gfn,
-                                  uint64_t *word_keep, uint64_t *word_toggle)
-{
-    /* What becomes of a page that has x, and of one that has the other value: 0 stands for x, k for the other. */
-    uint8_t zero = (uint8_t)((x & keep) ^ toggle ^ x), one = (uint8_t)(((x ^ k) & keep) ^ toggle ^ x);
-    uint64_t bit = (uint64_t)1 << (gfn & 63);
-    *word_keep = zero == one ? ~bit : ~(uint64_t)0;
-    *word_toggle = zero ? bit : 0;
-    return (zero == 0 || zero == k) && (one == 0 || one == k);
-}
 
 KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *ks,
                                          const uint8_t *xs, size_t step, uint64_t last, kvmattr_located *located,
@@ -187,23 +202,47 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
             away |= (uint64_t)(group.keep[i] != 0xff || group.toggle[i]) << i;
     for (int i = 0; i < n; i++) {
         uint64_t gfn = gfns[i], entry = group.entries[i];
-        int other = !kvmattr_flip_of((uint8_t)(entry >> 32), (uint8_t)(entry >> 40), ks[i * step], xs[i * step], gfn,
-                                     &located->keep[i], &located->toggle[i]);
+        uint8_t keep = ks[i * step], toggle = xs[i * step], clear, flip;
+        int wide = (int)(entry & 3);
+        uint64_t field = kvmattr_field_masks[wide] << (gfn << wide & 63);
+        int other = !kvmattr_field_update(wide, (uint8_t)(entry >> 32), (uint8_t)(entry >> 40), keep, toggle, &clear, &flip);
+        /* What the first page's value turns by must be among what varies: then every other page's is. */
+        other |= (((entry >> 56) & (uint8_t)~keep) ^ toggle) & ~(entry >> 48) & 0xff;
         located->where[i] = kvmattr_word_of(walk->bias, entry, gfn);
         kvmattr_prefetch_soon(located->where[i]);
-        other |= (uint32_t)entry == 0 || entry & KVMATTR_IN_LINE || gfn == last || !(gfn & 0x3ffff);
-        away |= (uint64_t)other << i;
+        located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);
+        located->toggle[i] = KVMATTR_REPEAT(flip) & field;
+        located->wide[i] = (uint64_t)wide;
+        other |= (uint32_t)entry == 0 || entry & KVMATTR_LINE || gfn == last || !(gfn & 0x3ffff);
+        away |= (uint64_t)(other != 0) << i;
         firsts |= (uint64_t)!(gfn & 511) << i;
     }
     located->away = away;
     located->firsts = firsts;
 }
 
+#define KVMATTR_LOST(NAME, TARGET)                                                                           \
+    TARGET static uint64_t kvmattr_lost_##NAME(const kvmattr_located *located, int from, int n)              \
+    {                                                                                                        \
+        uint64_t lost = 0;                                                                                   \
+        for (int i = from; i < n; i++)                                                                       \
+            if (located->keep[i])                                                                            \
+                lost |= (uint64_t)kvmattr_field_lost(located->where[i], (int)located->wide[i],               \
+                                                     located->keep[i]) << i;                                 \
+        return lost;                                                                                         \
+    }
+
+KVMATTR_LOST(portable, )
+
 /* Heights of guests up to 512 GiB are constants, which takes the loop over levels apart. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
                                            size_t n)                                                         \
     {                                                                                                        \
+        if (n && kvmattr_root_is_list(walk)) {                                                               \
+            kvmattr_take_from_list(walk, gfns, out, n);                                                      \
+            return;                                                                                          \
+        }                                                                                                    \
         for (; n; gfns += KVMATTR_GROUP, out += KVMATTR_GROUP) {                                             \
             int some = n < KVMATTR_GROUP ? (int)n : KVMATTR_GROUP;                                           \
             if (some == KVMATTR_GROUP && walk->level == 4)                                                   \

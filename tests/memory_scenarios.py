@@ -73,13 +73,6 @@ def nearly_full(kind: Any) -> Any:
     return m
 
 
-def one_reserve_left(kind: Any) -> Any:
-    """One update can still be made, but copies of nodes for a second one would ask for memory."""
-    m = large(kind)
-    m.put(growing_pages()[: pages_until_growth() - 1], 5)
-    return m
-
-
 @cache
 def pages_until_growth() -> int:
     shim = Shim()
@@ -111,8 +104,8 @@ SCENARIOS: dict[str, tuple[Any, Any, bool]] = {
     "first write": (fresh, lambda m: m.write(5, 9, 1), False),
     "first page": (fresh, lambda m: m.__setitem__(2**39 + 5, 1), False),
     "page": (nearly_full, lambda m: m.__setitem__(2**20 + 3, 99), False),
-    # A fifth value in a palette that the snapshot shares: copies first, then finds no room for it.
-    "page of a shared leaf": (one_reserve_left, lambda m: m.__setitem__(2**20 + 715, 99), False),
+    # A value that the block has already: the leaf, which the snapshot shares, and the nodes above it are copied.
+    "page of a shared leaf": (nearly_full, lambda m: m.__setitem__(2**20 + 715, m[2**20 + 716]), False),
     "write": (nearly_full, lambda m: m.write(2**20 + 100, 2**27 + 3, 9), False),
     "or": (nearly_full, lambda m: m.or_(2**20 + 100, 2**27 + 3, 16), False),
     "assign": (fresh, lambda m: m.__setitem__(slice(700, 400_700), three_values(400_000)), False),

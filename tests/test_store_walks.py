@@ -40,7 +40,7 @@ def waiting() -> AttributeMap:
 
 
 def encoded() -> AttributeMap:
-    """Uniform blocks, bitmaps, palettes, run leaves, leaves of bytes, side by side, under a waiting operation."""
+    """Uniform blocks, fields of each width and run lines side by side, under a waiting operation."""
     m = AttributeMap(1 << 24)
     rng = np.random.default_rng(2)
     for block in range(0, 4096, 8):

@@ -8,8 +8,9 @@
 #    |segment|           granule in segment            |
 #    +-------+-----------------------------------------+     page id = handle >> 9
 #
-# What a handle names can be read off its low bits: a node begins a page (handle % 512 == 0), a bitmap leaf
-# begins a cache line (handle % 8 == 0), a coded record begins 8 bytes after a multiple of 16 (odd handle).
+# What a handle names can be read off its low bits and the level. A node begins a page (handle % 512 == 0). At level 2
+# the low three bits are no part of the place, since a leaf begins a cache line: they are the leaf's tag, the binary
+# logarithm of the bits of its fields or KVMATTR_LINE (leaf.pxi). A run list begins 8 bytes after a multiple of 16.
 # Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
 # raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for programs with thousands of maps; together
 # with segment 2 it holds a fully fragmented guest of 64 GiB. Which of the two a handle lies in the processor mostly
@@ -51,16 +52,10 @@ cdef enum:
     FIRST_SEGMENT_PAGES = 128       # 512 KiB, more than one reserve
     SECOND_SEGMENT_PAGES = 1024     # 4 MiB; each further segment doubles
     LAST_SEGMENT_PAGES = 1 << 18    # 1 GiB, all that a handle can count
-    BITMAP_CLASS = CODED_CLASSES    # the size class of bitmap leaves, after those of coded records
-    BITMAPS_PER_SLAB = 60           # 64 bytes each, after a header with their reference counts
-    BITMAP_SLAB_HEADER = 256
     NO_RECORD = 0xffff
     # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each
-    # end a run list that bursts into at most 4 nodes and a new slab of each of 21 size classes: 67.
+    # end a run list that bursts into at most 4 nodes and a new slab of each of 22 size classes: 68.
     RESERVE_PAGES = 96
-    # What an update of one page takes before it may find that its block must be encoded anew, as a range: a copy of
-    # each of 6 nodes, a new slab for a copy of the leaf.
-    RECODE_PAGES = 8
     # Entries of dead nodes released after an update: so many, and more the more nodes wait (an update after a snapshot
     # may leave one on each level), up to at most about 25 us.
     DEAD_SLICE = 256
@@ -76,29 +71,20 @@ cdef enum PageKind:
     PAGE_DEAD = 2
     PAGE_SLAB = 3                   # PAGE_SLAB + size class
 
-# Size classes of coded records: each a multiple of 16 bytes, header included, so that every record begins
-# 8 bytes after a multiple of 16.
-cdef uint16_t[CODED_CLASSES] class_bytes = [
-    16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512, 528, 1024]
+# Size classes: of run lists, each a multiple of 16 bytes, header included, so that every record begins 8 bytes after a
+# multiple of 16; then of leaves, each aligned to its size.
+cdef uint16_t[RECORD_CLASSES] class_bytes = [
+    16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512, 64, 128, 256, 512]
 
-cdef uint8_t[65] class_of_units     # (bytes + 15) / 16 -> the smallest class that holds them
+# A slab of leaves is an array of places of their size. The first of them hold the reference counts of the others, one
+# for each place; those of leaves of 8 bits, for which that would be an eighth of the memory, are beside the segment's
+# pages. A run line has the size of a leaf of 1 bit, and lies among these.
+cdef uint16_t[RECORD_CLASSES] class_first = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 1, 0]
+cdef uint16_t[RECORD_CLASSES] class_header = [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 256, 128, 64, 0]
 
-cdef struct Slab:                   # at the beginning of each slab page
-    uint16_t free_record            # list of records that were freed, by number
-    uint16_t touched                # records ever handed out
-    uint32_t unused
+cdef uint8_t[33] class_of_units     # (bytes + 15) / 16 -> the smallest class of run lists that holds them
 
-cdef struct Record:                 # at the beginning of each coded record
-    uint32_t references
-    uint8_t coding              # CodedKind << 5 | size class
-    uint8_t count               # runs, or values of a palette
-    uint8_t[2] starts           # a run leaf's starts begin here; the others' payload comes after it
-
-cdef inline int record_kind(const Record *record) noexcept nogil:
-    return record.coding >> 5
-
-cdef inline int record_class(const Record *record) noexcept nogil:
-    return record.coding & 31
+ctypedef kvmattr_list Record        # a run list; each begins with its header
 
 # Aligned like a page only so that the kernels may read it as a node; never written.
 cdef uint64_t[512] zero_page
@@ -113,7 +99,7 @@ cdef void arena_prepare() noexcept nogil:
     cdef long bytes = sysconf(_SC_PAGESIZE)
     if bytes > PAGE_BYTES:
         system_pages = <uint32_t>(bytes // PAGE_BYTES)
-    for units in range(65):
+    for units in range(33):
         while class_bytes[size_class] < 16 * units:
             size_class += 1
         class_of_units[units] = <uint8_t>size_class
@@ -155,16 +141,18 @@ cdef inline PageInfo *page_info(const Family *family, uint32_t page) noexcept no
 cdef inline bint is_node(uint32_t handle) noexcept nogil:
     return handle & (PAGE_GRANULES - 1) == 0
 
-cdef inline bint is_coded(uint32_t handle) noexcept nogil:
-    return handle & 1
+cdef inline uint64_t *leaf_at(const Family *family, uint32_t handle) noexcept nogil:
+    """A leaf's words, or its line."""
+    return <uint64_t *>address_of(family, handle & ~<uint32_t>KVMATTR_TAG)
 
 
 # ---- pages ----
 
 cdef inline size_t segment_bytes(uint32_t capacity) noexcept nogil:
-    """Of a segment of so many pages: themselves, then what is known of each, in whole pages of the system."""
+    """Of a segment of so many pages: themselves, then what is known of each, then eight counts for each, in whole pages
+    of the system."""
     cdef size_t whole = <size_t>system_pages * PAGE_BYTES
-    return (<size_t>capacity * (PAGE_BYTES + sizeof(PageInfo)) + whole - 1) & ~(whole - 1)
+    return (<size_t>capacity * (PAGE_BYTES + sizeof(PageInfo) + 8 * sizeof(uint32_t)) + whole - 1) & ~(whole - 1)
 
 
 cdef int family_grow(Family *family) noexcept nogil:
@@ -192,6 +180,7 @@ cdef int family_grow(Family *family) noexcept nogil:
     segment = &family.segments[number]
     segment.memory = memory
     segment.pages = <PageInfo *>(memory + <size_t>capacity * PAGE_BYTES)
+    segment.counts = <uint32_t *>(segment.pages + capacity)
     segment.capacity = capacity
     segment.touched = 0
     family.bias[number] = <uintptr_t>memory - 8 * (<uintptr_t>number << SEGMENT_SHIFT)
@@ -325,6 +314,7 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
     info.leaving = 0
     info.shares = 0
     info.loosened = 0
+    info.looked = 0
     info.next = 0
     info.previous = 0
     family.pages_in_use += 1
@@ -338,28 +328,20 @@ cdef inline void page_give_back(Family *family, uint32_t page) noexcept nogil:
 
 # ---- slabs ----
 
-cdef inline Slab *slab_of(const Family *family, uint32_t handle) noexcept nogil:
-    return <Slab *>address_of(family, handle & ~<uint32_t>(PAGE_GRANULES - 1))
+cdef inline int slab_places(int size_class) noexcept nogil:
+    """One past the last record's number."""
+    return (PAGE_BYTES - (8 if size_class < LIST_CLASSES else 0)) // class_bytes[size_class]
 
 cdef inline uint32_t slab_records(int size_class) noexcept nogil:
-    if size_class == BITMAP_CLASS:
-        return BITMAPS_PER_SLAB
-    return (PAGE_BYTES - 8) // class_bytes[size_class]
-
-cdef inline uint32_t slab_header(int size_class) noexcept nogil:
-    return BITMAP_SLAB_HEADER if size_class == BITMAP_CLASS else sizeof(Slab)
+    return slab_places(size_class) - class_first[size_class]
 
 cdef inline uint32_t record_offset(int size_class, uint32_t record) noexcept nogil:
     """Granules from the beginning of the slab's page."""
-    if size_class == BITMAP_CLASS:
-        return BITMAP_SLAB_HEADER // 8 + 8 * record
-    return 1 + record * (class_bytes[size_class] // 8)
+    return (1 if size_class < LIST_CLASSES else 0) + record * (class_bytes[size_class] // 8)
 
 cdef inline uint32_t record_number(int size_class, uint32_t handle) noexcept nogil:
     cdef uint32_t offset = handle & (PAGE_GRANULES - 1)
-    if size_class == BITMAP_CLASS:
-        return (offset - BITMAP_SLAB_HEADER // 8) >> 3
-    return (offset - 1) // (class_bytes[size_class] // 8)
+    return offset // (class_bytes[size_class] // 8)     # rounded down: a tag or a list's 8 bytes are within its place
 
 
 cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:
@@ -367,31 +349,27 @@ cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:
     cdef uint32_t page = family.partial[size_class]
     cdef uint32_t record, handle
     cdef PageInfo *info
-    cdef Slab *slab
     if not page:
         page = page_take(family, <uint8_t>(PAGE_SLAB + size_class))
         info = page_info(family, page)
         info.references = 0
-        family.header_bytes += slab_header(size_class)
-        slab = <Slab *>address_of(family, page << 9)
-        slab.free_record = NO_RECORD
-        slab.touched = 0
+        info.free_record = NO_RECORD
+        info.touched = class_first[size_class]
+        family.header_bytes += class_header[size_class]
         family.partial[size_class] = page
     else:
         info = page_info(family, page)
-        slab = <Slab *>address_of(family, page << 9)
-    record = slab.free_record
-    if record != NO_RECORD:
+    record = info.free_record
+    if record == NO_RECORD:
+        record = info.touched
+        info.touched += 1
         handle = page << 9 | record_offset(size_class, record)
-        slab.free_record = (<uint16_t *>address_of(family, handle))[0]
     else:
-        record = slab.touched
-        slab.touched += 1
         handle = page << 9 | record_offset(size_class, record)
+        info.free_record = (<uint16_t *>address_of(family, handle))[0]
     info.references += 1
     if info.references == slab_records(size_class):
         slab_unlist(family, info, size_class)
-    reference_count(family, handle)[0] = 1
     return handle
 
 
@@ -420,29 +398,40 @@ cdef void record_give_back(Family *family, uint32_t handle) noexcept nogil:
     cdef uint32_t page = handle >> 9
     cdef PageInfo *info = page_info(family, page)
     cdef int size_class = info.kind - PAGE_SLAB
-    cdef Slab *slab = slab_of(family, handle)
+    cdef uint32_t record = record_number(size_class, handle)
     kvmattr_assert(info.kind >= PAGE_SLAB and info.references > 0)
-    (<uint16_t *>address_of(family, handle))[0] = slab.free_record
-    slab.free_record = <uint16_t>record_number(size_class, handle)
+    (<uint16_t *>address_of(family, page << 9 | record_offset(size_class, record)))[0] = info.free_record
+    info.free_record = <uint16_t>record
     if info.references == slab_records(size_class):     # it was full, so in no list
         slab_list(family, page, info, size_class)
     info.references -= 1
     if info.references == 0:
         slab_unlist(family, info, size_class)
-        family.header_bytes -= slab_header(size_class)
+        family.header_bytes -= class_header[size_class]
         page_give_back(family, page)
 
 
 # ---- reference counts ----
 
+cdef inline uint32_t *leaf_references(const Family *family, uint32_t handle) noexcept nogil:
+    """Where the references to a leaf are counted."""
+    cdef int wide = handle & 3                          # a line has the size of a leaf of 1 bit
+    cdef uint32_t place = (handle & (PAGE_GRANULES - 1)) >> (3 + wide)
+    cdef uint32_t page = handle >> 9
+    if wide == 3:
+        place += 8 * (page & ((1 << (SEGMENT_SHIFT - 9)) - 1))
+        return &family.segments[page >> (SEGMENT_SHIFT - 9)].counts[place]
+    return <uint32_t *>address_of(family, page << 9) + place
+
+
 cdef inline uint32_t *reference_count(const Family *family, uint32_t handle) noexcept nogil:
-    """Where the references to a node, bitmap leaf or coded record are counted."""
-    cdef uint32_t offset = handle & (PAGE_GRANULES - 1)
-    if offset == 0:
-        return &page_info(family, handle >> 9).references
-    if offset & 1:
+    """Where the references to a node, a run list or a leaf are counted."""
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    if is_node(handle):
+        return &info.references
+    if info.kind < PAGE_SLAB + LIST_CLASSES:
         return &(<Record *>address_of(family, handle)).references
-    return <uint32_t *>slab_of(family, handle) + 2 + ((offset - BITMAP_SLAB_HEADER // 8) >> 3)
+    return leaf_references(family, handle)
 
 cdef inline void retain(const Family *family, uint32_t handle) noexcept nogil:
     if handle:
@@ -516,21 +505,14 @@ cdef inline void count_node(Family *family, int change) noexcept nogil:
 
 
 cdef inline void count_leaf(Family *family, uint32_t handle, int change) noexcept nogil:
-    cdef Record *record
-    if not is_coded(handle):
-        family.counters.bitmap_leaves += change
-        family.counters.live_bytes += change * 64
-        return
-    record = <Record *>address_of(family, handle)
-    if record_kind(record) == CODED_PALETTE:
-        family.counters.palette_leaves += change
-    elif record_kind(record) == CODED_RUNS:
-        family.counters.run_leaves += change
-    elif record_kind(record) == CODED_BYTES:
-        family.counters.byte_leaves += change
-    else:
+    cdef int size_class = page_info(family, handle >> 9).kind - PAGE_SLAB
+    if size_class < LIST_CLASSES:
         family.counters.run_lists += change
-    family.counters.live_bytes += change * <int>class_bytes[record_class(record)]
+    elif handle & KVMATTR_LINE:
+        family.counters.run_lines += change
+    else:
+        family.counters.leaves[handle & 3] += change
+    family.counters.live_bytes += change * <int>class_bytes[size_class]
 
 
 cdef uint32_t node_new(Family *family, int level) noexcept nogil:
@@ -543,13 +525,21 @@ cdef uint32_t node_new(Family *family, int level) noexcept nogil:
     return page << 9
 
 
-cdef uint32_t leaf_new(Family *family, int size_class, int kind) noexcept nogil:
-    """A bitmap leaf (BITMAP_CLASS) or a coded record; its content is still to be written."""
+cdef uint32_t leaf_new(Family *family, int tag) noexcept nogil:
+    """A leaf with one reference; its content is still to be written."""
+    cdef uint32_t handle = record_take(family, LIST_CLASSES + (tag & 3)) | <uint32_t>tag
+    leaf_references(family, handle)[0] = 1
+    count_leaf(family, handle, 1)
+    family.counters.leaf_allocations += 1
+    return handle
+
+
+cdef uint32_t list_new(Family *family, int size_class) noexcept nogil:
+    """A run list with one reference; its content is still to be written."""
     cdef uint32_t handle = record_take(family, size_class)
-    cdef Record *record
-    if size_class != BITMAP_CLASS:
-        record = <Record *>address_of(family, handle)
-        record.coding = <uint8_t>(kind << 5 | size_class)
+    cdef Record *record = <Record *>address_of(family, handle)
+    record.references = 1
+    record.size_class = <uint16_t>size_class
     count_leaf(family, handle, 1)
     family.counters.leaf_allocations += 1
     return handle

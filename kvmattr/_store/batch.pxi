@@ -8,6 +8,7 @@ cdef enum:
     HELD_PAGE = 48
     HELD_RANGE = 512
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
+    LOOKS = 512                 # looks at leaves that another node may have before all below the node are looked at
 
 
 cdef void pin(Map *pinned, const Map *map) noexcept nogil:
@@ -30,10 +31,6 @@ cdef uint8_t walk_get(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil:
     return tree_get(<const Family *>walk.bias, walk.root, walk.level, gfn)
 
 
-cdef uint8_t walk_coded(const kvmattr_walk *walk, uint32_t handle, uint32_t page) noexcept nogil:
-    return leaf_raw(<const Family *>walk.bias, handle, page)
-
-
 # Memory order: a walk reads without the mutex what hangs from a root that it pinned under it. All of that was written
 # before some thread gave the mutex back, and is never written again while it is pinned, so the mutex orders it. What is
 # read beside it are bias and segment_count: an entry of bias is written once, before segment_count is stored with
@@ -48,7 +45,6 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.ahead = 0
     walk.rest = map.rest
     walk.get = walk_get
-    walk.coded = walk_coded
     return walk
 
 
@@ -198,8 +194,8 @@ cdef struct Batch:
 
 
 cdef void blocks_know_firsts(Map *map, const uint64_t *gfns, uint64_t firsts) noexcept nogil:
-    """Pages that are the first of their block, in a bitmap leaf and with nothing pending above it, may have been
-    flipped: their values into the blocks' entries."""
+    """Pages that are the first of their block, in a leaf of fields and with nothing pending above it, may have been
+    written: their values into the blocks' entries."""
     cdef Entry *slot
     cdef uint64_t gfn
     cdef int level
@@ -245,6 +241,50 @@ cdef void batch_copy(const Map *map, Batch *batch, size_t upto) noexcept nogil:
         batch.starts[i] = batch.starts[i] if batch.starts[i] < batch.stops[i] else batch.stops[i]
 
 
+cdef bint leaves_shared(const Family *family, const Entry *entries) noexcept nogil:
+    """Whether another node has one of the leaves below a node."""
+    cdef int i
+    for i in range(512):
+        if entry_handle(entries[i]) and leaf_references(family, entry_handle(entries[i]))[0] != 1:
+            return True
+    return False
+
+
+cdef void located_shared(const Map *map, const uint64_t *gfns, int n, kvmattr_located *located) noexcept nogil:
+    """Pages whose leaf, or a node above it, another map may hold too are away: it has to be copied first. What was
+    copied already is found by two look-ups, of the page's node and of its leaf's count; the second ends when all leaves
+    below the node are found to be ours."""
+    cdef const Family *family = map.family
+    cdef PageInfo *info
+    cdef const Entry *entries = NULL
+    cdef uint64_t left = ~located.away & bits_between(0, n), gfn
+    cdef uint32_t handle
+    cdef int i, level
+    cdef bint ours
+    while left:
+        i = kvmattr_first_bit(left)
+        left &= left - 1
+        gfn = gfns[i]
+        handle = entry_handle(map.root)
+        level = map.level
+        ours = True
+        info = NULL
+        while level > 2:
+            info = page_info(family, handle >> 9)
+            ours &= info.references == 1
+            level -= 1
+            entries = node_at(family, handle)
+            handle = entry_handle(entries[(gfn >> level_shift(level)) & 511])
+        if info == NULL or info.shares:
+            ours &= leaf_references(family, handle)[0] == 1
+            if ours and info != NULL:
+                info.looked += 1
+                if info.looked == LOOKS:
+                    info.looked = 0
+                    info.shares = leaves_shared(family, entries)
+        located.away |= <uint64_t>(not ours) << i
+
+
 cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvmattr_located *located) noexcept nogil:
     """The next group of single pages, up to `upto`; how many they are."""
     cdef kvmattr_walk walk = walk_of(map)
@@ -254,6 +294,8 @@ cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvm
         walk.ahead = <intptr_t>(<uintptr_t>(batch.given_starts + batch.copied) - <uintptr_t>batch.starts)
         kernels.locate(&walk, batch.starts + (at - batch.first), n, batch.k + cell, batch.x + cell, batch.step,
                        map.pages - 1, located)
+        if map.family.maps.next != NULL:
+            located_shared(map, batch.starts + (at - batch.first), n, located)
     return n
 
 
@@ -268,25 +310,30 @@ cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogi
 
 
 cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogil:
-    """Single pages up to number `upto`, in order, of a map that shares with none. They are located in groups, one group
-    ahead: while one is flipped, the leaves of the next come nearer. What a flip does not do goes the way of one page,
-    after which the others may have to be located again. Ends early if locating does not pay, if the mutex was held long
-    enough, or if memory is refused."""
+    """Single pages up to number `upto`, in order. They are located in groups, one group ahead: while one is written,
+    the leaves of the next come nearer. What is not the plain write of a field goes the way of one page, after which
+    the others may have to be located again. Ends early if locating does not pay, if the mutex was held long enough, or
+    if memory is refused."""
     cdef kvmattr_located[2] groups
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]
-    cdef uint64_t rearranged = map.family.rearranged, changed
+    cdef const uint64_t *gfns
+    cdef uint64_t rearranged = map.family.rearranged, changed, lost
     cdef int n = locate(map, batch, batch.done, upto, now), following, at, done, flips
     cdef UpdateResult result
     while n:
         following = locate(map, batch, batch.done + n, upto, ahead)
+        gfns = batch.starts + (batch.done - batch.first)
         at = flips = 0
         while True:
             changed = 0
-            done = kvmattr_flip(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
+            done = kvmattr_write_located(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
             if now.firsts:
-                blocks_know_firsts(map, batch.starts + (batch.done - batch.first),
-                                   now.firsts & bits_between(at, done))
+                blocks_know_firsts(map, gfns, now.firsts & bits_between(at, done))
+            lost = kernels.lost(now, at, done)
+            while lost:
+                map_tighten(map, gfns[kvmattr_first_bit(lost)])
+                lost &= lost - 1
             batch.changed += changed
             kvmattr_raise_version(&map.version, changed)
             flips += done - at
@@ -332,9 +379,8 @@ cdef UpdateResult put_pages(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Single pages up to number `upto`, in order; ends early if the mutex was held long enough or memory is refused."""
     cdef UpdateResult result = UPDATE_UNCHANGED
     while batch.done < upto and batch.held < HELD_MOST and result >= 0:
-        # While nobody shares with this map, every leaf is its own. Where hardly any page is a plain flip, looking ahead
-        # does not pay for a while.
-        if not KVMATTR_COUNTING_BUILD and map.family.maps.next == NULL and batch.done >= batch.one_by_one:
+        # Where hardly any page is the plain write of a field, looking ahead does not pay for a while.
+        if not KVMATTR_COUNTING_BUILD and batch.done >= batch.one_by_one:
             result = put_located(map, batch, upto)
         else:
             if not KVMATTR_COUNTING_BUILD and batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked:

@@ -54,7 +54,7 @@ cdef void compact_begin(Family *family) noexcept nogil:
     cdef uint32_t page, next_page
     cdef PageInfo *info
     cdef int size_class
-    for size_class in range(CODED_CLASSES + 1):
+    for size_class in range(RECORD_CLASSES):
         page = family.partial[size_class]
         while page:
             info = page_info(family, page)
@@ -76,7 +76,7 @@ cdef void compact_end(Family *family) noexcept nogil:
     cdef uint32_t page
     cdef PageInfo *info
     cdef int size_class
-    for size_class in range(CODED_CLASSES + 1):
+    for size_class in range(RECORD_CLASSES):
         while family.leaving[size_class]:
             page = family.leaving[size_class]
             info = page_info(family, page)
@@ -142,7 +142,11 @@ cdef inline void record_move(Family *family, Entry *slot) noexcept nogil:
     family.rearranged += 1
     size_class = info.kind - PAGE_SLAB
     copy = record_take(family, size_class)
-    memcpy(address_of(family, copy), address_of(family, handle),
-           64 if size_class == BITMAP_CLASS else class_bytes[size_class])
+    if size_class < LIST_CLASSES:
+        memcpy(address_of(family, copy), address_of(family, handle), class_bytes[size_class])
+    else:
+        memcpy(address_of(family, copy), leaf_at(family, handle), class_bytes[size_class])
+        copy |= handle & KVMATTR_TAG
+        leaf_references(family, copy)[0] = 1
     record_give_back(family, handle)
     slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | copy

@@ -262,8 +262,8 @@ cdef const uint64_t *api_version(const kvmattr_map *handle) noexcept nogil:
 # ---- look up ----
 
 # A simulator calls api_get for each access, and what it costs is how many look-ups the processor has under way at once:
-# the number of instructions. So the way through nodes to a bitmap leaf is here three times: with nothing pending, which
-# takes no more than it must; with operations to compose; and for everything else, which is map_get.
+# the number of instructions. So the way through nodes to a leaf of fields is here three times: with nothing pending,
+# which takes no more than it must; with operations to compose; and for everything else, which is map_get.
 
 cdef inline bint leads_to_node(Entry e) noexcept nogil:
     """Whether the entry's handle is a node's: not uniform, no run list."""
@@ -316,17 +316,17 @@ cdef int get_composed(const Map *map, uint64_t gfn) noexcept nogil:
         toggle ^= <uint32_t>(e >> 40) & keep
         keep &= <uint32_t>(e >> 32)
         e = node_at(family, entry_handle(e))[(gfn >> level_shift(2)) & 511]
-    if is_coded(entry_handle(e)):
+    if is_line(entry_handle(e)):
         return get_apart(map, gfn)
     toggle ^= <uint32_t>(e >> 40) & keep
     keep &= <uint32_t>(e >> 32)
-    return <uint8_t>((bitmap_raw(family, entry_handle(e), gfn) & keep) ^ toggle)
+    return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & keep) ^ toggle)
 
 
-cdef inline uint32_t bitmap_raw(const Family *family, uint32_t handle, uint64_t gfn) noexcept nogil:
-    """What a bitmap leaf stores for a page, 0 or all ones; the handle 0 of a uniform block reads zeros."""
+cdef inline uint32_t fields_raw(const Family *family, uint32_t handle, uint64_t gfn) noexcept nogil:
+    """What a leaf of fields stores for a page; the handle 0 of a uniform block reads zeros."""
     kvmattr_count_pages(family, 1)
-    return 0 - <uint32_t>((<const uint64_t *>address_of(family, handle))[(gfn >> 6) & 7] >> (gfn & 63) & 1)
+    return kvmattr_field_raw(leaf_at(family, handle), wide_of(handle), gfn & 511)
 
 
 cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
@@ -359,9 +359,9 @@ cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
             return entry_first(e) if entry_handle(e) == 0 else get_composed_apart(map, gfn)
         shift -= 9
         e = node_at(family, entry_handle(e))[(gfn >> shift) & 511]
-    if is_coded(entry_handle(e)):
+    if is_line(entry_handle(e)):
         return get_apart(map, gfn)
-    return <uint8_t>((bitmap_raw(family, entry_handle(e), gfn) & <uint32_t>(e >> 32)) ^ <uint32_t>(e >> 40))
+    return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & <uint32_t>(e >> 32)) ^ <uint32_t>(e >> 40))
 
 
 cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attributes, size_t count) noexcept nogil:

@@ -44,7 +44,7 @@ cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
             return
         level -= 1
         e = node_at(map.family, entry_handle(e))[(gfn >> level_shift(level)) & 511]
-    kvmattr_prefetch(<const char *>address_of(map.family, entry_handle(e)) + ((gfn >> 6) & 7) * 8)
+    kvmattr_prefetch(leaf_at(map.family, entry_handle(e)) + ((gfn & 511) << wide_of(entry_handle(e)) >> 6))
 
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
     """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""

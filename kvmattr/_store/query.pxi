@@ -83,7 +83,7 @@ cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const 
     cdef uint64_t when_one, when_zero
     cdef uint8_t[512] block
     cdef int i
-    if entry_handle(e) == 0 or is_coded(entry_handle(e)):
+    if entry_handle(e) == 0 or entry_handle(e) & KVMATTR_TAG:
         leaf_decode(family, e, k, x, block)
         kernels.match(block, question.want, question.mask, bits)
         if not question.match:
@@ -91,7 +91,7 @@ cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const 
                 bits[i] = ~bits[i]
         return
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
-    words = <const uint64_t *>address_of(family, entry_handle(e))
+    words = leaf_at(family, entry_handle(e))
     zero = ((entry_x(e) & k) ^ x ^ question.want) & question.mask
     one = (((entry_x(e) ^ entry_k(e)) & k) ^ x ^ question.want) & question.mask
     when_zero = <uint64_t>-1 if (zero == 0) == question.match else 0
@@ -310,7 +310,7 @@ cdef void entry_values(const Family *family, Entry e, int level, uint64_t lo, ui
         seen[(entry_first(e) & k) ^ x] = 1
         return
     if level == 2:
-        if not is_coded(entry_handle(e)) and hi - lo == PAGES_PER_BLOCK:
+        if entry_handle(e) & KVMATTR_TAG == 0 and hi - lo == PAGES_PER_BLOCK:
             seen[(entry_x(e) & k) ^ x] = 1
             seen[((entry_x(e) ^ entry_k(e)) & k) ^ x] = 1
             return

@@ -42,8 +42,7 @@ cdef inline uint64_t leaf_count(Family *family) noexcept nogil:
     """Leaves and run lists of all maps of a family."""
     cdef const Counters *has = &family.counters
     cdef bint entered = family_enter(family)
-    cdef uint64_t leaves = (has.bitmap_leaves + has.palette_leaves + has.run_leaves + has.byte_leaves
-                            + has.run_lists)
+    cdef uint64_t leaves = leaves_counted(has) + has.run_lists
     family_leave(family, entered)
     return leaves
 

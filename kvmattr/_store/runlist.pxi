@@ -7,7 +7,7 @@
 # The record: n - 1 starts (64 bits, relative to the subtree), then n values. The first run starts at 0.
 
 cdef enum:
-    RUN_LIST_RUNS = 56          # a cap of 28 costs four times the memory at 1e6 scattered pages (measured)
+    RUN_LIST_RUNS = KVMATTR_LIST_RUNS   # 56: a cap of 28 costs four times the memory at 1e6 scattered pages (measured)
     RUN_BUFFER = RUN_LIST_RUNS + 4
 
 
@@ -111,11 +111,11 @@ cdef Entry run_list_store(Family *family, uint32_t old, const Runs *runs) noexce
     cdef uint8_t varying = 0
     cdef int i
     if (not old or reference_count(family, old)[0] != 1
-            or record_class(<Record *>address_of(family, old)) != size_class):
+            or (<Record *>address_of(family, old)).size_class != size_class):
         release(family, old)
-        handle = leaf_new(family, size_class, CODED_RUN_LIST)
+        handle = list_new(family, size_class)
     record = <Record *>address_of(family, handle)
-    record.count = <uint8_t>runs.count
+    record.count = <uint16_t>runs.count
     starts = <uint64_t *>(<uint8_t *>record + sizeof(Record))
     values = <uint8_t *>(starts + runs.count - 1)
     memcpy(starts, &runs.starts[1], 8 * (runs.count - 1))

@@ -50,18 +50,47 @@ cdef bint write_uniform(Writer *writer, uint64_t pages, uint8_t value) noexcept 
     return True
 
 
+# A block's distinct values, and the pages that have each: up to four, 5 stands for more.
+cdef struct Values:
+    int found
+    uint8_t[4] values
+    uint64_t[4][8] bits
+
+
+cdef void block_values(const uint8_t *block, Values *has) noexcept nogil:
+    cdef uint64_t[8] seen
+    cdef int i
+    has.found = 0
+    memset(seen, 0, sizeof(seen))
+    # One value at a time: the first page that no value so far explains gives the next one.
+    while True:
+        i = 0
+        while i < 8 and seen[i] == <uint64_t>-1:
+            i += 1
+        if i == 8:
+            return
+        if has.found == 4:
+            has.found = 5
+            return
+        has.values[has.found] = block[64 * i + kvmattr_first_bit(~seen[i])]
+        kernels.match(block, has.values[has.found], 0xff, has.bits[has.found])
+        for i in range(8):
+            seen[i] |= has.bits[has.found][i]
+        has.found += 1
+
+
 cdef bint write_block(Writer *writer) noexcept nogil:
-    cdef Plan plan
+    """A block in its shortest record."""
+    cdef Values has
     cdef uint8_t *record
-    cdef int i, runs, run = 0, size
-    leaf_plan(writer.block, &plan)
-    if plan.kind == 0:
+    cdef int i, runs = block_transitions(writer.block, 0, PAGES_PER_BLOCK) + 1, run = 0, size
+    if runs == 1:
         return write_uniform(writer, PAGES_PER_BLOCK, writer.block[0])
     if not writer_room(writer):
         return False
+    block_values(writer.block, &has)
     record = <uint8_t *>writer.out.data + writer.out.count
-    runs = block_transitions(writer.block, 0, PAGES_PER_BLOCK) + 1
-    size = 67 if plan.kind == -1 else 133 if plan.kind == CODED_PALETTE else 513
+    size = 67 if has.found == 2 else 133 if has.found <= 4 else 513
     if runs < 256 and 2 + 3 * runs - 2 < size:
         record[0] = SERIAL_RUNS
         record[1] = <uint8_t>runs
@@ -72,22 +101,22 @@ cdef bint write_block(Writer *writer) noexcept nogil:
                 run += 1
                 record[2 + 2 * (runs - 1) + run] = writer.block[i]
         writer.out.count += 3 * runs
-    elif plan.kind == -1:
+    elif has.found == 2:
         record[0] = SERIAL_BITMAP
-        record[1] = plan.values[0]
-        record[2] = plan.values[1]
-        store_words(record + 3, plan.bits[1])
+        record[1] = has.values[0]
+        record[2] = has.values[1]
+        store_words(record + 3, has.bits[1])
         writer.out.count += 67
-    elif plan.kind == CODED_PALETTE:
+    elif has.found <= 4:
         record[0] = SERIAL_PALETTE
         for i in range(4):
-            record[1 + i] = plan.values[i if i < plan.count else 0]
-        if plan.count == 4:
+            record[1 + i] = has.values[i if i < has.found else 0]
+        if has.found == 4:
             for i in range(8):
-                plan.bits[1][i] |= plan.bits[3][i]
-                plan.bits[2][i] |= plan.bits[3][i]
-        store_words(record + 5, plan.bits[1])
-        store_words(record + 69, plan.bits[2])
+                has.bits[1][i] |= has.bits[3][i]
+                has.bits[2][i] |= has.bits[3][i]
+        store_words(record + 5, has.bits[1])
+        store_words(record + 69, has.bits[2])
         writer.out.count += 133
     else:
         record[0] = SERIAL_BYTES

@@ -48,6 +48,12 @@ cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
     return entry_make(handle, 0xff, 0, varying, entry_first(entries[0]))
 
 
+cdef inline bint node_seems_uniform(const Entry *entries, int first, int last) noexcept nogil:
+    """Whether a node may be uniform now that two neighbouring entries, or one, have changed."""
+    return (entry_handle(entries[first]) == 0 and entries[first] == entries[last]
+            and entries[first] == entries[0] and entries[first] == entries[511])
+
+
 cdef uint32_t node_uniform(Family *family, int level, uint8_t value) noexcept nogil:
     cdef uint32_t handle = node_new(family, level)
     cdef Entry *entries = node_at(family, handle)
@@ -152,9 +158,7 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
     # have become uniform or has been widened often enough to be worth a fresh look.
     if few:
         info.loosened += 1
-        if info.loosened < LOOSE_UPDATES and not (
-                entry_handle(entries[first]) == 0 and entries[first] == entries[last]
-                and entries[first] == entries[0] and entries[first] == entries[511]):
+        if info.loosened < LOOSE_UPDATES and not node_seems_uniform(entries, first, last):
             slot[0] = entry_make(handle, 0xff, 0,
                                  entry_varying(e) | entry_varying(entries[first]) | entry_varying(entries[last])
                                  | (entry_first(entries[first]) ^ entry_first(entries[0]))
@@ -218,6 +222,15 @@ cdef void map_lower(Map *map) noexcept nogil:
         release(map.family, handle)
 
 
+cdef inline void map_fit_height(Map *map, uint64_t start) noexcept nogil:
+    """As many levels as what is stored needs, after an update from page `start` on."""
+    if entry_handle(map.root) == 0:
+        if entry_first(map.root) == map.rest:
+            map.level = 2
+    elif start >= level_span(map.level - 1):
+        map_lower(map)
+
+
 cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [start, stop), not empty; the worst case is reserved."""
     cdef uint64_t covered
@@ -233,11 +246,7 @@ cdef void map_change(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t
         while level_span(map.level) < stop:
             map_heighten(map)
     entry_update(map.family, &map.root, map.level, start, stop, k, x)
-    if entry_handle(map.root) == 0:
-        if entry_first(map.root) == map.rest:
-            map.level = 2
-    elif start >= level_span(map.level - 1):
-        map_lower(map)
+    map_fit_height(map, start)
     kvmattr_raise_version(&map.version, 1)
     family_settle(map.family)
 
@@ -255,8 +264,8 @@ cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k,
     return UPDATE_CHANGED
 
 
-# One page in a block that can take it: nothing is pending on the way, and the page is none whose value the
-# entries above know (the first of its block, the last of the map). What is shared on the way is copied first.
+# One page in a block that can take it: nothing is pending on the way, and the page is none whose value the entries of
+# nodes know (the first below a node, the last of the map). What is shared on the way is copied first.
 
 cdef inline Entry *map_own(Map *map, uint64_t gfn, uint8_t varying) noexcept nogil:
     """The entry of a block, after the nodes on the way to it have become ours. `varying` are the bits by which the
@@ -265,7 +274,7 @@ cdef inline Entry *map_own(Map *map, uint64_t gfn, uint8_t varying) noexcept nog
     cdef Entry *slot = &map.root
     cdef uint32_t handle
     cdef int level = map.level
-    kvmattr_assert(gfn & 511 != 0 and gfn + 1 != map.pages)
+    kvmattr_assert(gfn & (level_span(3) - 1) != 0 and gfn + 1 != map.pages)
     while level > 2:
         handle = node_own(family, entry_handle(slot[0]), level)
         slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << 48
@@ -274,60 +283,92 @@ cdef inline Entry *map_own(Map *map, uint64_t gfn, uint8_t varying) noexcept nog
     return slot
 
 
-cdef UpdateResult map_flip(Map *map, uint64_t gfn, uint8_t varying) noexcept nogil:
-    """Give one page the other value of its bitmap leaf, which keeps both, or the second value of its uniform
-    block."""
+cdef void entry_tighten(Family *family, Entry *slot, int level, uint64_t page) noexcept nogil:
+    """V of the leaf that holds a page anew, after one of its bits may have ceased to vary, and what nodes above it can
+    tell at once if it became uniform. All on the way is ours, and nothing is pending there."""
+    cdef uint32_t handle = entry_handle(slot[0])
+    cdef Entry *entries
+    cdef int at
+    if level == 2:
+        if handle and not is_line(handle):
+            fields_settle(family, slot)
+        return
+    entries = node_at(family, handle)
+    at = <int>((page >> level_shift(level - 1)) & 511)
+    entry_tighten(family, &entries[at], level - 1, page)
+    if node_seems_uniform(entries, at, at):
+        slot[0] = node_entry(family, handle)
+
+
+cdef void map_tighten(Map *map, uint64_t gfn) noexcept nogil:
+    """What the entries above a page that was written may not know yet."""
+    map.family.rearranged += 1
+    entry_tighten(map.family, &map.root, map.level, gfn)
+    map_fit_height(map, gfn)
+    family_settle(map.family)
+
+
+cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) noexcept nogil:
+    """Give a page of a leaf of fields of ours another value, which fits and varies in V only; the version rises. False
+    if a bit may vary no longer: then the entries above must hear of it (map_tighten)."""
+    cdef Entry e = slot[0]
+    cdef int wide = wide_of(entry_handle(e))
+    cdef uint32_t bit = (gfn & 511) << wide
+    cdef uint64_t *where = leaf_at(map.family, entry_handle(e)) + (bit >> 6)
+    cdef uint64_t field = kvmattr_field_masks[wide] << (bit & 63)
+    cdef uint64_t old = where[0]
+    where[0] = (old & ~field) | (kvmattr_everywhere(kvmattr_fold(wide, value ^ entry_x(e))) & field)
+    if gfn & 511 == 0:
+        # The F of the entries above is another block's.
+        slot[0] = entry_make(entry_handle(e), entry_k(e), entry_x(e), entry_varying(e), value)
+    kvmattr_raise_version(&map.version, 1)
+    return not kvmattr_field_lost(where, wide, old ^ where[0])
+
+
+cdef UpdateResult map_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varying) noexcept nogil:
+    """Give a page another value that fits its leaf of fields, or the second value of its uniform block. `varying` is
+    what the value differs from the old one in."""
     cdef Family *family = map.family
     cdef Entry *slot
-    cdef uint32_t handle, copy
+    cdef uint32_t handle
     if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
         return UPDATE_NO_MEMORY
     slot = map_own(map, gfn, varying)
     handle = entry_handle(slot[0])
-    if handle == 0 or reference_count(family, handle)[0] != 1:
-        copy = leaf_new(family, BITMAP_CLASS, 0)
-        memcpy(address_of(family, copy), address_of(family, handle), 64)    # of handle 0 zeros
-        release(family, handle)
-        slot[0] = entry_make(copy, varying, entry_x(slot[0]), varying, entry_first(slot[0]))
-        handle = copy
-    (<uint64_t *>address_of(family, handle))[(gfn >> 6) & 7] ^= <uint64_t>1 << (gfn & 63)
-    kvmattr_raise_version(&map.version, 1)
-    family_settle(family)
+    if handle == 0:
+        handle = leaf_new(family, 0)
+        memset(leaf_at(family, handle), 0, 64)
+        slot[0] = entry_make(handle, varying, entry_x(slot[0]), varying, entry_first(slot[0]))
+    else:
+        handle = leaf_own(family, handle)
+        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << 48
+    if field_put(map, slot, gfn, value):
+        family_settle(family)
+    else:
+        map_tighten(map, gfn)
     return UPDATE_CHANGED
 
 
-cdef UpdateResult map_recode(Map *map, uint64_t gfn, uint8_t k, uint8_t x, uint8_t raw, uint8_t varying) noexcept nogil:
-    """Change one page of a coded leaf, to be stored as `raw`, in place if its encoding has room."""
+cdef UpdateResult map_set_in_line(Map *map, uint64_t gfn, uint8_t value, uint8_t varying) noexcept nogil:
+    """The same in a run line, which may become another leaf by it."""
     cdef Family *family = map.family
     cdef Entry *slot
-    cdef const Record *record
-    cdef uint32_t handle, copy
-    # Enough for both ways at once: the range must not run out of memory after what is shared was copied.
-    if available_pages(family) < RESERVE_PAGES + RECODE_PAGES and \
-            arena_reserve(family, RESERVE_PAGES + RECODE_PAGES) < 0:
+    if available_pages(family) < RESERVE_PAGES and arena_reserve(family, RESERVE_PAGES) < 0:
         return UPDATE_NO_MEMORY
     slot = map_own(map, gfn, varying)
-    handle = entry_handle(slot[0])
-    if reference_count(family, handle)[0] != 1:
-        record = <const Record *>address_of(family, handle)
-        copy = leaf_new(family, record_class(record), record_kind(record))
-        # Its references and coding are its own.
-        memcpy(&(<Record *>address_of(family, copy)).count, &record.count,
-               class_bytes[record_class(record)] - sizeof(uint32_t) - sizeof(uint8_t))
-        release(family, handle)
-        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | copy
-    if not leaf_change(family, slot, <int>(gfn & 511), raw):
-        return map_update(map, gfn, gfn + 1, k, x)
+    line_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, value)
     kvmattr_raise_version(&map.version, 1)
-    family_settle(family)
+    if entry_handle(slot[0]):
+        family_settle(family)
+    else:
+        map_tighten(map, gfn)
     return UPDATE_CHANGED
 
 
 cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
-    """The update of one page. In a bitmap leaf of ours that holds both the old and the new value it is a flip
-    of one bit (and of its entry's F, for the first page of a block); in one that is shared and in a uniform block
-    it is that after a copy; coded leaves are changed in place where they have room; everything else goes the way of
-    a range."""
+    """The update of one page. In a leaf of fields of ours, with a value that fits, it is the write of a field, and of
+    the entry's F for the first page of a block; in one that is shared and in a uniform block it is that after a copy;
+    a run line is written anew; everything else goes the way of a range."""
     cdef Family *family = map.family
     cdef Entry e = map.root
     cdef PageInfo *info
@@ -335,10 +376,7 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
     cdef int level = map.level
     cdef bint ours = True
     cdef bint shared = False
-    cdef bint first = gfn & 511 == 0
-    cdef uint8_t old, new
-    cdef uint64_t *words
-    cdef uint64_t word, bit
+    cdef uint8_t old, new, change
     cdef Entry *slot = &map.root
     if gfn >= level_span(level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
         return map_update(map, gfn, gfn + 1, k, x)
@@ -352,37 +390,22 @@ cdef inline UpdateResult map_put(Map *map, uint64_t gfn, uint8_t k, uint8_t x) n
         e = slot[0]
         handle = entry_handle(e)
         level -= 1
-    if is_coded(handle):
-        old = (leaf_raw(family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e)
-        new = (old & k) ^ x
-        if new == old:
-            return UPDATE_UNCHANGED
-        if entry_k(e) == 0xff and not first:
-            return map_recode(map, gfn, k, x, new ^ entry_x(e), new ^ old)
-        return map_update(map, gfn, gfn + 1, k, x)
-    kvmattr_count_pages(family, 1)
-    words = <uint64_t *>address_of(family, handle) + ((gfn >> 6) & 7)
-    word = words[0]
-    bit = <uint64_t>1 << (gfn & 63)
-    old = entry_x(e) ^ (entry_k(e) if word & bit else 0)
+    old = (leaf_raw(family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e)
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
-    if handle == 0 and not first:
-        return map_flip(map, gfn, new ^ old)
-    if (new ^ old) != entry_k(e):
+    if is_line(handle):
+        return map_set_in_line(map, gfn, new, new ^ old)
+    if handle == 0:
+        return map_set(map, gfn, new, new ^ old)
+    change = new ^ entry_x(e)
+    if kvmattr_fold(wide_of(handle), change) & entry_k(e) != change:
         return map_update(map, gfn, gfn + 1, k, x)
-    word ^= bit
-    # The leaf may be uniform now, only if this word is.
-    if word + 1 <= 1 and words_uniform(words - ((gfn >> 6) & 7), (gfn >> 6) & 7, word):
-        return map_update(map, gfn, gfn + 1, k, x)
-    if not ours or ((shared or map.level == 2) and reference_count(family, handle)[0] != 1):
-        return map_update(map, gfn, gfn + 1, k, x) if first else map_flip(map, gfn, new ^ old)
-    words[0] = word
-    if first:
-        # The block's F. The F of the entries above is another block's, and V has what the leaf's values differ in.
-        slot[0] = e ^ <uint64_t>entry_k(e) << 56
-    kvmattr_raise_version(&map.version, 1)
+    if (not ours or (new ^ entry_first(e)) & ~entry_varying(e)
+            or ((shared or map.level == 2) and leaf_references(family, handle)[0] != 1)):
+        return map_set(map, gfn, new, new ^ old)
+    if not field_put(map, slot, gfn, new):
+        map_tighten(map, gfn)
     return UPDATE_CHANGED
 
 

@@ -20,26 +20,19 @@ cdef inline bint audit_fail(Audit *audit, const char *what, int level, uint64_t 
     return False
 
 
-cdef bint audit_record(Audit *audit, const Record *record, uint64_t gfn) noexcept nogil:
-    """A coded leaf's record is of a kind of leaves and has the shape of it."""
-    cdef const uint16_t *starts = <const uint16_t *>record.starts
-    cdef const uint8_t *values = <const uint8_t *>(starts + record.count - 1)
+cdef bint audit_line(Audit *audit, const kvmattr_line *line, uint64_t gfn) noexcept nogil:
+    """A run line has the shape of one."""
     cdef int i
-    if record_kind(record) == CODED_PALETTE:
-        if record.count < 3 or record.count > 4:
-            return audit_fail(audit, "a palette has three or four values", 2, gfn)
-    elif record_kind(record) == CODED_RUNS:
-        if record.count < 3 or record.count > LEAF_RUNS:
-            return audit_fail(audit, "a run leaf has 3 .. LEAF_RUNS runs", 2, gfn)
-        if run_leaf_bytes(record.count) > class_bytes[record_class(record)]:
-            return audit_fail(audit, "a run leaf fits its record", 2, gfn)
-        for i in range(record.count - 1):
-            if starts[i] <= (starts[i - 1] if i else 0) or starts[i] >= PAGES_PER_BLOCK:
-                return audit_fail(audit, "a run leaf's starts rise within its block", 2, gfn)
-            if values[i] == values[i + 1]:
-                return audit_fail(audit, "neighbours in a run leaf differ", 2, gfn)
-    elif record_kind(record) != CODED_BYTES:
-        return audit_fail(audit, "a block is stored in a leaf", 2, gfn)
+    if line.count < 3 or line.count > LINE_RUNS:
+        return audit_fail(audit, "a run line has 3 .. LINE_RUNS runs", 2, gfn)
+    for i in range(line.count - 1):
+        if line.starts[i] <= (line.starts[i - 1] if i else 0) or line.starts[i] >= PAGES_PER_BLOCK:
+            return audit_fail(audit, "a run line's starts rise within its block", 2, gfn)
+        if line.values[i] == line.values[i + 1]:
+            return audit_fail(audit, "neighbours in a run line differ", 2, gfn)
+    for i in range(line.count - 1, KVMATTR_LINE_STARTS):
+        if line.starts[i] != KVMATTR_NO_START:
+            return audit_fail(audit, "a run line's free starts are beyond its block", 2, gfn)
     return True
 
 
@@ -54,6 +47,7 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     cdef const uint8_t *values
     cdef const Record *record
     cdef uint8_t[512] block
+    cdef uint8_t[5] vary
     cdef uint8_t child_first, child_varying, raw_first = 0, raw_varying = 0
     cdef int i, segment = handle >> SEGMENT_SHIFT
     if handle == 0:
@@ -69,7 +63,8 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     info = page_info(family, page)
     if entry_varying(e) == 0:
         return audit_fail(audit, "an entry in which nothing varies is uniform", level, gfn)
-    seen = &audit.seen[segment][(handle & ((1 << SEGMENT_SHIFT) - 1)) >> 1]
+    # A leaf's tag is no part of its place.
+    seen = &audit.seen[segment][(handle & ((1 << SEGMENT_SHIFT) - 1) & ~(KVMATTR_TAG if level == 2 else 0)) >> 1]
     seen[0] += 1
     if level > 2 and is_node(handle):
         if info.kind != PAGE_NODE:
@@ -89,7 +84,7 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
                 raw_first = child_first
             raw_varying |= child_varying | (child_first ^ raw_first)
             if (not info.shares and level == 3 and entry_handle(entries[i])
-                    and reference_count(family, entry_handle(entries[i]))[0] != 1):
+                    and leaf_references(family, entry_handle(entries[i]))[0] != 1):
                 return audit_fail(audit, "only a node marked so shares its leaves", level, gfn)
         if seen[0] == 1:
             audit.nodes += 1
@@ -97,12 +92,14 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     elif is_node(handle):
         return audit_fail(audit, "a block is stored in a leaf", level, gfn)
     elif level > 2:
-        if not is_coded(handle) or info.kind < PAGE_SLAB:
-            return audit_fail(audit, "a run list lies in a slab", level, gfn)
+        if info.kind < PAGE_SLAB or info.kind >= PAGE_SLAB + LIST_CLASSES:
+            return audit_fail(audit, "a run list lies in a slab of its kind", level, gfn)
         record = run_list_at(family, handle, &starts, &values)
-        if record_kind(record) != CODED_RUN_LIST or record.count < 2 or record.count > RUN_LIST_RUNS:
+        if record.count < 2 or record.count > RUN_LIST_RUNS:
             return audit_fail(audit, "a run list has 2 .. RUN_LIST_RUNS runs", level, gfn)
-        if run_list_size(record.count) > class_bytes[record_class(record)]:
+        if record.size_class != info.kind - PAGE_SLAB:
+            return audit_fail(audit, "a run list's size class is its slab's", level, gfn)
+        if run_list_size(record.count) > class_bytes[record.size_class]:
             return audit_fail(audit, "a run list fits its record", level, gfn)
         raw_first = values[0]
         for i in range(record.count - 1):
@@ -115,26 +112,21 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
             return audit_fail(audit, "a run list's V is exact", level, gfn)
         if seen[0] == 1:
             audit.run_lists += 1
-            audit.live_bytes += class_bytes[record_class(record)]
+            audit.live_bytes += class_bytes[record.size_class]
     else:
-        if info.kind < PAGE_SLAB:
-            return audit_fail(audit, "a leaf lies in a slab", level, gfn)
-        if is_coded(handle) and not audit_record(audit, <const Record *>address_of(family, handle), gfn):
+        if info.kind != PAGE_SLAB + LIST_CLASSES + wide_of(handle):
+            return audit_fail(audit, "a leaf lies in a slab of its size", level, gfn)
+        if is_line(handle) and not audit_line(audit, line_at(family, handle), gfn):
             return False
         leaf_decode(family, entry_make(handle, 0xff, 0, 0, 0), 0xff, 0, block)
         raw_first = block[0]
-        raw_varying = kernels.varying(block)
-        if raw_varying == 0:
-            return audit_fail(audit, "a leaf is never uniform", level, gfn)
+        kernels.relate(block, vary)
+        raw_varying = vary[0]
         if (raw_varying & entry_k(e)) != entry_varying(e):
             return audit_fail(audit, "a leaf's V is exact", level, gfn)
-        if not is_coded(handle) and entry_k(e) != entry_varying(e):
-            return audit_fail(audit, "a bitmap leaf's k is what its two values differ in", level, gfn)
-        if is_coded(handle) and record_class(<Record *>address_of(family, handle)) != info.kind - PAGE_SLAB:
-            return audit_fail(audit, "a record's size class is its slab's", level, gfn)
         if seen[0] == 1:
             audit.leaves += 1
-            audit.live_bytes += class_bytes[info.kind - PAGE_SLAB] if is_coded(handle) else 64
+            audit.live_bytes += class_bytes[info.kind - PAGE_SLAB]
     first[0] = (raw_first & entry_k(e)) ^ entry_x(e)
     varying[0] = raw_varying & entry_k(e)
     if first[0] != entry_first(e):
@@ -173,11 +165,16 @@ cdef bint audit_free_pages(Audit *audit) noexcept nogil:
     return True
 
 
+cdef inline uint64_t leaves_counted(const Counters *has) noexcept nogil:
+    return has.leaves[0] + has.leaves[1] + has.leaves[2] + has.leaves[3] + has.run_lines
+
+
 cdef bint audit_references(Audit *audit) noexcept nogil:
     """Every record and node has as many references as were found, and what nobody refers to is free."""
     cdef const Family *family = audit.family
     cdef const PageInfo *info
-    cdef uint32_t page, handle, record, found, live, number
+    cdef uint32_t page, handle, found, live, number
+    cdef int record
     cdef uint64_t in_use = 0
     cdef int segment, size_class
     for segment in range(1, family.segment_count):
@@ -195,9 +192,11 @@ cdef bint audit_references(Audit *audit) noexcept nogil:
                 continue
             size_class = info.kind - PAGE_SLAB
             live = 0
-            for record in range(slab_records(size_class)):
+            for record in range(class_first[size_class], slab_places(size_class)):
                 handle = number << 9 | record_offset(size_class, record)
                 found = audit.seen[segment][(handle & ((1 << SEGMENT_SHIFT) - 1)) >> 1]
+                if size_class >= LIST_CLASSES:
+                    handle |= <uint32_t>(size_class - LIST_CLASSES)
                 if found:
                     live += 1
                     if reference_count(family, handle)[0] != found:
@@ -210,8 +209,7 @@ cdef bint audit_references(Audit *audit) noexcept nogil:
         return False
     if (audit.nodes != family.counters.nodes or audit.run_lists != family.counters.run_lists
             or audit.live_bytes != family.counters.live_bytes
-            or audit.leaves != (family.counters.bitmap_leaves + family.counters.palette_leaves
-                                + family.counters.run_leaves + family.counters.byte_leaves)):
+            or audit.leaves != leaves_counted(&family.counters)):
         return audit_fail(audit, "the counters tell what is live", 0, 0)
     return True
 

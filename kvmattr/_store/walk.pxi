@@ -185,7 +185,7 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
 
 cdef int blocks_records(const Family *family, const Entry *entries, int count, uint64_t base, uint8_t k, uint8_t x,
                         RunSink *sink) noexcept nogil:
-    """The runs of the next whole blocks into an array, as long as they are uniform or bitmap leaves and it has room;
+    """The runs of the next whole blocks into an array, as long as they are uniform or have two values and it has room;
     how many blocks that were."""
     cdef kvmattr_change_list changes
     cdef int done = 0, blocks
@@ -241,7 +241,9 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     cdef uint8_t value
     cdef const uint64_t *words
     cdef int i, at
-    if is_coded(entry_handle(e)):
+    if is_line(entry_handle(e)):
+        return line_runs(line_at(family, entry_handle(e)), base, lo, hi, both, (entry_x(e) & k) ^ x, sink)
+    if entry_handle(e) & KVMATTR_TAG:
         leaf_decode(family, e, k, x, block)
         kernels.changes(block, changes)
         bits_clip(changes, lo + 1, hi)
@@ -255,7 +257,7 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
                 start = at
         return sink_add(sink, base + start, base + hi, block[start])
     kvmattr_count_pages(family, hi - lo)
-    words = <const uint64_t *>address_of(family, entry_handle(e))
+    words = leaf_at(family, entry_handle(e))
     for i in range(8):
         changes[i] = word_changes(words, i)
     bits_clip(changes, lo + 1, hi)
@@ -276,8 +278,22 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     return True
 
 
+cdef inline bint line_runs(const kvmattr_line *line, uint64_t base, int lo, int hi, uint8_t k, uint8_t x,
+                           RunSink *sink) noexcept nogil:
+    """The same of a run line."""
+    cdef int i, start = 0, stop
+    for i in range(line.count):
+        stop = line.starts[i] if i < line.count - 1 else PAGES_PER_BLOCK
+        stop = stop if stop < hi else hi
+        start = start if start > lo else lo
+        if start < stop and not sink_add(sink, base + start, base + stop, (line.values[i] & k) ^ x):
+            return False
+        start = stop
+    return True
+
+
 cdef inline uint64_t word_changes(const uint64_t *words, int i) noexcept nogil:
-    """Word i of the bits of a bitmap leaf that differ from the bit before them; bit 0 of the leaf does not."""
+    """Word i of the bits of a leaf of one bit a page that differ from the bit before; bit 0 of the leaf does not."""
     cdef uint64_t before = words[i - 1] >> 63 if i else words[0] & 1
     return words[i] ^ (words[i] << 1 | before)
 
@@ -327,12 +343,12 @@ cdef void leaf_transitions(const Family *family, Entry e, int lo, int hi, uint8_
     cdef uint8_t[512] block
     cdef uint8_t zero, both
     cdef int i
-    if is_coded(entry_handle(e)):
+    if entry_handle(e) & KVMATTR_TAG:
         leaf_decode(family, e, k, x, block)
         edge_add(edge, block[lo], block[hi - 1], block_transitions(block, lo, hi))
         return
     kvmattr_count_pages(family, hi - lo)
-    words = <const uint64_t *>address_of(family, entry_handle(e))
+    words = leaf_at(family, entry_handle(e))
     for i in range(8):
         changes[i] = word_changes(words, i)
     bits_clip(changes, lo + 1, hi)
@@ -558,8 +574,8 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
         for at in range(count):
             i = differing[at]
             if level == 3 and at + 8 < count:
-                kvmattr_prefetch(address_of(old.family, entry_handle(old_entries[differing[at + 8]])))
-                kvmattr_prefetch(address_of(new.family, entry_handle(new_entries[differing[at + 8]])))
+                kvmattr_prefetch(leaf_at(old.family, entry_handle(old_entries[differing[at + 8]])))
+                kvmattr_prefetch(leaf_at(new.family, entry_handle(new_entries[differing[at + 8]])))
             old_child.entry = old_entries[i]
             new_child.entry = new_entries[i]
             child = <uint64_t>i << shift
@@ -581,18 +597,18 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
 
 
 cdef inline bint sides_share_values(const Side *old, const Side *new) noexcept nogil:
-    """Whether both are bitmap leaves of the same two values."""
-    return (entry_handle(old.entry) != 0 and not is_coded(entry_handle(old.entry))
-            and entry_handle(new.entry) != 0 and not is_coded(entry_handle(new.entry))
+    """Whether both are leaves of one bit a page, of the same two values."""
+    return (entry_handle(old.entry) != 0 and entry_handle(old.entry) & KVMATTR_TAG == 0
+            and entry_handle(new.entry) != 0 and entry_handle(new.entry) & KVMATTR_TAG == 0
             and (entry_k(old.entry) & old.k) == (entry_k(new.entry) & new.k)
             and ((entry_x(old.entry) & old.k) ^ old.x) == ((entry_x(new.entry) & new.k) ^ new.x))
 
 
 cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, int hi,
                        DiffSink *sink) noexcept nogil:
-    """Two bitmap leaves of the same two values: a page differs where its bits do."""
-    cdef const uint64_t *old_words = <const uint64_t *>address_of(old.family, entry_handle(old.entry))
-    cdef const uint64_t *new_words = <const uint64_t *>address_of(new.family, entry_handle(new.entry))
+    """Two leaves of one bit a page, of the same two values: a page differs where its bits do."""
+    cdef const uint64_t *old_words = leaf_at(old.family, entry_handle(old.entry))
+    cdef const uint64_t *new_words = leaf_at(new.family, entry_handle(new.entry))
     cdef uint8_t zero = (entry_x(old.entry) & old.k) ^ old.x
     cdef uint8_t one = zero ^ (entry_k(old.entry) & old.k)
     cdef uint64_t differ, at
