@@ -110,6 +110,7 @@ cdef struct Family:
     pthread_mutex_t mutex
     pthread_mutex_t turn        # held by who waits for the mutex next (locking.pxi)
     int announced               # writers that run, or are about to run, without the GIL
+    int writing                 # somebody has the mutex, as readers without it see it (sync.h)
     Called called[CALLS]        # beside what every call reads
     Map *maps                   # list of the maps, snapshots and pinned roots of this family
     Family *next_family         # in the list of all families (fork.pxi)

@@ -137,6 +137,12 @@ cdef extern from "sync.h" nogil:
     void kvmattr_raise_version(uint64_t *version, uint64_t by)
     uint64_t kvmattr_read_version(const uint64_t *version)
     void kvmattr_store_int(int *where, int value)
+    enum: KVMATTR_STRIPES
+    ctypedef struct kvmattr_stripe "struct kvmattr_stripe":
+        pass
+    uint64_t *kvmattr_reader_enter(kvmattr_stripe *stripes, const int *writing)
+    void kvmattr_reader_leave(uint64_t *word)
+    uint64_t kvmattr_readers_wait(kvmattr_stripe *stripes, int *writing)
     int kvmattr_load_int(const int *where)
 
 cdef extern from "counting.h" nogil:

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 #include <string.h>
 
 /* The "locking" build does on any CPython what free-threaded ones need: every look-up in a map that may change takes the
@@ -52,5 +53,64 @@ static inline void kvmattr_read_once(void *copy, const void *from, size_t bytes)
 static inline void kvmattr_store_int(int *where, int value) { __atomic_store_n(where, value, __ATOMIC_RELEASE); }
 
 static inline int kvmattr_load_int(const int *where) { return __atomic_load_n(where, __ATOMIC_ACQUIRE); }
+
+/* ---- look-ups of one page without the mutex, on free-threaded builds ----
+ *
+ * A reader counts itself in a word that threads hardly share, then looks whether somebody has the mutex; whoever takes
+ * the mutex says so, then waits until those words are zero. Both write before they read, in one order for all (sequential
+ * consistency), so one of the two sees the other: no reader walks a tree that changes. A reader that finds the mutex
+ * taken waits for it. The upper half of a word counts the look-ups; who has the mutex gathers them.
+ */
+enum { KVMATTR_STRIPES = 16 };
+
+struct kvmattr_stripe {
+    uint64_t word;
+    char apart[56];     /* a cache line each */
+};
+
+static inline uint64_t *kvmattr_stripe_of_thread(struct kvmattr_stripe *stripes)
+{
+    static __thread int number = -1;
+    static int threads;
+    if (number < 0)
+        number = (int)((unsigned)__atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % KVMATTR_STRIPES);
+    return &stripes[number].word;
+}
+
+/* NULL: somebody has the mutex. */
+static inline uint64_t *kvmattr_reader_enter(struct kvmattr_stripe *stripes, const int *writing)
+{
+    uint64_t *word = kvmattr_stripe_of_thread(stripes);
+    __atomic_fetch_add(word, 1, __ATOMIC_SEQ_CST);
+    if (!__atomic_load_n(writing, __ATOMIC_SEQ_CST))
+        return word;
+    __atomic_fetch_sub(word, 1, __ATOMIC_SEQ_CST);
+    return 0;
+}
+
+static inline void kvmattr_reader_leave(uint64_t *word)
+{
+    __atomic_fetch_add(word, ((uint64_t)1 << 32) - 1, __ATOMIC_RELEASE);
+}
+
+/* With the mutex: keep readers out. Returns the look-ups since the last time. */
+static inline uint64_t kvmattr_readers_wait(struct kvmattr_stripe *stripes, int *writing)
+{
+    uint64_t looked = 0;
+    __atomic_store_n(writing, 1, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < KVMATTR_STRIPES; i++) {
+        uint64_t word;
+        for (int turns = 0; (uint32_t)(word = __atomic_load_n(&stripes[i].word, __ATOMIC_SEQ_CST)); turns++)
+            if (turns > 1000) {     /* that reader does not run */
+                struct timespec moment = {0, 1000};
+                nanosleep(&moment, 0);
+            }
+        if (word) {
+            __atomic_fetch_sub(&stripes[i].word, word, __ATOMIC_SEQ_CST);
+            looked += word >> 32;
+        }
+    }
+    return looked;
+}
 
 #endif /* KVMATTR_SYNC_H */

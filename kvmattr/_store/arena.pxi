@@ -27,6 +27,9 @@
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
     int munmap(void *address, size_t length)
@@ -105,11 +108,27 @@ cdef void arena_prepare() noexcept nogil:
         class_of_units[units] = <uint8_t>size_class
 
 
+cdef inline size_t family_lines() noexcept nogil:
+    """A family in whole cache lines; the readers' words lie behind them."""
+    return (sizeof(Family) + 63) & ~<size_t>63
+
+
+cdef inline kvmattr_stripe *family_stripes(Family *family) noexcept nogil:
+    """Where readers without the mutex count themselves; on free-threaded builds alone."""
+    return <kvmattr_stripe *>(<char *>family + family_lines())
+
+
 cdef Family *family_new() noexcept nogil:
     """A family with no maps and no memory of its own; NULL when out of memory."""
-    cdef Family *family = <Family *>calloc(1, sizeof(Family))
-    if family == NULL:
-        return NULL
+    cdef Family *family = NULL
+    if KVMATTR_FREE_THREADED:
+        if posix_memalign(<void **>&family, 64, family_lines() + KVMATTR_STRIPES * sizeof(kvmattr_stripe)):
+            return NULL
+        memset(family, 0, family_lines() + KVMATTR_STRIPES * sizeof(kvmattr_stripe))
+    else:
+        family = <Family *>calloc(1, sizeof(Family))
+        if family == NULL:
+            return NULL
     family.bias[0] = <uintptr_t>&zero_page[0]
     family.segment_count = 1
     pthread_mutex_init(&family.mutex, NULL)

@@ -39,10 +39,9 @@ cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0
 cdef AttributeMap share(const Map *source, bint readonly):
     """A map with the content of `source`: one reference more to its root."""
     cdef AttributeMap result = AttributeMap.__new__(AttributeMap, BARE)
-    result.map = map_twin(source)
+    result.map = map_twin(source, True)
     if result.map == NULL:
         raise MemoryError("out of memory for a map")
-    result.map.movable = True
     result.frozen = readonly
     return result
 
@@ -455,8 +454,12 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
 
     cdef object page(self, gfn):
         cdef uint64_t page = gfn_of(gfn, self.map.pages)
-        cdef bint entered = family_enter(self.map.family)
-        cdef uint8_t value = map_get(self.map, page)
+        cdef bint entered
+        cdef uint8_t value
+        if KVMATTR_FREE_THREADED:
+            return kvmattr_attribute(family_look_up(self.map, page))
+        entered = family_enter(self.map.family)
+        value = map_get(self.map, page)
         count_one(self.map.family, CALL_GET)
         family_leave(self.map.family, entered)
         return kvmattr_attribute(value)
@@ -733,10 +736,13 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         """The first runs of [lo, hi), at most `limit`."""
         cdef Py_buffer view
         cdef RunSink sink
+        cdef Map pinned
         array = np.empty(limit, RUN_DTYPE)
         PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
         sink = sink_into(<RunRecord *>view.buf, limit)
-        map_runs(self.map, lo, hi, &sink)
+        pin(&pinned, self.map)          # another thread's batch may move what this map alone holds
+        map_runs(&pinned, lo, hi, &sink)
+        unpin(&pinned)
         count = sink.out - <RunRecord *>view.buf
         PyBuffer_Release(&view)
         count_items(self.map.family, CALL_RUNS, count)
@@ -758,14 +764,22 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
     cdef uint64_t runs_in_all(self) noexcept:
         cdef Map pinned
         cdef uint64_t result
-        if self.counted_at != kvmattr_read_version(&self.map.version):
-            pin(&pinned, self.map)
-            with nogil:
-                result = map_run_count(&pinned, 0, pinned.pages)
-            unpin(&pinned)
-            self.counted = result
-            self.counted_at = pinned.version
-        return self.counted
+        cdef bint entered = family_enter(self.map.family)
+        cdef bint known = self.counted_at == self.map.version
+        result = self.counted
+        family_leave(self.map.family, entered)
+        if known:
+            return result
+        pin(&pinned, self.map)
+        with nogil:
+            result = map_run_count(&pinned, 0, pinned.pages)
+        unpin(&pinned)
+        # Number and version belong together: two threads may have counted two states.
+        entered = family_enter(self.map.family)
+        self.counted = result
+        self.counted_at = pinned.version
+        family_leave(self.map.family, entered)
+        return result
 
     def level(self, gfn, /):
         """The highest level whose naturally aligned block around a page is uniform and lies in the map.

@@ -76,7 +76,7 @@ cdef bint bitmap_block(Map *map, BitmapBatch *batch, uint64_t gfn, int count, ui
     if word:
         if map_store(map, gfn, gfn + count, new) < 0:
             return False
-        map.version += 1
+        kvmattr_raise_version(&map.version, 1)
         batch.changed += word
     batch.done += operations
     return True

@@ -210,7 +210,7 @@ cdef int api_copy(const kvmattr_map *handle, kvmattr_map **copy) noexcept nogil:
     if copy == NULL:
         return KVMATTR_BAD_POINTER
     count_entering(map.family, CALL_COPY, 0)
-    map = map_twin(map)
+    map = map_twin(map, False)
     if map == NULL:
         return KVMATTR_NO_MEMORY
     map.seal = SEAL | SEAL_OURS
@@ -604,7 +604,7 @@ cdef int api_snapshot(const kvmattr_map *handle, const kvmattr_map **snapshot) n
     if snapshot == NULL:
         return KVMATTR_BAD_POINTER
     count_entering(map.family, CALL_SNAPSHOT, 0)
-    map = map_twin(map)
+    map = map_twin(map, False)
     if map == NULL:
         return KVMATTR_NO_MEMORY
     map.seal = SEAL | SEAL_READ_ONLY | SEAL_OURS

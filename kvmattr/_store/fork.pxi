@@ -44,13 +44,14 @@ cdef void fork_prepare() noexcept nogil:
     while family != NULL:
         pthread_mutex_lock(&family.turn)
         pthread_mutex_lock(&family.mutex)
+        family_exclude_readers(family)
         family = family.next_family
 
 
 cdef void fork_parent() noexcept nogil:
     cdef Family *family = families
     while family != NULL:
-        pthread_mutex_unlock(&family.mutex)
+        family_unlock(family)
         pthread_mutex_unlock(&family.turn)
         family = family.next_family
     pthread_mutex_unlock(&families_mutex)
@@ -62,6 +63,8 @@ cdef void fork_child() noexcept nogil:
     cdef Map *next
     cdef uintptr_t self = <uintptr_t>pthread_self()
     while family != NULL:
+        if KVMATTR_FREE_THREADED:       # those that were about to look are not there
+            memset(family_stripes(family), 0, KVMATTR_STRIPES * sizeof(kvmattr_stripe))
         map = family.maps
         while map != NULL:
             next = map.next

@@ -7,6 +7,11 @@
 # A batch takes the mutex again and again, and a POSIX mutex goes to whoever is awake: those that sleep for it would
 # wait for the whole batch. So whoever finds it held takes a second one, the turn, and then waits for the first; a batch
 # takes the turn before each of its groups, and so stands behind those that wait.
+#
+# Free-threaded, `get` takes no mutex while nobody has it (sync.h): threads that only look do not wait for each other.
+
+cdef enum:
+    LOCK_TRIES = 100            # about a microsecond
 
 # Memory order, for machines that reorder more than x86 does. A look-up that finds nobody announced reads the tree without
 # the mutex. What a writer wrote before it took its announcement back is seen: that store has release order, this load
@@ -17,19 +22,49 @@ cdef inline bint family_shared(const Family *family) noexcept nogil:
     return KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced) != 0
 
 
+cdef inline void family_exclude_readers(Family *family) noexcept nogil:
+    """With the mutex: wait for the look-ups that go without it."""
+    if KVMATTR_FREE_THREADED:
+        family.called[<int>CALL_GET].calls += kvmattr_readers_wait(family_stripes(family), &family.writing)
+
 cdef void family_lock_in_turn(Family *family) noexcept nogil:
     """Take the mutex after those that wait for it."""
     pthread_mutex_lock(&family.turn)
     pthread_mutex_lock(&family.mutex)
     pthread_mutex_unlock(&family.turn)
+    family_exclude_readers(family)
 
 cdef inline void family_lock(Family *family) noexcept nogil:
     """Take the mutex for one operation."""
-    if pthread_mutex_trylock(&family.mutex):
-        family_lock_in_turn(family)
+    cdef int tries = 0
+    while pthread_mutex_trylock(&family.mutex):
+        # One operation is over sooner than a thread is put to sleep and woken.
+        tries += 1
+        if not KVMATTR_FREE_THREADED or tries > LOCK_TRIES:
+            family_lock_in_turn(family)
+            return
+    family_exclude_readers(family)
 
 cdef inline void family_unlock(Family *family) noexcept nogil:
+    if KVMATTR_FREE_THREADED:
+        kvmattr_store_int(&family.writing, 0)
     pthread_mutex_unlock(&family.mutex)
+
+
+cdef inline uint8_t family_look_up(const Map *map, uint64_t gfn) noexcept nogil:
+    """One page where several threads may look at once: without the mutex, as long as nobody has it."""
+    cdef Family *family = map.family
+    cdef uint64_t *reading = kvmattr_reader_enter(family_stripes(family), &family.writing)
+    cdef uint8_t value
+    if reading != NULL:
+        value = map_get(map, gfn)
+        kvmattr_reader_leave(reading)
+    else:
+        family_lock(family)
+        value = map_get(map, gfn)
+        count_one(family, CALL_GET)
+        family_unlock(family)
+    return value
 
 
 cdef inline bint family_enter(Family *family) noexcept nogil:
