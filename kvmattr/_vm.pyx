@@ -868,7 +868,7 @@ cdef class Machine:
         >>> from kvmattr import VM, Access
         >>> vm = VM()
         >>> vm.access(0x1234, Access.READ, 4)
-        Exit(reason=6, flags=0, gpa=4660, size=4, is_write=False)
+        Exit(MMIO, flags=0, gpa=0x1234, size=0x4, is_write=False)
         """
         cdef uint64_t first = field(gpa, U64, "gpa")
         cdef uint64_t length = field(size, U64, "size")

@@ -90,6 +90,17 @@ class Profile:
             raise ValueError(f"profile {self.name!r}: serves_shared {self.serves_shared!r} must be 'no', 'mmap'"
                              " or 'all'")
 
+    def __repr__(self) -> str:
+        """The name, where it holds, and the attributes with their bits.
+
+        >>> RFC  # doctest: +NORMALIZE_WHITESPACE
+        <Profile rfc: KVM_MEM_ATTR_PRIVATE=0x1, KVM_MEM_ATTR_NO_READ=0x2, KVM_MEM_ATTR_NO_WRITE=0x4,
+        KVM_MEM_ATTR_NO_EXEC=0x8 (the mail of November 2022)>
+        """
+        bits = (getattr(self, word) for word in _WORDS)
+        named = ", ".join(f"{name}={bit:#x}" for name, bit in zip(self.names, bits, strict=True) if bit)
+        return f"<Profile {self.name}: {named or 'no attributes'}{f' ({self.kernels})' if self.kernels else ''}>"
+
     @property
     def Attributes(self) -> type[IntFlag]:
         """The profile's attributes as an IntFlag, under the names of its source.

@@ -56,7 +56,9 @@ class VM(Machine):
     >>> vm.set_memory_attributes(0x1000, 0x1000, uapi.KVM_MEM_ATTR_NO_WRITE | uapi.KVM_MEM_ATTR_NO_EXEC)
     0
     >>> vm.access(0x1008, Access.WRITE, size=8)
-    Exit(reason=39, flags=2, gpa=4096, size=4096, is_write=True)
+    Exit(MEMORY_FAULT, flags=WRITE, gpa=0x1000, size=0x1000, is_write=True)
+    >>> vm
+    <VM rfc, private memory, host x86-64: 1 memslot, 3 runs of attributes>
     """
 
     def __init__(
@@ -89,6 +91,15 @@ class VM(Machine):
         self._guest_memfds = GuestMemfds(self)
         self._irqchip = False
         self._handlers = _calls(self.profile.vm_attributes, self.profile.mail_calls)
+
+    def __repr__(self) -> str:
+        """What was asked for and how much there is by now, without looking at a page."""
+        if self.memslots is None:   # a class whose __init__ has not called ours
+            return super().__repr__()
+        slots, runs = len(self.memslots), self.attributes.run_count
+        private = "private memory" if self.memslots.private_memory else "no private memory"
+        return (f"<{type(self).__name__} {self.profile.name}, {private}, host {self.host.name}: "
+                f"{slots:,} memslot{'' if slots == 1 else 's'}, {runs:,} run{'' if runs == 1 else 's'} of attributes>")
 
     @property
     def host(self) -> Host:

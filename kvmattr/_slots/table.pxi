@@ -174,6 +174,11 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
     def __len__(self):
         return self.spaces[0].used + self.spaces[1].used
 
+    def __repr__(self):
+        slots, spaces = len(self), self.address_spaces
+        return (f"<MemslotTable: {slots:,} memslot{'' if slots == 1 else 's'} of at most {self.nr_memslots:,}"
+                f"{'' if spaces == 1 else f' in each of {spaces} address spaces'}, generation {self.generation:#x}>")
+
     def __iter__(self):
         cdef int space
         slots = []

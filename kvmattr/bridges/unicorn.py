@@ -89,7 +89,7 @@ class Guest:
     >>> vm.set_memory_attributes(0x1000, 0x1000, uapi.KVM_MEM_ATTR_NO_EXEC)
     0
     >>> guest.run(0x1000, 0x1002)
-    Exit(reason=39, flags=4, gpa=4096, size=4096, is_write=False)
+    Exit(MEMORY_FAULT, flags=EXEC, gpa=0x1000, size=0x1000, is_write=False)
     """
 
     def __init__(
