@@ -26,6 +26,7 @@ handed on, e.g. `python3 dev.py test -k snapshot`.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -61,10 +62,14 @@ def make_environment(name: str) -> Path:
     return python
 
 
-def install(python: Path, *requirements: str, **environment: str) -> None:
+#: What an installed kvmattr is made from.
+SOURCES = ("pyproject.toml", "setup.py", "kvmattr/**/*.p[xy]*", "kvmattr/**/*.h*")
+
+
+def install(python: Path, *requirements: str, sources: tuple[str, ...] = SOURCES) -> None:
     """pip install, skipped when the same was installed from the same sources before."""
-    digest = hashlib.sha256(repr((requirements, sorted(environment.items()))).encode())
-    for pattern in ("pyproject.toml", "setup.py", "kvmattr/**/*.p[xy]*", "kvmattr/**/*.h*"):
+    digest = hashlib.sha256(repr(requirements).encode())
+    for pattern in sources:
         for source in sorted(HERE.glob(pattern)):
             digest.update(source.read_bytes())
     # One stamp for each set of requirements: the linters stand beside what the tests have installed.
@@ -72,8 +77,24 @@ def install(python: Path, *requirements: str, **environment: str) -> None:
     stamp = python.parent.parent / f"installed-{name}"
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, **environment)
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
     stamp.write_text(digest.hexdigest())
+
+
+def develop(python: Path) -> None:
+    """kvmattr installed from this tree, with what its tests need; modules whose sources changed are compiled again.
+
+    What is compiled is decided by the kept directory `build`: nothing for a change in Python code. pip is asked only
+    when the environment is new or the packaging changed.
+    """
+    import tomllib  # an older Python must get as far as main()
+
+    with (HERE / "pyproject.toml").open("rb") as file:
+        build_requirements = tomllib.load(file)["build-system"]["requires"]
+    install(python, *build_requirements, sources=("pyproject.toml",))
+    run(python, "setup.py", "build_ext", "--inplace")
+    install(python, "--no-build-isolation", "--editable", ".[test,study,peers,unicorn]",
+            sources=("pyproject.toml", "setup.py"))
 
 
 def study(words: list[str]) -> None:
@@ -86,14 +107,14 @@ def study(words: list[str]) -> None:
 
 def test(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     run(python, "-m", "pytest", *words)
 
 
 def lint(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
-    install(python, "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16")
+    develop(python)
+    install(python, "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16", sources=("pyproject.toml",))
     run(python, "-m", "ruff", "check", ".")
     sources = [source for pattern in ("pyx", "pxd", "pxi") for source in sorted(HERE.glob(f"kvmattr/**/*.{pattern}"))]
     # cython-lint starts pycodestyle by its name.
@@ -107,13 +128,13 @@ def lint(words: list[str]) -> None:
 
 def bench(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     run(python, "-m", "pytest", "bench", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *words)
 
 
 def gate(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     run(python, "-m", "kvmattr", "gate", *words)
 
 
@@ -150,7 +171,7 @@ def locking(words: list[str]) -> None:
 
 def simd(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     for kernels in ("portable", "avx2", "avx512"):      # `test` runs under the best of them
         known = subprocess.run([python, "-c", "import kvmattr"], env={**os.environ, "KVMATTR_SIMD": kernels},
                                capture_output=True, text=True, cwd=HERE)
@@ -163,7 +184,7 @@ def simd(words: list[str]) -> None:
 
 def pages(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     sizes, words = (words[:1], words[1:]) if words and words[0].isdigit() else (["16", "64"], words)
     with tempfile.TemporaryDirectory() as scratch:
         shim = Path(scratch) / "large_pages.so"
@@ -175,25 +196,25 @@ def pages(words: list[str]) -> None:
 
 def fuzz(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     run(python, "-m", "tests.fuzz", *words)
 
 
 def kernel(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     run(python, "-m", "emulation.run", *words)
 
 
 def arm64(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     run(python, "-m", "tests.arm64", *words)
 
 
 def docs(words: list[str]) -> None:
     python = make_environment("test")
-    install(python, "--editable", ".[test,study,peers,unicorn]")
+    develop(python)
     install(python, "sphinx>=8", "myst-parser>=4", "furo>=2024.8.6")
     pages = HERE / "docs"
     run(python, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", *words, pages, pages / "_build")
@@ -261,8 +282,15 @@ COMMANDS = {function.__name__: function
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 - this file is what an older Python runs first
         raise SystemExit(f"dev.py: kvmattr needs Python 3.11 or later, this is {sys.version.split()[0]}")
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        raise SystemExit(__doc__)
+    if len(sys.argv) < 2 or sys.argv[1] in ("help", "-h", "--help"):
+        print(__doc__.strip())
+        return
+    if sys.argv[1] not in COMMANDS:
+        near = difflib.get_close_matches(sys.argv[1], COMMANDS, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        print(f"dev.py: there is no command {sys.argv[1]!r}{meant}: the commands are {', '.join(COMMANDS)}",
+              file=sys.stderr)
+        raise SystemExit(2)
     COMMANDS[sys.argv[1]](sys.argv[2:])
 
 

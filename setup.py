@@ -18,6 +18,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 MODES = ("debug", "locking", "counting", "asan", "tsan", "coverage", "annotate")
 modes = [mode for mode in os.environ.get("KVMATTR_BUILD", "").split(",") if mode]
@@ -75,8 +76,22 @@ extensions = [
     for source in sorted((here / "kvmattr").rglob("*.pyx"))
 ]
 
+
+class KeptBuild(build_ext):
+    """An editable install compiles into ``build`` as ``build_ext --inplace`` does, not into a directory that is thrown
+    away: what did not change is not compiled again."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode:
+            kept = self.distribution.get_command_class("build")(self.distribution)
+            kept.ensure_finalized()
+            self.build_lib, self.build_temp = kept.build_lib, kept.build_temp
+
+
 # The core alone takes over a minute: the others are compiled beside it.
 setup(
+    cmdclass={"build_ext": KeptBuild},
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
     ext_modules=cythonize(extensions, compiler_directives=directives, annotate="annotate" in modes, force=bool(modes)),
 )

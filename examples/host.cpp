@@ -3,7 +3,7 @@
  * The store is a Python extension, so the program starts a Python interpreter once and then needs it no more:
  * everything after kvmattr_import() runs without the GIL. Build, with python3 the one that has kvmattr:
  *
- *     c++ -std=c++17 -O2 host.cpp $(python3-config --includes) -I$(python3 -c 'import kvmattr; print(kvmattr.get_include())') \
+ *     c++ -std=c++17 -O2 host.cpp $(python3 -m kvmattr --includes) \
  *         $(python3-config --ldflags --embed) -o host
  */
 #define PY_SSIZE_T_CLEAN

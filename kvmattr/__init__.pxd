@@ -42,6 +42,7 @@ cdef extern from "kvmattr.h" nogil:
     const int BAD_POINTER "KVMATTR_BAD_POINTER"
     const int NOT_YOURS "KVMATTR_NOT_YOURS"
     const int NOT_SHARED "KVMATTR_NOT_SHARED"
+    const int NOT_IMPORTED "KVMATTR_NOT_IMPORTED"
 
     ctypedef struct Run "kvmattr_run":
         uint64_t start

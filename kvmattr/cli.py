@@ -8,9 +8,11 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import kvmattr
+from kvmattr import embedding
 from kvmattr.measure import ending
 
 #: What was asked for could not be written.
@@ -29,6 +31,22 @@ COMMANDS = {
     "show": "kvmattr.show",
 }
 
+#: What a build asks for: option -> what is printed, and why one asks.
+PLACES: dict[str, tuple[Callable[[], str], str]] = {
+    "--includes": (embedding.includes, "print the compiler's -I options for C and C++ code, and exit"),
+    "--cmakedir": (embedding.cmake_directory, "print the directory for CMake's kvmattr_DIR, and exit"),
+    "--pkgconfigdir": (embedding.pkgconfig_directory, "print the directory for PKG_CONFIG_PATH, and exit"),
+}
+
+
+class _Printed(argparse.Action):
+    """An option that prints one line, as it is, and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_rest: Any) -> None:
+        """Print what the option stands for."""
+        print(self.const())
+        parser.exit()
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
@@ -39,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
     parser.add_argument("--version", action="version", version=f"kvmattr {kvmattr.__version__}")
+    for option, (place, help_text) in PLACES.items():
+        parser.add_argument(option, action=_Printed, nargs=0, const=place, help=help_text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the module of the command that was asked for is imported in full: `kvmattr info` must not pay
     # for matplotlib. Help on all of them imports all of them.

@@ -1,13 +1,16 @@
-"""What a notebook shows of a map: its size and its first runs."""
+"""What a notebook shows of a map: its size and its first runs, a picture, its runs as a DataFrame."""
 
 from __future__ import annotations
 
+import io
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvmattr._core import AttributeMap
+    from kvmattr.profiles import Profile
+    from kvmattr.vm import VM
 
 SHOWN_RUNS = 20
 
@@ -31,3 +34,69 @@ def map_html(attribute_map: AttributeMap) -> str:
     caption = escape(repr(attribute_map).strip("<>"))
     return (f"<table><caption>{caption}</caption><thead><tr><th>start</th><th>stop</th><th>pages</th>"
             f"<th>attributes</th></tr></thead><tbody>{rows}</tbody></table>")
+
+
+class Picture:
+    """A picture that a notebook shows by itself; ``figure`` is matplotlib's, to change before it is shown."""
+
+    def __init__(self, figure: Any) -> None:
+        self.figure = figure
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.figure.savefig(file, dpi=96, format="png")
+        return file.getvalue()
+
+    def save(self, path: str) -> None:
+        """Write the picture as PNG, SVG or PDF, by the name's ending."""
+        from kvmattr import show
+
+        show.save(self.figure, path)
+
+
+def plot(subject: AttributeMap | VM, start: int = 0, stop: int | None = None, *, abi: str | Profile | None = None
+         ) -> Picture:
+    """Draw the pages [start, stop) of a map or a VM: each kind of page in a panel, its share in each cell.
+
+    The picture of ``kvmattr show --picture``. ``stop``: by default where what is set ends. ``abi``: what the bits
+    mean, for a map (default ``rfc``); a VM knows. Of a VM its memslots are in the picture too. Time and memory by the
+    number of runs. ImportError without matplotlib, ValueError for a range that is empty or not in the map.
+
+    >>> from kvmattr import AttributeMap
+    >>> m = AttributeMap(1 << 20); m[0x8000:0x10000] = 1
+    >>> plot(m).save("/dev/null")  # doctest: +SKIP
+    """
+    from kvmattr import show
+    from kvmattr.profiles import profile_named
+    from kvmattr.vm import VM
+
+    if isinstance(subject, VM):
+        if abi is not None:
+            raise ValueError("abi: a VM has its own profile, leave it out")
+        shown = show.Shown("VM", subject.attributes, subject.profile, subject.memslots)
+    else:
+        shown = show.Shown("AttributeMap", subject, profile_named("rfc" if abi is None else abi), None)
+    npages = len(shown.attributes)
+    end = show.rounded(show.end_of(shown), npages) if stop is None else stop
+    if not 0 <= start < end <= npages:
+        raise ValueError(f"pages [{start}, {end}): a picture needs 0 <= start < stop <= {npages}")
+    return Picture(show.figure_of(shown, start, end))
+
+
+def runs_frame(attribute_map: AttributeMap, start: int = 0, stop: int | None = None) -> Any:
+    """Return the runs of [start, stop) as a pandas DataFrame: start, stop, pages and attributes of each.
+
+    Gfns and pages are uint64, attributes uint8. Time and memory by the number of runs. ImportError without pandas.
+
+    >>> from kvmattr import AttributeMap
+    >>> m = AttributeMap(100); m[10:20] = 3
+    >>> runs_frame(m).pages.tolist()  # doctest: +SKIP
+    [10, 10, 80]
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("a DataFrame of runs needs pandas: pip install 'kvmattr[pandas]'") from None
+    runs = attribute_map.runs(start, stop)
+    return pandas.DataFrame({"start": runs["start"], "stop": runs["stop"], "pages": runs["stop"] - runs["start"],
+                             "attributes": runs["attributes"]})

@@ -129,13 +129,17 @@ def draw(shown: Shown, arguments: argparse.Namespace) -> None:
     if stop > npages:
         raise ValueError(f"range {arguments.range}: the map ends at {npages << 12:#x}")
     if arguments.picture and not arguments.range:
-        # Cells of whole pages, and addresses that are round.
-        cells = _COLUMNS * _ROWS if stop > _COLUMNS * _ROWS else _COLUMNS
-        stop = min(npages, -(-stop // cells) * cells)
+        stop = rounded(stop, npages)
     if arguments.picture:
         picture(shown, start, stop, arguments.picture)
     else:
         sys.stdout.writelines(line + "\n" for line in text(shown, start, stop))
+
+
+def rounded(stop: int, npages: int) -> int:
+    """Where a picture from page 0 to `stop` ends: with cells of whole pages, and addresses that are round."""
+    cells = _COLUMNS * _ROWS if stop > _COLUMNS * _ROWS else _COLUMNS
+    return min(npages, -(-stop // cells) * cells)
 
 
 def is_saved(source: str) -> bool:
@@ -235,7 +239,12 @@ def shares(shown: Shown, start: int, stop: int, cells: int) -> dict[str, NDArray
 
 
 def picture(shown: Shown, start: int, stop: int, path: str) -> None:
-    """Draw the range as a heat map: for each kind of page that occurs, its share in each cell.
+    """Draw the range as a heat map into a file. ImportError names what to install."""
+    save(figure_of(shown, start, stop), path)
+
+
+def figure_of(shown: Shown, start: int, stop: int) -> Any:
+    """The range as a heat map, matplotlib's Figure: for each kind of page that occurs, its share in each cell.
 
     Cells go through the addresses row by row, from the top left. ImportError names what to install.
     """
@@ -262,7 +271,7 @@ def picture(shown: Shown, start: int, stop: int, path: str) -> None:
         axes.set_yticks(ticks, labels)
         axes.set_xticks([])
         figure.colorbar(image, ax=axes, label="% of pages")
-    save(figure, path)
+    return figure
 
 
 def save(figure: Any, path: str) -> None:

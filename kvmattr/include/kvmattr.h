@@ -10,7 +10,8 @@
  *     #include "kvmattr.h"
  *     if (kvmattr_import() < 0) ...    with the GIL, once for each program or extension module; sets ImportError
  *
- * then every file may call what is below, without Python.h and without the GIL.
+ * then every file may call what is below, without Python.h and without the GIL. Before that, and if it failed, each
+ * function that returns int gives KVMATTR_NOT_IMPORTED, those that take or give a PyObject a RuntimeError.
  *
  * Results: functions that return int give a value >= 0, or one of enum kvmattr_error; kvmattr_error_text() has its
  * text. A call that fails has changed nothing. No function raises, and none calls Python except those that take or
@@ -60,7 +61,8 @@ enum kvmattr_error {
     KVMATTR_BAD_PAGES = -7,     /* too many pages, or maps of different numbers of pages */
     KVMATTR_BAD_POINTER = -8,
     KVMATTR_NOT_YOURS = -9,     /* the map belongs to a Python object, or is a snapshot, or is not one */
-    KVMATTR_NOT_SHARED = -10
+    KVMATTR_NOT_SHARED = -10,
+    KVMATTR_NOT_IMPORTED = -11  /* kvmattr_import() was not called yet, or it failed */
 };
 
 typedef struct kvmattr_run {
@@ -130,15 +132,96 @@ typedef struct kvmattr_api {
 
 #ifndef KVMATTR_BUILDS_CORE
 
+/* What the functions below call until kvmattr_import() has found the library: each gives KVMATTR_NOT_IMPORTED, or 0 or
+ * NULL where there is no code. So a call needs no test of its own. */
+#define KVMATTR_UNIMPORTED(name, ...) static int kvmattr_no_##name(__VA_ARGS__) { return KVMATTR_NOT_IMPORTED; }
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#endif
+static const char *kvmattr_no_error_text(int error) { return "no error text before kvmattr_import()"; }
+static kvmattr_map *kvmattr_no_map_of(struct _object *attribute_map) { return NULL; }
+static const kvmattr_map *kvmattr_no_view_of(struct _object *attribute_map) { return NULL; }
+static struct _object *kvmattr_no_object_of(const kvmattr_map *map) { return NULL; }
+static uint64_t kvmattr_no_pages(const kvmattr_map *map) { return 0; }
+static const uint64_t *kvmattr_no_version(const kvmattr_map *map) { return NULL; }
+KVMATTR_UNIMPORTED(create, uint64_t pages, uint8_t attributes, kvmattr_map **map)
+KVMATTR_UNIMPORTED(copy, const kvmattr_map *map, kvmattr_map **copy)
+KVMATTR_UNIMPORTED(map, kvmattr_map *map)
+KVMATTR_UNIMPORTED(get, const kvmattr_map *map, uint64_t gfn)
+KVMATTR_UNIMPORTED(take, const kvmattr_map *map, const uint64_t *gfns, uint8_t *attributes, size_t count)
+KVMATTR_UNIMPORTED(all, const kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes, uint8_t mask)
+KVMATTR_UNIMPORTED(run, const kvmattr_map *map, uint64_t gfn, kvmattr_run *run)
+KVMATTR_UNIMPORTED(runs, const kvmattr_map *map, uint64_t start, uint64_t stop, kvmattr_run_callback callback,
+                   void *context)
+KVMATTR_UNIMPORTED(diff, const kvmattr_map *map, const kvmattr_map *before, uint64_t start, uint64_t stop,
+                   kvmattr_change_callback callback, void *context)
+KVMATTR_UNIMPORTED(update, kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes, int operation,
+                   uint8_t mask)
+KVMATTR_UNIMPORTED(update_changes, kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes, int operation,
+                   uint8_t mask, kvmattr_change_callback callback, void *context)
+KVMATTR_UNIMPORTED(snapshot, const kvmattr_map *map, const kvmattr_map **snapshot)
+KVMATTR_UNIMPORTED(release, const kvmattr_map *snapshot)
+KVMATTR_UNIMPORTED(restore, kvmattr_map *map, const kvmattr_map *source)
+KVMATTR_UNIMPORTED(cursor_open, const kvmattr_map *map, kvmattr_cursor **cursor)
+KVMATTR_UNIMPORTED(cursor_seek, kvmattr_cursor *cursor, uint64_t gfn)
+KVMATTR_UNIMPORTED(cursor_close, kvmattr_cursor *cursor)
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+#undef KVMATTR_UNIMPORTED
+
+static const kvmattr_api kvmattr_unimported = {
+    0, 0,                       /* no version of the ABI, no size */
+    kvmattr_no_error_text, kvmattr_no_map_of, kvmattr_no_view_of, kvmattr_no_object_of,
+    kvmattr_no_create, kvmattr_no_copy, kvmattr_no_map, kvmattr_no_map, kvmattr_no_map,     /* destroy, share, unshare */
+    kvmattr_no_pages, kvmattr_no_version, kvmattr_no_get, kvmattr_no_take, kvmattr_no_all, kvmattr_no_run,
+    kvmattr_no_runs, kvmattr_no_diff, kvmattr_no_update, kvmattr_no_update_changes, kvmattr_no_snapshot,
+    kvmattr_no_release, kvmattr_no_restore,
+    kvmattr_no_cursor_open, kvmattr_no_cursor_seek, kvmattr_no_cursor_close,
+};
+
 /* One for each program or extension module, however many of its files include this header. */
-__attribute__((weak, visibility("hidden"))) const kvmattr_api *kvmattr_table;
+__attribute__((weak, visibility("hidden"))) const kvmattr_api *kvmattr_table = &kvmattr_unimported;
+
+/* 1 once kvmattr_import() has found the library, else 0. */
+static inline int kvmattr_is_imported(void) { return kvmattr_table->abi_version != 0; }
 
 #ifdef Py_PYTHON_H
+
+/* An ImportError that names the Python which was asked, in place of the one that is set: a program finds the Python of
+ * the system, not that of a virtual environment, unless it is told. */
+__attribute__((unused)) static void kvmattr_name_the_python(void)
+{
+    PyObject *prefix = PySys_GetObject("prefix"), *why;
+#if PY_VERSION_HEX >= 0x030c0000
+    why = PyErr_GetRaisedException();
+#else
+    PyObject *type, *traceback;
+    PyErr_Fetch(&type, &why, &traceback);
+    PyErr_NormalizeException(&type, &why, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+#endif
+    PyErr_Format(PyExc_ImportError,
+                 "kvmattr cannot be imported by the Python at %S: %S. Install it there, or point this program to the "
+                 "environment that has it: PYTHONPATH=that environment's site-packages",
+                 prefix ? prefix : Py_None, why ? why : Py_None);
+    Py_XDECREF(why);
+}
 
 /* Find the library. 0, or -1 with an ImportError that says what does not fit. With the GIL. */
 static inline int kvmattr_import(void)
 {
-    const kvmattr_api *table = (const kvmattr_api *)PyCapsule_Import("kvmattr._core.C_API", 0);
+    const kvmattr_api *table;
+    PyObject *module = PyImport_ImportModule("kvmattr._core");
+    if (module == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_ImportError))
+            kvmattr_name_the_python();
+        return -1;
+    }
+    Py_DECREF(module);
+    table = (const kvmattr_api *)PyCapsule_Import("kvmattr._core.C_API", 0);
     if (table == NULL)
         return -1;
     if (table->abi_version != KVMATTR_ABI_VERSION) {
@@ -158,26 +241,42 @@ static inline int kvmattr_import(void)
     return 0;
 }
 
+/* Whether the library was found; RuntimeError if not. */
+__attribute__((unused)) static int kvmattr_check_imported(void)
+{
+    if (!kvmattr_is_imported())
+        PyErr_SetString(PyExc_RuntimeError, "kvmattr_import() was not called yet, or it failed");
+    return kvmattr_is_imported();
+}
+
 /* The map inside an AttributeMap, valid as long as the object lives; hold a reference. NULL with TypeError for other
  * objects and for read-only ones (snapshots, a VM's `attributes`). With the GIL. */
 static inline kvmattr_map *kvmattr_map_of(PyObject *attribute_map)
 {
-    return kvmattr_table->map_of(attribute_map);
+    return kvmattr_check_imported() ? kvmattr_table->map_of(attribute_map) : NULL;
 }
 
 /* The same for reading: any AttributeMap. With the GIL. */
 static inline const kvmattr_map *kvmattr_view_of(PyObject *attribute_map)
 {
-    return kvmattr_table->view_of(attribute_map);
+    return kvmattr_check_imported() ? kvmattr_table->view_of(attribute_map) : NULL;
 }
 
 /* A new AttributeMap with the content of a map, a copy in constant time; or NULL with an exception. With the GIL. */
-static inline PyObject *kvmattr_object_of(const kvmattr_map *map) { return kvmattr_table->object_of(map); }
+static inline PyObject *kvmattr_object_of(const kvmattr_map *map)
+{
+    return kvmattr_check_imported() ? kvmattr_table->object_of(map) : NULL;
+}
 
 #endif /* Py_PYTHON_H */
 
 /* What an error code means, in words; never NULL. */
-static inline const char *kvmattr_error_text(int error) { return kvmattr_table->error_text(error); }
+static inline const char *kvmattr_error_text(int error)
+{
+    if (error == KVMATTR_NOT_IMPORTED)
+        return "kvmattr_import() was not called yet, or it failed";
+    return kvmattr_table->error_text(error);
+}
 
 /* ---- maps ---- */
 
