@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from operator import index as as_integer
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 if TYPE_CHECKING:
     from kvmattr._core import AttributeMap
@@ -54,8 +56,13 @@ class Picture:
         show.save(self.figure, path)
 
 
-def plot(subject: AttributeMap | VM, start: int = 0, stop: int | None = None, *, abi: str | Profile | None = None
-         ) -> Picture:
+def plot(
+    subject: AttributeMap | VM,
+    start: SupportsIndex = 0,
+    stop: SupportsIndex | None = None,
+    *,
+    abi: str | Profile | None = None,
+) -> Picture:
     """Draw the pages [start, stop) of a map or a VM: each kind of page in a panel, its share in each cell.
 
     The picture of ``kvmattr show --picture``. ``stop``: by default where what is set ends. ``abi``: what the bits
@@ -76,14 +83,14 @@ def plot(subject: AttributeMap | VM, start: int = 0, stop: int | None = None, *,
         shown = show.Shown("VM", subject.attributes, subject.profile, subject.memslots)
     else:
         shown = show.Shown("AttributeMap", subject, profile_named("rfc" if abi is None else abi), None)
-    npages = len(shown.attributes)
-    end = show.rounded(show.end_of(shown), npages) if stop is None else stop
+    npages, start = len(shown.attributes), as_integer(start)
+    end = show.rounded(show.end_of(shown), npages) if stop is None else as_integer(stop)
     if not 0 <= start < end <= npages:
         raise ValueError(f"pages [{start}, {end}): a picture needs 0 <= start < stop <= {npages}")
     return Picture(show.figure_of(shown, start, end))
 
 
-def runs_frame(attribute_map: AttributeMap, start: int = 0, stop: int | None = None) -> Any:
+def runs_frame(attribute_map: AttributeMap, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> Any:
     """Return the runs of [start, stop) as a pandas DataFrame: start, stop, pages and attributes of each.
 
     Gfns and pages are uint64, attributes uint8. Time and memory by the number of runs. ImportError without pandas.
@@ -94,7 +101,7 @@ def runs_frame(attribute_map: AttributeMap, start: int = 0, stop: int | None = N
     [10, 10, 80]
     """
     try:
-        import pandas
+        pandas: Any = importlib.import_module("pandas")     # nobody needs its stubs to check ours
     except ImportError:
         raise ImportError("a DataFrame of runs needs pandas: pip install 'kvmattr[pandas]'") from None
     runs = attribute_map.runs(start, stop)

@@ -1084,6 +1084,25 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         from kvmattr.notebook import map_html
         return map_html(self)
 
+    def plot(self, start=0, stop=None, *, abi=None):
+        """Draw the pages [start, stop), each kind of page in a panel: a `kvmattr.notebook.Picture`.
+
+        A notebook shows it by itself; its ``save(path)`` writes PNG, SVG or PDF. stop: None for where what is set ends.
+        abi: what the bits mean, a profile or its name, ``rfc`` by default. Cost: by the number of runs. Raises
+        ImportError without matplotlib, ValueError for a bad range.
+        """
+        from kvmattr.notebook import plot
+        return plot(self, start, stop, abi=abi)
+
+    def to_frame(self, start=0, stop=None):
+        """The runs of [start, stop) as a pandas DataFrame: start, stop and pages (u64) and attributes (u8) of each.
+
+        stop: None for the end of the map. Cost: what it writes. Raises ImportError without pandas, ValueError for a bad
+        range.
+        """
+        from kvmattr.notebook import runs_frame
+        return runs_frame(self, start, stop)
+
     # ---- what it is ----
 
     @property

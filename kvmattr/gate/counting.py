@@ -37,7 +37,7 @@ def call_counters(names: Iterable[str]) -> list[str]:
     >>> call_counters(["bytes", "runs", "calls", "put_calls", "put_pages", "leaf_frees"])
     ['put_calls', 'put_pages']
     """
-    known = set(names)
+    known = dict.fromkeys(names)        # in the order given
     return [name for name in known if name.endswith("_calls")
             or (name.rpartition("_")[2] in ITEMS and f"{name.rpartition('_')[0]}_calls" in known)]
 
