@@ -47,39 +47,21 @@ static inline int kvmattr_integer(PyObject *object, int64_t *value)
     return 0;
 }
 
-/* The integers 0 .. 255, so that attributes are handed out without a call. Filled at import, kept for ever.
- *
- * They are immortal, as CPython's own since 3.12 (PEP 683): before that they get more references here than can ever be
- * given back, and are handed out without being counted. Counting stores to an address that is not known before the
- * page is, and that keeps the processor from beginning the next look-up (measured on Zen 4 in a loop of get() alone,
- * random pages of a fragmented guest: 33 ns, and 27 uncounted). */
+/* The integers 0 .. 255, so that attributes are handed out without a call. Filled at import, kept for ever. */
 static PyObject *kvmattr_attributes[256];
-
-#if PY_VERSION_HEX < 0x030C0000 && SIZEOF_VOID_P > 4 && !defined(Py_REF_DEBUG)
-#define KVMATTR_UNCOUNTED 1
-#else
-#define KVMATTR_UNCOUNTED 0
-#endif
 
 static inline int kvmattr_fill_attributes(void)
 {
-    for (int value = 0; value < 256; value++) {
-        if (kvmattr_attributes[value] != NULL)          /* the module is imported again */
-            continue;
-        if ((kvmattr_attributes[value] = PyLong_FromLong(value)) == NULL)
+    for (int value = 0; value < 256; value++)
+        if (kvmattr_attributes[value] == NULL &&        /* else the module is imported again */
+            (kvmattr_attributes[value] = PyLong_FromLong(value)) == NULL)
             return -1;
-#if KVMATTR_UNCOUNTED
-        Py_SET_REFCNT(kvmattr_attributes[value], Py_REFCNT(kvmattr_attributes[value]) + ((Py_ssize_t)1 << 60));
-#endif
-    }
     return 0;
 }
 
 static inline PyObject *kvmattr_attribute(uint8_t value)
 {
-#if !KVMATTR_UNCOUNTED
     Py_INCREF(kvmattr_attributes[value]);
-#endif
     return kvmattr_attributes[value];
 }
 

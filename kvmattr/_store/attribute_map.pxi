@@ -1075,7 +1075,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
 
     def __repr__(self):
         kind = "read-only " if self.frozen else ""
-        runs = self.run_count
+        runs = self.runs_in_all()
         return (f"<{kind}AttributeMap of {self.map.pages:,} page{'' if self.map.pages == 1 else 's'}, "
                 f"{runs:,} run{'' if runs == 1 else 's'}, {self.nbytes:,} bytes>")
 
