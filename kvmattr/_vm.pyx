@@ -255,6 +255,7 @@ cdef class Machine:
     cdef public object observer
     """Called with the name and the numbers of each SET, GET and memslot call before it is made, or None."""
     cdef tuple listeners
+    cdef bint listened  # are there any? As it may be asked without the lock
     cdef object store
     cdef Map *map  # the store's
     cdef tuple watchers  # the Watcher of each software TLB
@@ -414,6 +415,7 @@ cdef class Machine:
                 stored.prepare()
                 stored.commit()
             self.listeners = (*self.listeners, listener)
+            self.listened = True
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
@@ -428,6 +430,7 @@ cdef class Machine:
             if len(others) == len(self.listeners):
                 raise ValueError(f"{listener!r}: is not registered")
             self.listeners = others
+            self.listened = len(others) > 0
         finally:
             self.leave()
 
@@ -794,7 +797,7 @@ cdef class Machine:
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:
-                if self.observer is None and not self.listeners:
+                if self.observer is None and not self.listened:
                     self.set_slice(&batch)
                 else:
                     record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
@@ -815,6 +818,9 @@ cdef class Machine:
         cdef Record record
         cdef size_t end = min(batch.count, batch.done + SLICE)
         self.enter_in_turn()
+        if self.listened:  # since we looked: it is to hear of every record from now on
+            self.leave()
+            return 0
         with nogil:
             while batch.done < end and batch.outcome >= 0:
                 self.set_group(batch, min(end, batch.done + GROUP))

@@ -343,6 +343,30 @@ def test_listeners_of_two_machines_that_change_each_other() -> None:
         assert vm.set_user_memory_region(2, 2 << 30, 4096) == 0
 
 
+def test_a_listener_that_comes_while_a_batch_runs_misses_nothing_after_it() -> None:
+    """What the map shows after add_listener returned and what the listener then heard make up the map at the end."""
+    batch = records(1 << 16)
+    for _ in range(5):
+        vm = VM()
+        heard = Heard()
+        started = threading.Event()
+
+        def work(vm: VM = vm, started: threading.Event = started) -> None:
+            started.set()
+            vm.set_memory_attributes_many(batch)
+
+        writer = threading.Thread(target=work, daemon=True)
+        writer.start()
+        assert started.wait(PATIENCE)
+        vm.add_listener(heard, replay=True)
+        writer.join(PATIENCE)
+        mirror = AttributeMap()
+        for changes in heard.committed:
+            for start, stop, _, new in np.frombuffer(changes, "<u8,<u8,u1,u1").tolist():
+                mirror[start:stop] = new
+        assert mirror == vm.attributes
+
+
 def test_who_waits_gets_the_lock_in_a_batch() -> None:
     """A batch leaves it to others between its slices; they need not wait for its end."""
     vm = VM()

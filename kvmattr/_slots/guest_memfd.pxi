@@ -58,10 +58,11 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
     def close(self):
         """Close the file: its memslots stay, immutable, and have no private memory any more."""
         cdef size_t place
-        self.closed = True
-        for place in range(self.count):
-            self.slot_of(place).flags &= ~GUEST_MEMFD_OPEN
-        self.count = 0
+        with cython.critical_section(self.table):
+            self.closed = True
+            for place in range(self.count):
+                self.slot_of(place).flags &= ~GUEST_MEMFD_OPEN
+            self.count = 0
 
     cdef Slot *slot_of(self, size_t place) noexcept nogil:
         """The memslot of a binding."""

@@ -186,6 +186,7 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
             slots += memslot_records(self, space, 0, MAX_GFN)
         return iter(slots)
 
+    @cython.critical_section
     def set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr=0, *, bint region2=False,
                    guest_memfd=-1, guest_memfd_offset=0):
         """Create, move, delete or change a memslot: KVM_SET_USER_MEMORY_REGION, ``region2``: ...REGION2.
@@ -234,6 +235,7 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         else:
             region_modify(self, slots, index, &new)
 
+    @cython.critical_section
     def own_regions(self, regions):
         """Make KVM's own memslots, ``(guest_phys_addr, memory_size)`` each, numbered from nr_memslots on.
 

@@ -253,7 +253,8 @@ cdef uint64_t api_pages(const kvmattr_map *handle) noexcept nogil:
 
 # Memory order: the word is stored with release order after the last page of a change, under the mutex. A client that
 # loads it with acquire order (kvmattr_load) and then asks for pages gets that state or a later one, as get, take and
-# seek lock or pin after the load. A cursor's window is its own copy: between two loads of an equal word there was no change.
+# seek lock or pin after the load. A cursor's window is its own copy: between two loads of an equal word there was no
+# change.
 cdef const uint64_t *api_version(const kvmattr_map *handle) noexcept nogil:
     cdef Map *map = opened(handle)
     return &map.version if map != NULL else NULL

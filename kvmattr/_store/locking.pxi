@@ -14,9 +14,9 @@ cdef enum:
     LOCK_TRIES = 100            # about a microsecond
 
 # Memory order, for machines that reorder more than x86 does. A look-up that finds nobody announced reads the tree
-# without the mutex. What a writer wrote before it took its announcement back is seen: that store has release order, this
-# load acquire order. A writer that announces itself later holds the GIL then (or, in C, its program has no reader yet:
-# kvmattr_share() must come before the threads), so it is ordered after this look-up by the GIL.
+# without the mutex. What a writer wrote before it took its announcement back is seen: that store has release order,
+# this load acquire order. A writer that announces itself later holds the GIL then (or, in C, its program has no reader
+# yet: kvmattr_share() must come before the threads), so it is ordered after this look-up by the GIL.
 cdef inline bint family_shared(const Family *family) noexcept nogil:
     """Whether its mutex is to be taken: the GIL does not keep all others away."""
     return KVMATTR_FREE_THREADED or kvmattr_load_int(&family.announced) != 0
