@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kvmattr import Operation
+from kvmattr import Operation, Run
 
 RUN = np.dtype([("start", "<u8"), ("stop", "<u8"), ("attributes", "u1")])
 CHANGE = np.dtype([("start", "<u8"), ("stop", "<u8"), ("old", "u1"), ("new", "u1")])
@@ -302,11 +302,11 @@ class ReferenceMap(ABC):
     def any(self, start: int, stop: int, attributes: int, mask: int = 0xFF) -> bool:
         return self.count(start, stop, attributes, mask) != 0
 
-    def run(self, gfn: int) -> tuple[int, int, int]:
+    def run(self, gfn: int) -> Run:
         gfn = self._checked_gfn(gfn)
         runs = self.runs()
         start, stop, attributes = runs[np.searchsorted(runs["start"], gfn, "right") - 1].item()
-        return start, stop, attributes
+        return Run(start, stop, attributes)
 
     def iter_runs(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
         return iter(self.runs(start, stop).tolist())
@@ -391,7 +391,7 @@ class DenseMap(ReferenceMap):
         start, stop = self._checked_tail(start, stop)
         return np.unique(self._pages[start:stop])
 
-    def find(self, start: int, attributes: int, mask: int = 0xFF, stop: int | None = None) -> int:
+    def find(self, start: int, attributes: int, *, mask: int = 0xFF, stop: int | None = None) -> int:
         start, stop = self._checked_tail(start, stop)
         attributes, mask = checked_byte(attributes, "attributes"), checked_byte(mask, "mask")
         matches = np.flatnonzero((self._pages[start:stop] & mask) == attributes)
@@ -494,7 +494,7 @@ class SparseMap(ReferenceMap):
         pieces = self._pieces(*self._checked_tail(start, stop))
         return np.array(sorted({value for _, _, value in pieces}), dtype=np.uint8)
 
-    def find(self, start: int, attributes: int, mask: int = 0xFF, stop: int | None = None) -> int:
+    def find(self, start: int, attributes: int, *, mask: int = 0xFF, stop: int | None = None) -> int:
         start, stop = self._checked_tail(start, stop)
         attributes, mask = checked_byte(attributes, "attributes"), checked_byte(mask, "mask")
         return next((a for a, _, value in self._pieces(start, stop) if value & mask == attributes), -1)

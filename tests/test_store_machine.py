@@ -263,8 +263,8 @@ def machine(npages: int, model: type[ReferenceMap], bases: tuple[int, ...], larg
             for wanted in {attributes, *(int(value) & mask for value in runs["attributes"][:2])}:
                 for method in ("all", "any", "count"):
                     pair.call(method, start, stop, wanted, mask)
-                pair.call("find", start, wanted, mask, stop)
-                pair.call("find", start, wanted, mask)
+                pair.call("find", start, wanted, mask=mask, stop=stop)
+                pair.call("find", start, wanted, mask=mask)
             pair.call("uniform", start, stop)
             pair.call("values", start, stop)
             pair.call("runs", start, stop)

@@ -8,8 +8,8 @@ def chain(uint64_t steps):
 
     It lives in registers: what others do to the caches must not move what times are divided by.
     """
-    cdef uint64_t value = 1, step
+    cdef uint64_t value = 1, _
     with nogil:
-        for step in range(steps):
+        for _ in range(steps):
             value = (value ^ (value >> 33)) * <uint64_t> 6364136223846793005 + 1
     return value
