@@ -147,23 +147,22 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
         if (wide == 0) {                                                                                     \
             kvmattr_expand_##NAME(words, k, x, out);                                                         \
         } else if (wide == 1) {                                                                              \
-            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
-                uint64_t c = words[i >> 2] >> (16 * (i & 3)) & 0xffff;                                       \
-                c = (c | c << 24) & 0x000000ff000000ffULL;                                                   \
-                c = (c | c << 12) & 0x000f000f000f000fULL;                                                   \
-                c = (c | c << 6) & KVMATTR_REPEAT(0x03);                                                     \
+            const uint8_t *cells = (const uint8_t *)words;      /* four pages in each: made into vectors */ \
+            for (int i = 0; i < KVMATTR_BLOCK / 4; i++) {                                                    \
+                uint32_t c = cells[i];                                                                       \
+                c = (c | c << 12) & 0x000f000f;                                                              \
+                c = (c | c << 6) & 0x03030303;                                                               \
                 c |= c << 2;                                                                                 \
-                c = ((c | c << 4) & keep) ^ toggle;                                                          \
-                memcpy(out + 8 * i, &c, 8);                                                                  \
+                c = ((c | c << 4) & (uint32_t)keep) ^ (uint32_t)toggle;                                      \
+                memcpy(out + 4 * i, &c, 4);                                                                  \
             }                                                                                                \
         } else if (wide == 2) {                                                                              \
-            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
-                uint64_t c = words[i >> 1] >> (32 * (i & 1)) & 0xffffffff;                                   \
-                c = (c | c << 16) & 0x0000ffff0000ffffULL;                                                   \
-                c = (c | c << 8) & 0x00ff00ff00ff00ffULL;                                                    \
-                c = (c | c << 4) & KVMATTR_REPEAT(0x0f);                                                     \
-                c = ((c | c << 4) & keep) ^ toggle;                                                          \
-                memcpy(out + 8 * i, &c, 8);                                                                  \
+            const uint8_t *cells = (const uint8_t *)words;      /* two pages in each */                      \
+            for (int i = 0; i < KVMATTR_BLOCK / 2; i++) {                                                    \
+                uint16_t c = cells[i];                                                                       \
+                c = (uint16_t)((c | c << 4) & 0x0f0f);                                                       \
+                c = (uint16_t)(((c | c << 4) & (uint16_t)keep) ^ (uint16_t)toggle);                          \
+                memcpy(out + 2 * i, &c, 2);                                                                  \
             }                                                                                                \
         } else {                                                                                             \
             for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
