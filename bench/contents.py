@@ -7,9 +7,9 @@
 
 Each cell is store / numpy's fastest form, the median of pairs of interleaved rounds on the thread's CPU time, and
 behind it the limit that the project set itself. Above 1 numpy wins. `take` and `put` are of a million random pages over
-the whole guest, `to_numpy` of 1 GiB, `count` of a bit over all; `put` draws its values from the content's, so some pages
-stay as they are; `kept` is `put` while a snapshot of the map is kept, after rounds that copied what they share. The
-answers of every round are compared. The last two columns come last because they change what the guest holds.
+the whole guest, `to_numpy` of 1 GiB, `count` of a bit over all; `put` draws its values from the content's, so some
+pages stay as they are; `kept` is `put` while a snapshot of the map is kept, after rounds that copied what they share.
+The answers of every round are compared. The last two columns come last because they change what the guest holds.
 """
 
 from __future__ import annotations

@@ -133,3 +133,13 @@ def test_the_plot_is_drawn_from_results(quick: tuple[dict[str, Any], str, Path],
     drawn = out.read_text()
     for word in ("restore of a fragmented guest", "take 1e6 random: uniform", "kvmattr"):
         assert word in drawn
+
+
+def test_the_table_by_content_measures_and_compares(tmp_path):
+    done = subprocess.run([sys.executable, "bench/contents.py", "--quick", "--results", tmp_path / "quick"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "quick.txt").read_text()
+    assert table.rstrip() == done.stdout.rstrip()
+    for content in ("uniform, in 2^52 pages", "every other page", "16 values", "256 values", "1e5 ranges of 16 values"):
+        assert content in table

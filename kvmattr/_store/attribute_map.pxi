@@ -495,7 +495,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         if checked and np.may_share_memory(gfns, out):
             gfns = gfns.copy()
         PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(np.asarray(out), &out_view, PyBUF_WRITABLE)
+        PyObject_GetBuffer(np.asarray(out) if checked else out, &out_view, PyBUF_WRITABLE)
         count_entering(self.map.family, CALL_TAKE, count)
         pin(&pinned, self.map)
         walk = walk_of(&pinned)
