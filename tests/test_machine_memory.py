@@ -45,7 +45,7 @@ OF_THE_STORE = {
 LOOKS_ONLY = {"all", "any", "bitmap", "count", "find", "get", "iter_runs", "level", "run", "stats", "to_numpy"}
 LOOKS_ONLY |= {"uniform", "values"}
 #: Made of the calls above, in Python's words.
-MADE_OF_OTHERS = {"from_numpy": "assign", "from_runs": "update_many"}
+MADE_OF_OTHERS = {"from_numpy": "assign", "from_runs": "update_many", "to_frame": "runs", "plot": "runs"}
 
 
 def operations(kind: type) -> set[str]:
