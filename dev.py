@@ -122,8 +122,8 @@ def lint(words: list[str]) -> None:
     run(python, "-m", "mypy")
     modules = [".".join(source.relative_to(HERE).with_suffix("").parts)
                for source in sorted(HERE.glob("kvmattr/**/_*.pyi"))]
-    run(python, "-m", "mypy.stubtest", *modules, "--allowlist", "stubtest-allowlist.txt", "--ignore-unused-allowlist",
-        "--ignore-disjoint-bases")
+    run(python, "-m", "mypy.stubtest", *modules, "--mypy-config-file", "pyproject.toml",
+        "--allowlist", "stubtest-allowlist.txt", "--ignore-unused-allowlist", "--ignore-disjoint-bases")
 
 
 def bench(words: list[str]) -> None:
