@@ -44,8 +44,8 @@ class Profile:
     userspace_addr: "no" file's, those with the flag "mmap", or "all". ``bound_twice``: the errno of a second
     memslot on a bound range.
 
-    ``clearing_reserves``: whether KVM reserves memory to make pages shared (a model reserves none; the
-    study's xarray does). ``pre_fault``: whether vCPUs have KVM_PRE_FAULT_MEMORY.
+    ``clearing_reserves``: whether KVM reserves memory to make pages shared, and so may answer ENOMEM there (this
+    model reserves none in either case: the field is for whoever reads the record). ``pre_fault``: whether vCPUs have KVM_PRE_FAULT_MEMORY.
     ValueError for bits and names that cannot be.
 
     >>> mine = Profile("mine", private=1 << 7, no_write=1 << 0)
