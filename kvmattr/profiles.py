@@ -45,8 +45,8 @@ class Profile:
     memslot on a bound range.
 
     ``clearing_reserves``: whether KVM reserves memory to make pages shared, and so may answer ENOMEM there (this
-    model reserves none in either case: the field is for whoever reads the record). ``pre_fault``: whether vCPUs have KVM_PRE_FAULT_MEMORY.
-    ValueError for bits and names that cannot be.
+    model reserves none in either case: the field is for whoever reads the record).
+    ``pre_fault``: whether vCPUs have KVM_PRE_FAULT_MEMORY. ValueError for bits and names that cannot be.
 
     >>> mine = Profile("mine", private=1 << 7, no_write=1 << 0)
     >>> mine.supported(private=True), mine.allowed(1 << 0)
