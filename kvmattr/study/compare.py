@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         paths_a, paths_b = _sides(arguments)
         if arguments.figure:
-            require("matplotlib")
             if Path(arguments.figure).suffix not in (".png", ".svg", ".pdf"):
                 raise ValueError(f"--figure {arguments.figure}: expected a name that ends in .png, .svg or .pdf")
+            require("matplotlib")
         writing.check(arguments.json, arguments.figure)
         a, b, same = ([load(path) for path in paths] for paths in (paths_a, paths_b, arguments.same))
     except (OSError, ValueError, ImportError) as error:
