@@ -186,7 +186,7 @@ typedef struct kvmattr_located {
 
 typedef struct kvmattr_kernels {
     const char *name;
-    /* out[i] = (bit i ? k : 0) ^ x, for the 512 bits of a bitmap leaf. */
+    /* out[i] = (bit i ? k : 0) ^ x, for the 512 fields of one bit. */
     void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out);
     /* out[i] = (field i repeated to eight bits & k) ^ x, for a leaf of fields. */
     void (*spread)(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out);
