@@ -80,7 +80,7 @@ write, or_, and_, update           map_update: map_would_change, arena_reserve, 
                                    map_change -> entry_update
 put, m[gfn] = v                    map_put: the write of a field, or a run line anew,   height
                                    else as above; many at once: put_located (batch.pxi)
-take                               kernels.take (kernels.h)                             height a page
+take                               kernels.take (kernels/contract.h)                    height a page
 all, any, find, uniform, run       map_search (query.pxi)                               height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
 to_numpy, runs                     entry_pages, entry_runs (walk.pxi)                   what it writes
@@ -150,7 +150,7 @@ cdef extern from "counting.h" nogil:
     void kvmattr_count_visit(const Family *family)
     void kvmattr_count_pages(const Family *family, uint64_t pages)
 
-cdef extern from "simd.h" nogil:
+cdef extern from "kernels/choose.h" nogil:
     ctypedef struct kvmattr_walk:
         const uintptr_t *bias
         uint64_t root

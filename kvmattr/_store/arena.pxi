@@ -14,7 +14,7 @@
 # Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
 # raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for programs with thousands of maps; together
 # with segment 2 it holds a fully fragmented guest of 64 GiB. Which of the two a handle lies in the processor mostly
-# foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels.h:
+# foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels/contract.h:
 # kvmattr_foreseen).
 #
 # The system's pages may be larger: 16 or 64 KiB on arm64. Memory comes and goes in system pages, so the pages of one

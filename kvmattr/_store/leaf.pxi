@@ -10,7 +10,7 @@
 # mail's four attributes, in all their combinations, fit four. k may be wider than V: bits of the field that nothing
 # uses yet belong to attributes not seen yet, whose first page then costs a field and no leaf.
 #
-# One formula reads a page of fields and one writes it, whatever w is (kernels.h: kvmattr_field_raw,
+# One formula reads a page of fields and one writes it, whatever w is (kernels/contract.h: kvmattr_field_raw,
 # kvmattr_field_update). A run line stands where more than two bits would be needed and there are few runs.
 #
 # A leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf, and a bit that varies no longer

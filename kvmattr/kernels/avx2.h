@@ -1,10 +1,10 @@
-/* The kernels that AVX2 does better than the compiler by itself. Included by simd.h. */
-#ifndef KVMATTR_SIMD_AVX2_H
-#define KVMATTR_SIMD_AVX2_H
+/* The kernels that AVX2 does better than the compiler by itself. Included by choose.h. */
+#ifndef KVMATTR_KERNELS_AVX2_H
+#define KVMATTR_KERNELS_AVX2_H
 
 #include <immintrin.h>
 
-#include "simd_plain.h"
+#include "plain.h"
 
 #define KVMATTR_AVX2 __attribute__((target("avx2,popcnt,bmi,bmi2")))
 
@@ -74,4 +74,4 @@ static const kvmattr_kernels kvmattr_avx2 = {
     kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2, kvmattr_take_avx2,
 };
 
-#endif /* KVMATTR_SIMD_AVX2_H */
+#endif /* KVMATTR_KERNELS_AVX2_H */

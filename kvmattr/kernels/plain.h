@@ -1,9 +1,9 @@
-/* The kernels in plain C: their meaning, and what every machine can run. Included by simd.h; simd_plain_walk.h has those
+/* The kernels in plain C: their meaning, and what every machine can run. Included by choose.h; plain_walk.h has those
  * that walk down to many pages. */
-#ifndef KVMATTR_SIMD_PLAIN_H
-#define KVMATTR_SIMD_PLAIN_H
+#ifndef KVMATTR_KERNELS_PLAIN_H
+#define KVMATTR_KERNELS_PLAIN_H
 
-#include "kernels.h"
+#include "contract.h"
 
 /* Each of the 256 bytes of bits, spread to 8 bytes of 0 or 0xff. Filled once at import. */
 static uint64_t kvmattr_spread_bits[256];
@@ -20,7 +20,7 @@ static void kvmattr_fill_spread(void)
 
 #define KVMATTR_INLINE static inline __attribute__((always_inline))
 
-/* ---- plain C, Also recompiled for AVX2 and AVX-512 where the compiler's own vectors are as good as ours ---- */
+/* ---- also recompiled for AVX2 and AVX-512, where the compiler's own vectors are as good as ours ---- */
 
 #define KVMATTR_REPEAT(byte) kvmattr_everywhere((uint8_t)(byte))
 
@@ -368,7 +368,7 @@ KVMATTR_CHANGES(portable, )
 
 KVMATTR_NODES(portable, )
 
-#include "simd_plain_walk.h"
+#include "plain_walk.h"
 
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_spread_portable, kvmattr_pack_portable, kvmattr_affine_portable,
@@ -378,4 +378,4 @@ static const kvmattr_kernels kvmattr_portable = {
     kvmattr_take_portable,
 };
 
-#endif /* KVMATTR_SIMD_PLAIN_H */
+#endif /* KVMATTR_KERNELS_PLAIN_H */

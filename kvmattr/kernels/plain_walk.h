@@ -1,11 +1,11 @@
-/* The walks down to many pages, in plain C. Included by simd_plain.h.
+/* The walks down to many pages, in plain C. Included by plain.h.
  *
  * Groups of 64 pages go down together, one level after the other, in short loops: the loads of one page do not wait for
  * those of another. What is rare below a node, a pending operation, a run list, a page beyond the root, is only looked for,
  * in all pages of a group at once, and put right when it is there.
  */
-#ifndef KVMATTR_SIMD_PLAIN_WALK_H
-#define KVMATTR_SIMD_PLAIN_WALK_H
+#ifndef KVMATTR_KERNELS_PLAIN_WALK_H
+#define KVMATTR_KERNELS_PLAIN_WALK_H
 
 enum { KVMATTR_GROUP = 64 };
 
@@ -264,4 +264,4 @@ KVMATTR_LOST(portable, )
 
 KVMATTR_WALKS(portable, )
 
-#endif /* KVMATTR_SIMD_PLAIN_WALK_H */
+#endif /* KVMATTR_KERNELS_PLAIN_WALK_H */

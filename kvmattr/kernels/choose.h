@@ -1,13 +1,13 @@
-/* The sets of kernels (kernels.h says what each does) and the choice among them, made once at import. */
-#ifndef KVMATTR_SIMD_H
-#define KVMATTR_SIMD_H
+/* The sets of kernels (contract.h says what each does) and the choice among them, made once at import. */
+#ifndef KVMATTR_KERNELS_CHOOSE_H
+#define KVMATTR_KERNELS_CHOOSE_H
 
-#include "simd_plain.h"
+#include "plain.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define KVMATTR_X86 1
-#include "simd_avx2.h"
-#include "simd_avx512.h"
+#include "avx2.h"
+#include "avx512.h"
 #endif
 
 /* The set called `name`, or the best one of this machine for NULL. NULL if the machine lacks it or there is
@@ -31,4 +31,4 @@ static const kvmattr_kernels *kvmattr_choose(const char *name)
     return !name || !strcmp(name, "portable") ? &kvmattr_portable : NULL;
 }
 
-#endif /* KVMATTR_SIMD_H */
+#endif /* KVMATTR_KERNELS_CHOOSE_H */

@@ -1,5 +1,5 @@
-/* Leaf and node kernels: what each does. There is one set for each instruction set: simd_plain.h has them in plain C,
- * simd_avx2.h and simd_avx512.h what intrinsics do better, simd.h chooses.
+/* Leaf and node kernels: what each does. There is one set for each instruction set: plain.h has them in plain C,
+ * avx2.h and avx512.h what intrinsics do better, choose.h chooses.
  *
  * Everything here is a pure function over memory that the caller owns or has pinned: no allocation,
  * no Python, no locks. The plain C versions are the meaning; the others must give the same bytes, and
@@ -8,8 +8,8 @@
  * Words: a *block* is 512 pages, held as 512 bytes (one attribute byte a page) or as 8 words of bits;
  * an *entry* is the tree's 64-bit word, handle:32 | k:8 | x:8 | V:8 | F:8 from the low end up.
  */
-#ifndef KVMATTR_KERNELS_H
-#define KVMATTR_KERNELS_H
+#ifndef KVMATTR_KERNELS_CONTRACT_H
+#define KVMATTR_KERNELS_CONTRACT_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -319,4 +319,4 @@ static inline int kvmattr_write_located(kvmattr_located *located, const kvmattr_
     return i;
 }
 
-#endif /* KVMATTR_KERNELS_H */
+#endif /* KVMATTR_KERNELS_CONTRACT_H */

@@ -1,11 +1,11 @@
-/* The kernels that AVX-512 does better than the compiler by itself. Included by simd.h; simd_avx512_walk.h has those that
+/* The kernels that AVX-512 does better than the compiler by itself. Included by choose.h; avx512_walk.h has those that
  * walk down to many pages. */
-#ifndef KVMATTR_SIMD_AVX512_H
-#define KVMATTR_SIMD_AVX512_H
+#ifndef KVMATTR_KERNELS_AVX512_H
+#define KVMATTR_KERNELS_AVX512_H
 
 #include <immintrin.h>
 
-#include "simd_avx2.h"
+#include "avx2.h"
 
 #define KVMATTR_AVX512 \
     __attribute__((target("avx2,popcnt,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")))
@@ -30,7 +30,7 @@ KVMATTR_AVX512 static void kvmattr_match_avx512(const uint8_t *block, uint8_t wa
 
 KVMATTR_FIELDS(avx512, KVMATTR_AVX512)
 
-#include "simd_avx512_walk.h"
+#include "avx512_walk.h"
 
 KVMATTR_AVX512 static void kvmattr_changes_avx512(const uint8_t *block, uint64_t *bits)
 {
@@ -186,4 +186,4 @@ static const kvmattr_kernels kvmattr_avx512 = {
     kvmattr_take_avx512,
 };
 
-#endif /* KVMATTR_SIMD_AVX512_H */
+#endif /* KVMATTR_KERNELS_AVX512_H */

@@ -1,12 +1,12 @@
-/* The walks down to many pages, with AVX-512. Included by simd_avx512.h.
+/* The walks down to many pages, with AVX-512. Included by avx512.h.
  *
  * Groups of 64 pages go down together, one level after the other. The arithmetic of eight pages is done in a vector;
  * their entries are loaded one by one, since a gather of eight words takes longer than eight loads on a processor that
  * runs it as microcode (measured on Zen 4). What is rare below a node, a pending operation, a run list, a page beyond the
  * root, is only looked for, in all pages of a group at once, and put right when it is there.
  */
-#ifndef KVMATTR_SIMD_AVX512_WALK_H
-#define KVMATTR_SIMD_AVX512_WALK_H
+#ifndef KVMATTR_KERNELS_AVX512_WALK_H
+#define KVMATTR_KERNELS_AVX512_WALK_H
 
 enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = KVMATTR_GROUP / KVMATTR_LANES };
 
@@ -452,4 +452,4 @@ KVMATTR_AVX512 static uint64_t kvmattr_lost_avx512(const kvmattr_located *locate
     return lost;
 }
 
-#endif /* KVMATTR_SIMD_AVX512_WALK_H */
+#endif /* KVMATTR_KERNELS_AVX512_WALK_H */
