@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from kvmattr import cli
-from kvmattr.measure.statistics import student_quantile, student_tail
+from kvmattr.measure.statistics import Variance, moderated, student_quantile, student_tail
 from kvmattr.study import comparing
 from kvmattr.study.comparing import compare
 from kvmattr.study.report import Report
@@ -106,6 +108,67 @@ class TestProof:
             found += (verdicts["store", 1_000] == "slower") + (verdicts["kvm-memslots", 100] == "faster")
             assert compared.exit_code == 1 or verdicts["store", 1_000] != "slower"
         assert found >= 36
+
+
+def disturb(reports: list[Report], numbers: list[int], backend: str, size: int, times: float) -> list[Report]:
+    """In these runs one cell was disturbed as a whole."""
+    for number in numbers:
+        reports[number] = Report(MACHINE, METHOD, reports[number].load, [
+            replace(cell, samples=[times * each for each in cell.samples])
+            if (cell.backend, cell.size) == (backend, size) else cell for cell in reports[number].results])
+    return reports
+
+
+class TestDisturbedRuns:
+    def test_one_in_five_is_set_aside_and_told(self):
+        random = np.random.default_rng(1)
+        planted = {("store", 100): 1.3, ("numpy", 100): 1.3}
+        b = disturb(side(random, planted=planted), [3], "store", 100, 25)
+        rows = {(row.backend, row.size): row for row in compare(side(random), b).rows}
+        assert rows["store", 100].verdict == rows["numpy", 100].verdict == "slower"
+        assert rows["store", 100].ratio < 1.6
+        assert re.fullmatch(r"1 of 5 runs of B set aside: disturbed, 2[0-9.]+x the others", rows["store", 100].note)
+        assert rows["numpy", 100].note == ""
+
+    def test_what_happens_more_often_is_no_disturbance(self):
+        random = np.random.default_rng(1)
+        b = disturb(side(random), [1, 3], "store", 100, 25)
+        row = next(row for row in compare(side(random), b).rows if (row.backend, row.size) == ("store", 100))
+        assert row.ratio > 2
+        assert "24" in row.note or "25" in row.note or "26" in row.note
+
+    def test_of_four_runs_none_is_set_aside(self):
+        random = np.random.default_rng(1)
+        b = disturb(side(random, 4), [3], "store", 100, 25)
+        row = next(row for row in compare(side(random, 4), b).rows if (row.backend, row.size) == ("store", 100))
+        assert (row.verdict, row.note) == ("open", "")
+
+    def test_a_fast_run_is_no_disturbance(self):
+        random = np.random.default_rng(1)
+        b = disturb(side(random), [3], "store", 100, 1 / 25)
+        row = next(row for row in compare(side(random), b).rows if (row.backend, row.size) == ("store", 100))
+        assert (row.verdict, row.note) == ("open", "")
+
+
+class TestModerated:
+    """Cells whose variances agree are judged by all of them; one that varies wildly keeps its own."""
+
+    def test_equal_variances_become_one(self):
+        random = np.random.default_rng(0)
+        drawn = moderated({key: Variance(float(np.var(random.normal(0, 2, 9), ddof=1)), 8) for key in range(200)})
+        together = [one for one in drawn.values() if one.freedom > 50]
+        assert len(together) >= 190     # one in a hundred varies more than chance allows, by chance
+        assert all(3 < one.value < 5 for one in together)
+
+    def test_one_that_varies_wildly_moves_no_other(self):
+        calm = {key: Variance(1.0 + key / 10, 8) for key in range(9)}
+        with_wild = moderated({**calm, "wild": Variance(1e6, 8)})
+        assert with_wild["wild"] == Variance(1e6, 8)
+        assert all(0.5 < with_wild[key].value < 3 for key in calm)
+
+    def test_one_alone_keeps_its_own(self):
+        assert moderated({"a": Variance(2.0, 3)}) == {"a": Variance(2.0, 3)}
+        assert moderated({}) == {}
 
 
 class TestWhatIsSaid:

@@ -3,10 +3,12 @@
 A run's own rounds say nothing of the next run: between runs of unchanged code a machine moves a ratio by more
 than its interval within one run. So a run counts as **one** number a cell: the logarithm of its fastest round,
 divided by the fastest reading of the yardstick (fixed work in user space, read in each of the same rounds).
-Whatever disturbs a round makes it slower, so the fastest ones of two runs differ least. How these numbers vary is
-taken from the runs of one side, of both, and of those that are given as unchanged; where a cell happens to vary
-less than cells do in the middle, it gets their variation. Student's interval, widened for the number of cells
-(Bonferroni), must lie beyond a margin before a change is called one.
+Whatever disturbs a round makes it slower, so the fastest ones of two runs differ least. A run that lies far above
+the others of its side was disturbed as a whole: one in five may be set aside, and is told. How the numbers vary is
+taken from the runs of one side, of both, and of those that are given as unchanged. Few runs show that badly, many
+cells show it well: each cell's variance is drawn towards what cells have in the middle, as far as the cells agree
+(Smyth's moderated t, 2004). Student's interval, widened for the number of cells (Bonferroni), must lie beyond a
+margin before a change is called one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kvmattr.measure.statistics import student_quantile
+from kvmattr.measure.statistics import Variance, moderated, student_quantile
 from kvmattr.study.report import Report
 from kvmattr.study.results import FLOOR, Result
 
@@ -33,6 +35,11 @@ MARGIN = 1.05
 LOAD, LOAD_MARGIN = 0.25, 1.25
 #: "same" is said where a change of this size would have been seen.
 SEEN = 1.25
+#: A run was disturbed where it lies so many standard deviations above the median of its side, and of this share of
+#: a side's runs at most: what happens more often is no disturbance.
+_DISTURBED, _DISTURBED_SHARE = 4.0, 0.2
+#: Of a normal variable: its standard deviation in median absolute deviations.
+_DEVIATIONS = 1.4826
 #: Bytes are counted, not measured.
 _BYTES_MARGIN = 1.01
 
@@ -112,23 +119,22 @@ def compare(a: Sequence[Report], b: Sequence[Report], same: Sequence[Report] = (
     judged = {place: groups for place, groups in values.items()
               if groups[0] and groups[1] and not _why_not(sides[0][place], sides[1][place])
               and sides[0][place][0].unit != "bytes"}
-    variances = {place: variance for place, groups in judged.items()
-                 if (variance := _variance(groups)) is not None}
-    typical = float(np.median([variance for variance, _ in variances.values()])) if variances else 0.0
+    disturbed = _without_disturbed(judged)
+    variances = moderated({place: variance for place, groups in judged.items()
+                           if (variance := _variance(groups)) is not None})
     rows, apart = [], 0
     for place in places:
         cells_a, cells_b = sides[0][place], sides[1][place]
         loads = _loads(cells_a), _loads(cells_b)
         loaded = abs(loads[1] - loads[0]) > LOAD and place in judged
         apart += loaded
-        rows.append(_row(cells_a, cells_b, values[place], place in judged, variances.get(place), typical, len(judged),
-                         LOAD_MARGIN if loaded else MARGIN, _floor(sides, place)))
+        rows.append(_row(cells_a, cells_b, values[place], place in judged, variances.get(place), len(judged),
+                         LOAD_MARGIN if loaded else MARGIN, disturbed.get(place, ""), _floor(sides, place)))
     return Compared(rows, list(_warnings(a, b, apart, len(judged))))
 
 
 def _row(a: list[Result], b: list[Result], groups: list[list[float]], judged: bool,
-         variance: tuple[float, int] | None, typical: float, number: int, margin: float,
-         floor_ratio: float | None) -> Row:
+         variance: Variance | None, number: int, margin: float, disturbed: str, floor_ratio: float | None) -> Row:
     one = a[0]
     shown = [_median(cells) for cells in (a, b)]
 
@@ -148,13 +154,12 @@ def _row(a: list[Result], b: list[Result], groups: list[list[float]], judged: bo
     difference = float(np.mean(groups[1]) - np.mean(groups[0]))
     if variance is None:
         return row("open", "one run a side says nothing of the next: give several, or --same", math.exp(difference))
-    own, freedom = variance
-    error = math.sqrt(max(own, typical) * (1 / len(groups[0]) + 1 / len(groups[1])))
-    half = student_quantile((1 - _CONFIDENCE) / number, freedom) * error
+    error = math.sqrt(variance.value * (1 / len(groups[0]) + 1 / len(groups[1])))
+    half = student_quantile((1 - _CONFIDENCE) / number, variance.freedom) * error
     low, high = math.exp(min(difference - half, 700)), math.exp(min(difference + half, 700))
     verdict = ("slower" if low > margin else "faster" if high < 1 / margin else
                "same" if low >= 1 / SEEN and high <= SEEN else "open")
-    return row(verdict, "", math.exp(difference), low, high)
+    return row(verdict, disturbed, math.exp(difference), low, high)
 
 
 def _ends(a: list[Result], b: list[Result]) -> tuple[str, str] | None:
@@ -204,12 +209,36 @@ def _value(cell: Result) -> float | None:
     return math.log(min(cell.samples) / min(cell.yardstick))
 
 
-def _variance(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
-    """How the runs of one state vary, from all groups together, and its degrees of freedom."""
+def _without_disturbed(judged: dict[Place, list[list[float]]]) -> dict[Place, str]:
+    """Take the runs that were disturbed as a whole out of ``judged``; what there is to say of each cell."""
+    scales = {place: _DEVIATIONS * float(np.median(apart)) for place, groups in judged.items()
+              if (apart := [abs(value - float(np.median(group))) for group in groups for value in group
+                            if len(group) > 1])}
+    typical = float(np.median(list(scales.values()))) if scales else 0.0
+    notes = {}
+    for place, groups in judged.items():
+        limit = _DISTURBED * max(scales.get(place, 0.0), typical)
+        said = []
+        for side, group in zip("AB ", groups, strict=True):
+            middle, count = float(np.median(group)) if group else 0.0, len(group)
+            worst = sorted(value for value in group if value - middle > limit)[-int(count * _DISTURBED_SHARE):] \
+                if count * _DISTURBED_SHARE >= 1 else []
+            for value in worst:
+                group.remove(value)
+            if worst and side != " ":
+                said.append(f"{len(worst)} of {count} runs of {side} set aside: disturbed, "
+                            f"{math.exp(min(worst[-1] - middle, 700)):.3g}x the others")
+        if said:
+            notes[place] = "; ".join(said)
+    return notes
+
+
+def _variance(groups: Sequence[Sequence[float]]) -> Variance | None:
+    """How the runs of one state vary, from all groups together."""
     freedom = sum(len(group) - 1 for group in groups if group)
     if not freedom:
         return None
-    return sum(float(np.var(group)) * len(group) for group in groups if group) / freedom, freedom
+    return Variance(sum(float(np.var(group)) * len(group) for group in groups if group) / freedom, freedom)
 
 
 def _floor(sides: list[dict[Place, list[Result]]], place: Place) -> float | None:
