@@ -26,6 +26,8 @@ class Growth:
     law: str
     backends: tuple[str, ...]
     because: str = ""
+    #: The law holds from this size on; what smaller sizes do is said in ``because``.
+    since: int = 0
 
     @property
     def words(self) -> str:
@@ -85,7 +87,7 @@ def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],
         for growth in growths:
             for backend in growth.backends:
                 spreads = {cell.size: cell.spread for cell in results if cell.scenario == scenario and
-                           cell.backend == backend and cell.status == "ok"}
+                           cell.backend == backend and cell.status == "ok" and cell.size >= growth.since}
                 first, last = min(spreads, default=0), max(spreads, default=0)
                 one, other = spreads.get(first), spreads.get(last)
                 if one is None or other is None or first == last:

@@ -187,7 +187,7 @@ def _asked(record: Field) -> Asked:
 
 def _growth(record: Field) -> Growth:
     return Growth(record["law"].one_of(list(growth.LAWS)), tuple(record["backends"].list(Field.text)),
-                  record["because"].text())
+                  record["because"].text(), record.get("since").optional(Field.integer) or 0)
 
 
 def _object(record: Field, inner: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -254,7 +254,8 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              ("kvm-memslots-vcpu", )),
     Scenario("conversion-single", "And one at a time, each page taken back before the next is converted?",
              (_steady("store", "numpy"), Growth("growing", ("xarray", )),
-              Growth("growing", ("memslots", ), "the depth of its trees"),
+              Growth("growing", ("memslots", ), "the depth of its trees; before, metadata of a slot of the whole "
+                     "guest: see slots", since=100),
               Growth("falling", ("kvm-attributes", ), _BLOCKS), Growth("falling", _REAL_SLOTS, _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion_single,
              ("kvm-memslots-vcpu", )),
@@ -263,7 +264,7 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
               Growth("growing", ("memslots", ), "the depth of its trees")),
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (10, 1_000), _slots),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
-             (_steady("store", because=_FIRST_PAGE), _steady("memslots", "xarray", "kvm-attributes"),
+             (Growth("growing", ("store", ), _FIRST_PAGE), _steady("memslots", "xarray", "kvm-attributes"),
               Growth("growing", _REAL_SLOTS, "metadata follow the size of the slot that is split")),
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
