@@ -128,7 +128,7 @@ cdef struct Map:
     uint8_t movable             # nobody reads it without the mutex or the GIL: its records may be moved
     Map *next                   # in the family's list
     Map *previous
-    uint32_t seal               # whether C may use it, and what for (embedding.pxi)
+    uint32_t seal               # whether C may use it, and what for (c_handles.pxi)
     uintptr_t pinned_by         # a root pinned on a thread's stack: that thread; else 0
 
 cdef enum UpdateResult:

@@ -21,7 +21,7 @@ node        512 entries, one 4 KiB page of memory, below an entry of level 3 or 
 leaf        a mixed block, as fields of 1, 2, 4 or 8 bits a page or as a line of few runs, below an entry of level 2
             (leaf.pxi)
 run list    a few runs in place of a node (runlist.pxi)
-handle      where a node or leaf lies in the arena, in granules of 8 bytes (arena.pxi)
+handle      where a node or leaf lies in the arena, in granules of 8 bytes (pages.pxi)
 family      maps that share nodes: a map, its copies and its snapshots; one arena, one mutex
 
 From gfn to page
@@ -52,7 +52,7 @@ mask only changes k and x; two of them compose to a third. An entry holds a k an
 
 so an update of a whole subtree is one AND and one XOR of its entry. However fragmented it is, nothing below
 is touched, and what other maps share stays shared. A later update that must go deeper brings the pending operation
-down into the node's 512 entries first (tree.pxi), after it has made the node its own.
+down into the node's 512 entries first (update.pxi), after it has made the node its own.
 
 V has the bits that vary below, F is the value of the first page. They make an operation that leaves nothing
 to vary collapse its subtree to one word, let a masked query stop at the first entry that answers it, and
@@ -72,29 +72,47 @@ changes, so readers without the GIL read it without a lock.
 
 Where to find what
 ------------------
+The parts, in `_store/`. Each uses only what stands above it (tests/test_store_parts.py).
+
+=========================================== ====================================================================
+entry                                       the word, levels, and an operation as k and x
+calls                                       what a map was asked to do, counted
+pages, slabs, references, family, compact   memory: the arena's pages, records, who refers to what, tidying
+leaf, runlist, node                         encodings: mixed blocks, few runs, 512 entries
+descent, query                              look-up of one page, search, count, values
+update                                      the one update of a page or a range
+export, diff                                pages and runs in address order, and what differs
+locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
+validate                                    every invariant
+batch, bitmap                               many pages, many ranges
+arguments, records, serial, saving          what Python hands in and gets: checks, arrays, bytes, files
+attribute_map                               the Python face
+for_cython, c_handles, c_calls, c_cursors,  what Cython, C and C++ call, and the table behind the capsule
+capi
+=========================================== ====================================================================
+
 ================================== ==================================================== ====================
 operation                          function                                             cost
 ================================== ==================================================== ====================
-get                                tree_get (tree.pxi)                                  height
+get                                tree_get (descent)                                   height
 write, or_, and_, update           map_update: map_would_change, arena_reserve,         height + two leaves
                                    map_change -> entry_update
 put, m[gfn] = v                    map_put: the write of a field, or a run line anew,   height
-                                   else as above; many at once: put_located (batch.pxi)
+                                   else as above; many at once: put_located (batch)
 take                               kernels.take (kernels/contract.h)                    height a page
-all, any, find, uniform, run       map_search (query.pxi)                               height, + what is mixed
+all, any, find, uniform, run       map_search (query)                                   height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
-to_numpy, runs                     entry_pages, entry_runs (walk.pxi)                   what it writes
-diff, ==                           sides_diff (walk.pxi)                                what differs
-copy, snapshot, restore            map_share (maps.pxi)                                 constant
-m[a:b] = array                     map_store (maps.pxi), built aside, swung in          blocks
-validate                           audit_family (validate.pxi)                          everything
-put_bitmap, bitmap                 bitmap_run, map_bitmap (bitmap.pxi)                  blocks
-to_bytes, pickle                   write_map, read_map (serial.pxi)                     runs and mixed blocks
-save, load                         save_bytes, load_bytes (saving.pxi)                  as to_bytes
-batches, pins                      batch_run, pin (batch.pxi)                           a group for each hold
-the mutex, and who is next         family_lock (locking.pxi)                            constant
-for C and Cython                   embedding.pxi, for_cython.pxi
-what updates leave to be tidied    family_settle (compact.pxi)                          a slice an update
+to_numpy, runs                     entry_pages, entry_runs (export)                     what it writes
+diff, ==                           sides_diff (diff)                                    what differs
+copy, snapshot, restore            map_share (maps)                                     constant
+m[a:b] = array                     map_store (assign), built aside, swung in            blocks
+validate                           audit_family (validate)                              everything
+put_bitmap, bitmap                 bitmap_run, map_bitmap (bitmap)                      blocks
+to_bytes, pickle                   write_map, read_map (serial)                         runs and mixed blocks
+save, load                         save_bytes, load_bytes (saving)                      as to_bytes
+batches, pins                      batch_run (batch), pin (maps)                        a group for each hold
+the mutex, and who is next         family_lock (locking)                                constant
+what updates leave to be tidied    family_settle (compact)                              a slice an update
 ================================== ==================================================== ====================
 
 Roads not taken
@@ -235,27 +253,37 @@ cdef extern from "kernels/choose.h" nogil:
 cdef const kvmattr_kernels *kernels = NULL
 
 include "_store/entry.pxi"
-include "_store/arena.pxi"
+include "_store/calls.pxi"
+include "_store/pages.pxi"
+include "_store/slabs.pxi"
+include "_store/references.pxi"
+include "_store/family.pxi"
+include "_store/compact.pxi"
 include "_store/leaf.pxi"
 include "_store/runlist.pxi"
-include "_store/tree.pxi"
-include "_store/compact.pxi"
+include "_store/node.pxi"
+include "_store/descent.pxi"
 include "_store/query.pxi"
-include "_store/walk.pxi"
-include "_store/maps.pxi"
-include "_store/validate.pxi"
-include "_store/arguments.pxi"
+include "_store/update.pxi"
+include "_store/export.pxi"
+include "_store/diff.pxi"
 include "_store/locking.pxi"
-include "_store/calls.pxi"
-include "_store/batch.pxi"
+include "_store/maps.pxi"
+include "_store/assign.pxi"
 include "_store/fork.pxi"
+include "_store/validate.pxi"
+include "_store/batch.pxi"
 include "_store/bitmap.pxi"
+include "_store/arguments.pxi"
 include "_store/records.pxi"
 include "_store/serial.pxi"
 include "_store/saving.pxi"
 include "_store/attribute_map.pxi"
 include "_store/for_cython.pxi"
-include "_store/embedding.pxi"
+include "_store/c_handles.pxi"
+include "_store/c_calls.pxi"
+include "_store/c_cursors.pxi"
+include "_store/capi.pxi"
 
 
 def _choose_kernels():

@@ -12,24 +12,8 @@ GFN_LIMIT = 1 << 52
 cdef object GFN_SHOWN = 1 << 1024
 
 
-# An update as the tree wants it: new = (old & k) ^ x.
-cdef struct Change:
-    uint8_t k
-    uint8_t x
-
-
-cdef inline Change change_of(uint8_t attributes, int operation, uint8_t mask) noexcept nogil:
-    cdef Change change
-    if operation == 0:
-        change.k = ~mask
-        change.x = attributes & mask
-    elif operation == 1:
-        change.k = ~(attributes & mask)
-        change.x = attributes & mask
-    else:
-        change.k = attributes | ~mask
-        change.x = 0
-    return change
+cdef inline bint is_scalar(object value):
+    return isinstance(value, (int, np.integer)) or np.ndim(value) == 0
 
 
 cdef inline uint64_t gfn_of(object value, uint64_t pages) except? 0xffffffffffffffff:

@@ -1225,10 +1225,6 @@ def rebuild(data, frozen):
     return result.snapshot() if frozen else result
 
 
-cdef inline bint is_scalar(object value):
-    return isinstance(value, (int, np.integer)) or np.ndim(value) == 0
-
-
 cdef object bounds_of(slice key, uint64_t pages):
     """The bounds of m[a:b]: step 1, not clamped, nothing counted from the end."""
     if key.step is not None and key.step != 1:

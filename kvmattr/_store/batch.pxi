@@ -1,4 +1,4 @@
-# What a reader without the GIL holds, whole maps, and batches of updates without the GIL.
+# Many pages and many ranges at a time: look-ups and updates without the GIL.
 
 cdef enum:
     # Pages and ranges for each hold of the mutex, by what they may take: a flip 5 ns, a page by itself 140 ns, one that
@@ -9,19 +9,6 @@ cdef enum:
     HELD_RANGE = 512
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     LOOKS = 512                 # looks at leaves that another node may have before all below the node are looked at
-
-
-cdef void pin(Map *pinned, const Map *map) noexcept nogil:
-    """Hold a map's present state: a bulk read goes over *pinned, without the mutex and without the GIL."""
-    cdef bint entered = family_enter(map.family)
-    map_share(pinned, map)
-    pinned.pinned_by = <uintptr_t>pthread_self()
-    family_leave(map.family, entered)
-
-cdef void unpin(Map *pinned) noexcept nogil:
-    cdef bint entered = family_enter(pinned.family)
-    map_drop(pinned)
-    family_leave(pinned.family, entered)
 
 
 cdef uint8_t walk_get(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil:
@@ -46,86 +33,6 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.rest = map.rest
     walk.get = walk_get
     return walk
-
-
-# ---- whole maps ----
-
-cdef Map *map_new(uint64_t pages, uint8_t value) noexcept nogil:
-    """A map of its own family; NULL when out of memory."""
-    cdef Family *family = family_new()
-    cdef Map *map = <Map *>calloc(1, sizeof(Map))
-    if family == NULL or map == NULL:
-        if family != NULL:
-            family_free(family)
-        free(map)
-        return NULL
-    map.family = family
-    map.pages = pages
-    map.level = 2
-    map.movable = True
-    map.root = entry_uniform(value)
-    map.rest = value
-    map.default = value
-    map_link(map)
-    return map
-
-
-cdef Map *map_twin(const Map *source, bint movable) noexcept nogil:
-    """One map more with the content of `source`; NULL when out of memory."""
-    cdef Map *map = <Map *>malloc(sizeof(Map))
-    cdef bint entered
-    if map != NULL:
-        entered = family_enter(source.family)
-        map_share(map, source)
-        map.movable = movable
-        family_leave(source.family, entered)
-    return map
-
-
-cdef void map_leave_family(Map *map) noexcept nogil:
-    """Give up what a map holds; the last one takes the family with it."""
-    cdef Family *family = map.family
-    cdef bint entered = family_enter(family)
-    cdef bint last
-    map_drop(map)
-    last = family.maps == NULL
-    if not last:
-        release_dead(family, -1)
-    family_leave(family, entered)
-    if last:
-        family_free(family)
-
-
-cdef void map_free(Map *map) noexcept nogil:
-    map_leave_family(map)
-    free(map)
-
-
-cdef int map_restore(Map *map, const Map *source) noexcept nogil:
-    """Take over the content of a map of as many pages. -1 when out of memory: then nothing has changed."""
-    cdef Map aside, pinned
-    cdef bint entered
-    cdef int result = 0
-    if source.family == map.family:
-        entered = family_enter(map.family)
-        map_share(&aside, source)
-        map_swing(map, &aside)
-        release_slice(map.family)
-        family_leave(map.family, entered)
-        return 0
-    pin(&pinned, source)
-    entered = family_enter(map.family)
-    aside = map[0]
-    map_link(&aside)
-    result = map_import(&aside, &pinned)
-    if result < 0:
-        map_drop(&aside)
-    else:
-        map_swing(map, &aside)
-        family_settle(map.family)
-    family_leave(map.family, entered)
-    unpin(&pinned)
-    return result
 
 
 # ---- batches: groups under the mutex, without the GIL ----

@@ -23,19 +23,6 @@ cdef inline void count_one(Family *family, int call) noexcept nogil:
     """One call of a kind that is about one page, or about a whole map."""
     family.called[call].calls += 1
 
-cdef void count_entering(Family *family, int call, uint64_t items) noexcept nogil:
-    """The same for a caller that does not hold the mutex."""
-    cdef bint entered = family_enter(family)
-    count_call(family, call, items)
-    family_leave(family, entered)
-
-cdef void count_items(Family *family, int call, uint64_t items) noexcept nogil:
-    """More of a call that was counted before."""
-    cdef bint entered = family_enter(family)
-    family.called[call].items += items
-    family_leave(family, entered)
-
-
 cdef int add_calls(dict result, const Called *called) except -1:
     """The counters in the words of stats()."""
     cdef uint64_t total = 0

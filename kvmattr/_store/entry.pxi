@@ -47,3 +47,22 @@ cdef inline int level_shift(int level) noexcept nogil:
 
 cdef inline uint64_t level_span(int level) noexcept nogil:
     return <uint64_t>1 << (9 * (level - 1))
+
+# An update as the tree wants it: new = (old & k) ^ x.
+cdef struct Change:
+    uint8_t k
+    uint8_t x
+
+
+cdef inline Change change_of(uint8_t attributes, int operation, uint8_t mask) noexcept nogil:
+    cdef Change change
+    if operation == 0:
+        change.k = ~mask
+        change.x = attributes & mask
+    elif operation == 1:
+        change.k = ~(attributes & mask)
+        change.x = attributes & mask
+    else:
+        change.k = attributes | ~mask
+        change.x = 0
+    return change

@@ -7,34 +7,6 @@
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
                        void (*child)() noexcept nogil)
-    ctypedef uintptr_t pthread_t
-    pthread_t pthread_self()
-
-cdef Family *families = NULL                # list of all families of this process
-cdef pthread_mutex_t families_mutex         # taken before the mutex of a family, never after one
-
-
-cdef void families_add(Family *family) noexcept nogil:
-    global families
-    pthread_mutex_lock(&families_mutex)
-    family.previous_family = NULL
-    family.next_family = families
-    if families != NULL:
-        families.previous_family = family
-    families = family
-    pthread_mutex_unlock(&families_mutex)
-
-
-cdef void families_remove(Family *family) noexcept nogil:
-    global families
-    pthread_mutex_lock(&families_mutex)
-    if family.previous_family != NULL:
-        family.previous_family.next_family = family.next_family
-    else:
-        families = family.next_family
-    if family.next_family != NULL:
-        family.next_family.previous_family = family.previous_family
-    pthread_mutex_unlock(&families_mutex)
 
 
 cdef void fork_prepare() noexcept nogil:

@@ -81,3 +81,16 @@ cdef inline void family_announce(Family *family, int change) noexcept nogil:
     family_lock(family)
     kvmattr_store_int(&family.announced, family.announced + change)
     family_unlock(family)
+
+
+cdef void count_entering(Family *family, int call, uint64_t items) noexcept nogil:
+    """The same for a caller that does not hold the mutex."""
+    cdef bint entered = family_enter(family)
+    count_call(family, call, items)
+    family_leave(family, entered)
+
+cdef void count_items(Family *family, int call, uint64_t items) noexcept nogil:
+    """More of a call that was counted before."""
+    cdef bint entered = family_enter(family)
+    family.called[call].items += items
+    family_leave(family, entered)

@@ -1,4 +1,4 @@
-# Maps of one family: how they are linked, shared, pinned, and built aside.
+# Whole maps: how they come to be, are linked in their family, shared, pinned, built aside, and end.
 
 cdef void map_link(Map *map) noexcept nogil:
     map.previous = NULL
@@ -45,81 +45,68 @@ cdef void map_swing(Map *map, Map *aside) noexcept nogil:
     map_unlink(aside)
 
 
-# ---- writing blocks of given values ----
+cdef void pin(Map *pinned, const Map *map) noexcept nogil:
+    """Hold a map's present state: a bulk read goes over *pinned, without the mutex and without the GIL."""
+    cdef bint entered = family_enter(map.family)
+    map_share(pinned, map)
+    pinned.pinned_by = <uintptr_t>pthread_self()
+    family_leave(map.family, entered)
 
-cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int lo, int hi,
-                      const uint8_t *values) noexcept nogil:
-    """Write values[0 .. hi - lo) to the pages [lo, hi) of the block that holds `page`."""
-    cdef Entry e = slot[0]
-    cdef uint32_t handle = entry_handle(e)
-    cdef Entry *entries
-    cdef uint8_t[512] block
-    cdef Runs runs
-    if level == 2:
-        if hi - lo < 512:
-            leaf_decode(family, e, 0xff, 0, block)
-        kvmattr_read_once(block + lo, values, hi - lo)     # a caller's array
-        slot[0] = leaf_store(family, handle, block)
-        return
-    if handle == 0:
-        handle = node_uniform(family, level, entry_first(e))
-    elif not is_node(handle):
-        runs_load(family, e, &runs)
-        release(family, handle)
-        handle = node_of_runs(family, level, runs.starts, runs.values, runs.count, 0)
-    else:
-        handle = node_own(family, handle, level)
-        if entry_k(e) != 0xff or entry_x(e) != 0:
-            entries_apply(family, node_at(family, handle), 512, entry_k(e), entry_x(e))
-    entries = node_at(family, handle)
-    entry_store(family, &entries[(page >> level_shift(level - 1)) & 511], level - 1, page, lo, hi, values)
-    slot[0] = node_entry(family, handle)
+cdef void unpin(Map *pinned) noexcept nogil:
+    cdef bint entered = family_enter(pinned.family)
+    map_drop(pinned)
+    family_leave(pinned.family, entered)
 
 
-cdef int map_store(Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:
-    """Write values to [start, stop), block by block, into a map built aside. -1 when out of memory: then some
-    blocks are written, and the caller drops the map."""
-    cdef uint64_t at = start, upto
-    cdef int lo, hi
-    while at < stop:
-        upto = (at | 511) + 1
-        upto = upto if upto < stop else stop
-        if arena_reserve(map.family, RESERVE_PAGES) < 0:
-            return -1
-        if uniform_bytes(values, upto - at):
-            # As many uniform blocks of this value as follow are one write.
-            while (stop - upto >= 512 and values[upto - at] == values[0]
-                   and uniform_bytes(values + (upto - at), 512)):
-                upto += 512
-            map_change(map, at, upto, 0, values[0])
-        else:
-            while level_span(map.level) < upto:
-                map_heighten(map)
-            entry_store(map.family, &map.root, map.level, at, <int>(at & 511), <int>(at & 511) + <int>(upto - at),
-                        values)
-        values += upto - at
-        at = upto
-    # The pages above npages equal the last one: one write brings them there.
-    if stop == map.pages:
-        map_change(map, stop - 1, stop, 0, (values - 1)[0])
-    return 0
+cdef Map *map_new(uint64_t pages, uint8_t value) noexcept nogil:
+    """A map of its own family; NULL when out of memory."""
+    cdef Family *family = family_new()
+    cdef Map *map = <Map *>calloc(1, sizeof(Map))
+    if family == NULL or map == NULL:
+        if family != NULL:
+            family_free(family)
+        free(map)
+        return NULL
+    map.family = family
+    map.pages = pages
+    map.level = 2
+    map.movable = True
+    map.root = entry_uniform(value)
+    map.rest = value
+    map.default = value
+    map_link(map)
+    return map
 
 
-cdef inline bint uniform_bytes(const uint8_t *values, uint64_t count) noexcept nogil:
-    return count <= 1 or memcmp(values, values + 1, count - 1) == 0
+cdef Map *map_twin(const Map *source, bint movable) noexcept nogil:
+    """One map more with the content of `source`; NULL when out of memory."""
+    cdef Map *map = <Map *>malloc(sizeof(Map))
+    cdef bint entered
+    if map != NULL:
+        entered = family_enter(source.family)
+        map_share(map, source)
+        map.movable = movable
+        family_leave(source.family, entered)
+    return map
 
 
-cdef bint map_holds(const Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:
-    """Whether the pages [start, stop) have these values already."""
-    cdef uint8_t[4096] pages
-    cdef uint64_t at = start, count
-    while at < stop:
-        count = stop - at if stop - at < 4096 else 4096
-        map_pages(map, at, at + count, pages)
-        if memcmp(pages, values + (at - start), count):
-            return False
-        at += count
-    return True
+cdef void map_leave_family(Map *map) noexcept nogil:
+    """Give up what a map holds; the last one takes the family with it."""
+    cdef Family *family = map.family
+    cdef bint entered = family_enter(family)
+    cdef bint last
+    map_drop(map)
+    last = family.maps == NULL
+    if not last:
+        release_dead(family, -1)
+    family_leave(family, entered)
+    if last:
+        family_free(family)
+
+
+cdef void map_free(Map *map) noexcept nogil:
+    map_leave_family(map)
+    free(map)
 
 
 # ---- a map of another family ----
@@ -152,3 +139,28 @@ cdef int map_import(Map *target, const Map *source) noexcept nogil:
     copying.failed = False
     map_runs(source, 0, source.pages, &sink)
     return -1 if copying.failed else 0
+cdef int map_restore(Map *map, const Map *source) noexcept nogil:
+    """Take over the content of a map of as many pages. -1 when out of memory: then nothing has changed."""
+    cdef Map aside, pinned
+    cdef bint entered
+    cdef int result = 0
+    if source.family == map.family:
+        entered = family_enter(map.family)
+        map_share(&aside, source)
+        map_swing(map, &aside)
+        release_slice(map.family)
+        family_leave(map.family, entered)
+        return 0
+    pin(&pinned, source)
+    entered = family_enter(map.family)
+    aside = map[0]
+    map_link(&aside)
+    result = map_import(&aside, &pinned)
+    if result < 0:
+        map_drop(&aside)
+    else:
+        map_swing(map, &aside)
+        family_settle(map.family)
+    family_leave(map.family, entered)
+    unpin(&pinned)
+    return result

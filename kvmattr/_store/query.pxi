@@ -345,3 +345,50 @@ cdef void map_values(const Map *map, uint64_t start, uint64_t stop, uint8_t *see
         entry_values(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0, seen)
     if stop > covered:
         seen[map.rest] = 1
+
+
+# ---- is there a value that may not be? ----
+
+cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                       uint8_t x, const uint8_t *refused) noexcept nogil:
+    """A value of a page in [lo, hi), not empty, that is refused, or -1.
+
+    The values that F and V leave possible settle most entries without a look below; only where one of them is
+    refused do the pages decide.
+    """
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef uint8_t seen[256]
+    cdef uint8_t varying = entry_varying(e) & k
+    cdef uint8_t first = (entry_first(e) & k) ^ x
+    cdef uint8_t some = 0
+    cdef uint64_t span, base
+    cdef int shift, i, first_entry, last_entry, found
+    while not refused[first ^ some]:
+        some = (some - varying) & varying       # the next subset of the bits that vary
+        if some == 0:
+            return -1
+    if varying == 0:
+        return first
+    if level > 2 and is_node(entry_handle(e)):
+        x ^= entry_x(e) & k
+        k &= entry_k(e)
+        shift = level_shift(level - 1)
+        span = level_span(level - 1)
+        first_entry = <int>(lo >> shift)
+        last_entry = <int>((hi - 1) >> shift)
+        for i in range(first_entry, last_entry + 1):
+            base = <uint64_t>i << shift
+            found = entry_refused(family, node_at(family, entry_handle(e))[i], level - 1,
+                                  lo - base if i == first_entry else 0,
+                                  hi - base if i == last_entry else span, k, x, refused)
+            if found >= 0:
+                return found
+        return -1
+    memset(seen, 0, sizeof(seen))
+    entry_values(family, e, level, lo, hi, k, x, seen)
+    for i in range(256):
+        if seen[i] and refused[i]:
+            return i
+    return -1

@@ -1,99 +1,10 @@
-# The tree: look-up of a page, and the one update `new = (old & k) ^ x` on a range.
+# The one update `new = (old & k) ^ x`, of a page or of a range.
 #
 # An update goes in three steps: is there anything to change (query.pxi), is there memory for the worst case
 # (arena_reserve), then change it, which cannot fail any more.
 
-cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
-    """The attributes of one page below an entry: compose the operations on the way down."""
-    cdef uint32_t handle = entry_handle(e)
-    cdef uint32_t keep = 0xff, toggle = 0
-    while level > 2:
-        if handle == 0:
-            return <uint8_t>((entry_x(e) & keep) ^ toggle)
-        toggle ^= <uint32_t>(e >> 40) & keep
-        keep &= <uint32_t>(e >> 32)
-        if not is_node(handle):
-            return <uint8_t>((run_list_raw(family, handle, page & (level_span(level) - 1)) & keep) ^ toggle)
-        kvmattr_count_visit(family)
-        e = kvmattr_foreseen(family.bias, handle)[(page >> (9 * (level - 2))) & 511]
-        handle = entry_handle(e)
-        level -= 1
-    toggle ^= <uint32_t>(e >> 40) & keep
-    keep &= <uint32_t>(e >> 32)
-    return <uint8_t>((leaf_raw(family, handle, page & 511) & keep) ^ toggle)
-
-
 cdef enum:
     LOOSE_UPDATES = 64      # single-entry updates of a node before its V is computed anew
-
-
-cdef inline uint8_t map_get(const Map *map, uint64_t gfn) noexcept nogil:
-    if gfn >= level_span(map.level):
-        return map.rest
-    return tree_get(map.family, map.root, map.level, gfn)
-
-
-cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
-    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot."""
-    cdef Entry *entries = node_at(family, handle)
-    cdef uint8_t varying = kernels.summary(entries)
-    page_info(family, handle >> 9).loosened = 0
-    if varying == 0:
-        # No bit varies, so no entry has a handle: nothing below needs a release.
-        varying = entry_first(entries[0])
-        count_node(family, -1)
-        family.counters.node_frees += 1
-        page_give_back(family, handle >> 9)
-        return entry_uniform(varying)
-    return entry_make(handle, 0xff, 0, varying, entry_first(entries[0]))
-
-
-cdef inline bint node_seems_uniform(const Entry *entries, int first, int last) noexcept nogil:
-    """Whether a node may be uniform now that two neighbouring entries, or one, have changed."""
-    return (entry_handle(entries[first]) == 0 and entries[first] == entries[last]
-            and entries[first] == entries[0] and entries[first] == entries[511])
-
-
-cdef uint32_t node_uniform(Family *family, int level, uint8_t value) noexcept nogil:
-    cdef uint32_t handle = node_new(family, level)
-    cdef Entry *entries = node_at(family, handle)
-    cdef Entry e = entry_uniform(value)
-    cdef int i
-    for i in range(512):
-        entries[i] = e
-    return handle
-
-
-cdef uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogil:
-    """A node with the same entries that is ours alone: itself, or a copy that shares its children."""
-    cdef PageInfo *info = page_info(family, handle >> 9)
-    cdef Entry *entries
-    cdef uint32_t copy
-    cdef int i
-    kvmattr_assert(info.kind == PAGE_NODE and info.level == level)
-    if info.references == 1:
-        return handle
-    copy = node_new(family, level)
-    info = page_info(family, handle >> 9)
-    entries = node_at(family, copy)
-    memcpy(entries, node_at(family, handle), PAGE_BYTES)
-    for i in range(512):
-        retain(family, entry_handle(entries[i]))
-    info.references -= 1
-    info.shares = 1
-    page_info(family, copy >> 9).shares = 1
-    family.counters.node_copies += 1
-    return copy
-
-
-cdef void entries_apply(Family *family, Entry *entries, int count, uint8_t k, uint8_t x) noexcept nogil:
-    """The operation on whole subtrees, one word each. Those in which nothing varies any more are dropped."""
-    cdef int i
-    if kernels.apply(entries, count, keep_word(k), toggle_word(x)):
-        for i in range(count):
-            if entry_handle(entries[i]) and entry_varying(entries[i]) == 0:
-                release(family, entry_handle(entries[i]))
-                entries[i] = entry_uniform(entry_first(entries[i]))
 
 
 cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint64_t hi, uint8_t k,

@@ -1,0 +1,75 @@
+# Blocks of given values: an array written to a range of a map.
+
+cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int lo, int hi,
+                      const uint8_t *values) noexcept nogil:
+    """Write values[0 .. hi - lo) to the pages [lo, hi) of the block that holds `page`."""
+    cdef Entry e = slot[0]
+    cdef uint32_t handle = entry_handle(e)
+    cdef Entry *entries
+    cdef uint8_t[512] block
+    cdef Runs runs
+    if level == 2:
+        if hi - lo < 512:
+            leaf_decode(family, e, 0xff, 0, block)
+        kvmattr_read_once(block + lo, values, hi - lo)     # a caller's array
+        slot[0] = leaf_store(family, handle, block)
+        return
+    if handle == 0:
+        handle = node_uniform(family, level, entry_first(e))
+    elif not is_node(handle):
+        runs_load(family, e, &runs)
+        release(family, handle)
+        handle = node_of_runs(family, level, runs.starts, runs.values, runs.count, 0)
+    else:
+        handle = node_own(family, handle, level)
+        if entry_k(e) != 0xff or entry_x(e) != 0:
+            entries_apply(family, node_at(family, handle), 512, entry_k(e), entry_x(e))
+    entries = node_at(family, handle)
+    entry_store(family, &entries[(page >> level_shift(level - 1)) & 511], level - 1, page, lo, hi, values)
+    slot[0] = node_entry(family, handle)
+
+
+cdef int map_store(Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:
+    """Write values to [start, stop), block by block, into a map built aside. -1 when out of memory: then some
+    blocks are written, and the caller drops the map."""
+    cdef uint64_t at = start, upto
+    cdef int lo, hi
+    while at < stop:
+        upto = (at | 511) + 1
+        upto = upto if upto < stop else stop
+        if arena_reserve(map.family, RESERVE_PAGES) < 0:
+            return -1
+        if uniform_bytes(values, upto - at):
+            # As many uniform blocks of this value as follow are one write.
+            while (stop - upto >= 512 and values[upto - at] == values[0]
+                   and uniform_bytes(values + (upto - at), 512)):
+                upto += 512
+            map_change(map, at, upto, 0, values[0])
+        else:
+            while level_span(map.level) < upto:
+                map_heighten(map)
+            entry_store(map.family, &map.root, map.level, at, <int>(at & 511), <int>(at & 511) + <int>(upto - at),
+                        values)
+        values += upto - at
+        at = upto
+    # The pages above npages equal the last one: one write brings them there.
+    if stop == map.pages:
+        map_change(map, stop - 1, stop, 0, (values - 1)[0])
+    return 0
+
+
+cdef inline bint uniform_bytes(const uint8_t *values, uint64_t count) noexcept nogil:
+    return count <= 1 or memcmp(values, values + 1, count - 1) == 0
+
+
+cdef bint map_holds(const Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:
+    """Whether the pages [start, stop) have these values already."""
+    cdef uint8_t[4096] pages
+    cdef uint64_t at = start, count
+    while at < stop:
+        count = stop - at if stop - at < 4096 else 4096
+        map_pages(map, at, at + count, pages)
+        if memcmp(pages, values + (at - start), count):
+            return False
+        at += count
+    return True

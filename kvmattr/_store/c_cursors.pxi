@@ -1,0 +1,131 @@
+# Cursors: places in a map, for programs that look up pages near each other.
+
+# While its family belongs to one thread a cursor looks at the map itself: a pinned root would make that thread's next
+# update copy its way. In a shared family it pins, so that between two changes it needs no lock.
+cdef struct Cursor:
+    kvmattr_cursor window       # what kvmattr.h shows; first
+    const Map *map
+    uint64_t block              # of the last page looked up, one value a page
+    uint32_t seal
+    bint pins
+    Map pinned
+
+
+cdef void cursor_unpin(Cursor *cursor) noexcept nogil:
+    if cursor.pins:
+        unpin(&cursor.pinned)
+        cursor.pins = False
+
+
+cdef const Map *cursor_view(Cursor *cursor) noexcept nogil:
+    """The map's newest state, in a form that stays while this thread looks at it."""
+    cdef const Map *map = cursor.map
+    cdef bint entered
+    if map.seal & SEAL_READ_ONLY or not family_shared(map.family):
+        if not map.seal & SEAL_READ_ONLY:
+            count_one(map.family, CALL_SEEK)
+        cursor_unpin(cursor)
+        cursor.window.seen = map.version
+        return map
+    if not cursor.pins or kvmattr_read_version(&map.version) != cursor.window.seen:
+        entered = family_enter(map.family)
+        count_one(map.family, CALL_SEEK)
+        if cursor.pins:
+            map_drop(&cursor.pinned)
+        map_share(&cursor.pinned, map)
+        family_leave(map.family, entered)
+        cursor.pins = True
+        cursor.window.seen = cursor.pinned.version
+    return &cursor.pinned
+
+
+cdef inline int cursor_uniform(Cursor *cursor, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    """The cursor is on pages of one value, as far as was seen."""
+    stop = stop if stop < cursor.map.pages else cursor.map.pages
+    cursor.window.start = start
+    cursor.window.count = stop - start
+    cursor.window.index = 0
+    cursor.window.values[0] = value
+    return value
+
+
+cdef int cursor_move(Cursor *cursor, const Map *map, uint64_t gfn) noexcept nogil:
+    """Look up a page, and keep what the way to it tells about its neighbours.
+
+    A mixed block is decoded when it is asked for a second page: a random access would not use it.
+    """
+    cdef const Family *family = map.family
+    cdef Entry e = map.root
+    cdef int level = map.level
+    cdef uint32_t keep = 0xff, toggle = 0
+    cdef uint64_t base = 0, page
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef const Record *record
+    cdef int i
+    if gfn >= level_span(level):
+        return cursor_uniform(cursor, level_span(level), map.pages, map.rest)
+    while entry_handle(e):
+        if level == 2:
+            base = gfn & ~<uint64_t>511
+            if cursor.block != gfn >> 9:
+                cursor.block = gfn >> 9
+                return cursor_uniform(cursor, gfn, gfn + 1, <uint8_t>(
+                    (((leaf_raw(family, entry_handle(e), gfn & 511) & entry_k(e)) ^ entry_x(e)) & keep) ^ toggle))
+            leaf_decode(family, e, <uint8_t>keep, <uint8_t>toggle, cursor.window.values)
+            cursor.window.start = base
+            cursor.window.count = 512 if map.pages - base > 512 else map.pages - base
+            cursor.window.index = 511
+            return cursor.window.values[gfn & 511]
+        toggle ^= entry_x(e) & keep
+        keep &= entry_k(e)
+        if not is_node(entry_handle(e)):
+            base = gfn & ~(level_span(level) - 1)
+            page = gfn - base
+            record = run_list_at(family, entry_handle(e), &starts, &values)
+            i = run_list_find(starts, record.count, page)
+            return cursor_uniform(cursor, base + (starts[i - 1] if i > 0 else 0),
+                                  base + (starts[i] if i < record.count - 1 else level_span(level)),
+                                  <uint8_t>((values[i] & keep) ^ toggle))
+        e = node_at(family, entry_handle(e))[(gfn >> level_shift(level - 1)) & 511]
+        level -= 1
+    base = gfn & ~(level_span(level) - 1)
+    return cursor_uniform(cursor, base, base + level_span(level), <uint8_t>((entry_first(e) & keep) ^ toggle))
+
+
+cdef int api_cursor_open(const kvmattr_map *handle, kvmattr_cursor **window) noexcept nogil:
+    cdef Map *map = opened(handle)
+    cdef Cursor *cursor
+    if map == NULL:
+        return KVMATTR_BAD_MAP
+    if window == NULL:
+        return KVMATTR_BAD_POINTER
+    cursor = <Cursor *>calloc(1, sizeof(Cursor))
+    if cursor == NULL:
+        return KVMATTR_NO_MEMORY
+    cursor.window.version = &map.version
+    cursor.map = map
+    cursor.block = <uint64_t>-1
+    cursor.seal = SEAL_CURSOR
+    window[0] = &cursor.window
+    return 0
+
+
+cdef int api_cursor_seek(kvmattr_cursor *window, uint64_t gfn) noexcept nogil:
+    cdef Cursor *cursor = <Cursor *>window
+    if cursor == NULL or cursor.seal != SEAL_CURSOR:
+        return KVMATTR_BAD_POINTER
+    if gfn >= cursor.map.pages:
+        return KVMATTR_BAD_GFN
+    return cursor_move(cursor, cursor_view(cursor), gfn)
+
+
+cdef int api_cursor_close(kvmattr_cursor *window) noexcept nogil:
+    cdef Cursor *cursor = <Cursor *>window
+    if cursor == NULL or cursor.seal != SEAL_CURSOR:
+        return KVMATTR_BAD_POINTER
+    cursor_unpin(cursor)
+    seal_break(&cursor.seal)
+    if not KVMATTR_DEBUG_BUILD:
+        free(cursor)
+    return 0

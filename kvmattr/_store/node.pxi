@@ -1,0 +1,106 @@
+# Nodes: 512 entries, made, copied where they are shared, and updated as whole subtrees.
+
+cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
+    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot."""
+    cdef Entry *entries = node_at(family, handle)
+    cdef uint8_t varying = kernels.summary(entries)
+    page_info(family, handle >> 9).loosened = 0
+    if varying == 0:
+        # No bit varies, so no entry has a handle: nothing below needs a release.
+        varying = entry_first(entries[0])
+        count_node(family, -1)
+        family.counters.node_frees += 1
+        page_give_back(family, handle >> 9)
+        return entry_uniform(varying)
+    return entry_make(handle, 0xff, 0, varying, entry_first(entries[0]))
+
+
+cdef inline bint node_seems_uniform(const Entry *entries, int first, int last) noexcept nogil:
+    """Whether a node may be uniform now that two neighbouring entries, or one, have changed."""
+    return (entry_handle(entries[first]) == 0 and entries[first] == entries[last]
+            and entries[first] == entries[0] and entries[first] == entries[511])
+
+
+cdef uint32_t node_uniform(Family *family, int level, uint8_t value) noexcept nogil:
+    cdef uint32_t handle = node_new(family, level)
+    cdef Entry *entries = node_at(family, handle)
+    cdef Entry e = entry_uniform(value)
+    cdef int i
+    for i in range(512):
+        entries[i] = e
+    return handle
+
+
+cdef uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogil:
+    """A node with the same entries that is ours alone: itself, or a copy that shares its children."""
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    cdef Entry *entries
+    cdef uint32_t copy
+    cdef int i
+    kvmattr_assert(info.kind == PAGE_NODE and info.level == level)
+    if info.references == 1:
+        return handle
+    copy = node_new(family, level)
+    info = page_info(family, handle >> 9)
+    entries = node_at(family, copy)
+    memcpy(entries, node_at(family, handle), PAGE_BYTES)
+    for i in range(512):
+        retain(family, entry_handle(entries[i]))
+    info.references -= 1
+    info.shares = 1
+    page_info(family, copy >> 9).shares = 1
+    family.counters.node_copies += 1
+    return copy
+
+
+cdef void entries_apply(Family *family, Entry *entries, int count, uint8_t k, uint8_t x) noexcept nogil:
+    """The operation on whole subtrees, one word each. Those in which nothing varies any more are dropped."""
+    cdef int i
+    if kernels.apply(entries, count, keep_word(k), toggle_word(x)):
+        for i in range(count):
+            if entry_handle(entries[i]) and entry_varying(entries[i]) == 0:
+                release(family, entry_handle(entries[i]))
+                entries[i] = entry_uniform(entry_first(entries[i]))
+
+
+cdef Entry runs_build(Family *family, int level, const uint64_t *starts, const uint8_t *values, int count,
+                      uint64_t base) noexcept nogil:
+    """The entry of `level` for the pages from `base` on: runs[0] holds page `base`, the others start later and
+    below its end. As a leaf, a run list, or a node where a list would be too long."""
+    cdef uint8_t[512] block
+    cdef Runs runs
+    cdef int i, start, stop
+    if count == 1:
+        return entry_uniform(values[0])
+    if level == 2:
+        for i in range(count):
+            start = <int>(starts[i] - base) if i else 0
+            stop = <int>(starts[i + 1] - base) if i + 1 < count else 512
+            memset(block + start, values[i], stop - start)
+        return leaf_store(family, 0, block)
+    if count <= RUN_LIST_RUNS:
+        runs.count = count
+        for i in range(count):
+            runs.starts[i] = starts[i] - base if i else 0
+            runs.values[i] = values[i]
+        return run_list_store(family, 0, &runs)
+    return node_entry(family, node_of_runs(family, level, starts, values, count, base))
+
+
+cdef uint32_t node_of_runs(Family *family, int level, const uint64_t *starts, const uint8_t *values, int count,
+                           uint64_t base) noexcept nogil:
+    """A node of `level` with these runs below it."""
+    cdef uint32_t handle = node_new(family, level)
+    cdef Entry *entries = node_at(family, handle)
+    cdef uint64_t child_base, child_stop
+    cdef int i, first = 0, last
+    for i in range(512):
+        child_base = base + (<uint64_t>i << level_shift(level - 1))
+        child_stop = child_base + level_span(level - 1)
+        while first + 1 < count and starts[first + 1] <= child_base:
+            first += 1
+        last = first + 1
+        while last < count and starts[last] < child_stop:
+            last += 1
+        entries[i] = runs_build(family, level - 1, starts + first, values + first, last - first, child_base)
+    return handle
