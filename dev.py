@@ -3,7 +3,7 @@
 
     python3 dev.py study      the main job: the quick scaling study, a table and results/scaling.html (a minute)
     python3 dev.py test       build, then all tests
-    python3 dev.py lint       ruff, cython-lint, mypy, stubtest
+    python3 dev.py lint       ruff, cython-lint, mypy, stubtest, import contracts
     python3 dev.py bench      the benchmark families (bench/README.md)
     python3 dev.py debug      all tests of the store under the debug build: validate() after each operation
     python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -26,6 +26,7 @@ handed on, e.g. `python3 dev.py test -k snapshot`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -77,24 +79,50 @@ def install(python: Path, *requirements: str, sources: tuple[str, ...] = SOURCES
     stamp = python.parent.parent / f"installed-{name}"
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+    pip(python, "install", *requirements)
     stamp.write_text(digest.hexdigest())
 
 
-def develop(python: Path) -> None:
-    """kvmattr installed from this tree, with what its tests need; modules whose sources changed are compiled again.
+def developed() -> Path:
+    """The Python with kvmattr from this tree and what its tests need; modules whose sources changed are compiled again.
 
     What is compiled is decided by the kept directory `build`: nothing for a change in Python code. pip is asked only
     when the environment is new or the packaging changed.
     """
     import tomllib  # an older Python must get as far as main()
 
+    python = make_environment("test")
     with (HERE / "pyproject.toml").open("rb") as file:
         build_requirements = tomllib.load(file)["build-system"]["requires"]
     install(python, *build_requirements, sources=("pyproject.toml",))
     run(python, "setup.py", "build_ext", "--inplace")
     install(python, "--no-build-isolation", "--editable", ".[test,study,peers,unicorn]",
             sources=("pyproject.toml", "setup.py"))
+    return python
+
+
+def store_tests(tests: Path = HERE / "tests") -> list[Path]:
+    """The tests of the store alone."""
+    return sorted(tests.glob("test_store*.py"))
+
+
+@contextlib.contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the tree without anything that was built."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "kvmattr"
+        shutil.copytree(HERE, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "build", "*.so", "results"))
+        yield tree
+
+
+def pip(python: Path, *words: object, **environment: str) -> None:
+    run(python, "-m", "pip", *words[:1], "--quiet", "--disable-pip-version-check", *words[1:], **environment)
+
+
+def fresh_environment(directory: Path) -> Path:
+    """An empty environment; its Python."""
+    venv.create(directory, with_pip=True)
+    return directory / "bin" / "python"
 
 
 def study(words: list[str]) -> None:
@@ -106,19 +134,18 @@ def study(words: list[str]) -> None:
 
 
 def test(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    run(python, "-m", "pytest", *words)
+    run(developed(), "-m", "pytest", *words)
 
 
 def lint(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    install(python, "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16", sources=("pyproject.toml",))
+    python = developed()
+    install(python, "ruff>=0.8", "mypy>=1.13", "cython-lint>=0.16", "import-linter>=2.1", sources=("pyproject.toml",))
     run(python, "-m", "ruff", "check", ".")
+    # Both are found by their names, and cython-lint finds pycodestyle so.
+    names = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    run("lint-imports", "--no-logo", **names)
     sources = [source for pattern in ("pyx", "pxd", "pxi") for source in sorted(HERE.glob(f"kvmattr/**/*.{pattern}"))]
-    # cython-lint starts pycodestyle by its name.
-    run(python.parent / "cython-lint", *sources, PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+    run("cython-lint", *sources, **names)
     run(python, "-m", "mypy")
     modules = [".".join(source.relative_to(HERE).with_suffix("").parts)
                for source in sorted(HERE.glob("kvmattr/**/_*.pyi"))]
@@ -127,30 +154,22 @@ def lint(words: list[str]) -> None:
 
 
 def bench(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    run(python, "-m", "pytest", "bench", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *words)
+    run(developed(), "-m", "pytest", "bench", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *words)
 
 
 def gate(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    run(python, "-m", "kvmattr", "gate", *words)
+    run(developed(), "-m", "kvmattr", "gate", *words)
 
 
 def built_as(mode: str, words: list[str], **environment: str) -> None:
     """The store's tests in an environment of their own, built in the given mode from a copy of the sources."""
     python = make_environment(mode)
-    with tempfile.TemporaryDirectory() as scratch:
-        tree = Path(scratch) / "kvmattr"
-        shutil.copytree(HERE, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "build", "*.so", "results"))
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--force-reinstall",
-            "--no-deps", tree, KVMATTR_BUILD=mode)
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy>=1.26", "pytest>=8",
-            "hypothesis>=6.100", "pytest-benchmark>=5")
+    with copied() as tree:
+        pip(python, "install", "--force-reinstall", "--no-deps", tree, KVMATTR_BUILD=mode)
+        pip(python, "install", "numpy>=1.26", "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=5")
         shutil.rmtree(tree / "kvmattr")
-        run(python, "-m", "pytest", *sorted((tree / "tests").glob("test_store*.py")), "-p", "no:cacheprovider",
-            *words, cwd=tree, KVMATTR_BUILD=mode, **environment)
+        run(python, "-m", "pytest", *store_tests(tree / "tests"), "-p", "no:cacheprovider", *words, cwd=tree,
+            KVMATTR_BUILD=mode, **environment)
 
 
 def debug(words: list[str]) -> None:
@@ -170,51 +189,42 @@ def locking(words: list[str]) -> None:
 
 
 def simd(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
+    python = developed()
     for kernels in ("portable", "avx2", "avx512"):      # `test` runs under the best of them
         known = subprocess.run([python, "-c", "import kvmattr"], env={**os.environ, "KVMATTR_SIMD": kernels},
                                capture_output=True, text=True, cwd=HERE)
         if known.returncode:
             print(f"not run under {kernels}: {known.stderr.strip().splitlines()[-1]}")
         else:
-            run(python, "-m", "pytest", *sorted((HERE / "tests").glob("test_store*.py")), *words,
+            run(python, "-m", "pytest", *store_tests(), *words,
                 KVMATTR_SIMD=kernels)
 
 
 def pages(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
+    python = developed()
     sizes, words = (words[:1], words[1:]) if words and words[0].isdigit() else (["16", "64"], words)
     with tempfile.TemporaryDirectory() as scratch:
         shim = Path(scratch) / "large_pages.so"
         run("cc", "-O1", "-shared", "-fPIC", "-o", shim, HERE / "tests" / "large_pages.c", "-ldl")
         for size in sizes:
-            run(python, "-m", "pytest", *sorted((HERE / "tests").glob("test_store*.py")), *words,
+            run(python, "-m", "pytest", *store_tests(), *words,
                 LD_PRELOAD=str(shim), KVMATTR_TEST_PAGE_BYTES=str(int(size) << 10))
 
 
 def fuzz(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    run(python, "-m", "tests.fuzz", *words)
+    run(developed(), "-m", "tests.fuzz", *words)
 
 
 def kernel(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    run(python, "-m", "emulation.run", *words)
+    run(developed(), "-m", "emulation.run", *words)
 
 
 def arm64(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
-    run(python, "-m", "tests.arm64", *words)
+    run(developed(), "-m", "tests.arm64", *words)
 
 
 def docs(words: list[str]) -> None:
-    python = make_environment("test")
-    develop(python)
+    python = developed()
     install(python, "sphinx>=8", "myst-parser>=4", "furo>=2024.8.6")
     pages = HERE / "docs"
     run(python, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", *words, pages, pages / "_build")
@@ -231,13 +241,12 @@ def wheel(words: list[str]) -> None:
         run(python, "-m", "auditwheel", "repair", "--wheel-dir", HERE / "dist", next((out / "built").glob("*.whl")),
             PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
         repaired = max((HERE / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
-        venv.create(out / "fresh", with_pip=True)
-        fresh = out / "fresh" / "bin" / "python"
-        run(fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{repaired}[test]")
+        fresh = fresh_environment(out / "fresh")
+        pip(fresh, "install", f"{repaired}[test]")
         shutil.copytree(HERE / "tests", out / "elsewhere" / "tests")
         shutil.copy(HERE / "pyproject.toml", out / "elsewhere")
         run(fresh, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
-            *sorted((out / "elsewhere" / "tests").glob("test_store*.py")), *words, cwd=out / "elsewhere")
+            *store_tests(out / "elsewhere" / "tests"), *words, cwd=out / "elsewhere")
         print(f"built: dist/{repaired.name}, {repaired.stat().st_size:,} bytes")
 
 
@@ -250,12 +259,10 @@ def sdist(words: list[str]) -> None:
         archive = next((out / "dist").glob("*.tar.gz"))
         shutil.unpack_archive(archive, out / "unpacked")
         tree = next((out / "unpacked").iterdir())
-        venv.create(out / "fresh", with_pip=True)
-        fresh = out / "fresh" / "bin" / "python"
-        run(fresh, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir",
-            out / "dist", tree)
+        fresh = fresh_environment(out / "fresh")
+        pip(fresh, "wheel", "--no-deps", "--wheel-dir", out / "dist", tree)
         wheel = next((out / "dist").glob("*.whl"))
-        run(fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[test]")
+        pip(fresh, "install", f"{wheel}[test]")
         shutil.rmtree(tree / "kvmattr")
         run(fresh, "-m", "pytest", "-p", "no:cacheprovider", *words, cwd=tree)
         print("built:", *sorted(path.name for path in (out / "dist").iterdir()))
@@ -266,12 +273,9 @@ def clang(words: list[str]) -> None:
         print("not run: this machine has no clang")
         return
     python = make_environment("clang")
-    with tempfile.TemporaryDirectory() as scratch:
-        tree = Path(scratch) / "kvmattr"
-        shutil.copytree(HERE, tree, ignore=shutil.ignore_patterns(".venv*", ".git", "build", "*.so", "results"))
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", tree, CC="clang",
-            LDSHARED="clang -shared", CFLAGS="-Werror")
-        run(python, "-P", "-c", "import kvmattr; kvmattr.AttributeMap(1000).validate()", cwd=Path(scratch))
+    with copied() as tree:
+        pip(python, "install", tree, CC="clang", LDSHARED="clang -shared", CFLAGS="-Werror")
+        run(python, "-P", "-c", "import kvmattr; kvmattr.AttributeMap(1000).validate()", cwd=tree.parent)
 
 
 COMMANDS = {function.__name__: function

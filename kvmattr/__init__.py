@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from kvmattr._core import AttributeMap
+from kvmattr._version import __version__ as __version__
 from kvmattr.embedding import get_include
 from kvmattr.faults import Exit
 from kvmattr.operation import Operation
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from kvmattr.trace import record
 
 __all__ = ["VM", "Access", "AttributeMap", "Exit", "Operation", "Run", "get_include", "record"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

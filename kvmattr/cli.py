@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import kvmattr
 from kvmattr import embedding
+from kvmattr._version import __version__
 from kvmattr.measure import ending
 
 #: What was asked for could not be written.
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
-    parser.add_argument("--version", action="version", version=f"kvmattr {kvmattr.__version__}")
+    parser.add_argument("--version", action="version", version=f"kvmattr {__version__}")
     for option, (place, help_text) in PLACES.items():
         parser.add_argument(option, action=_Printed, nargs=0, const=place, help=help_text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

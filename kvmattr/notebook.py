@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import io
 from html import escape
 from itertools import islice
 from operator import index as as_integer
 from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from kvmattr.measure import extras, figures
 
 if TYPE_CHECKING:
     from kvmattr._core import AttributeMap
@@ -45,15 +46,11 @@ class Picture:
         self.figure = figure
 
     def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.figure.savefig(file, dpi=96, format="png")
-        return file.getvalue()
+        return figures.drawn(self.figure, "png", dpi=96)
 
     def save(self, path: str) -> None:
         """Write the picture as PNG, SVG or PDF, by the name's ending."""
-        from kvmattr import show
-
-        show.save(self.figure, path)
+        figures.save(self.figure, path)
 
 
 def plot(
@@ -73,21 +70,21 @@ def plot(
     >>> m = AttributeMap(1 << 20); m[0x8000:0x10000] = 1
     >>> plot(m).save("/dev/null")  # doctest: +SKIP
     """
-    from kvmattr import show
+    from kvmattr import access_map, picture
     from kvmattr.profiles import profile_named
     from kvmattr.vm import VM
 
     if isinstance(subject, VM):
         if abi is not None:
             raise ValueError("abi: a VM has its own profile, leave it out")
-        shown = show.Shown("VM", subject.attributes, subject.profile, subject.memslots)
+        shown = access_map.Shown("VM", subject.attributes, subject.profile, subject.memslots)
     else:
-        shown = show.Shown("AttributeMap", subject, profile_named("rfc" if abi is None else abi), None)
+        shown = access_map.Shown("AttributeMap", subject, profile_named("rfc" if abi is None else abi), None)
     npages, start = len(shown.attributes), as_integer(start)
-    end = show.rounded(show.end_of(shown), npages) if stop is None else as_integer(stop)
+    end = picture.rounded(access_map.end_of(shown), npages) if stop is None else as_integer(stop)
     if not 0 <= start < end <= npages:
         raise ValueError(f"pages [{start}, {end}): a picture needs 0 <= start < stop <= {npages}")
-    return Picture(show.figure_of(shown, start, end))
+    return Picture(picture.figure_of(shown, start, end))
 
 
 def runs_frame(attribute_map: AttributeMap, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> Any:
@@ -100,10 +97,8 @@ def runs_frame(attribute_map: AttributeMap, start: SupportsIndex = 0, stop: Supp
     >>> runs_frame(m).pages.tolist()  # doctest: +SKIP
     [10, 10, 80]
     """
-    try:
-        pandas: Any = importlib.import_module("pandas")     # nobody needs its stubs to check ours
-    except ImportError:
-        raise ImportError("a DataFrame of runs needs pandas: pip install 'kvmattr[pandas]'") from None
+    extras.require("pandas", what="a DataFrame of runs")
+    pandas: Any = importlib.import_module("pandas")     # nobody needs its stubs to check ours
     runs = attribute_map.runs(start, stop)
     return pandas.DataFrame({"start": runs["start"], "stop": runs["stop"], "pages": runs["stop"] - runs["start"],
                              "attributes": runs["attributes"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.show import Shown, save, shares
+from kvmattr.access_map import Shown
+from kvmattr.measure import figures
+from kvmattr.picture import heat_maps, shares
 from kvmattr.trace.answers import Answering
 from kvmattr.trace.moments import Until
 from kvmattr.trace.operations import NO_TIME, SLOT, Block
@@ -122,23 +123,12 @@ def _positions(trace: Trace, end: Until | None) -> tuple[NDArray[np.float64], st
 
 def draw(found: Timeline, name: str, start: int, stop: int, path: str) -> None:
     """Draw a timeline: time to the right, addresses upward. ImportError names what to install."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("a picture needs matplotlib: pip install 'kvmattr[study]'")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.2 + 2.6 * len(found.shares)), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{Path(name).name}: {start << uapi.PAGE_SHIFT:#x} to {stop << uapi.PAGE_SHIFT:#x}")
     first, last = float(found.moments[0]), float(found.moments[-1])
     last = last if last > first else first + 1
+    figure, panels = heat_maps(f"{Path(name).name}: {start << uapi.PAGE_SHIFT:#x} to {stop << uapi.PAGE_SHIFT:#x}",
+                               found.shares, origin="lower", extent=(first, last, start, stop))
     ticks = np.linspace(start, stop, 5)
-    panels = figure.subplots(len(found.shares), squeeze=False)[:, 0]
-    for axes, (kind, share) in zip(panels, found.shares.items(), strict=True):
-        image = axes.imshow(share * 100, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=100,
-                            origin="lower", extent=(first, last, start, stop))
-        axes.set_title(kind, loc="left")
+    for axes in panels:
         axes.set_yticks(ticks, [f"{int(tick) << uapi.PAGE_SHIFT:#x}" for tick in ticks])
         axes.set_xlabel("seconds since the first call" if found.unit == "s" else "line")
-        figure.colorbar(image, ax=axes, label="% of pages")
-    save(figure, path)
+    figures.save(figure, path)

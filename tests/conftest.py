@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,3 +45,17 @@ def Map(request: pytest.FixtureRequest) -> Any:
 def WideMap(request: pytest.FixtureRequest) -> Any:
     """Those of the three that hold 2**52 pages."""
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """What a test writes goes into its tmp_path: a file that appears beside the sources fails the module."""
+    before = visible_files()
+    yield
+    left = visible_files() - before
+    assert not left, f"a test of this module wrote {sorted(left)} into the working directory {os.getcwd()}"
+
+
+def visible_files() -> set[str]:
+    """Files, not directories, in the working directory; hidden ones are the tools' own."""
+    return {each.name for each in os.scandir(".") if each.is_file() and not each.name.startswith(".")}

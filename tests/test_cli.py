@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from kvmattr import cli
-from kvmattr.study import backends, command, extras, measuring, plan, runner
+from kvmattr.measure import extras
+from kvmattr.study import backends, command, measuring, plan, runner
 
 BRIEF = ["scaling", "--quick", "--rounds", "3", "--seconds", "5"]
 SMALL = [*BRIEF, "--scenario", "has", "--backend", "store", "--backend", "xarray"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmattr.gate import builds, instructions, stages
+from kvmattr.gate import builds, cache, instructions, stages
 from kvmattr.gate.counting import COUNTERS
 from kvmattr.gate.process import Worker
 from kvmattr.gate.stages import Gate, installed
@@ -171,6 +171,6 @@ def many(repeat):
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert builds.cache_directory() == Path("/somewhere/kvmattr-gate")
+    assert cache.directory() == Path("/somewhere/kvmattr-gate")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert builds.cache_directory() == Path(os.path.expanduser("~/.cache/kvmattr-gate"))
+    assert cache.directory() == Path(os.path.expanduser("~/.cache/kvmattr-gate"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvmattr import VM, AttributeMap, show, uapi
+from kvmattr import VM, AttributeMap, access_map, picture, show, uapi
 from kvmattr.trace import Machine, SetAttributes, SetSlot, write
 
 RECORDINGS = Path(__file__).parent / "data" / "traces"
@@ -72,8 +72,8 @@ def test_lines_tile_the_range_and_agree_with_the_machine():
         elif not vm.memslots.overlapping(gfn, gfn + npages):
             vm.set_user_memory_region(index, gfn << 12, npages << 12, 0x7F0000000000 + (index << 20),
                                       uapi.KVM_MEM_READONLY * int(random.randint(2)))
-    shown = show.Shown("x", vm.attributes, vm.profile, vm.memslots)
-    drawn = list(show.lines(shown, 3, 256))
+    shown = access_map.Shown("x", vm.attributes, vm.profile, vm.memslots)
+    drawn = list(access_map.lines(shown, 3, 256))
     assert [line.start for line in drawn] == [3, *(line.stop for line in drawn[:-1])]
     assert drawn[-1].stop == 256
     for line in drawn:
@@ -88,13 +88,13 @@ def test_shares_are_exact():
     attributes.write(0, 96, 1)
     attributes.write(300, 301, 1)
     attributes.write(512, 1024, 5)
-    shown = show.Shown("x", attributes, show.profile_named("rfc"), None)
-    found = show.shares(shown, 64, 1024, 15)
+    shown = access_map.Shown("x", attributes, show.profile_named("rfc"), None)
+    found = picture.shares(shown, 64, 1024, 15)
     expected = np.add.reduceat((attributes[64:1024] & 1).astype(float), np.arange(0, 960, 64)) / 64
     assert found["private"].tolist() == expected.tolist()
     assert found["no write"].tolist() == [0.0] * 7 + [1.0] * 8
     assert set(found) == {"private", "no write"}
-    assert show.shares(shown, 2048, 4096, 4)["private"].tolist() == [0.0] * 4
+    assert picture.shares(shown, 2048, 4096, 4)["private"].tolist() == [0.0] * 4
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")

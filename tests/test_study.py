@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from kvmattr import Operation
+from kvmattr.measure import extras
 from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
-from kvmattr.study import backends, extras, runner, scenarios, table
+from kvmattr.study import backends, runner, scenarios, table
 from kvmattr.study.arm import Arm
 from kvmattr.study.backends import Backend
 from kvmattr.study.report import Report

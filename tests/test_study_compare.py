@@ -285,7 +285,7 @@ class TestCommand:
         (["{a}"], "1 reports: expected two, or --a A.json ... --b B.json ..."),
         (["{a}", "{a}", "--a", "{a}"], "give two reports, or --a and --b, not both"),
         (["--a", "{a}"], "expected two reports, or --a A.json ... --b B.json ..."),
-        (["{a}", "{a}", "--figure", "x.jpg"], "--figure x.jpg: expected a name that ends in .png, .svg or .pdf"),
+        (["{a}", "{a}", "--figure", "x.jpg"], "--figure x.jpg: a picture's name ends in .png, .svg or .pdf"),
         (["{a}", "/nowhere/b.json"], "[Errno 2] No such file or directory: '/nowhere/b.json'"),
         (["{a}", "{a}", "--json", "/nowhere/c.json"],
          "/nowhere/c.json cannot be written: no such directory: /nowhere"),

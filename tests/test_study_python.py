@@ -66,7 +66,7 @@ class TestReport:
         assert frame.loc[0, "median"] == report.results[0].spread.median
 
     def test_frame_without_pandas_names_the_extra(self, report, monkeypatch):
-        from kvmattr.study import extras
+        from kvmattr.measure import extras
         monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pandas not installed: pip install 'kvmattr\[pandas\]'"):
             report.to_frame()

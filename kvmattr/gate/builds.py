@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,12 +13,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
-from kvmattr.gate import running
+from kvmattr.gate import cache, repository, running
 from kvmattr.gate.verdict import CannotTell, Usage
 
 #: What the compiler sees, so that a change elsewhere costs no compiling, and what else a build consists of.
@@ -28,16 +25,8 @@ _PLAIN = (".py",)
 _ROOT_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 _NOT_SOURCES = ("*.so", "*.c", "__pycache__")
 
-#: What nobody has used for so many days is removed when something new is kept.
-_KEPT_DAYS = 30
-
 #: The same code at other addresses: what its time changes by is layout.
 SHIFT = "-falign-functions=64"
-
-
-def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/kvmattr-gate, or ~/.cache/kvmattr-gate."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmattr-gate"
 
 
 def source_tree(start: Path) -> Path | None:
@@ -60,57 +49,23 @@ def build(source: Path, mode: str = "", *, twin: bool = False, shifted: bool = F
     flags = SHIFT if shifted else ""
     kind = (mode or "plain") + "-shifted" * shifted
     # All names in the cache are of one length: a path is in a process's memory and moves what comes after it.
-    place = cache_directory() / f"{_digest(source, _COMPILED + _PLAIN, mode, flags, twin)}-{mode or 'plain'}"
+    place = cache.directory() / f"{_digest(source, _COMPILED + _PLAIN, mode, flags, twin)}-{mode or 'plain'}"
     if not place.exists():
-        compiled = cache_directory() / f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions"
+        compiled = cache.directory() / f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions"
         if not compiled.exists():
-            settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
-        used(compiled)
-        settle(place, lambda scratch: _assemble(source, compiled, scratch))
-    used(place)
+            cache.settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
+        cache.used(compiled)
+        cache.settle(place, lambda scratch: _assemble(source, compiled, scratch))
+    cache.used(place)
     return place
 
 
-def checkout(repository: Path, ref: str) -> Path:
-    """A directory with kvmattr's sources of a git ref of the repository that holds ``repository``."""
-    from kvmattr.gate.repository import checkout as of_repository
-    place = of_repository(repository, ref).inside
+def checkout(directory: Path, ref: str) -> Path:
+    """A directory with kvmattr's sources of a git ref of the repository that holds ``directory``."""
+    place = repository.checkout(directory, ref).inside
     if source_tree(place) != place.resolve():
         raise Usage(f"--base {ref!r} has no kvmattr sources at its root")
     return place
-
-
-def settle(place: Path, fill: Callable[[Path], None]) -> None:
-    """Make a cached directory complete or not at all; of two that make it at once the first one wins."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="making-", dir=place.parent))
-    except OSError as error:
-        raise CannotTell(f"builds cannot be kept: {error}; XDG_CACHE_HOME names another place") from None
-    try:
-        fill(scratch)
-        try:
-            scratch.rename(place)
-        except OSError:
-            if not place.exists():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    _forget(place.parent)
-
-
-def used(place: Path) -> None:
-    """Something in the cache is needed: it is not forgotten yet."""
-    with contextlib.suppress(OSError):      # a cache that others made and we may only read
-        os.utime(place)
-
-
-def _forget(cache: Path) -> None:
-    """Remove what has not been used for long, and what a killed gate left half made."""
-    for place in cache.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - place.stat().st_mtime > 86400 * _KEPT_DAYS:
-                shutil.rmtree(place, ignore_errors=True)
 
 
 @functools.cache
@@ -164,7 +119,7 @@ def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> No
         if flags:
             # CPPFLAGS are added to the interpreter's own flags, in whose place CFLAGS would come.
             variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {flags}".strip()
-        code, said = running.run([sys.executable, *command], f"{words} of {source} (kept in {cache_directory()})",
+        code, said = running.run([sys.executable, *command], f"{words} of {source} (kept in {cache.directory()})",
                                  cwd=tree, environment=variables)
     if code:
         last = "\n".join(said.strip().splitlines()[-15:])

@@ -12,7 +12,7 @@ from typing import Any
 from kvmattr.gate import repository
 from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.verdict import CannotTell, Report, Usage
-from kvmattr.measure import writing
+from kvmattr.measure import figures, writing
 
 SCHEMA = 1
 _NUMBERS = ("calls", "counts", "bytes", "times")
@@ -82,9 +82,14 @@ def plot(place: Path, target: Path) -> str:
     if len(runs) < 2:
         raise CannotTell(f"{place}: {len(runs)} runs; a plot over commits needs 2 or more")
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise CannotTell("--plot-history needs matplotlib: pip install kvmattr[study]") from None
+        kind = figures.format_of(target, "--plot-history")
+        figures.require("--plot-history")
+    except ValueError as error:
+        raise Usage(str(error)) from None
+    except ImportError as error:
+        raise CannotTell(str(error)) from None
+    from matplotlib.figure import Figure
+
     series = moved(runs)
     names = [(run["commit"] or "?")[:7] + "+" * str(run["commit"]).endswith("+") for run in runs]
     figure = Figure(figsize=(max(6.0, 0.4 * len(runs)), 3.2 * max(1, len(series))), layout="constrained")
@@ -102,11 +107,5 @@ def plot(place: Path, target: Path) -> str:
     if not series:
         panels[0].set_title(f"no number moved in {len(runs)} runs")
         panels[0].set_axis_off()
-    image = io.BytesIO()
-    kind = target.suffix.removeprefix(".").lower() or "svg"
-    try:
-        figure.savefig(image, format=kind)
-    except ValueError as error:
-        raise Usage(f"--plot-history {target}: {error}") from None
-    writing.write(target, image.getvalue())
+    writing.write(target, figures.drawn(figure, kind))
     return f"{target}: {sum(map(len, series.values()))} numbers that moved in {len(runs)} runs"

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvmattr.gate import builds, repository, running
+from kvmattr.gate import builds, cache, repository, running
 from kvmattr.gate.process import Side
 from kvmattr.gate.verdict import CannotTell, Usage
 
@@ -61,15 +61,15 @@ class Project:
         digest = hashlib.sha256()
         for name in names:
             digest.update(f"{name}\0{(top / name).stat().st_mode & 0o111}\0".encode() + (top / name).read_bytes())
-        place = builds.cache_directory() / f"{digest.hexdigest()[:40]}-sources"
+        place = cache.directory() / f"{digest.hexdigest()[:40]}-sources"
 
         def copy(scratch: Path) -> None:
             for name in names:
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(top / name, scratch / name)
         if not place.exists():
-            builds.settle(place, copy)
-        builds.used(place)
+            cache.settle(place, copy)
+        cache.used(place)
         return self._side(place, place / inside, digest.hexdigest(), "")
 
     def _files(self) -> tuple[Path, str, list[str]]:
@@ -89,10 +89,10 @@ class Project:
         python = (platform.python_version(), sysconfig.get_config_var("SOABI"), sys.prefix)
         key = hashlib.sha256(repr((commit, str(inside.relative_to(root)), self.install, kind, python)).encode())
         # All names are of one length: a path is in a process's memory and moves what comes after it.
-        place = builds.cache_directory() / f"{key.hexdigest()[:40]}-project"
+        place = cache.directory() / f"{key.hexdigest()[:40]}-project"
         if not place.exists():
-            builds.settle(place, lambda scratch: self._fill(root, inside, kind, scratch))
-        builds.used(place)
+            cache.settle(place, lambda scratch: self._fill(root, inside, kind, scratch))
+        cache.used(place)
         if self.install:
             return Side(self.kvmattr, (place,))
         # Where the scenario files lie in the project, there lies what they import.
@@ -120,7 +120,7 @@ class Project:
             variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {builds.SHIFT}".strip()
         try:
             code, said = running.run(command, f"install of {self.directory.name} ({kind or 'plain'}, kept in "
-                                     f"{builds.cache_directory()})", cwd=source, environment=variables)
+                                     f"{cache.directory()})", cwd=source, environment=variables)
         except OSError as error:
             raise Usage(f"--install {self.install}: {error}") from None
         shutil.rmtree(work)

@@ -8,7 +8,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmattr.gate import builds
+from kvmattr.gate import cache
 from kvmattr.gate.verdict import CannotTell, Usage
 
 
@@ -35,7 +35,7 @@ def checkout(directory: Path, ref: str) -> Checkout:
     if found.returncode:
         raise Usage(f"--base {ref!r}: no such commit in {directory} (a shallow clone has few of them)")
     commit = found.stdout.decode().strip()
-    place = builds.cache_directory() / f"{commit}-sources"
+    place = cache.directory() / f"{commit}-sources"
     if not place.exists():
         # From the root, whichever directory we are asked from.
         top = Path(_git(ref, directory, "rev-parse", "--show-toplevel").stdout.decode().strip())
@@ -49,8 +49,8 @@ def checkout(directory: Path, ref: str) -> Checkout:
                     tar.extractall(scratch, filter="data")
             except tarfile.ReadError:
                 raise CannotTell(f"--base {ref!r}: {commit} has no files") from None
-        builds.settle(place, extract)
-    builds.used(place)
+        cache.settle(place, extract)
+    cache.used(place)
     return Checkout(place, place / prefix, commit)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-import kvmattr
 from kvmattr import uapi
+from kvmattr._version import __version__
 from kvmattr.bridges import kvm
 
 
@@ -91,7 +91,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": sys.version.split()[0],
         "numpy": np.__version__,
-        "kvmattr": kvmattr.__version__,
+        "kvmattr": __version__,
         "kvm": kvm_capabilities(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

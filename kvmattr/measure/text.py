@@ -62,6 +62,18 @@ def size(value: int, size_name: str) -> str:
     return f"{value:,}"
 
 
+def memory(count: int) -> str:
+    """A number of bytes in powers of 1024, as guests have them.
+
+    >>> memory(4096), memory(3 << 30), memory(1000)
+    ('4 KiB', '3 GiB', '1000 bytes')
+    """
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >> shift:
+            return f"{count / (1 << shift):.4g} {unit}"
+    return f"{count} bytes"
+
+
 def tick(value: int, size_name: str) -> str:
     """A size beside an axis, where seven of them must find room.
 

@@ -18,14 +18,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path
 
-from kvmattr.measure import text, writing
+from kvmattr.measure import figures, text, writing
+from kvmattr.measure.extras import require
 from kvmattr.measure.table import fitted, width
 from kvmattr.measure.writing import CannotWrite
 from kvmattr.study.comparing import Compared, Row, compare
-from kvmattr.study.extras import require
 from kvmattr.study.report import Report, load
 from kvmattr.study.table import wrapped
 
@@ -51,8 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         paths_a, paths_b = _sides(arguments)
         if arguments.figure:
-            if Path(arguments.figure).suffix not in (".png", ".svg", ".pdf"):
-                raise ValueError(f"--figure {arguments.figure}: expected a name that ends in .png, .svg or .pdf")
+            figures.format_of(arguments.figure, "--figure")
             require("matplotlib")
         writing.check(arguments.json, arguments.figure)
         a, b, same = ([load(path) for path in paths] for paths in (paths_a, paths_b, arguments.same))
@@ -68,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         files.append((arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"))
     errors = writing.write_each(files)
     if arguments.figure:
-        errors += writing.write_each([(arguments.figure, lambda: _drawn(a, b, Path(arguments.figure).suffix[1:]))])
+        errors += writing.write_each([(arguments.figure, lambda: _drawn(a, b, arguments.figure))])
     people = sys.stderr if any(place and writing.is_stdout(place) for place in (arguments.json, arguments.figure)
                                ) else sys.stdout
     print(shown(a, b, compared), file=people)
@@ -131,9 +128,6 @@ def _tell(arguments: argparse.Namespace, errors: list[CannotWrite]) -> None:
         print(f"kvmattr compare: {error}", file=sys.stderr)
 
 
-def _drawn(a: Sequence[Report], b: Sequence[Report], suffix: str) -> bytes:
+def _drawn(a: Sequence[Report], b: Sequence[Report], place: str) -> bytes:
     from kvmattr.study.plots import both_sides
-
-    drawn = BytesIO()
-    both_sides(a, b).savefig(drawn, format=suffix, dpi=160, facecolor="white")
-    return drawn.getvalue()
+    return figures.drawn(both_sides(a, b), figures.format_of(place), facecolor="white")

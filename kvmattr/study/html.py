@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmattr.measure import text
+from kvmattr.measure.extras import require
 from kvmattr.study import table
-from kvmattr.study.extras import require
 from kvmattr.study.results import DEFECTS, KINDS, STATUSES
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import importlib.metadata
 from pathlib import Path
 
 from kvmattr.hosts import HOSTS
-from kvmattr.measure import text
+from kvmattr.measure import extras, text
 from kvmattr.measure.machine import available_bytes, describe
 from kvmattr.profiles import PROFILES
-from kvmattr.study import backends, extras
+from kvmattr.study import backends
 
 HELP = "say what this machine can do"
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from kvmattr.measure import writing
+from kvmattr.measure.extras import require
 from kvmattr.measure.writing import CannotWrite
-from kvmattr.study.extras import require
 from kvmattr.study.report import Report
 
 

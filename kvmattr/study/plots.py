@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvmattr.measure import text
-from kvmattr.study.extras import require
+from kvmattr.measure import figures, text
+from kvmattr.measure.extras import require
 from kvmattr.study.results import KINDS, Result
 
 if TYPE_CHECKING:
@@ -133,13 +133,7 @@ def files(report: Report, directory: Path) -> Iterator[tuple[Path, Callable[[], 
         title = f"{report.scenarios[plot.scenario].question} ({plot.kind})"
         plot.figure.suptitle(textwrap.fill(_literal(title), _TITLE_LETTERS), fontsize="medium")
         for suffix in ("png", "svg"):
-            yield directory / f"{plot.stem}.{suffix}", partial(_drawn, plot.figure, suffix)
-
-
-def _drawn(figure: Any, suffix: str) -> bytes:
-    drawn = BytesIO()
-    figure.savefig(drawn, format=suffix, dpi=160, facecolor="white")
-    return drawn.getvalue()
+            yield directory / f"{plot.stem}.{suffix}", partial(figures.drawn, plot.figure, suffix, facecolor="white")
 
 
 def inline_svg(plot: Plot) -> str:

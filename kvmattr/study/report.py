@@ -108,7 +108,7 @@ class Report:
 
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a result. Raises ImportError without pandas."""
-        from kvmattr.study.extras import require
+        from kvmattr.measure.extras import require
         require("pandas")
         import pandas
         return pandas.DataFrame([result.as_record() for result in self.results])

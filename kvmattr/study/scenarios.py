@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from kvmattr import Operation
+from kvmattr.operation import Operation
 from kvmattr.study.growth import Growth
 from kvmattr.study.work import Batch
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation
+from kvmattr.operation import Operation
 
 #: Pages of the blocks that KVM maps huge: 2 MiB and 1 GiB.
 BLOCKS = (1 << 9, 1 << 18)

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from kvmattr import AttributeMap, uapi
+from kvmattr import uapi
+from kvmattr._core import AttributeMap
 from kvmattr.hosts import HOSTS, X86_64
 from kvmattr.operation import Operation
 from kvmattr.profiles import PROFILES

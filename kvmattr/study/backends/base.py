@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation
+from kvmattr.operation import Operation
 from kvmattr.study.work import Batch, Footprint
 
 #: What an update takes as a tuple of Python numbers, for libraries that take no arrays.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import Operation
-from kvmattr.study import extras
+from kvmattr.measure import extras
+from kvmattr.operation import Operation
 from kvmattr.study.backends.base import ROW_BYTES, Backend
 from kvmattr.study.work import Batch, Footprint, coalesced
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import AttributeMap, Operation
+from kvmattr._core import AttributeMap
+from kvmattr.operation import Operation
 from kvmattr.study import _queries
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, mixed_blocks

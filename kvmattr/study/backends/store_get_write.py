@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from kvmattr import Operation
+from kvmattr.operation import Operation
 from kvmattr.study.backends.store import Store
 from kvmattr.study.work import Batch
 

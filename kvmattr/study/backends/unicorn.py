@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.study import extras
+from kvmattr.measure import extras
 from kvmattr.study.backends.base import Backend, is_one_bit
 from kvmattr.study.work import Batch, Failed, Footprint, coalesced
 

@@ -1,4 +1,4 @@
-"""The optional libraries of the study, asked for where they are used; a missing one names its extra."""
+"""Optional libraries, asked for where they are used; a missing one names the extra that brings it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ EXTRA_OF = {"matplotlib": "study", "jinja2": "study", "rich": "study", "pandas":
             "sortedcontainers": "peers", "unicorn": "unicorn"}
 
 
-def missing(*libraries: str) -> str | None:
+def missing(*libraries: str, what: str = "") -> str | None:
     """What is not installed of ``libraries``, with the command that installs it, or None.
+
+    ``what`` needs them; the text begins with it.
 
     >>> missing("json") is None
     True
@@ -18,12 +20,12 @@ def missing(*libraries: str) -> str | None:
     absent = [library for library in libraries if importlib.util.find_spec(library) is None]
     if not absent:
         return None
-    extras = ",".join(sorted({EXTRA_OF[library] for library in absent}))
-    return f"{' and '.join(absent)} not installed: pip install 'kvmattr[{extras}]'"
+    names, extras = " and ".join(absent), ",".join(sorted({EXTRA_OF[library] for library in absent}))
+    return f"{f'{what} needs {names}' if what else f'{names} not installed'}: pip install 'kvmattr[{extras}]'"
 
 
-def require(*libraries: str) -> None:
+def require(*libraries: str, what: str = "") -> None:
     """Raise ImportError with the text of :func:`missing` if anything is."""
-    reason = missing(*libraries)
+    reason = missing(*libraries, what=what)
     if reason is not None:
         raise ImportError(reason)

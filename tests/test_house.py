@@ -1,0 +1,50 @@
+"""Who imports whom: the compiled modules here, everything else by import-linter (pyproject.toml, ``dev.py lint``)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "kvmattr"
+pytestmark = pytest.mark.skipif(not (PACKAGE / "_core.pyx").exists(), reason="the sources are not here")
+
+#: What a compiled module may use of the package: what stands below it. The store knows nothing of VMs.
+ALLOWED = {
+    "_core": {"operation", "run"},
+    "_memslots": {"hosts", "operation", "uapi"},
+    "_vm": {"_core", "_memslots", "faults", "protection", "uapi"},
+    "bridges._kvm": set(),
+    "bridges._unicorn": {"_vm", "uapi"},
+    "measure._yardstick": set(),
+    "study._dense": set(),
+    "study._mprotect": set(),
+    "study._queries": {""},         # the package's own .pxd, as other people's code
+    "study._xarray": set(),
+    "trace._native": set(),
+}
+#: Imported by a method when it is called: what a map shows of itself in a notebook.
+WHEN_CALLED = {"_core": {"notebook"}}
+
+_IMPORT = re.compile(r"^([ \t]*)(?:from\s+kvmattr(?:\.([\w.]+))?\s+c?import\s+\(?(\w+)|c?import\s+kvmattr\b)",
+                     re.MULTILINE)
+
+
+def used_by(module: Path) -> tuple[set[str], set[str]]:
+    """What a .pyx with its parts imports of the package: when it is imported, and when something is called."""
+    text = module.read_text()
+    parts = [module, *(module.parent / name for name in re.findall(r'^include "(.*)"', text, re.MULTILINE))]
+    first, later = set(), set()
+    for part in [*parts, *filter(Path.exists, [module.with_suffix(".pxd")])]:
+        for indent, inner, name in _IMPORT.findall(part.read_text()):
+            used = inner or name
+            (later if indent else first).add(used)
+    return first, later
+
+
+def test_compiled_modules_use_only_what_stands_below_them():
+    found = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): used_by(path)
+             for path in PACKAGE.rglob("*.pyx")}
+    assert {name: first for name, (first, _) in found.items()} == ALLOWED
+    assert {name: later for name, (_, later) in found.items() if later} == WHEN_CALLED
