@@ -4,6 +4,7 @@
     python3 dev.py study      the main job: the quick scaling study, a table and results/scaling.html (a minute)
     python3 dev.py test       build, then all tests
     python3 dev.py lint       ruff, cython-lint, mypy, stubtest, import contracts
+    python3 dev.py stubs      write the docstrings of the compiled modules into their .pyi files, for editors
     python3 dev.py bench      the benchmark families (bench/README.md)
     python3 dev.py debug      all tests of the store under the debug build: validate() after each operation
     python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -153,6 +154,10 @@ def lint(words: list[str]) -> None:
         "--allowlist", "stubtest-allowlist.txt", "--ignore-unused-allowlist", "--ignore-disjoint-bases")
 
 
+def stubs(words: list[str]) -> None:
+    run(developed(), "-m", "tests.stubs")
+
+
 def bench(words: list[str]) -> None:
     run(developed(), "-m", "pytest", "bench", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", *words)
 
@@ -279,8 +284,8 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, bench, gate, debug, asan, locking, simd, pages, arm64, fuzz, kernel,
-                             docs, wheel, sdist, clang)}
+            for function in (study, test, lint, stubs, bench, gate, debug, asan, locking, simd, pages, arm64, fuzz,
+                             kernel, docs, wheel, sdist, clang)}
 
 
 def main() -> None:
