@@ -19,7 +19,7 @@ import kvmattr
 import kvmattr.memslots
 import kvmattr.profiles
 import kvmattr.protection
-from kvmattr import AttributeMap
+from kvmattr import AttributeMap, cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -38,6 +38,20 @@ def test_readme_example_prints_what_it_says():
     for line, promise in zip(printed.getvalue().splitlines(), promised, strict=True):
         head, dots, _ = promise.partition("...")
         assert line == promise if not dots else line.startswith(head)
+
+
+def readme_commands() -> list[object]:
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL) if README.exists() else []
+    lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
+    return [pytest.param(words, id=" ".join(words), marks=[pytest.mark.slow] if "scaling" in words else [])
+            for words in lines if words[:1] == ["kvmattr"]]
+
+
+@pytest.mark.parametrize("words", readme_commands())
+def test_readme_commands_run(words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert cli.main(words[1:]) == 0
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", MODULES)
