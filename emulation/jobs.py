@@ -1,9 +1,10 @@
 """What runs inside the emulated machine: `jobs.py DIRECTORY JOB...` writes its results to the directory.
 
 info    what `kvmattr info` says there                                              info.txt
-tests   the bridge's tests and the recorded answers against this kernel             tests.txt, tests.xml
+tests   the bridge's tests, the recorded answers and recordings against this kernel  tests.txt, tests.xml
 study   the kernel's rows of the study, each state read back and compared           study.json, .html, .txt
         and its table of instructions a conversion                                  instructions.json, .md
+calls   instructions of calls of many shapes, for emulation/fit.py                  calls.json, calls.txt
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 #: The tests that say something of the kernel that they run on.
-_TESTS = ("tests/test_bridge_kvm.py", "tests/test_kernel_answers.py", "tests/test_study_backends.py")
+_TESTS = ("tests/test_bridge_kvm.py", "tests/test_kernel_answers.py", "tests/test_replay_on_kvm.py",
+          "tests/test_study_backends.py")
 _BACKENDS = ("kvm-attributes", "kvm-memslots", "empty-ioctl")
 _SCENARIOS = ("conversion", "conversion-single")
 
@@ -53,7 +55,12 @@ def study(directory: Path) -> int:
                            "--data", str(directory / "instructions.json"))
 
 
-JOBS: dict[str, Callable[[Path], int]] = {function.__name__: function for function in (info, tests, study)}
+def calls(directory: Path) -> int:
+    """What the estimate of `kvmattr replay` is fitted to."""
+    return _python(directory / "calls.txt", "-m", "emulation.calls", str(directory / "calls.json"))
+
+
+JOBS: dict[str, Callable[[Path], int]] = {function.__name__: function for function in (info, tests, study, calls)}
 
 
 def main(words: list[str]) -> int:

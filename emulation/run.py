@@ -4,7 +4,7 @@
     --image FILE     a bzImage that has what kvm.config asks for
                      (neither: the image that the last --source built)
     --out DIR        where the results go (results/kernel)
-    --jobs A,B,...   info, tests, study (all)
+    --jobs A,B,...   info, tests, study (these three), calls (what emulation/fit.py needs, minutes more)
     --timeout S      end the emulator after so many seconds (1800)
     --emulator NAME  qemu or vng (vng where virtme-ng is installed)
 
@@ -27,7 +27,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
 BUILD = TREE / "build" / "kernel"
-JOBS = ("info", "tests", "study")
+JOBS = ("info", "tests", "study", "calls")
+#: Those that are run where none are named.
+USUAL = JOBS[:3]
 #: What building a kernel and running one needs, as Debian calls the packages.
 _PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "make": "make", "gcc": "gcc", "flex": "flex", "bison": "bison",
              "bc": "bc"}
@@ -180,7 +182,7 @@ def main(words: list[str]) -> int:
     which.add_argument("--source", type=Path, help=argparse.SUPPRESS)
     which.add_argument("--image", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=TREE / "results" / "kernel", help=argparse.SUPPRESS)
-    parser.add_argument("--jobs", default=",".join(JOBS), help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", default=",".join(USUAL), help=argparse.SUPPRESS)
     parser.add_argument("--timeout", type=int, default=1800, help=argparse.SUPPRESS)
     parser.add_argument("--emulator", choices=("qemu", "vng"), default="vng" if shutil.which("vng") else "qemu",
                         help=argparse.SUPPRESS)

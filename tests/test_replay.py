@@ -413,10 +413,11 @@ def test_the_command_prints_a_summary_and_writes_json(tmp_path, capsys):
     assert lines[0] == (f"{path}: 40 operations (40 slot calls, 0 conversions), 0 unrelated lines skipped,"
                         " profile linux")
     assert lines[1] == "answers: success 40"
-    assert [line.split("  ")[0] for line in lines[3:11]] == [
+    assert [line.split("  ")[0] for line in lines[3:12]] == [
         "", "ioctls", "slots touched", "slot changes", "metadata bytes built",
-        "guest pages without a slot meanwhile", "time, median of 9 rounds", "runs at the end"]
-    assert lines[-1] == "final access maps: equal"
+        "guest pages without a slot meanwhile", "time, median of 9 rounds", "runs at the end",
+        "kernel instructions, about"]
+    assert lines[-2] == "final access maps: equal"
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["schema"] == 1
     assert set(result["machine"]) == {"host", "machine", "kernel", "python"}

@@ -7,11 +7,16 @@ import pytest
 
 from kvmattr import VM, cli
 from kvmattr.bridges import kvm
-from kvmattr.trace import read
+from kvmattr.trace import SetAttributes, SetSlot, read
 from kvmattr.trace.on_kvm import on_kvm, on_kvm_text
 
 TRACES = sorted((Path(__file__).parent / "data" / "traces").iterdir())
+ANSWERED = Path(__file__).parent / "data" / "kvm-7.2"
 needs_kvm = pytest.mark.skipif(kvm.missing() is not None, reason=str(kvm.missing()))
+
+needs_attributes = pytest.mark.skipif(kvm.missing() is not None or kvm.private_vm_type() is None,
+                                      reason="the running kernel has no VM whose memory can be private: `python3 dev.py"
+                                      " kernel` runs this in one that has")
 
 SLOT = ("ioctl(4, KVM_SET_USER_MEMORY_REGION, {{slot={0}, flags=0, guest_phys_addr={1:#x}, memory_size={2:#x}, "
         "userspace_addr=0x7f0000000000}}) = {3}")
@@ -60,3 +65,50 @@ def test_the_mails_attributes_are_not_the_kernels(tmp_path, capsys):
     trace.write_text("set 0x1000 0x1000 0x1 0x0\n")
     assert cli.main(["replay", "--on-kvm", str(trace)]) == 2
     assert f"{trace} speaks rfc: the kernel's attributes are those of linux" in capsys.readouterr().err
+
+
+def as_strace(name, out):
+    """The operations and answers of a real Linux 7.2.13 as the log that an strace which knows the structures writes."""
+    answers = dict(line.split(None, 1) for line in (ANSWERED / f"{name}.expected").read_text().splitlines())
+    with read(ANSWERED / f"{name}.trace") as trace, out.open("w") as file:
+        file.write("7 1.0 ioctl(3, KVM_CREATE_VM, 0x1) = 4\n")
+        for index, record in enumerate(trace):
+            answer = answers[str(index)]
+            result = "0" if answer == "0" else f"-1 {answer} (...)"
+            if isinstance(record, SetAttributes):
+                call = (f"KVM_SET_MEMORY_ATTRIBUTES, {{address={record.address:#x}, size={record.size:#x}, "
+                        f"attributes={record.attributes:#x}, flags={record.flags:#x}}}")
+            elif isinstance(record, SetSlot):
+                call = (f"KVM_SET_USER_MEMORY_REGION, {{slot={record.slot}, flags={record.flags:#x}, guest_phys_addr="
+                        f"{record.guest_phys_addr:#x}, memory_size={record.memory_size:#x}, userspace_addr="
+                        f"{record.userspace_addr:#x}}}")
+            else:
+                continue
+            file.write(f"7 {1 + index / 1000:.6f} ioctl(4, {call}) = {result}\n")
+
+
+@pytest.mark.parametrize("name", ["attr-201", "sparse-201", "slots-201"])
+def test_recorded_attributes_are_answered_alike_by_the_model(name, tmp_path, capsys):
+    log = tmp_path / "x.strace"
+    as_strace(name, log)
+    options = ["--phys-bits", "40", "--no-comparison", "--strict", "--json", str(tmp_path / "x.json")]
+    assert cli.main(["replay", *options, str(log)]) == 0
+    kept = json.loads((tmp_path / "x.json").read_text())["replays"][0]
+    assert (kept["different"], kept["recorded"]) == (0, True)
+    assert kept["attribute_calls"] > 1000
+    assert ("EINVAL" in kept["answers"]) == (name != "sparse-201")
+
+
+@needs_attributes
+@pytest.mark.parametrize("name", ["attr-201", "sparse-201", "slots-201"])
+def test_recorded_attributes_are_answered_alike_by_a_kernel_that_has_them(name, tmp_path, capsys):
+    log = tmp_path / "x.strace"
+    as_strace(name, log)
+    options = ["--phys-bits", "40", "--no-comparison", "--strict", "--json", str(tmp_path / "x.json")]
+    code = cli.main(["replay", "--on-kvm", *options, str(log)])
+    print(capsys.readouterr().out)
+    kept = json.loads((tmp_path / "x.json").read_text())["replays"][0]["on_kvm"]
+    assert (kept["not_run"], kept["different"], kept["differences"]) == (0, 0, [])
+    assert code == 0
+    assert sum(kept["answers"].values()) == kept["calls"] > 2000
+    assert kept["worst"] >= kept["p99"] >= kept["median"] > 0

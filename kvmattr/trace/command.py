@@ -17,7 +17,7 @@ from typing import Any
 
 from kvmattr.hosts import X86_64
 from kvmattr.profiles import PROFILES
-from kvmattr.trace.files import ROUNDS, TIMED_AGAIN
+from kvmattr.trace.files import ESTIMATED, ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.hosts import NAMES
 from kvmattr.trace.on_kvm import on_kvm, on_kvm_text
@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", action="store_true", help="print each operation's answer, INDEX ERRNO"
                         " or INDEX get ADDR:PAGES:S|P ...; the summary goes to standard error")
     parser.add_argument("--no-comparison", action="store_true", help="run the trace on the machine alone")
+    parser.add_argument("--estimate", action=argparse.BooleanOptionalAction, help="estimate the kernel instructions of"
+                        f" both sides (default: for traces of up to {ESTIMATED:,} operations)")
     parser.add_argument("--on-kvm", action="store_true", help="issue the calls to a VM of the running kernel, too: its"
                         " answers, and what each call took")
     parser.add_argument("--json", metavar="FILE", help="write the summaries as JSON, too")
@@ -114,7 +116,8 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
             vm.profile.name, options, None if vm.host is X86_64 else vm.host.name))
     summary = replay(trace, vm, answers=sys.stdout if arguments.answers else None,
                      compare=not arguments.no_comparison, progress=_Counter("operations replayed"),
-                     model_answers=arguments.model_answers)
+                     model_answers=arguments.model_answers,
+                     estimate=trace.operations <= ESTIMATED if arguments.estimate is None else arguments.estimate)
     if trace.operations <= TIMED_AGAIN:
         spoken = (arguments.abi, arguments.phys_bits, arguments.host)
         time_again(summary, trace, lambda: machine_for(trace, *spoken), ROUNDS,

@@ -11,6 +11,9 @@ from typing import Any
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
 
+#: Kernel instructions are estimated for traces up to this many operations: about 10 us each.
+ESTIMATED = 100_000
+
 Path = str | os.PathLike[str]
 
 #: Traces up to this many operations are replayed so many times, which takes well under a second.
@@ -25,7 +28,8 @@ def replay_file(path: Path, abi: str | None = None, phys_bits: int | None = None
     Raises TraceError (a ValueError) with file, line and what was expected, and OSError.
     """
     with read(path, **options) as trace:
-        summary = replay(trace, machine_for(trace, abi, phys_bits))
+        vm = machine_for(trace, abi, phys_bits)
+        summary = replay(trace, vm, estimate=trace.operations <= ESTIMATED)
         if trace.operations <= TIMED_AGAIN:
             time_again(summary, trace, lambda: machine_for(trace, abi, phys_bits), ROUNDS)
         return summary

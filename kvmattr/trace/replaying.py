@@ -12,14 +12,15 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr import profiles
+from kvmattr import profiles, uapi
 from kvmattr.memslots import Memslot
 from kvmattr.trace.answers import Answering, errno_name
 from kvmattr.trace.hosts import host_for
+from kvmattr.trace.instructions import Estimate, Estimating
 from kvmattr.trace.moments import Until
 from kvmattr.trace.on_kvm import OnKvm
-from kvmattr.trace.operations import RECORDED, UNKNOWN, Block, SetSlot
-from kvmattr.trace.sides import AttributeSide, Cost, SlotSide, SplittingSide, access_map
+from kvmattr.trace.operations import RECORDED, UNKNOWN, Block, SetAttributes, SetSlot, records_of
+from kvmattr.trace.sides import AttributeSide, Cost, SlotSide, SplittingSide, Watch, access_map
 from kvmattr.trace.trace import Told, Trace
 from kvmattr.vm import VM
 
@@ -73,6 +74,8 @@ class Summary:
     rounds: int = 1
     #: The machine that replayed it.
     host: str = ""
+    #: What both sides would take of a kernel, where that was estimated.
+    instructions: Estimate | None = None
     #: The same calls on a VM of the running kernel, where that was asked for.
     on_kvm: OnKvm | None = None
 
@@ -122,14 +125,17 @@ def _option(name: str, value: int) -> Any:
 
 
 def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool = True,
-           progress: Progress | None = None, model_answers: bool = False, end: Until | None = None) -> Summary:
+           progress: Progress | None = None, model_answers: bool = False, end: Until | None = None,
+           estimate: bool = False, watch: Watch | None = None) -> Summary:
     """Run a trace on `vm`, from wherever that stands, and compare memslots with attributes.
 
     Where the recording tells how a call went, that is what happens: a refused call changes nothing. With
     `model_answers` the machine's own answers decide. Either way what differs is in `differences`. `answers`
     gets one line an operation, `INDEX ERRNO` or `INDEX get ADDR:PAGES:S|P ...`. With `compare`, the other side
-    runs as well (see `sides`). `end`: only what is not later runs. `progress` is called with the number of
-    operations so far, once a block. Time: that of the operations; memory: that of the maps and a block.
+    runs as well (see `sides`), and with `estimate` both sides' kernel instructions are estimated, which takes
+    some 10 us an operation; `watch` hears of both sides' calls in place of that. `end`: only what is not later
+    runs. `progress` is called with the number of operations so far, once a block. Time: that of the operations;
+    memory: that of the maps and a block.
     TraceError for memslots whose metadata no guest needs.
 
     >>> from kvmattr.trace import SetAttributes, Trace
@@ -149,11 +155,13 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
                       note_count=trace.note_count, notes=list(trace.notes), mentions=trace.mentions,
                       recorded=trace.is_log and not model_answers, machine=vm.host.name, machine_why=why,
                       host=platform.node())
+    estimating = Estimating() if estimate else None
+    watch = watch or estimating
     compared: _Nothing = _Nothing()
     if compare and trace.attribute_calls + private:
-        compared = _Conversions(trace)
+        compared = _Conversions(trace, watch)
     elif compare and trace.slot_calls:
-        compared = _Slots(trace)
+        compared = _Slots(trace, watch or Watch())
     answering = Answering(vm, answers, compared.slot_changed, steered=not model_answers,
                           name=trace.name)
     counts: Counter[int] = Counter()
@@ -170,6 +178,9 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     summary.answers = {errno_name(number): count for number, count in sorted(counts.items())}
     summary.silent_deletions = answering.silent_deletions
     compared.finish(summary, answering)
+    if watch is estimating is not None and summary.sides:
+        stopped = {side.side for side in summary.sides if side.stopped is not None}
+        summary.instructions = estimating.estimate(vm, stopped)
     return summary
 
 
@@ -217,21 +228,25 @@ class _Nothing:
 class _Slots(_Nothing):
     """A slot recording: the machine that answers is the memslot side."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, watch: Watch) -> None:
         self._npages = trace.slot_npages
+        self._watch = watch
+        watch.begins(self._npages, conversions=False, slots=True)
         self._memslots = SlotSide(self._npages)
-        self._attributes = AttributeSide(self._npages)
+        self._attributes = AttributeSide(self._npages, watch)
         self.slot_changed = self._slot_changed
 
     def _slot_changed(self, old: Memslot | None, record: SetSlot) -> None:
         self._memslots.slot_changed(old, record)
         self._attributes.slot_changed(old, record)
+        self._watch.slot_call(old, record)
 
     def finish(self, summary: Summary, answering: Answering) -> None:
         """Compare the access maps of all address spaces."""
         table = answering.vm.memslots
         ioctls = summary.slot_calls + answering.silent_deletions
         memslots = self._memslots.finish(table, ioctls, answering.slot_ns / 1e9, answering.undone)
+        self._watch.memslots_did(self._memslots.stats)
         summary.sides = [memslots, self._attributes.finish()]
         if self._attributes.cost.stopped is not None:
             return
@@ -243,13 +258,27 @@ class _Slots(_Nothing):
 class _Conversions(_Nothing):
     """A conversion recording: the machine that answers is the attribute side."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, watch: Watch | None) -> None:
         self._npages = max(trace.attribute_npages, 1)
+        self._watch = watch
+        if watch is not None:
+            watch.begins(self._npages, conversions=True, slots=bool(trace.slot_calls))
         self._splitting = SplittingSide(self._npages)
 
     def apply(self, block: Block, errnos: NDArray[np.int16]) -> None:
         """Convert by splitting what the machine has accepted."""
         self._splitting.apply(block, errnos)
+        if self._watch is None:
+            return
+        for record in records_of(block[errnos == 0]):
+            if isinstance(record, SetSlot):
+                self._watch.slot_call(None, record)
+            elif isinstance(record, SetAttributes):
+                start = min(record.address >> uapi.PAGE_SHIFT, self._npages)
+                stop = min((record.address + record.size) >> uapi.PAGE_SHIFT, self._npages)
+                if stop > start:
+                    # The upper half of the word are flags, which no accepted call has.
+                    self._watch.attribute_call(0, start, stop, record.attributes, record.flags)
 
     def finish(self, summary: Summary, answering: Answering) -> None:
         """Compare the runs, unless the memslots ran out."""
@@ -257,5 +286,7 @@ class _Conversions(_Nothing):
         attributes = Cost("attributes", ioctls=summary.attribute_calls + summary.default_private,
                           seconds=answering.set_ns / 1e9, runs=len(runs))
         summary.sides = [self._splitting.finish(), attributes]
+        if self._watch is not None and self._splitting.stats:
+            self._watch.memslots_did(self._splitting.stats)
         other = self._splitting.runs()
         summary.equal = None if other is None else bool(np.array_equal(other, runs))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr._core import AttributeMap
 from kvmattr.memslots import Memslot, MemslotTable, SplittingBaseline
+from kvmattr.operation import Operation
 from kvmattr.trace.answers import errno_name
 from kvmattr.trace.operations import SET, Block, SetSlot
 from kvmattr.vm import VM
@@ -66,25 +67,43 @@ def _count_slots(cost: Cost, stats: dict[str, int]) -> None:
     cost.metadata_bytes = stats["large_page_bytes"] + stats["dirty_bitmap_bytes"]
 
 
+class Watch:
+    """Hears of the calls that both sides make, in order. Does nothing itself."""
+
+    def begins(self, npages: int, *, conversions: bool, slots: bool) -> None:
+        """Before all others: the pages of the guest, the kind of recording, and whether it has slot calls."""
+
+    def attribute_call(self, space: int, start: int, stop: int, attributes: int, operation: int) -> None:
+        """A call of the attribute side on pages [start, stop) of an address space."""
+
+    def slot_call(self, old: Memslot | None, record: SetSlot) -> None:
+        """A recorded slot call that went well; ``old``: the memslot before it, where the memslot side is recorded."""
+
+    def memslots_did(self, stats: Mapping[str, int]) -> None:
+        """After all others: what the memslot side counted, as `MemslotTable.stats`."""
+
+
 class AttributeSide:
     """The attribute side of a slot recording: a machine an address space, as attributes are per machine."""
 
-    def __init__(self, npages: int) -> None:
+    def __init__(self, npages: int, watch: Watch) -> None:
         self.cost = Cost("attributes")
         self._npages = npages
+        self._watch = watch
         self._machines: dict[int, VM] = {}
 
     def slot_changed(self, old: Memslot | None, record: SetSlot) -> None:
         """One WRITE for a slot call that went well: two for a slot that moved."""
-        machine = self._machine(record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT)
+        space = record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT
+        self._machine(space)
         if self.cost.stopped is not None:
             return
         start, stop = record.guest_phys_addr, record.guest_phys_addr + record.memory_size
         if old is not None and (old.guest_phys_addr, old.memory_size) != (start, record.memory_size):
-            self._write(machine, old.guest_phys_addr, old.memory_size, HOLE)
+            self._write(space, old.guest_phys_addr, old.memory_size, HOLE)
         if stop > start:
             attributes = READ_ONLY if record.flags & uapi.KVM_MEM_READONLY else 0
-            self._write(machine, start, record.memory_size, attributes)
+            self._write(space, start, record.memory_size, attributes)
 
     def runs(self, address_space: int) -> Runs:
         """The final access map of an address space: runs of attributes over the guest's pages."""
@@ -119,14 +138,17 @@ class AttributeSide:
                 machine.set_user_memory_region(slot, start << 12, pages << 12)
                 self.cost.ioctls += 1
             self.cost.seconds += (perf_counter_ns() - began) / 1e9
-            self._write(machine, 0, self._npages << 12, HOLE)
+            self._write(address_space, 0, self._npages << 12, HOLE)
         return self._machines[address_space]
 
-    def _write(self, machine: VM, address: int, size: int, attributes: int) -> None:
+    def _write(self, space: int, address: int, size: int, attributes: int) -> None:
+        machine = self._machines[space]
         began = perf_counter_ns()
         machine.set_memory_attributes(address, size, attributes)
         self.cost.seconds += (perf_counter_ns() - began) / 1e9
         self.cost.ioctls += 1
+        start = address >> uapi.PAGE_SHIFT
+        self._watch.attribute_call(space, start, start + (size >> uapi.PAGE_SHIFT), attributes, Operation.WRITE)
 
 
 class SlotSide:
@@ -134,6 +156,7 @@ class SlotSide:
 
     def __init__(self, npages: int) -> None:
         self.cost = Cost("memslots")
+        self.stats: dict[str, int] = {}
         self._npages = npages
         self._taken: dict[int, AttributeMap] = {}
 
@@ -152,7 +175,8 @@ class SlotSide:
 
     def finish(self, table: MemslotTable, ioctls: int, seconds: float, undone: Mapping[str, int]) -> Cost:
         """The cost, once the recording has run on `table`, less what was `undone` there."""
-        _count_slots(self.cost, {name: count - undone.get(name, 0) for name, count in table.stats().items()})
+        self.stats = {name: count - undone.get(name, 0) for name, count in table.stats().items()}
+        _count_slots(self.cost, self.stats)
         self.cost.ioctls, self.cost.seconds = ioctls, seconds
         self.cost.runs = sum(len(access_map(table, space, self._npages)) for space in self._taken)
         return self.cost
@@ -183,6 +207,7 @@ class SplittingSide:
 
     def __init__(self, npages: int) -> None:
         self.cost = Cost("memslots")
+        self.stats: dict[str, int] = {}
         self._baseline: SplittingBaseline | None = None
         self._npages = npages
         self._done = 0
@@ -234,7 +259,8 @@ class SplittingSide:
         """The cost, once all blocks were applied."""
         if self._baseline is not None:
             stats = self._baseline.stats()
-            _count_slots(self.cost, {name: stats[name] - self._at_start[name] for name in stats})
+            self.stats = {name: stats[name] - self._at_start[name] for name in stats}
+            _count_slots(self.cost, self.stats)
             # Each change of a slot is one KVM_SET_USER_MEMORY_REGION.
             self.cost.ioctls = self.cost.slot_changes
             self.cost.pages_without_slot = stats["pages_without_slot"]

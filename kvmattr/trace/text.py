@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvmattr.trace.instructions import Estimate
 from kvmattr.trace.replaying import Summary
 from kvmattr.trace.sides import Cost
 from kvmattr.trace.trace import Told
@@ -24,9 +25,11 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield from remarks(summary)
     if summary.sides:
         yield ""
-        yield from _table(summary.sides, summary.rounds)
+        yield from _table(summary)
         yield ""
         yield _verdict(summary)
+        if summary.instructions is not None:
+            yield _ground(summary.instructions)
 
 
 def remarks(summary: Summary) -> Iterator[str]:
@@ -68,7 +71,8 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _table(sides: list[Cost], rounds: int) -> Iterator[str]:
+def _table(summary: Summary) -> Iterator[str]:
+    sides, rounds = summary.sides, summary.rounds
     time = "time" if rounds == 1 else f"time, median of {rounds} rounds"
     rows = [
         ("", *(side.side for side in sides)),
@@ -80,10 +84,35 @@ def _table(sides: list[Cost], rounds: int) -> Iterator[str]:
         (time, *(time_text(side.seconds) for side in sides)),
         ("runs at the end", *(f"{side.runs:,}" for side in sides)),
     ]
+    if summary.instructions is not None:
+        rows.append(("kernel instructions, about", *_instructions(sides, summary.instructions)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for name, *cells in rows:
         yield name.ljust(widths[0]) + "".join(
             f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+
+
+def _instructions(sides: list[Cost], estimate: Estimate) -> Iterator[str]:
+    for side in sides:
+        value = estimate.memslots if side.side == "memslots" else estimate.attributes
+        yield "-" if value is None else _rounded(value)
+
+
+def _rounded(number: int) -> str:
+    """
+    >>> _rounded(1234567), _rounded(89)
+    ('1,230,000', '89')
+    """
+    keep = max(len(str(number)) - 3, 0)
+    return f"{round(number, -keep):,}"
+
+
+def _ground(estimate: Estimate) -> str:
+    """What the estimate rests on, or why there is none."""
+    if estimate.attributes is None and estimate.memslots is None:
+        return f"kernel instructions are not estimated: {estimate.why}"
+    return (f"kernel instructions: estimated for Linux {estimate.kernel} without a vCPU, off by at most"
+            f" {estimate.error:.0%} on recordings that were counted" + f"; {estimate.why}" * bool(estimate.why))
 
 
 def time_text(seconds: float) -> str:

@@ -65,7 +65,8 @@ class Trace:
         #: Pages below the highest end that a slot call, or one that sets an attribute, names.
         self.slot_npages = 0
         self.attribute_npages = 0
-        #: Whether a slot call names the second address space: machines with private memory have none.
+        #: Whether a slot call that was not refused names the second address space: machines with private memory
+        #: have none.
         self.second_address_space = False
         #: Whether a slot call that KVM accepted binds a guest_memfd.
         self.guest_memfds = False
@@ -118,7 +119,9 @@ class Trace:
         slots = block[block["kind"] >= SLOT]
         words = slots["words"]
         self.slot_npages = max(self.slot_npages, _highest_end(words[:, 2], words[:, 3]))
-        self.second_address_space |= bool((words[:, 0] >> np.uint64(uapi.KVM_ADDRESS_SPACE_SHIFT)).any())
+        # A refused call shows nothing: machines with private memory refuse it for that.
+        spaces = words[slots["answer"] <= 0, 0] >> np.uint64(uapi.KVM_ADDRESS_SPACE_SHIFT)
+        self.second_address_space |= bool(spaces.any())
         accepted = slots[(slots["answer"] == 0) & (words[:, 3] != 0)]
         if len(accepted):
             self.guest_memfds |= bool((accepted["words"][:, 1] & np.uint64(uapi.KVM_MEM_GUEST_MEMFD)).any())
