@@ -66,7 +66,7 @@ def make_environment(name: str) -> Path:
 
 
 #: What an installed kvmattr is made from.
-SOURCES = ("pyproject.toml", "setup.py", "kvmattr/**/*.p[xy]*", "kvmattr/**/*.h*")
+SOURCES = ("pyproject.toml", "setup.py", "kvmattr/**/*.p[xy]*", "kvmattr/**/*.h*", "kvmattr/fake/client/*.c")
 
 
 def install(python: Path, *requirements: str, sources: tuple[str, ...] = SOURCES) -> None:

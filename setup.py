@@ -14,6 +14,7 @@ annotate   writes the .html files that show where Cython still talks to Python
 """
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -77,9 +78,26 @@ extensions = [
 ]
 
 
+#: What `kvmattr fake` preloads into programs: C alone, no module of Python, so its file has no Python in its name.
+PRELOADED = "kvmattr.fake.client.libkvmattr_fake"
+if sys.platform.startswith("linux"):
+    extensions.append(Extension(
+        PRELOADED,
+        [str(source.relative_to(here)) for source in sorted((here / "kvmattr/fake/client").glob("*.c"))],
+        depends=[str(header.relative_to(here)) for header in sorted((here / "kvmattr/fake/client").glob("*.h"))],
+        extra_compile_args=["-O2", "-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"],
+        libraries=["pthread", "dl"],
+    ))
+
+
 class KeptBuild(build_ext):
     """An editable install compiles into ``build`` as ``build_ext --inplace`` does, not into a directory that is thrown
-    away: what did not change is not compiled again."""
+    away: what did not change is not compiled again. And what is preloaded gets its file name."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.split(".")[-1] == PRELOADED.split(".")[-1]:     # with and without its package
+            return fullname.replace(".", os.sep) + ".so"
+        return super().get_ext_filename(fullname)
 
     def finalize_options(self) -> None:
         super().finalize_options()

@@ -27,6 +27,7 @@ COMMANDS = {
     "gate": "kvmattr.gate.command",
     "info": "kvmattr.study.info",
     "record": "kvmattr.trace.record_command",
+    "fake": "kvmattr.fake.command",
     "replay": "kvmattr.trace.command",
     "show": "kvmattr.show",
 }

@@ -75,7 +75,11 @@ FALLOC_FL_UNSHARE_RANGE = 1 << 6
 # Exits of a vCPU -------------------------------------------------------------------------------------------
 
 KVM_EXIT_UNKNOWN = 0
+KVM_EXIT_HYPERCALL = 3
+KVM_EXIT_HLT = 5
 KVM_EXIT_MMIO = 6
+KVM_EXIT_SHUTDOWN = 8
+KVM_EXIT_INTR = 10
 KVM_EXIT_MEMORY_FAULT = 39
 
 #: Flags of KVM_EXIT_MEMORY_FAULT. Linux defines PRIVATE alone; the access bits are the VSM series'.
@@ -87,16 +91,32 @@ KVM_MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
 #: errno of a KVM_RUN that met memory whose hardware failed; Python's errno does not name it everywhere.
 EHWPOISON = 133
 
+#: A guest's request to convert pages, and the third of its arguments (``include/uapi/linux/kvm_para.h``).
+KVM_HC_MAP_GPA_RANGE = 12
+KVM_MAP_GPA_RANGE_ENCRYPTED = 1 << 4
+KVM_MAP_GPA_RANGE_DECRYPTED = 0 << 4
+#: ``hypercall.flags``: the vCPU is in 64-bit mode.
+KVM_EXIT_HYPERCALL_LONG_MODE = 1 << 0
+#: What a hypercall that KVM refuses leaves in the guest's register, less than 0.
+KVM_ENOSYS = 1000
+KVM_EINVAL = 22
+
 # Capabilities and VM types ---------------------------------------------------------------------------------
 
 KVM_CAP_USER_MEMORY = 3
+KVM_CAP_NR_VCPUS = 9
 KVM_CAP_NR_MEMSLOTS = 10
 KVM_CAP_SYNC_MMU = 16
 KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21
 KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30
+KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_READONLY_MEM = 81
+KVM_CAP_ENABLE_CAP_VM = 98
 KVM_CAP_CHECK_EXTENSION_VM = 105
 KVM_CAP_MULTI_ADDRESS_SPACE = 118
+KVM_CAP_MAX_VCPU_ID = 128
+KVM_CAP_IMMEDIATE_EXIT = 136
+KVM_CAP_EXIT_HYPERCALL = 201
 KVM_CAP_USER_MEMORY2 = 231
 KVM_CAP_MEMORY_FAULT_INFO = 232
 KVM_CAP_MEMORY_ATTRIBUTES = 233
@@ -105,6 +125,14 @@ KVM_CAP_VM_TYPES = 235
 KVM_CAP_PRE_FAULT_MEMORY = 236
 KVM_CAP_GUEST_MEMFD_FLAGS = 244
 KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES = 252
+
+#: What KVM_GET_API_VERSION returns, ever since Linux 2.6.22.
+KVM_API_VERSION = 12
+#: vCPUs of a VM, and the numbers that they may have, on x86-64 as distributions build it.
+KVM_MAX_VCPUS = 1024
+KVM_MAX_VCPU_IDS = 4096
+#: What is mapped of a vCPU on x86-64: struct kvm_run, the page of port I/O, the ring of coalesced MMIO.
+KVM_VCPU_PAGES = 3
 
 KVM_X86_DEFAULT_VM = 0
 KVM_X86_SW_PROTECTED_VM = 1
@@ -220,6 +248,53 @@ class kvm_pre_fault_memory(ctypes.Structure):
     )
 
 
+class kvm_enable_cap(ctypes.Structure):
+    """The argument of KVM_ENABLE_CAP (104 bytes)."""
+
+    _fields_ = (
+        ("cap", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("args", ctypes.c_uint64 * 4),
+        ("pad", ctypes.c_uint8 * 64),
+    )
+
+
+class _run_mmio(ctypes.Structure):
+    _fields_ = (("phys_addr", ctypes.c_uint64), ("data", ctypes.c_uint8 * 8), ("len", ctypes.c_uint32),
+                ("is_write", ctypes.c_uint8))
+
+
+class _run_hypercall(ctypes.Structure):
+    _fields_ = (("nr", ctypes.c_uint64), ("args", ctypes.c_uint64 * 6), ("ret", ctypes.c_uint64),
+                ("flags", ctypes.c_uint64))
+
+
+class _run_memory_fault(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("gpa", ctypes.c_uint64), ("size", ctypes.c_uint64))
+
+
+class _run_exit(ctypes.Union):
+    _fields_ = (("mmio", _run_mmio), ("hypercall", _run_hypercall), ("memory_fault", _run_memory_fault),
+                ("padding", ctypes.c_uint8 * 256))
+
+
+class kvm_run(ctypes.Structure):
+    """What a vCPU's first mapped page begins with: why KVM_RUN returned. The exits that the model has."""
+
+    _fields_ = (
+        ("request_interrupt_window", ctypes.c_uint8),
+        ("immediate_exit", ctypes.c_uint8),
+        ("padding1", ctypes.c_uint8 * 6),
+        ("exit_reason", ctypes.c_uint32),
+        ("ready_for_interrupt_injection", ctypes.c_uint8),
+        ("if_flag", ctypes.c_uint8),
+        ("flags", ctypes.c_uint16),
+        ("cr8", ctypes.c_uint64),
+        ("apic_base", ctypes.c_uint64),
+        ("exit", _run_exit),
+    )
+
+
 #: The same layouts for numpy: arrays of structures, and ``set_memory_attributes_many``.
 MEMORY_ATTRIBUTES = np.dtype(kvm_memory_attributes)
 LINUX_MEMORY_ATTRIBUTES = np.dtype(linux_kvm_memory_attributes)
@@ -247,6 +322,17 @@ def _request(direction: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | KVMIO << 8 | number
 
 
+def size_of(request: int) -> int:
+    """Bytes of a request's structure, 0 if it takes none."""
+    return request >> 16 & 0x3FFF
+
+
+def comes_out(request: int) -> bool:
+    """Whether a request writes its structure."""
+    return bool(request >> 30 & _READ)
+
+
+KVM_GET_API_VERSION = _request(0, 0x00, 0)
 KVM_CREATE_VM = _request(0, 0x01, 0)
 KVM_CHECK_EXTENSION = _request(0, 0x03, 0)
 KVM_GET_VCPU_MMAP_SIZE = _request(0, 0x04, 0)
@@ -254,6 +340,8 @@ KVM_CREATE_VCPU = _request(0, 0x41, 0)
 KVM_SET_USER_MEMORY_REGION = _request(_WRITE, 0x46, ctypes.sizeof(kvm_userspace_memory_region))
 KVM_SET_USER_MEMORY_REGION2 = _request(_WRITE, 0x49, ctypes.sizeof(kvm_userspace_memory_region2))
 KVM_CREATE_IRQCHIP = _request(0, 0x60, 0)
+KVM_RUN = _request(0, 0x80, 0)
+KVM_ENABLE_CAP = _request(_WRITE, 0xA3, ctypes.sizeof(kvm_enable_cap))
 KVM_MEMORY_ENCRYPT_REG_REGION = _request(_READ, 0xBB, ctypes.sizeof(kvm_enc_region))
 KVM_MEMORY_ENCRYPT_UNREG_REGION = _request(_READ, 0xBC, ctypes.sizeof(kvm_enc_region))
 KVM_SET_MEMORY_ATTRIBUTES = _request(_WRITE, 0xD2, ctypes.sizeof(kvm_memory_attributes))

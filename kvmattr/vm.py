@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOTTY
 from functools import cache
 from operator import index as as_integer
@@ -107,6 +107,15 @@ class VM(Machine):
         return self.memslots.host
 
     # ioctl -------------------------------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> KeysView[int]:
+        """The requests that :meth:`ioctl` knows; any other is ENOTTY.
+
+        >>> uapi.KVM_GET_MEMORY_ATTRIBUTES in VM("rfc").requests, uapi.KVM_GET_MEMORY_ATTRIBUTES in VM("linux").requests
+        (True, False)
+        """
+        return self._handlers.keys()
 
     def ioctl(self, request: int, arg: Any = 0, mutate_flag: bool = True) -> int | bytes:
         """Answer a request as ``fcntl.ioctl`` on KVM's VM file descriptor does.

@@ -40,6 +40,9 @@ REQUESTS = {
     "KVM_SET_MEMORY_ATTRIBUTES2": 0xC080AED2,
     "KVM_PRE_FAULT_MEMORY": 0xC040AED5,
     "KVM_CREATE_IRQCHIP": 0xAE60,
+    "KVM_GET_API_VERSION": 0xAE00,
+    "KVM_RUN": 0xAE80,
+    "KVM_ENABLE_CAP": 0x4068AEA3,
     "KVM_CREATE_VM": 0xAE01,
     "KVM_CREATE_VCPU": 0xAE41,
     "KVM_GET_VCPU_MMAP_SIZE": 0xAE04,
@@ -55,6 +58,20 @@ def test_layout(structure, dtype, size, fields):
         field = getattr(structure, name)
         assert (field.offset, field.size) == (offset, length), name
         assert (dtype.fields[name][1], dtype.fields[name][0].itemsize) == (offset, length), name
+
+
+def test_layout_of_what_a_vcpu_shares():
+    run, exits = uapi.kvm_run, uapi.kvm_run(exit_reason=39)
+    places = {name: getattr(run, name).offset for name in ("immediate_exit", "exit_reason", "cr8", "apic_base", "exit")}
+    assert places == {"immediate_exit": 1, "exit_reason": 8, "cr8": 16, "apic_base": 24, "exit": 32}
+    exits.exit.mmio.len, exits.exit.mmio.is_write = 8, 1
+    assert bytes(exits)[48:53] == b"\x08\0\0\0\x01"
+    exits.exit.hypercall.args[2], exits.exit.hypercall.ret, exits.exit.hypercall.flags = 3, 4, 5
+    assert [bytes(exits)[at] for at in (40 + 16, 40 + 48, 40 + 56)] == [3, 4, 5]
+    exits.exit.memory_fault.size = 0x1000
+    assert bytes(exits)[48:50] == b"\0\x10"
+    assert ctypes.sizeof(uapi.kvm_enable_cap) == 104
+    assert uapi.kvm_enable_cap.args.offset == 8
 
 
 def test_layout_with_a_union():

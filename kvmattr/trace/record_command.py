@@ -8,29 +8,24 @@ it, and its exit code is this one's. Calls of KVM_RUN, which say nothing of memo
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from io import RawIOBase
 from pathlib import Path
-from types import FrameType
 
+from kvmattr.measure.forwarding import forwarding
 from kvmattr.trace.files import replay_file
 
 HELP = "run a VMM and record its memslots and attributes"
 
 #: Calls that make, change, copy and close VMs, and those by which processes share descriptors.
 _CALLS = "ioctl,close,close_range,dup,dup2,dup3,fcntl,clone,clone3,fork,vfork"
-#: Ctrl-C comes to the command from its terminal; these are sent to one process.
-_FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _PID = re.compile(rb"[0-9]+")
 _NO_COMMAND = 127
 
@@ -75,7 +70,7 @@ def _recorded(words: list[str], file: RawIOBase) -> tuple[int, int, OSError | No
         # -D: strace is a grandchild, so that the command is ours: its exit code, its terminal, our signals.
         command = ["strace", "-D", "-f", "-q", "-y", "-ttt", "-v", "-e", f"trace={_CALLS}", "-e", "signal=none",
                    "-o", fifo, "--", *words]
-        with _forwarding() as started:
+        with forwarding() as started:
             process = subprocess.Popen(command)
             started.append(process)
             copying = _Copy(reading, file, process)
@@ -143,37 +138,6 @@ class _Copy(threading.Thread):
         if line.rstrip().endswith(b"<unfinished ...>"):
             self._running.add(thread)
         return True
-
-
-@contextlib.contextmanager
-def _forwarding() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Within it signals that are sent to us go to the process that is put into the list."""
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-
-    names = [*_FORWARDED, *(() if _has_terminal() else ("SIGINT", "SIGQUIT"))]
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), forward) for name in names}
-    if _has_terminal():
-        # The terminal sends Ctrl-C to the command as well; a handler, because an ignored signal would be inherited.
-        before |= {number: signal.signal(number, lambda number, frame: None)
-                   for number in (signal.SIGINT, signal.SIGQUIT)}
-    try:
-        yield processes
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _has_terminal() -> bool:
-    """Whether we are in the foreground of a terminal."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False
 
 
 def _summarize(output: Path) -> None:

@@ -1,0 +1,398 @@
+"""The server: it holds the VMs, and answers every thread of every program that opened its /dev/kvm.
+
+One loop, one thread: calls are answered in the order in which they come, and no lock is ever awaited. No client can
+hold it up: it reads and writes only what is there, and who sends nonsense, or does not read his replies, is cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+from kvmattr import uapi
+from kvmattr.fake.files import Answer, Ask, Asked, Asking, Failed, File, Kept, System
+from kvmattr.fake.wire import CALL, LARGEST, REPLY, UNREADABLE, VERSION, Kind, Question
+
+_CREDENTIALS = struct.Struct("iII")
+#: Of the descriptors that we may have, how many one process's connections and files may take.
+_SHARE = 0.5
+_DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+#: The number of a descriptor that is none of ours, beyond any number of a file.
+FOREIGN = 1 << 30
+#: Takes the messages of a shadow.
+Note = Callable[["Channel", Kind, int, tuple[int, ...], memoryview], None]
+
+
+class Recorder(Protocol):
+    """Who is told of each call and its answer."""
+
+    def made(self, channel: Channel, parent: Made | None, asked: Asked, made: Made) -> None:
+        """A call made a file."""
+
+    def answered(self, channel: Channel, made: Made, asked: Asked, result: int, error: int) -> None:
+        """A call was answered."""
+
+    def closed(self, made: Made) -> None:
+        """The last descriptor of a file is gone."""
+
+
+class Cut(Exception):
+    """A client is to be cut off."""
+
+
+class Channel:
+    """One thread's connection."""
+
+    __slots__ = ("asking", "owner", "pid", "process", "shadow", "socket")
+
+    def __init__(self, connection: socket.socket, owner: int) -> None:
+        self.socket = connection
+        #: The process that connected, as the kernel says; `pid` is how it calls itself.
+        self.owner = owner
+        self.pid = owner
+        #: Equal for all channels of one address space; None before the hello.
+        self.process: object = None
+        self.shadow = False
+        #: A call that waits for the answer to its question.
+        self.asking: tuple[Generator[Ask, Any, Answer], Made, Asked] | None = None
+
+
+class Made:
+    """A file that a program has open: the server's end of its descriptor's socket."""
+
+    __slots__ = ("file", "inode", "number", "owner", "pid", "socket")
+
+    def __init__(self, file: File, end: socket.socket, inode: int, number: int, channel: Channel) -> None:
+        self.file, self.socket, self.inode, self.number = file, end, inode, number
+        self.owner, self.pid = channel.owner, channel.pid
+
+
+class Server:
+    """A listening socket in a directory of its own, and the files of its clients.
+
+    ``kept``: how VMs are made. ``recorder``: is told of everything. ``note``: takes the messages of shadows.
+    """
+
+    def __init__(self, kept: Kept, recorder: Recorder | None = None, note: Note | None = None) -> None:
+        self.kept = kept
+        self._recorder, self._note = recorder, note
+        #: Called where a loop has nothing to do, at least every half second.
+        self.idle: Callable[[], None] | None = None
+        self.calls = 0
+        #: Programs that have connected, ever.
+        self.clients = 0
+        self._directory = tempfile.mkdtemp(prefix="kvmattr-fake-")     # mode 0700
+        self.path = os.path.join(self._directory, "kvm")
+        self._channels: dict[int, Channel] = {}
+        self._files: dict[int, Made] = {}
+        self._ends: dict[int, Made] = {}
+        self._held: Counter[int] = Counter()
+        self._next_number = 3
+        self._buffer = bytearray(LARGEST)
+        self._view = memoryview(self._buffer)
+        self._system = System(kept)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._epoll = select.epoll()
+        self._waker, self._woken = socket.socketpair()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._listener.bind(self.path)
+            self._listener.listen(512)
+        except OSError:
+            self.close()
+            raise
+        for each in (self._listener, self._woken):
+            each.setblocking(False)
+            self._epoll.register(each, select.EPOLLIN)
+        self._stop = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a program is connected or has a file of ours open."""
+        return bool(self._channels or self._files)
+
+    def stop(self) -> None:
+        """Let :meth:`serve` return; from any thread or signal handler."""
+        self._stop = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the loop look whether it is done."""
+        with contextlib.suppress(OSError):
+            self._waker.send(b"x", _DONTWAIT)
+
+    def serve(self, done: Callable[[], bool] = lambda: False) -> None:
+        """Answer until :meth:`stop`, or until ``done`` says so where nothing is left to answer."""
+        listener, woken, channels = self._listener.fileno(), self._woken.fileno(), self._channels
+        poll, message = self._epoll.poll, self._message
+        while not self._stop:
+            events = poll(0.5)
+            for descriptor, event in events:
+                channel = channels.get(descriptor)
+                if channel is not None:
+                    try:
+                        message(channel)
+                    except Cut:
+                        self._drop(channel)
+                elif descriptor in self._ends:
+                    if event & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+                        self._close(self._ends[descriptor])
+                elif descriptor == listener:
+                    self._accept()
+                elif descriptor == woken:
+                    with contextlib.suppress(BlockingIOError):
+                        self._woken.recv(64)
+            if not events and self.idle is not None:
+                self.idle()
+            if done():
+                break
+
+    def close(self) -> None:
+        """Give back everything; programs that are still there get EIO."""
+        for channel in list(self._channels.values()):
+            self._drop(channel)
+        for made in list(self._files.values()):
+            self._close(made)
+        for each in (self._listener, self._waker, self._woken):
+            each.close()
+        self._epoll.close()
+        os.close(self._spare)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # Connections -------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                return
+            # No descriptor left: who waits is sent away, or the loop would never rest.
+            os.close(self._spare)
+            with contextlib.suppress(OSError):
+                self._listener.accept()[0].close()
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            return
+        pid, uid, _ = _CREDENTIALS.unpack(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid != os.geteuid() or self._is_greedy(pid):
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._held[pid] += 1
+        self._channels[connection.fileno()] = Channel(connection, pid)
+        self._epoll.register(connection, select.EPOLLIN)
+
+    def _is_greedy(self, pid: int) -> bool:
+        import resource
+        return self._held[pid] >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE
+
+    def _drop(self, channel: Channel) -> None:
+        self._channels.pop(channel.socket.fileno(), None)
+        self._give_back(channel.owner)
+        channel.socket.close()      # which takes it out of the epoll as well
+        if channel.asking is not None:
+            channel.asking[0].close()
+        if self._note is not None and channel.process is not None:
+            self._note(channel, Kind.HELLO, 0, (), memoryview(b""))
+
+    def _give_back(self, pid: int) -> None:
+        self._held[pid] -= 1
+        if not self._held[pid]:
+            del self._held[pid]
+
+    # Messages ----------------------------------------------------------------------------------------------
+
+    def _message(self, channel: Channel) -> None:
+        try:
+            got = channel.socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            raise Cut from None
+        if got < CALL.size:
+            raise Cut
+        kind, flags, number, *words = CALL.unpack_from(self._buffer)
+        if channel.process is None:
+            self._hello(channel, kind, words)
+        elif channel.shadow:
+            if self._note is None or kind not in (Kind.SEEN, Kind.CLOSED):
+                raise Cut
+            self._note(channel, Kind(kind), number, tuple(words), self._view[CALL.size:got])
+        elif channel.asking is not None:
+            if kind != Kind.ANSWER:
+                raise Cut
+            self._answered(channel, flags, number, words, bytes(self._view[CALL.size:got]))
+        elif kind == Kind.IOCTL:
+            self._ioctl(channel, flags, number, words, got)
+        elif kind == Kind.OPEN:
+            self._reply_file(channel, self._system, None, Asked(channel.process, 0, words[0], None))
+        elif kind in (Kind.FALLOCATE, Kind.MMAP):
+            self._other(channel, kind, number, words)
+        else:
+            raise Cut
+
+    def _hello(self, channel: Channel, kind: int, words: list[int]) -> None:
+        if kind != Kind.HELLO or words[0] != VERSION:
+            raise Cut
+        channel.pid, channel.process, channel.shadow = words[1] & 0x7FFFFFFF, (channel.owner, words[2]), bool(words[3])
+        self.clients += 1
+
+    def _ioctl(self, channel: Channel, flags: int, number: int, words: list[int], got: int) -> None:
+        made = self._files.get(number)
+        if made is None:
+            self._send(channel, REPLY.pack(0, 0, Question.NOT_OURS, 0, 0))
+            return
+        self.calls += 1
+        request, argument, descriptor, size = words[:4]
+        structure = None if flags & UNREADABLE else self._buffer[CALL.size:got]
+        if structure is not None and (len(structure) != size or size != uapi.size_of(request)):
+            raise Cut
+        asked = Asked(channel.process, request, argument, structure, descriptor)
+        try:
+            answering = made.file.ioctl(asked)
+        except OSError as error:
+            self._fail(channel, made, asked, error)
+        else:
+            if isinstance(answering, Answer):
+                self._finish(channel, made, asked, answering)
+            else:
+                self._go_on(channel, answering, made, asked, None)
+
+    def _go_on(self, channel: Channel, asking: Asking, made: Made, asked: Asked, found: object) -> None:
+        """Let a call that asks have what it asked for, up to its answer or its next question."""
+        try:
+            question = asking.send(found)
+        except StopIteration as ended:
+            channel.asking = None
+            self._finish(channel, made, asked, ended.value)
+        except OSError as error:
+            channel.asking = None
+            self._fail(channel, made, asked, error)
+        else:
+            channel.asking = asking, made, asked
+            self._send(channel, REPLY.pack(0, 0, question.question, question.address, question.length))
+
+    def _answered(self, channel: Channel, flags: int, number: int, words: list[int], data: bytes) -> None:
+        assert channel.asking is not None
+        asking, made, asked = channel.asking
+        found: object
+        if data:
+            found = data
+        elif flags & UNREADABLE or words[0]:
+            found = None
+            asked = asked._replace(bound=-1)
+        else:
+            other = self._files.get(number)
+            found = "another file" if other is None else other.file
+            asked = asked._replace(bound=FOREIGN if other is None else other.number)
+        self._go_on(channel, asking, made, asked, found)
+
+    def _finish(self, channel: Channel, made: Made, asked: Asked, answer: Answer) -> None:
+        if answer.file is not None:
+            self._reply_file(channel, answer.file, made, asked)
+            return
+        if self._recorder is not None:
+            self._recorder.answered(channel, made, asked, answer.result, 0)
+        if answer.out is None:
+            self._send(channel, REPLY.pack(answer.result, 0, 0, 0, 0))
+            return
+        if len(answer.out) > uapi.size_of(asked.request):
+            self._send(channel, REPLY.pack(0, 0, Question.ROOM, 0, len(answer.out)))
+        self._send(channel, REPLY.pack(answer.result, 0, 0, 0, len(answer.out)) + answer.out)
+
+    def _fail(self, channel: Channel, made: Made, asked: Asked, error: OSError) -> None:
+        number = error.errno or errno.EINVAL
+        if self._recorder is not None:
+            self._recorder.answered(channel, made, asked, -1, number)
+        out = error.out if isinstance(error, Failed) else b""
+        self._send(channel, REPLY.pack(-1, number, 0, 0, len(out)) + out)
+
+    def _other(self, channel: Channel, kind: int, number: int, words: list[int]) -> None:
+        made = self._files.get(number)
+        if made is None:
+            self._send(channel, REPLY.pack(0, 0, Question.NOT_OURS, 0, 0))
+            return
+        self.calls += 1
+        try:
+            if kind == Kind.MMAP:
+                memory = made.file.map(*words[:4])
+                self._send(channel, REPLY.pack(0, 0, 0, 0, 0), memory)
+            else:
+                made.file.fallocate(_signed(words[0]), _signed(words[1]), _signed(words[2]))
+                self._send(channel, REPLY.pack(0, 0, 0, 0, 0))
+        except OSError as error:
+            self._send(channel, REPLY.pack(-1, error.errno or errno.EINVAL, 0, 0, 0))
+
+    def _reply_file(self, channel: Channel, file: File, parent: Made | None, asked: Asked) -> None:
+        """Reply with a descriptor of a new file."""
+        refused = errno.ENFILE if self._is_greedy(channel.owner) else 0
+        ours = theirs = None
+        if not refused:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            except OSError as error:
+                refused = error.errno or errno.ENFILE
+        if ours is None or theirs is None:
+            file.closed()
+            if self._recorder is not None and parent is not None:
+                self._recorder.answered(channel, parent, asked, -1, refused)
+            self._send(channel, REPLY.pack(-1, refused, 0, 0, 0))
+            return
+        ours.shutdown(socket.SHUT_WR)   # who reads a descriptor of KVM must not wait for ever
+        inode = os.fstat(theirs.fileno()).st_ino
+        made = Made(file, ours, inode, self._next_number, channel)
+        self._next_number += 1
+        self._files[inode] = self._ends[ours.fileno()] = made
+        self._held[channel.owner] += 1
+        self._epoll.register(ours, select.EPOLLRDHUP)
+        if self._recorder is not None:
+            self._recorder.made(channel, parent, asked, made)
+        try:
+            self._send(channel, REPLY.pack(0, 0, 0, 0, 0), theirs.fileno())
+        finally:
+            theirs.close()
+
+    def _close(self, made: Made) -> None:
+        """The last descriptor of a file was closed."""
+        del self._files[made.inode], self._ends[made.socket.fileno()]
+        self._give_back(made.owner)
+        made.socket.close()
+        try:
+            made.file.closed()
+        finally:
+            if self._recorder is not None:
+                self._recorder.closed(made)
+
+    def _send(self, channel: Channel, message: bytes | bytearray, descriptor: int | None = None) -> None:
+        """Send without waiting: who has not read what he asked for is cut off."""
+        try:
+            if descriptor is None:
+                channel.socket.send(message, _DONTWAIT)
+            else:
+                socket.send_fds(channel.socket, [message], [descriptor], _DONTWAIT)
+        except OSError:
+            raise Cut from None
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def tell(text: str) -> None:
+    """One line for people."""
+    print(f"kvmattr: {text}", file=sys.stderr, flush=True)
+
+

@@ -1,0 +1,253 @@
+"""What runs in a program whose /dev/kvm is a fake one: each function prints what it saw, as one line of JSON.
+
+``python fake_clients.py NAME`` runs one; nothing of kvmattr is imported here but its numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import mmap
+import os
+import socket
+import sys
+
+from kvmattr import uapi
+
+libc = ctypes.CDLL(None, use_errno=True)
+PAGE = 4096
+MMAP, INIT_SHARED = uapi.GUEST_MEMFD_FLAG_MMAP, uapi.GUEST_MEMFD_FLAG_INIT_SHARED
+
+
+def call(function, *arguments):
+    """What it returns, or the errno's name."""
+    try:
+        return function(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno].replace("ENOTSUP", "EOPNOTSUPP")
+
+
+def ioctl(file, request, argument=0):
+    return call(fcntl.ioctl, file, request, bytearray(argument) if isinstance(argument, bytes) else argument)
+
+
+def raw(file, request, pointer):
+    """With any pointer."""
+    return 0 if libc.ioctl(file, ctypes.c_ulong(request), ctypes.c_void_p(pointer)) >= 0 else (
+        errno.errorcode[ctypes.get_errno()])
+
+
+def device():
+    return os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+
+
+def machine(vm_type=1):
+    return fcntl.ioctl(device(), uapi.KVM_CREATE_VM, vm_type)
+
+
+def attributes(vm, address, size, value, flags=0):
+    structure = uapi.linux_kvm_memory_attributes(address, size, value, flags)
+    return ioctl(vm, uapi.KVM_SET_MEMORY_ATTRIBUTES, bytes(structure))
+
+
+def region(vm, slot, gpa, size, flags=0, guest_memfd=-1, offset=0):
+    return ioctl(vm, uapi.KVM_SET_USER_MEMORY_REGION2, bytes(uapi.kvm_userspace_memory_region2(
+        slot, flags, gpa, size, 0x7F0000000000, offset, guest_memfd & 0xFFFFFFFF)))
+
+
+def guest_memfd(vm, size, flags=0):
+    return ioctl(vm, uapi.KVM_CREATE_GUEST_MEMFD, bytearray(uapi.kvm_create_guest_memfd(size, flags)))
+
+
+def convert(file, offset, size, value):
+    structure = bytearray(uapi.kvm_memory_attributes2(offset=offset, size=size, attributes=value))
+    result = ioctl(file, uapi.KVM_SET_MEMORY_ATTRIBUTES2, structure)
+    return [result, uapi.kvm_memory_attributes2.from_buffer(structure).error_offset]
+
+
+def system():
+    """The device."""
+    kvm = device()
+    return {
+        "version": ioctl(kvm, uapi.KVM_GET_API_VERSION),
+        "version of 1": ioctl(kvm, uapi.KVM_GET_API_VERSION, 1),
+        "mapping": ioctl(kvm, uapi.KVM_GET_VCPU_MMAP_SIZE),
+        "types": [ioctl(kvm, uapi.KVM_CREATE_VM, kind) in ("EINVAL",) for kind in range(6)],
+        "memory call": ioctl(kvm, uapi.KVM_SET_MEMORY_ATTRIBUTES, bytes(32)),
+        "unknown": ioctl(kvm, 0xAE7E),
+        "not KVM's": ioctl(kvm, 0x5401, bytes(64)),
+        "read": call(os.read, kvm, 1) == b"",
+        "mapped": call(mmap.mmap, kvm, PAGE),
+        "allocated": allocate(kvm, 0, 0, PAGE),
+    }
+
+
+def allocate(file, mode, offset, size):
+    done = libc.fallocate(file, mode, ctypes.c_int64(offset), ctypes.c_int64(size))
+    return errno.errorcode[ctypes.get_errno()].replace("ENOTSUP", "EOPNOTSUPP") if done < 0 else 0
+
+
+def capabilities():
+    """What the device, a default VM and one with private memory say, by name."""
+    kvm = device()
+    files = {"-1": kvm, "0": ioctl(kvm, uapi.KVM_CREATE_VM, 0), "1": ioctl(kvm, uapi.KVM_CREATE_VM, 1)}
+    names = ("MEMORY_ATTRIBUTES", "GUEST_MEMFD", "USER_MEMORY2", "MEMORY_FAULT_INFO", "NR_MEMSLOTS",
+             "MULTI_ADDRESS_SPACE", "READONLY_MEM", "PRE_FAULT_MEMORY", "VM_TYPES", "SYNC_MMU")
+    return {kind: {name: ioctl(file, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}")) for name in names}
+            for kind, file in files.items()}
+
+
+def memory():
+    """The memory calls of a VM, right and wrong."""
+    vm, other = machine(), machine()
+    file, foreign = guest_memfd(vm, 1 << 20), guest_memfd(other, 1 << 20)
+    flag = uapi.KVM_MEM_GUEST_MEMFD
+    return {
+        "plain": region(vm, 0, 0, 1 << 20),
+        "again": region(vm, 0, 0, 1 << 20),
+        "overlap": region(vm, 1, 0, 1 << 20),
+        "bound": region(vm, 2, 1 << 20, 1 << 20, flag, file),
+        "bound twice": region(vm, 3, 1 << 21, 1 << 20, flag, file),
+        "closed": region(vm, 3, 1 << 21, 1 << 20, flag, 777),
+        "no file": region(vm, 3, 1 << 21, 1 << 20, flag, -1),
+        "device": region(vm, 3, 1 << 21, 1 << 20, flag, device()),
+        "another kind": region(vm, 3, 1 << 21, 1 << 20, flag, 1),
+        "foreign": region(vm, 3, 1 << 21, 1 << 20, flag, foreign),
+        "private": attributes(vm, 0x1000, 0x3000, 8),
+        "flags": attributes(vm, 0x1000, 0x3000, 8, 1),
+        "unaligned": attributes(vm, 0x1001, 0x3000, 8),
+        "on the file": attributes(file, 0x1000, 0x1000, 8),
+        "on a pipe": attributes(os.pipe()[0], 0x1000, 0x1000, 8),
+        "on a socket": attributes(socket.socketpair()[0].detach(), 0x1000, 0x1000, 8),
+        "file flags": guest_memfd(vm, 1 << 20, INIT_SHARED),
+        "hole": allocate(file, 3, 0, PAGE),
+        "half a hole": allocate(file, 3, 0, 1),
+        "truncated": call(os.ftruncate, file, 0),
+        "mapped": call(mmap.mmap, file, PAGE),
+    }
+
+
+def pointers():
+    """Structures where there is no memory; and the program that passed them lives."""
+    vm = machine()
+    memory = mmap.mmap(-1, 2 * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc.mprotect(ctypes.c_void_p(start + PAGE), PAGE, 0)
+    wholly = bytes(uapi.linux_kvm_memory_attributes(0, PAGE, 8, 0))
+    memory[PAGE - 32:PAGE] = wholly
+    read_only = mmap.mmap(-1, PAGE)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(read_only))
+    read_only[:64] = bytes(uapi.kvm_pre_fault_memory(0, PAGE, 0))
+    libc.mprotect(ctypes.c_void_p(place), PAGE, 1)
+    vcpu = ioctl(vm, uapi.KVM_CREATE_VCPU, 0)
+    region(vm, 0, 0, 1 << 20)
+    return {
+        "null": raw(vm, uapi.KVM_SET_MEMORY_ATTRIBUTES, 0),
+        "kernel": raw(vm, uapi.KVM_SET_MEMORY_ATTRIBUTES, 1 << 63),
+        "over the end": raw(vm, uapi.KVM_SET_MEMORY_ATTRIBUTES, start + PAGE - 16),
+        "at the end": raw(vm, uapi.KVM_SET_MEMORY_ATTRIBUTES, start + PAGE - 32),
+        "unknown request": raw(vm, 0x4020AE7E, 0),
+        "region": raw(vm, uapi.KVM_SET_USER_MEMORY_REGION2, 8),
+        "answer nowhere": raw(vcpu, uapi.KVM_PRE_FAULT_MEMORY, place),
+        "alive": attributes(vm, 0x5000, 0x1000, 8),
+    }
+
+
+def processes():
+    """A child, which is another address space, and a VM of its own."""
+    vm = machine()
+    attributes(vm, 0, 0x1000, 8)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        own = machine()
+        answers = [attributes(vm, 0, 0x1000, 0), raw(vm, uapi.KVM_SET_MEMORY_ATTRIBUTES, 0),
+                   attributes(own, 0x2000, 0x1000, 8)]
+        os.write(writing, json.dumps(answers).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return {"child": json.loads(os.read(reading, 4096)), "parent": attributes(vm, 0x1000, 0x1000, 8)}
+
+
+def copies():
+    """dup, dup2, fcntl and a passed descriptor are the same file; it lives until the last is closed."""
+    vm = machine()
+    other, third, fourth = os.dup(vm), os.dup2(vm, 200), fcntl.fcntl(vm, fcntl.F_DUPFD_CLOEXEC, 300)
+    answers = [attributes(each, 0x1000 * index, 0x1000, 8) for index, each in enumerate((other, third, fourth))]
+    os.close(vm)
+    os.close(other)
+    os.close(third)
+    answers.append(attributes(fourth, 0x3000, 0x1000, 8))
+    left, right = socket.socketpair()
+    socket.send_fds(left, [b"x"], [fourth])
+    os.close(fourth)
+    _, files, _, _ = socket.recv_fds(right, 1, 1)
+    answers.append(attributes(files[0], 0x4000, 0x1000, 8))
+    return {"answers": answers, "closed": attributes(fourth, 0, 0x1000, 8)}
+
+
+def files():
+    """In-place conversion, also from the process that a file was passed to; and a mapping of the file."""
+    vm = machine()
+    file = guest_memfd(vm, 1 << 20, MMAP | INIT_SHARED)
+    region(vm, 0, 0, 1 << 20, uapi.KVM_MEM_GUEST_MEMFD, file)
+    answers = {"private": convert(file, 0x1000, 0x2000, 8), "on the VM": ioctl(
+        vm, uapi.KVM_SET_MEMORY_ATTRIBUTES2, bytearray(128)), "beyond": convert(file, 1 << 20, PAGE, 8)}
+    left, right = socket.socketpair()
+    child = os.fork()
+    if not child:
+        _, passed, _, _ = socket.recv_fds(right, 1, 1)
+        left.send(json.dumps([passed[0], convert(passed[0], 0x8000, 0x1000, 8)]).encode())
+        os._exit(0)
+    socket.send_fds(left, [b"x"], [file])
+    os.waitpid(child, 0)
+    answers["child"] = json.loads(right.recv(4096))[1]
+    with mmap.mmap(file, 1 << 20) as mapped:
+        mapped[:5] = b"hello"
+        with mmap.mmap(file, PAGE) as again:
+            answers["mapping"] = again[:5].decode()
+            allocate(file, 3, 0, PAGE)
+            answers["hole"] = list(again[:5])
+    answers["private mapping"] = call(mmap.mmap, file, PAGE, mmap.MAP_PRIVATE)
+    return answers
+
+
+def opening():
+    """The names of the device, and what is no name of it."""
+    dev = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+    names = {"/dev/kvm": None, "//dev/./kvm": None, "kvm": dev}
+    versions = [ioctl(os.open(name, os.O_RDWR, dir_fd=directory), uapi.KVM_GET_API_VERSION)
+                for name, directory in names.items()]
+    os.chdir("/dev")
+    versions.append(ioctl(os.open("kvm", os.O_RDWR), uapi.KVM_GET_API_VERSION))
+    others = [call(os.open, name, os.O_RDWR) for name in ("/dev/kvmm", "/dev/kvm/x", "/tmp/dev/kvm")]
+    inherited = os.get_inheritable(libc.open(b"/dev/kvm", os.O_RDWR))
+    return {"versions": versions, "others": others, "inherited": inherited,
+            "closed on exec": not os.get_inheritable(device())}
+
+
+def executed():
+    """A descriptor that is kept over exec: another address space, the same file."""
+    if len(sys.argv) > 2:
+        return {"vm": attributes(int(sys.argv[2]), 0, 0x1000, 8),
+                "version": ioctl(int(sys.argv[3]), uapi.KVM_GET_API_VERSION)}
+    vm, kvm = machine(), device()
+    for each in (vm, kvm):
+        os.set_inheritable(each, True)
+    os.execv(sys.executable, [sys.executable, __file__, "executed", str(vm), str(kvm)])
+
+
+def dying():
+    """The server goes between two calls."""
+    vm = machine()
+    before = attributes(vm, 0, 0x1000, 8)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return {"before": before, "after": [attributes(vm, 0, 0x1000, 8) for _ in range(3)],
+            "open": call(device)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]]()))
