@@ -30,7 +30,7 @@ def call(function, *arguments):
 
 
 def ioctl(file, request, argument=0):
-    return call(fcntl.ioctl, file, request, bytearray(argument) if isinstance(argument, bytes) else argument)
+    return call(fcntl.ioctl, file, request, bytearray(argument) if type(argument) is bytes else argument)
 
 
 def raw(file, request, pointer):
@@ -237,6 +237,74 @@ def executed():
     for each in (vm, kvm):
         os.set_inheritable(each, True)
     os.execv(sys.executable, [sys.executable, __file__, "executed", str(vm), str(kvm)])
+
+
+def vcpu_of(vm, number=0):
+    """A vCPU's descriptor and its struct kvm_run."""
+    vcpu = ioctl(vm, uapi.KVM_CREATE_VCPU, number)
+    mapped = mmap.mmap(vcpu, ioctl(device(), uapi.KVM_GET_VCPU_MMAP_SIZE))
+    return vcpu, uapi.kvm_run.from_buffer(mapped)
+
+
+def run_of(vcpu, run):
+    """One KVM_RUN: its result, the exit and what that fills."""
+    result = ioctl(vcpu, uapi.KVM_RUN)
+    exits = {6: ("phys_addr", "len", "is_write"), 3: ("nr", "ret", "flags"), 39: ("flags", "gpa", "size")}
+    part = {6: run.exit.mmio, 3: run.exit.hypercall, 39: run.exit.memory_fault}.get(run.exit_reason)
+    fields = [getattr(part, name) for name in exits.get(run.exit_reason, ())]
+    return [result, run.exit_reason, *fields, *(list(part.args)[:3] if run.exit_reason == 3 else [])]
+
+
+def playing():
+    """A vCPU at its script: MMIO, a fault twice and then resolved, a hypercall, HLT, the end."""
+    vm = machine()
+    region(vm, 0, 0, 1 << 20)
+    file = guest_memfd(vm, 1 << 20)
+    region(vm, 1, 1 << 20, 1 << 20, uapi.KVM_MEM_GUEST_MEMFD, file)
+    vcpu, run = vcpu_of(vm)
+    hypercalls = uapi.kvm_enable_cap(cap=uapi.KVM_CAP_EXIT_HYPERCALL, args=(1 << 12,))
+    enabled = ioctl(vm, uapi.KVM_ENABLE_CAP, bytes(hypercalls))
+    seen = {"enabled": enabled, "argument": ioctl(vcpu, uapi.KVM_RUN, 1), "mmio": run_of(vcpu, run)}
+    seen["private"] = [run_of(vcpu, run), run_of(vcpu, run)]
+    attributes(vm, 1 << 20, 0x1000, 8)
+    seen["hypercall"] = run_of(vcpu, run)
+    run.exit.hypercall.ret = (1 << 64) - 22
+    run.immediate_exit = 1
+    seen["immediate"] = run_of(vcpu, run)
+    run.immediate_exit = 0
+    seen["halt"] = run_of(vcpu, run)
+    seen["end"] = [run_of(vcpu, run), run_of(vcpu, run)]
+    seen["other"] = [ioctl(vm, uapi.KVM_CREATE_VCPU, 0), ioctl(vm, uapi.KVM_CREATE_VCPU, 4096),
+                     ioctl(vcpu, uapi.KVM_SET_MEMORY_ATTRIBUTES, bytes(32)), ioctl(vcpu, 0xAE7E)]
+    second, its_run = vcpu_of(vm, 1)
+    seen["second"] = run_of(second, its_run)
+    return seen
+
+
+def refusing():
+    """Hypercalls that KVM refuses itself, and one that it may not hand on."""
+    vm = machine()
+    vcpu, run = vcpu_of(vm)
+    first = run_of(vcpu, run)
+    bad = [ioctl(vm, uapi.KVM_ENABLE_CAP, bytes(uapi.kvm_enable_cap(cap=cap, flags=flags, args=(bits,))))
+           for cap, flags, bits in ((201, 1, 1 << 12), (201, 0, 1), (999, 0, 0))]
+    ioctl(vm, uapi.KVM_ENABLE_CAP, bytes(uapi.kvm_enable_cap(cap=uapi.KVM_CAP_EXIT_HYPERCALL, args=(1 << 12,))))
+    return {"first": first, "bad": bad, "then": run_of(vcpu, run)}
+
+
+def faulting():
+    """KVM_PRE_FAULT_MEMORY, and what a vCPU says of the page that stopped it."""
+    vm = machine()
+    region(vm, 0, 0, 0x4000)
+    attributes(vm, 0x2000, 0x1000, 8)
+    vcpu, run = vcpu_of(vm)
+    answers = []
+    for gpa, size in ((0, 0x4000), (0x2000, 0x1000), (0x8000, 0x1000), (1, 0x1000)):
+        asked = bytearray(uapi.kvm_pre_fault_memory(gpa, size))
+        result = ioctl(vcpu, uapi.KVM_PRE_FAULT_MEMORY, asked)
+        left = uapi.kvm_pre_fault_memory.from_buffer(asked)
+        answers.append([result, left.gpa, left.size, run.exit_reason])
+    return answers
 
 
 def dying():

@@ -1,8 +1,8 @@
 """Run a program whose /dev/kvm is the model: no kernel, no hardware, no rights are needed.
 
 `kvmattr fake --abi linux-7.2 -- ./vmm` answers the program's calls on KVM as that kernel would, memory call by memory
-call. The guest is a script (`--script FILE`, docs/fake.md): KVM_RUN plays its lines. What the program asked and the model
-does not have is listed at the end; those calls got ENOTTY. The program's exit code is this one's.
+call. The guest is a script (`--script FILE`, docs/fake.md): KVM_RUN plays its lines. What the program asked and the
+model does not have is listed at the end; those calls got ENOTTY. The program's exit code is this one's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _LISTED = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvmattr fake`."""
-    parser.add_argument("--abi", default="linux-7.2", choices=PROFILES, help="which kernel answers (default: %(default)s)")
+    parser.add_argument("--abi", default="linux-7.2", choices=PROFILES,
+                        help="which kernel answers (default: %(default)s)")
     parser.add_argument("--script", type=Path, metavar="FILE", help="what the guest does: docs/fake.md")
     parser.add_argument("--record", metavar="FILE", help="write the calls and answers as a log for kvmattr replay")
     parser.add_argument("--phys-bits", type=int, default=52, choices=range(32, 53), metavar="N",
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run it; the command's exit code, 128 and the signal's number if one ended it, 2 for what is wrong, 127 without it."""
+    """Run it; the command's exit code, 128 and the signal's number if one ended it, 2 for what is wrong, 127 if there
+    is no such command."""
     words = command_of(arguments.words)
     if not words:
         return _wrong("expected -- COMMAND ...")
