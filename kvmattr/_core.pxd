@@ -26,6 +26,7 @@ cdef struct PageInfo:
     uint8_t shares              # a node: some child may have more than one reference
     uint8_t leaving             # a slab: its records are being moved out
     uint8_t loosened            # a node: single-page updates since its V was last computed
+    uint8_t apart               # a node: half the number of an entry that was unlike the first
     uint16_t free_record        # a slab: list of records that were freed, by number
     uint16_t touched            # a slab: one past the last record ever handed out
     uint16_t looked             # a node that may share: looks for that since all its children were looked at

@@ -52,7 +52,7 @@ mask only changes k and x; two of them compose to a third. An entry holds a k an
 
 so an update of a whole subtree is one AND and one XOR of its entry. However fragmented it is, nothing below
 is touched, and what other maps share stays shared. A later update that must go deeper brings the pending operation
-down into the node's 512 entries first (update.pxi), after it has made the node its own.
+down into the node's 512 entries first (change.pxi), after it has made the node its own.
 
 V has the bits that vary below, F is the value of the first page. They make an operation that leaves nothing
 to vary collapse its subtree to one word, let a masked query stop at the first entry that answers it, and
@@ -80,7 +80,7 @@ calls                                       what a map was asked to do, counted
 pages, slabs, references, family, compact   memory: the arena's pages, records, who refers to what, tidying
 leaf, runlist, node                         encodings: mixed blocks, few runs, 512 entries
 descent, query                              look-up of one page, search, count, values
-update                                      the one update of a page or a range
+change, update                              the change of a range; the one door for a page or a range
 export, diff                                pages and runs in address order, and what differs
 locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
@@ -95,10 +95,9 @@ capi
 operation                          function                                             cost
 ================================== ==================================================== ====================
 get                                tree_get (descent)                                   height
-write, or_, and_, update           map_update: map_would_change, arena_reserve,         height + two leaves
-                                   map_change -> entry_update
-put, m[gfn] = v                    map_put: the write of a field, or a run line anew,   height
-                                   else as above; many at once: put_located (batch)
+write, or_, and_, update           map_update (update): a page by page_update, a range  height + two leaves
+                                   by map_would_change, map_change, entry_update
+put, m[gfn] = v                    page_update; many at once: put_located (batch)       height
 take                               kernels.take (kernels/contract.h)                    height a page
 all, any, find, uniform, run       map_search (query)                                   height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
@@ -264,6 +263,7 @@ include "_store/runlist.pxi"
 include "_store/node.pxi"
 include "_store/descent.pxi"
 include "_store/query.pxi"
+include "_store/change.pxi"
 include "_store/update.pxi"
 include "_store/export.pxi"
 include "_store/diff.pxi"

@@ -129,12 +129,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
             raise_readonly()
         entered = family_enter(family)
         count_call(family, CALL_UPDATE, hi - lo)
-        if hi - lo == 1:
-            result = map_put(map, lo, k, x)
-        else:
-            result = map_update(map, lo, hi, k, x)
-        if family_unsettled(family):
-            family_settle(family)
+        result = map_update(map, lo, hi, k, x)
         family_leave(family, entered)
         if result < 0:
             raise MemoryError(f"out of memory for an update of [{lo}, {hi}): nothing has changed")

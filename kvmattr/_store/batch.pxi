@@ -210,7 +210,7 @@ cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvm
 cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogil:
     cdef uint64_t rearranged = map.family.rearranged
     cdef size_t cell = i * batch.step
-    cdef UpdateResult result = map_put(map, batch.starts[i - batch.first], batch.k[cell], batch.x[cell])
+    cdef UpdateResult result = page_update(map, batch.starts[i - batch.first], batch.k[cell], batch.x[cell])
     batch.held += HELD_PAGE if map.family.rearranged == rearranged else HELD_RANGE
     if result > 0:
         batch.changed += 1
@@ -326,5 +326,7 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
             result = put_pages(map, batch, batch.copied)
         else:
             result = update_ranges(map, batch, batch.copied)
+        if family_unsettled(map.family):
+            family_settle(map.family)
         family_unlock(map.family)
     return result >= 0

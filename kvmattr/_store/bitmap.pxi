@@ -57,7 +57,7 @@ cdef bint bitmap_block(Map *map, BitmapBatch *batch, uint64_t gfn, int count, ui
         for i in range(8):
             word = bits[i]
             while word:
-                result = map_put(map, gfn + 64 * i + kvmattr_first_bit(word), k, x)
+                result = page_update(map, gfn + 64 * i + kvmattr_first_bit(word), k, x)
                 if result < 0:
                     return False
                 batch.changed += result
@@ -100,6 +100,8 @@ cdef bint bitmap_run(Map *map, BitmapBatch *batch) noexcept nogil:
             gather_bits(batch, batch.at, count, bits)
             sound = bitmap_block(map, batch, gfn, count, bits)
             batch.at += count
+        if family_unsettled(map.family):
+            family_settle(map.family)
         family_unlock(map.family)
         block += BITMAP_GROUP
     return sound

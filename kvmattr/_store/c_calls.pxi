@@ -293,10 +293,7 @@ cdef int api_update(kvmattr_map *handle, uint64_t start, uint64_t stop, uint8_t 
     change = change_of(attributes, operation, mask)
     entered = family_enter(map.family)
     count_call(map.family, CALL_UPDATE, stop - start)
-    if stop - start == 1:
-        result = map_put(map, start, change.k, change.x)
-    else:
-        result = map_update(map, start, stop, change.k, change.x)
+    result = map_update(map, start, stop, change.k, change.x)
     if KVMATTR_DEBUG_BUILD:
         audit_or_abort(map)
     family_leave(map.family, entered)

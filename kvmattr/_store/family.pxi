@@ -88,3 +88,6 @@ cdef void arena_prepare() noexcept nogil:
         while class_bytes[size_class] < 16 * units:
             size_class += 1
         class_of_units[units] = <uint8_t>size_class
+    for size_class in range(RECORD_CLASSES):
+        class_places[size_class] = (PAGE_BYTES - (8 if size_class < LIST_CLASSES else 0)) // class_bytes[size_class]
+        class_reciprocal[size_class] = ((1 << 16) + class_bytes[size_class] // 8 - 1) // (class_bytes[size_class] // 8)

@@ -75,8 +75,6 @@ cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept
 cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [start, stop), not empty; UPDATE_NO_MEMORY has changed nothing."""
     count_call(map.family, CALL_UPDATE, stop - start)
-    if stop - start == 1:
-        return map_put(map, start, k, x)
     return map_update(map, start, stop, k, x)
 
 

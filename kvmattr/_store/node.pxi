@@ -15,10 +15,18 @@ cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
     return entry_make(handle, 0xff, 0, varying, entry_first(entries[0]))
 
 
-cdef inline bint node_seems_uniform(const Entry *entries, int first, int last) noexcept nogil:
-    """Whether a node may be uniform now that two neighbouring entries, or one, have changed."""
-    return (entry_handle(entries[first]) == 0 and entries[first] == entries[last]
-            and entries[first] == entries[0] and entries[first] == entries[511])
+cdef inline bint node_became_uniform(PageInfo *info, const Entry *entries, int first, int last) noexcept nogil:
+    """Whether a node is uniform now that two neighbouring entries, or one, have changed. Mostly some other tells that it
+    is not, and the one that told so last is asked first."""
+    cdef Entry e = entries[0]
+    cdef int i = 2 * info.apart
+    if entry_handle(e) or entries[first] != e or entries[last] != e or entries[i] != e or entries[i + 1] != e:
+        return False
+    for i in range(0, 512, 2):
+        if entries[i] != e or entries[i + 1] != e:
+            info.apart = <uint8_t>(i >> 1)
+            return False
+    return True
 
 
 cdef uint32_t node_uniform(Family *family, int level, uint8_t value) noexcept nogil:

@@ -247,6 +247,7 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
     info.leaving = 0
     info.shares = 0
     info.loosened = 0
+    info.apart = 0
     info.looked = 0
     info.next = 0
     info.previous = 0

@@ -13,22 +13,23 @@ cdef uint16_t[RECORD_CLASSES] class_header = [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8
 
 cdef uint8_t[33] class_of_units     # (bytes + 15) / 16 -> the smallest class of run lists that holds them
 
+# Of a slab of each class: one past the last record's number, and 2^16 / granules of a record, rounded up: a division as a
+# multiplication, exact for the offsets in a page.
+cdef uint16_t[RECORD_CLASSES] class_places
+cdef uint16_t[RECORD_CLASSES] class_reciprocal
+
 ctypedef kvmattr_list Record        # a run list; each begins with its header
 
-cdef inline int slab_places(int size_class) noexcept nogil:
-    """One past the last record's number."""
-    return (PAGE_BYTES - (8 if size_class < LIST_CLASSES else 0)) // class_bytes[size_class]
-
 cdef inline uint32_t slab_records(int size_class) noexcept nogil:
-    return slab_places(size_class) - class_first[size_class]
+    return class_places[size_class] - class_first[size_class]
 
 cdef inline uint32_t record_offset(int size_class, uint32_t record) noexcept nogil:
     """Granules from the beginning of the slab's page."""
     return (1 if size_class < LIST_CLASSES else 0) + record * (class_bytes[size_class] // 8)
 
 cdef inline uint32_t record_number(int size_class, uint32_t handle) noexcept nogil:
-    cdef uint32_t offset = handle & (PAGE_GRANULES - 1)
-    return offset // (class_bytes[size_class] // 8)     # rounded down: a tag or a list's 8 bytes are within its place
+    # Rounded down: a tag or a list's 8 bytes are within its place.
+    return (handle & (PAGE_GRANULES - 1)) * class_reciprocal[size_class] >> 16
 
 
 cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:

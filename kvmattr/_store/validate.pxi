@@ -192,7 +192,7 @@ cdef bint audit_references(Audit *audit) noexcept nogil:
                 continue
             size_class = info.kind - PAGE_SLAB
             live = 0
-            for record in range(class_first[size_class], slab_places(size_class)):
+            for record in range(class_first[size_class], class_places[size_class]):
                 handle = number << 9 | record_offset(size_class, record)
                 found = audit.seen[segment][(handle & ((1 << SEGMENT_SHIFT) - 1)) >> 1]
                 if size_class >= LIST_CLASSES:
