@@ -16,8 +16,8 @@ cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
 
 
 cdef inline bint node_became_uniform(PageInfo *info, const Entry *entries, int first, int last) noexcept nogil:
-    """Whether a node is uniform now that two neighbouring entries, or one, have changed. Mostly some other tells that it
-    is not, and the one that told so last is asked first."""
+    """Whether a node is uniform now that two neighbouring entries, or one, have changed. Mostly some other tells that
+    it is not, and the one that told so last is asked first."""
     cdef Entry e = entries[0]
     cdef int i = 2 * info.apart
     if entry_handle(e) or entries[first] != e or entries[last] != e or entries[i] != e or entries[i + 1] != e:

@@ -150,7 +150,7 @@ cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_
 cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, uint64_t span, uint8_t k,
                          uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [lo, hi) of a run list or a uniform entry, if that gives all pages there one value: runs
-    are taken out and put in where they stand. False, and nothing is done, where that is not so, or the list too long."""
+    are taken out and put in where they stand. False, with nothing done, where that is not so or the list too long."""
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
     cdef uint64_t[1] no_starts

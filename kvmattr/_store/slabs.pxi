@@ -13,8 +13,8 @@ cdef uint16_t[RECORD_CLASSES] class_header = [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8
 
 cdef uint8_t[33] class_of_units     # (bytes + 15) / 16 -> the smallest class of run lists that holds them
 
-# Of a slab of each class: one past the last record's number, and 2^16 / granules of a record, rounded up: a division as a
-# multiplication, exact for the offsets in a page.
+# Of a slab of each class: one past the last record's number, and 2^16 / granules of a record, rounded up: a division as
+# a multiplication, exact for the offsets in a page.
 cdef uint16_t[RECORD_CLASSES] class_places
 cdef uint16_t[RECORD_CLASSES] class_reciprocal
 
