@@ -44,20 +44,27 @@ cdef inline bint side_is_node(const Side *side) noexcept nogil:
     return entry_handle(side.entry) != 0 and is_node(entry_handle(side.entry)) and side_varying(side) != 0
 
 
+cdef inline bint sides_operate_alike(const Side *a, const Side *b) noexcept nogil:
+    return (composed_k(a.entry, a.k) == composed_k(b.entry, b.k)
+            and composed_x(a.entry, a.k, a.x) == composed_x(b.entry, b.k, b.x))
+
+
 cdef inline bint sides_same(const Side *a, const Side *b) noexcept nogil:
     """Whether both are the same subtree under the same operation: nothing below can differ. Handles mean the
     same only within one family."""
-    cdef uint8_t ka = entry_k(a.entry) & a.k, kb = entry_k(b.entry) & b.k
-    return (a.family == b.family and entry_handle(a.entry) == entry_handle(b.entry) and ka == kb
-            and ((entry_x(a.entry) & a.k) ^ a.x) == ((entry_x(b.entry) & b.k) ^ b.x))
+    return a.family == b.family and entry_handle(a.entry) == entry_handle(b.entry) and sides_operate_alike(a, b)
 
 
-cdef inline Side side_child(const Side *side, int index) noexcept nogil:
+cdef inline MetChildren side_meets(const Side *side, int level, uint64_t lo, uint64_t hi) noexcept nogil:
+    return node_meets(side.family, side.entry, level, lo, hi, side.k, side.x)
+
+
+cdef inline Side side_child(const Side *side, const MetChildren *met, int i) noexcept nogil:
     cdef Side child
     child.family = side.family
-    child.x = side.x ^ (entry_x(side.entry) & side.k)
-    child.k = side.k & entry_k(side.entry)
-    child.entry = node_at(side.family, entry_handle(side.entry))[index]
+    child.entry = met.entries[i]
+    child.k = met.k
+    child.x = met.x
     return child
 
 
@@ -101,15 +108,13 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
                      DiffSink *sink) noexcept nogil:
     """Hand out where two subtrees of one place differ within [lo, hi), not empty."""
     cdef Side old_child, new_child
-    cdef const Entry *old_entries
-    cdef const Entry *new_entries
+    cdef MetChildren met, new_met
     cdef bint alike
     cdef PieceAgainst piece
     cdef RunSink runs
     cdef const Side *simple
-    cdef uint64_t span, child
     cdef uint16_t[513] differing
-    cdef int shift, i, first, last, at, count = 0
+    cdef int i, at, count = 0
     cdef uint8_t[512] old_block
     cdef uint8_t[512] new_block
     if sides_same(old, new):
@@ -123,30 +128,23 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
         leaf_decode(new.family, new.entry, new.k, new.x, new_block)
         return blocks_diff(old_block, new_block, base, <int>lo, <int>hi, sink)
     if side_is_node(old) and side_is_node(new):
-        shift = level_shift(level - 1)
-        span = level_span(level - 1)
-        first = <int>(lo >> shift)
-        last = <int>((hi - 1) >> shift)
-        old_child = side_child(old, 0)
-        new_child = side_child(new, 0)
+        met = side_meets(old, level, lo, hi)
+        new_met = side_meets(new, level, lo, hi)
         # Under one operation, equal entries of one family are the same subtree.
-        alike = old.family == new.family and old_child.k == new_child.k and old_child.x == new_child.x
-        old_entries = node_at(old.family, entry_handle(old.entry))
-        new_entries = node_at(new.family, entry_handle(new.entry))
+        alike = old.family == new.family and met.k == new_met.k and met.x == new_met.x
         # First which children differ, so that their leaves are asked for before they are looked at.
-        for i in range(first, last + 1):
+        for i in range(met.first, met.last + 1):
             differing[count] = <uint16_t>i
-            count += not alike or old_entries[i] != new_entries[i]
+            count += not alike or met.entries[i] != new_met.entries[i]
         for at in range(count):
             i = differing[at]
             if level == 3 and at + 8 < count:
-                kvmattr_prefetch(leaf_at(old.family, entry_handle(old_entries[differing[at + 8]])))
-                kvmattr_prefetch(leaf_at(new.family, entry_handle(new_entries[differing[at + 8]])))
-            old_child.entry = old_entries[i]
-            new_child.entry = new_entries[i]
-            child = <uint64_t>i << shift
-            if not sides_diff(&old_child, &new_child, level - 1, base + child, lo - child if i == first else 0,
-                              hi - child if i == last else span, sink):
+                kvmattr_prefetch(leaf_at(old.family, entry_handle(met.entries[differing[at + 8]])))
+                kvmattr_prefetch(leaf_at(new.family, entry_handle(new_met.entries[differing[at + 8]])))
+            old_child = side_child(old, &met, i)
+            new_child = side_child(new, &new_met, i)
+            if not sides_diff(&old_child, &new_child, level - 1, base + child_begin(&met, i), child_lo(&met, i),
+                              child_hi(&met, i), sink):
                 return False
         return True
     # One side is uniform or a run list: each of its few runs against the other side.
@@ -166,8 +164,7 @@ cdef inline bint sides_share_values(const Side *old, const Side *new) noexcept n
     """Whether both are leaves of one bit a page, of the same two values."""
     return (entry_handle(old.entry) != 0 and entry_handle(old.entry) & KVMATTR_TAG == 0
             and entry_handle(new.entry) != 0 and entry_handle(new.entry) & KVMATTR_TAG == 0
-            and (entry_k(old.entry) & old.k) == (entry_k(new.entry) & new.k)
-            and ((entry_x(old.entry) & old.k) ^ old.x) == ((entry_x(new.entry) & new.k) ^ new.x))
+            and sides_operate_alike(old, new))
 
 
 cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, int hi,
@@ -175,8 +172,8 @@ cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, 
     """Two leaves of one bit a page, of the same two values: a page differs where its bits do."""
     cdef const uint64_t *old_words = leaf_at(old.family, entry_handle(old.entry))
     cdef const uint64_t *new_words = leaf_at(new.family, entry_handle(new.entry))
-    cdef uint8_t zero = (entry_x(old.entry) & old.k) ^ old.x
-    cdef uint8_t one = zero ^ (entry_k(old.entry) & old.k)
+    cdef uint8_t zero = composed_x(old.entry, old.k, old.x)
+    cdef uint8_t one = zero ^ composed_k(old.entry, old.k)
     cdef uint64_t differ, at
     cdef unsigned int some = 0
     cdef int i, bit
@@ -239,15 +236,14 @@ cdef void maps_diff(const Map *old, const Map *new, uint64_t start, uint64_t sto
     cdef Side high_root = side_of(high.family, high.root)
     cdef Side low_root = side_of(low.family, low.root)
     cdef Side rest = side_of(low.family, entry_uniform(low.rest))
-    cdef uint64_t covered = level_span(high.level)
     sink.start = 0
     sink.stop = 0
     if start >= stop:
         return
-    if start < covered and not heights_diff(&high_root, high.level, &low_root, low.level, &rest, old_is_high,
-                                            start, stop if stop < covered else covered, sink):
+    if start < root_stop(high, stop) and not heights_diff(&high_root, high.level, &low_root, low.level, &rest,
+                                                          old_is_high, start, root_stop(high, stop), sink):
         return
-    if stop > covered and not diff_add(sink, start if start > covered else covered, stop, old.rest, new.rest):
+    if rest_start(high, start) < stop and not diff_add(sink, rest_start(high, start), stop, old.rest, new.rest):
         return
     if sink.stop > sink.start:
         sink.emit(sink, sink.start, sink.stop, sink.old, sink.new)
@@ -257,16 +253,17 @@ cdef bint heights_diff(const Side *high, int level, const Side *low, int low_lev
                        bint old_is_high, uint64_t lo, uint64_t hi, DiffSink *sink) noexcept nogil:
     """Two roots of different height, on [lo, hi), not empty. The lower root is met on the way down the higher
     one's first entries; beside that way the lower map is uniform: its rest."""
+    cdef MetChildren met
     cdef Side child
     cdef uint64_t inner
-    cdef int i
     if level == low_level:
         if old_is_high:
             return sides_diff(high, low, level, 0, lo, hi, sink)
         return sides_diff(low, high, level, 0, lo, hi, sink)
     inner = level_span(level - 1)
     if side_is_node(high):
-        child = side_child(high, 0)
+        met = side_meets(high, level, lo, hi)
+        child = side_child(high, &met, 0)
         if lo < inner and not heights_diff(&child, level - 1, low, low_level, rest, old_is_high, lo,
                                            hi if hi < inner else inner, sink):
             return False

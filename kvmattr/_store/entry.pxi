@@ -40,13 +40,24 @@ cdef inline uint64_t keep_word(uint8_t k) noexcept nogil:
 cdef inline uint64_t toggle_word(uint8_t x) noexcept nogil:
     return <uint64_t>x << 40 | <uint64_t>x << 56
 
+# What the entry's own operation and then (k, x) do to the raw values below it: (raw & composed_k) ^ composed_x.
+cdef inline uint8_t composed_k(Entry e, uint8_t k) noexcept nogil:
+    return entry_k(e) & k
+
+cdef inline uint8_t composed_x(Entry e, uint8_t k, uint8_t x) noexcept nogil:
+    return (entry_x(e) & k) ^ x
+
 # Levels: an entry of level 1 would be one page, of level 2 it covers a block of 512 pages (2 MiB), of
 # level 3 a node of 512 blocks (1 GiB), and so on.
 cdef inline int level_shift(int level) noexcept nogil:
     return 9 * (level - 1)
 
 cdef inline uint64_t level_span(int level) noexcept nogil:
-    return <uint64_t>1 << (9 * (level - 1))
+    return <uint64_t>1 << level_shift(level)
+
+cdef inline int index_of(uint64_t gfn, int level) noexcept nogil:
+    """The number of the entry for a page in a node below an entry of `level`."""
+    return (gfn >> level_shift(level - 1)) & 511
 
 # An update as the tree wants it: new = (old & k) ^ x.
 cdef struct Change:

@@ -5,13 +5,10 @@
 cdef void entry_pages(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
                       uint8_t *out) noexcept nogil:
     """Write the values of the pages [lo, hi), not empty, to out[0 .. hi - lo)."""
-    cdef const Entry *entries
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef MetChildren met
+    cdef MetRuns runs
     cdef uint8_t[512] block
-    cdef uint64_t span, base, start, stop
-    cdef int shift, i, first, last
+    cdef int i
     if entry_varying(e) & k == 0:
         memset(out, (entry_first(e) & k) ^ x, hi - lo)
         return
@@ -23,29 +20,17 @@ cdef void entry_pages(const Family *family, Entry e, int level, uint64_t lo, uin
             memcpy(out, block + lo, hi - lo)
         return
     if not is_node(entry_handle(e)):
-        record = run_list_at(family, entry_handle(e), &starts, &values)
-        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
-            start = starts[i - 1] if i > 0 else 0
-            stop = starts[i] if i < record.count - 1 else hi
-            start = start if start > lo else lo
-            stop = stop if stop < hi else hi
-            memset(out + (start - lo), (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x, stop - start)
+        runs = list_meets(family, e, lo, hi, k, x)
+        for i in range(runs.first, runs.last + 1):
+            memset(out + (met_start(&runs, i) - lo), met_value(&runs, i), met_stop(&runs, i) - met_start(&runs, i))
         return
-    x ^= entry_x(e) & k
-    k &= entry_k(e)
-    entries = node_at(family, entry_handle(e))
-    shift = level_shift(level - 1)
-    span = level_span(level - 1)
-    first = <int>(lo >> shift)
-    last = <int>((hi - 1) >> shift)
-    if level == 3 and first < last and not KVMATTR_COUNTING_BUILD:
-        blocks_pages(family, entries, lo, hi, k, x, out)
+    met = node_meets(family, e, level, lo, hi, k, x)
+    if level == 3 and met.first < met.last and not KVMATTR_COUNTING_BUILD:
+        blocks_pages(family, met.entries, lo, hi, met.k, met.x, out)
         return
-    for i in range(first, last + 1):
-        base = <uint64_t>i << shift
-        start = lo - base if i == first else 0
-        stop = hi - base if i == last else span
-        entry_pages(family, entries[i], level - 1, start, stop, k, x, out + (base + start - lo))
+    for i in range(met.first, met.last + 1):
+        entry_pages(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k, met.x,
+                    out + (child_begin(&met, i) + child_lo(&met, i) - lo))
 
 
 cdef void blocks_pages(const Family *family, const Entry *entries, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
@@ -67,14 +52,12 @@ cdef void blocks_pages(const Family *family, const Entry *entries, uint64_t lo, 
 
 
 cdef void map_pages(const Map *map, uint64_t start, uint64_t stop, uint8_t *out) noexcept nogil:
-    cdef uint64_t covered = level_span(map.level), first
     if start >= stop:
         return
-    if start < covered:
-        entry_pages(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0, out)
-    if stop > covered:
-        first = start if start > covered else covered
-        memset(out + (first - start), map.rest, stop - first)
+    if start < root_stop(map, stop):
+        entry_pages(map.family, map.root, map.level, start, root_stop(map, stop), 0xff, 0, out)
+    if rest_start(map, start) < stop:
+        memset(out + (rest_start(map, start) - start), map.rest, stop - rest_start(map, start))
 
 
 # ---- runs ----
@@ -142,42 +125,30 @@ cdef inline bint sink_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t 
 cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, uint64_t lo, uint64_t hi, uint8_t k,
                      uint8_t x, RunSink *sink) noexcept nogil:
     """Hand out the runs of the pages [lo, hi), not empty, of a subtree that begins at gfn `base`."""
-    cdef const Entry *entries
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
-    cdef uint64_t span, start, stop, child
-    cdef int shift, i, first, last
+    cdef MetChildren met
+    cdef MetRuns runs
+    cdef uint64_t child
+    cdef int i
     if entry_varying(e) & k == 0:
         return sink_add(sink, base + lo, base + hi, (entry_first(e) & k) ^ x)
     if level == 2:
         return leaf_runs(family, e, base, <int>lo, <int>hi, k, x, sink)
     if not is_node(entry_handle(e)):
-        record = run_list_at(family, entry_handle(e), &starts, &values)
-        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
-            start = starts[i - 1] if i > 0 else 0
-            stop = starts[i] if i < record.count - 1 else hi
-            if not sink_add(sink, base + (start if start > lo else lo), base + (stop if stop < hi else hi),
-                            (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x):
+        runs = list_meets(family, e, lo, hi, k, x)
+        for i in range(runs.first, runs.last + 1):
+            if not sink_add(sink, base + met_start(&runs, i), base + met_stop(&runs, i), met_value(&runs, i)):
                 return False
         return True
-    x ^= entry_x(e) & k
-    k &= entry_k(e)
-    entries = node_at(family, entry_handle(e))
-    shift = level_shift(level - 1)
-    span = level_span(level - 1)
-    first = <int>(lo >> shift)
-    last = <int>((hi - 1) >> shift)
-    i = first
-    while i <= last:
-        child = <uint64_t>i << shift
+    met = node_meets(family, e, level, lo, hi, k, x)
+    i = met.first
+    while i <= met.last:
+        child = child_begin(&met, i)
         if level == 3 and lo <= child:
-            i += blocks_records(family, entries + i, <int>((hi - child) >> 9), base + child, k, x, sink)
-            if i > last:
+            i += blocks_records(family, met.entries + i, <int>((hi - child) >> 9), base + child, met.k, met.x, sink)
+            if i > met.last:
                 break
-            child = <uint64_t>i << shift
-        if not entry_runs(family, entries[i], level - 1, base + child, lo - child if lo > child else 0,
-                          hi - child if i == last else span, k, x, sink):
+        if not entry_runs(family, met.entries[i], level - 1, base + child_begin(&met, i), child_lo(&met, i),
+                          child_hi(&met, i), met.k, met.x, sink):
             return False
         i += 1
     return True
@@ -236,13 +207,13 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     """The runs of the pages [lo, hi) of a mixed block."""
     cdef uint64_t[8] changes
     cdef uint8_t[512] block
-    cdef uint8_t both = entry_k(e) & k
+    cdef uint8_t both = composed_k(e, k)
     cdef uint64_t start
     cdef uint8_t value
     cdef const uint64_t *words
     cdef int i, at
     if is_line(entry_handle(e)):
-        return line_runs(line_at(family, entry_handle(e)), base, lo, hi, both, (entry_x(e) & k) ^ x, sink)
+        return line_runs(line_at(family, entry_handle(e)), base, lo, hi, both, composed_x(e, k, x), sink)
     if entry_handle(e) & KVMATTR_TAG:
         leaf_decode(family, e, k, x, block)
         kernels.changes(block, changes)
@@ -261,7 +232,7 @@ cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi
     for i in range(8):
         changes[i] = word_changes(words, i)
     bits_clip(changes, lo + 1, hi)
-    value = (entry_x(e) & k) ^ x ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0)
+    value = composed_x(e, k, x) ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0)
     if not sink_add(sink, base + lo, base + hi, value):
         return False
     for i in range(lo >> 6, ((hi - 1) >> 6) + 1):
@@ -300,15 +271,13 @@ cdef inline uint64_t word_changes(const uint64_t *words, int i) noexcept nogil:
 
 cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink) noexcept nogil:
     """Hand out the maximal runs of [start, stop), clipped to it."""
-    cdef uint64_t covered = level_span(map.level)
     if start >= stop:
         return
-    if start < covered:
-        if not entry_runs(map.family, map.root, map.level, 0, start, stop if stop < covered else covered, 0xff, 0,
-                          sink):
+    if start < root_stop(map, stop):
+        if not entry_runs(map.family, map.root, map.level, 0, start, root_stop(map, stop), 0xff, 0, sink):
             return
-    if stop > covered:
-        if not sink_add(sink, start if start > covered else covered, stop, map.rest):
+    if rest_start(map, start) < stop:
+        if not sink_add(sink, rest_start(map, start), stop, map.rest):
             return
     sink_emit(sink)
 
@@ -352,8 +321,8 @@ cdef void leaf_transitions(const Family *family, Entry e, int lo, int hi, uint8_
     for i in range(8):
         changes[i] = word_changes(words, i)
     bits_clip(changes, lo + 1, hi)
-    zero = (entry_x(e) & k) ^ x
-    both = entry_k(e) & k
+    zero = composed_x(e, k, x)
+    both = composed_k(e, k)
     edge_add(edge, zero ^ (both if words[lo >> 6] >> (lo & 63) & 1 else 0),
              zero ^ (both if words[(hi - 1) >> 6] >> ((hi - 1) & 63) & 1 else 0), kernels.popcount(changes, 8))
 
@@ -382,51 +351,39 @@ cdef void node_transitions(const Family *family, const Entry *entries, uint8_t k
 cdef void entry_transitions(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
                             uint8_t x, Edge *edge) noexcept nogil:
     """Count where pages of [lo, hi), not empty, differ from the page before them."""
-    cdef const Entry *entries
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef MetChildren met
+    cdef MetRuns runs
     cdef uint8_t value
-    cdef uint64_t span, child
-    cdef int shift, i, first, last
+    cdef int i
     if entry_varying(e) & k == 0:
         value = (entry_first(e) & k) ^ x
         edge_add(edge, value, value, 0)
     elif level == 2:
         leaf_transitions(family, e, <int>lo, <int>hi, k, x, edge)
     elif not is_node(entry_handle(e)):
-        record = run_list_at(family, entry_handle(e), &starts, &values)
-        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
-            value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
+        runs = list_meets(family, e, lo, hi, k, x)
+        for i in range(runs.first, runs.last + 1):
+            value = met_value(&runs, i)
             edge_add(edge, value, value, 0)
     else:
-        x ^= entry_x(e) & k
-        k &= entry_k(e)
-        entries = node_at(family, entry_handle(e))
+        met = node_meets(family, e, level, lo, hi, k, x)
         if level == 3 and hi - lo == level_span(3) and not KVMATTR_COUNTING_BUILD:
-            node_transitions(family, entries, k, x, edge)
+            node_transitions(family, met.entries, met.k, met.x, edge)
             return
-        shift = level_shift(level - 1)
-        span = level_span(level - 1)
-        first = <int>(lo >> shift)
-        last = <int>((hi - 1) >> shift)
-        for i in range(first, last + 1):
-            child = <uint64_t>i << shift
-            entry_transitions(family, entries[i], level - 1, lo - child if i == first else 0,
-                              hi - child if i == last else span, k, x, edge)
+        for i in range(met.first, met.last + 1):
+            entry_transitions(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k, met.x,
+                              edge)
 
 
 cdef uint64_t map_run_count(const Map *map, uint64_t start, uint64_t stop) noexcept nogil:
     """The number of maximal runs of [start, stop)."""
-    cdef uint64_t covered = level_span(map.level)
     cdef Edge edge
     edge.transitions = 0
     edge.any = False
     if start >= stop:
         return 0
-    if start < covered:
-        entry_transitions(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0,
-                          &edge)
-    if stop > covered:
+    if start < root_stop(map, stop):
+        entry_transitions(map.family, map.root, map.level, start, root_stop(map, stop), 0xff, 0, &edge)
+    if rest_start(map, start) < stop:
         edge_add(&edge, map.rest, map.rest, 0)
     return edge.transitions + 1

@@ -42,8 +42,8 @@ cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
     while level > 2:
         if not is_node(entry_handle(e)) or entry_handle(e) == 0:
             return
+        e = node_at(map.family, entry_handle(e))[index_of(gfn, level)]
         level -= 1
-        e = node_at(map.family, entry_handle(e))[(gfn >> level_shift(level)) & 511]
     kvmattr_prefetch(leaf_at(map.family, entry_handle(e)) + ((gfn & 511) << wide_of(entry_handle(e)) >> 6))
 
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
@@ -57,9 +57,9 @@ cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept
     if gfn < level_span(at) and at >= level:
         while at > level and handle and is_node(handle):
             k &= entry_k(e)
-            at -= 1
-            e = node_at(map.family, handle)[(gfn >> level_shift(at)) & 511]
+            e = node_at(map.family, handle)[index_of(gfn, at)]
             handle = entry_handle(e)
+            at -= 1
         if entry_varying(e) & k == 0:
             return True
         if at == 2:
@@ -113,14 +113,12 @@ cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint6
 
 cdef int map_refused(const Map *map, uint64_t start, uint64_t stop, const uint8_t *refused) noexcept nogil:
     """A value v with refused[v] of some page in [start, stop), or -1: for checks before an update."""
-    cdef uint64_t covered = level_span(map.level)
     cdef int found = -1
     if start >= stop:
         return -1
     count_call(map.family, CALL_SEARCH, stop - start)
-    if start < covered:
-        found = entry_refused(map.family, map.root, map.level, start, stop if stop < covered else covered,
-                              0xff, 0, refused)
-    if found < 0 and stop > covered and refused[map.rest]:
+    if start < root_stop(map, stop):
+        found = entry_refused(map.family, map.root, map.level, start, root_stop(map, stop), 0xff, 0, refused)
+    if found < 0 and rest_start(map, start) < stop and refused[map.rest]:
         found = map.rest
     return found

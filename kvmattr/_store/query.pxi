@@ -15,16 +15,12 @@ cdef enum:
     NOT_FOUND = -1
 
 
-cdef int64_t entry_search(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
-                          uint8_t x, const Question *question) noexcept nogil:
+cdef inline int64_t entry_search(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k,
+                                 uint8_t x, const Question *question) noexcept nogil:
     """The first (or last) page in [lo, hi) of the subtree, not empty, that the question looks for;
-    (k, x) is what the entries above do to its values."""
+    (k, x) is what the entries above do to its values. What V and F answer takes no call."""
     cdef uint8_t varying = entry_varying(e) & k & question.mask
     cdef uint8_t differ = ((entry_first(e) & k) ^ x ^ question.want) & question.mask
-    cdef const Entry *entries
-    cdef int64_t found
-    cdef uint64_t span, base
-    cdef int shift, i, first, last, step
     if varying == 0:
         if (differ == 0) != question.match:
             return NOT_FOUND
@@ -35,25 +31,27 @@ cdef int64_t entry_search(const Family *family, Entry e, int level, uint64_t lo,
         return <int64_t>(hi - 1 if question.backward else lo)
     if lo == 0 and not question.backward and (differ == 0) == question.match:
         return 0                                    # the first page is one
+    return below_search(family, e, level, lo, hi, k, x, question)
+
+
+cdef int64_t below_search(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                          const Question *question) noexcept nogil:
+    """The same where the entry itself leaves it open."""
+    cdef MetChildren met
+    cdef int64_t found
+    cdef int i, step
     if level == 2:
         return leaf_search(family, e, lo, hi, k, x, question)
     if not is_node(entry_handle(e)):
         return run_list_search(family, e, lo, hi, k, x, question)
-    x ^= entry_x(e) & k
-    k &= entry_k(e)
-    entries = node_at(family, entry_handle(e))
-    shift = level_shift(level - 1)
-    span = level_span(level - 1)
-    first = <int>(lo >> shift)
-    last = <int>((hi - 1) >> shift)
-    i = last if question.backward else first
+    met = node_meets(family, e, level, lo, hi, k, x)
+    i = met.last if question.backward else met.first
     step = -1 if question.backward else 1
-    while first <= i <= last:
-        base = <uint64_t>i << shift
-        found = entry_search(family, entries[i], level - 1, lo - base if i == first else 0,
-                             hi - base if i == last else span, k, x, question)
+    while met.first <= i <= met.last:
+        found = entry_search(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k, met.x,
+                             question)
         if found >= 0:
-            return found + <int64_t>base
+            return found + <int64_t>child_begin(&met, i)
         i += step
     return NOT_FOUND
 
@@ -92,8 +90,8 @@ cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const 
         return
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
     words = leaf_at(family, entry_handle(e))
-    zero = ((entry_x(e) & k) ^ x ^ question.want) & question.mask
-    one = (((entry_x(e) ^ entry_k(e)) & k) ^ x ^ question.want) & question.mask
+    zero = (composed_x(e, k, x) ^ question.want) & question.mask
+    one = (composed_x(e, k, x) ^ composed_k(e, k) ^ question.want) & question.mask
     when_zero = <uint64_t>-1 if (zero == 0) == question.match else 0
     when_one = <uint64_t>-1 if (one == 0) == question.match else 0
     for i in range(8):
@@ -109,22 +107,11 @@ cdef int64_t leaf_search(const Family *family, Entry e, uint64_t lo, uint64_t hi
 
 cdef int64_t run_list_search(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
                              const Question *question) noexcept nogil:
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record = run_list_at(family, entry_handle(e), &starts, &values)
-    cdef uint64_t start, stop
-    cdef uint8_t value
-    cdef int first = run_list_find(starts, record.count, lo)
-    cdef int last = run_list_find(starts, record.count, hi - 1)
-    cdef int i = last if question.backward else first
-    while first <= i <= last:
-        value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
-        if (((value ^ question.want) & question.mask) == 0) == question.match:
-            start = starts[i - 1] if i > 0 else 0
-            stop = starts[i] if i < record.count - 1 else hi
-            if question.backward:
-                return <int64_t>((stop if stop < hi else hi) - 1)
-            return <int64_t>(start if start > lo else lo)
+    cdef MetRuns met = list_meets(family, e, lo, hi, k, x)
+    cdef int i = met.last if question.backward else met.first
+    while met.first <= i <= met.last:
+        if (((met_value(&met, i) ^ question.want) & question.mask) == 0) == question.match:
+            return <int64_t>(met_stop(&met, i) - 1 if question.backward else met_start(&met, i))
         i += -1 if question.backward else 1
     return NOT_FOUND
 
@@ -139,10 +126,9 @@ cdef int64_t map_search(const Map *map, uint64_t start, uint64_t stop, const Que
     if question.backward and stop > covered and rest_is_one:
         return <int64_t>(stop - 1)
     if start < covered:
-        found = entry_search(map.family, map.root, map.level, start, stop if stop < covered else covered,
-                             0xff, 0, question)
+        found = entry_search(map.family, map.root, map.level, start, root_stop(map, stop), 0xff, 0, question)
     if found < 0 and not question.backward and stop > covered and rest_is_one:
-        found = <int64_t>(start if start > covered else covered)
+        found = <int64_t>rest_start(map, start)
     return found
 
 
@@ -218,14 +204,11 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
     """The number of pages in [lo, hi), not empty, that match."""
     cdef uint8_t varying = entry_varying(e) & k & question.mask
     cdef uint8_t differ = ((entry_first(e) & k) ^ x ^ question.want) & question.mask
-    cdef const Entry *entries
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef MetChildren met
+    cdef MetRuns runs
     cdef uint64_t[8] bits
-    cdef uint64_t sum = 0, span, base, start, stop
-    cdef uint8_t value
-    cdef int shift, i, first, last
+    cdef uint64_t sum = 0
+    cdef int i
     if varying == 0:
         return hi - lo if differ == 0 else 0
     if differ & ~varying:
@@ -235,35 +218,23 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
         bits_clip(bits, <int>lo, <int>hi)
         return kernels.popcount(bits, 8)
     if not is_node(entry_handle(e)):
-        record = run_list_at(family, entry_handle(e), &starts, &values)
-        for i in range(run_list_find(starts, record.count, lo), record.count):
-            start = starts[i - 1] if i > 0 else 0
-            stop = starts[i] if i < record.count - 1 else hi
-            if start >= hi:
-                break
-            value = (((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x
-            if (value ^ question.want) & question.mask == 0:
-                sum += (stop if stop < hi else hi) - (start if start > lo else lo)
+        runs = list_meets(family, e, lo, hi, k, x)
+        for i in range(runs.first, runs.last + 1):
+            if (met_value(&runs, i) ^ question.want) & question.mask == 0:
+                sum += met_stop(&runs, i) - met_start(&runs, i)
         return sum
-    x ^= entry_x(e) & k
-    k &= entry_k(e)
-    entries = node_at(family, entry_handle(e))
-    shift = level_shift(level - 1)
-    span = level_span(level - 1)
-    first = <int>(lo >> shift)
-    last = <int>((hi - 1) >> shift)
+    met = node_meets(family, e, level, lo, hi, k, x)
     if level == 3 and hi - lo == level_span(3) and not KVMATTR_COUNTING_BUILD:
-        sum = kernels.count(family.bias, entries, k, x, question.want, question.mask, bits)
+        sum = kernels.count(family.bias, met.entries, met.k, met.x, question.want, question.mask, bits)
         for i in range(8):
             while bits[i]:
-                sum += entry_count(family, entries[64 * i + kvmattr_first_bit(bits[i])], 2, 0, PAGES_PER_BLOCK,
-                                   k, x, question)
+                sum += entry_count(family, met.entries[64 * i + kvmattr_first_bit(bits[i])], 2, 0, PAGES_PER_BLOCK,
+                                   met.k, met.x, question)
                 bits[i] &= bits[i] - 1
         return sum
-    for i in range(first, last + 1):
-        base = <uint64_t>i << shift
-        sum += entry_count(family, entries[i], level - 1, lo - base if i == first else 0,
-                           hi - base if i == last else span, k, x, question)
+    for i in range(met.first, met.last + 1):
+        sum += entry_count(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k, met.x,
+                           question)
     return sum
 
 
@@ -281,69 +252,56 @@ cdef inline void bits_clip(uint64_t *bits, int lo, int hi) noexcept nogil:
 cdef uint64_t map_count(const Map *map, uint64_t start, uint64_t stop, uint8_t want,
                         uint8_t mask) noexcept nogil:
     cdef Question question
-    cdef uint64_t covered = level_span(map.level), sum = 0
+    cdef uint64_t sum = 0
     if start >= stop or want & ~mask:
         return 0
     question.want = want
     question.mask = mask
     question.match = True
     question.backward = False
-    if start < covered:
-        sum = entry_count(map.family, map.root, map.level, start, stop if stop < covered else covered,
-                          0xff, 0, &question)
-    if stop > covered and (map.rest ^ want) & mask == 0:
-        sum += stop - (start if start > covered else covered)
+    if start < root_stop(map, stop):
+        sum = entry_count(map.family, map.root, map.level, start, root_stop(map, stop), 0xff, 0, &question)
+    if rest_start(map, start) < stop and (map.rest ^ want) & mask == 0:
+        sum += stop - rest_start(map, start)
     return sum
 
 
 cdef void entry_values(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
                        uint8_t *seen) noexcept nogil:
     """Set seen[v] for the value v of every page in [lo, hi), not empty."""
-    cdef const Entry *entries
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef MetChildren met
+    cdef MetRuns runs
     cdef uint8_t[512] block
-    cdef uint64_t span, base
-    cdef int shift, i, first, last
+    cdef int i
     if entry_varying(e) & k == 0:
         seen[(entry_first(e) & k) ^ x] = 1
         return
     if level == 2:
         if entry_handle(e) & KVMATTR_TAG == 0 and hi - lo == PAGES_PER_BLOCK:
-            seen[(entry_x(e) & k) ^ x] = 1
-            seen[((entry_x(e) ^ entry_k(e)) & k) ^ x] = 1
+            seen[composed_x(e, k, x)] = 1
+            seen[composed_x(e, k, x) ^ composed_k(e, k)] = 1
             return
         leaf_decode(family, e, k, x, block)
         for i in range(<int>lo, <int>hi):
             seen[block[i]] = 1
         return
     if not is_node(entry_handle(e)):
-        record = run_list_at(family, entry_handle(e), &starts, &values)
-        for i in range(run_list_find(starts, record.count, lo), run_list_find(starts, record.count, hi - 1) + 1):
-            seen[(((values[i] & entry_k(e)) ^ entry_x(e)) & k) ^ x] = 1
+        runs = list_meets(family, e, lo, hi, k, x)
+        for i in range(runs.first, runs.last + 1):
+            seen[met_value(&runs, i)] = 1
         return
-    x ^= entry_x(e) & k
-    k &= entry_k(e)
-    entries = node_at(family, entry_handle(e))
-    shift = level_shift(level - 1)
-    span = level_span(level - 1)
-    first = <int>(lo >> shift)
-    last = <int>((hi - 1) >> shift)
-    for i in range(first, last + 1):
-        base = <uint64_t>i << shift
-        entry_values(family, entries[i], level - 1, lo - base if i == first else 0,
-                     hi - base if i == last else span, k, x, seen)
+    met = node_meets(family, e, level, lo, hi, k, x)
+    for i in range(met.first, met.last + 1):
+        entry_values(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k, met.x, seen)
 
 
 cdef void map_values(const Map *map, uint64_t start, uint64_t stop, uint8_t *seen) noexcept nogil:
-    cdef uint64_t covered = level_span(map.level)
     memset(seen, 0, 256)
     if start >= stop:
         return
-    if start < covered:
-        entry_values(map.family, map.root, map.level, start, stop if stop < covered else covered, 0xff, 0, seen)
-    if stop > covered:
+    if start < root_stop(map, stop):
+        entry_values(map.family, map.root, map.level, start, root_stop(map, stop), 0xff, 0, seen)
+    if rest_start(map, start) < stop:
         seen[map.rest] = 1
 
 
@@ -356,15 +314,12 @@ cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, ui
     The values that F and V leave possible settle most entries without a look below; only where one of them is
     refused do the pages decide.
     """
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef MetChildren met
     cdef uint8_t seen[256]
     cdef uint8_t varying = entry_varying(e) & k
     cdef uint8_t first = (entry_first(e) & k) ^ x
     cdef uint8_t some = 0
-    cdef uint64_t span, base
-    cdef int shift, i, first_entry, last_entry, found
+    cdef int i, found
     while not refused[first ^ some]:
         some = (some - varying) & varying       # the next subset of the bits that vary
         if some == 0:
@@ -372,17 +327,10 @@ cdef int entry_refused(const Family *family, Entry e, int level, uint64_t lo, ui
     if varying == 0:
         return first
     if level > 2 and is_node(entry_handle(e)):
-        x ^= entry_x(e) & k
-        k &= entry_k(e)
-        shift = level_shift(level - 1)
-        span = level_span(level - 1)
-        first_entry = <int>(lo >> shift)
-        last_entry = <int>((hi - 1) >> shift)
-        for i in range(first_entry, last_entry + 1):
-            base = <uint64_t>i << shift
-            found = entry_refused(family, node_at(family, entry_handle(e))[i], level - 1,
-                                  lo - base if i == first_entry else 0,
-                                  hi - base if i == last_entry else span, k, x, refused)
+        met = node_meets(family, e, level, lo, hi, k, x)
+        for i in range(met.first, met.last + 1):
+            found = entry_refused(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k,
+                                  met.x, refused)
             if found >= 0:
                 return found
         return -1

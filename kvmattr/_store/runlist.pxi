@@ -52,6 +52,45 @@ cdef uint8_t run_list_raw(const Family *family, uint32_t handle, uint64_t page) 
     return values[run_list_find(starts, record.count, page)]
 
 
+# The runs of a list that a range of its pages meets, clipped to it:
+#
+#     met = list_meets(family, e, lo, hi, k, x)
+#     for i in range(met.first, met.last + 1):
+#         met_start(&met, i), met_stop(&met, i), met_value(&met, i)
+cdef struct MetRuns:
+    const uint64_t *starts
+    const uint8_t *values
+    int first
+    int last
+    uint64_t lo
+    uint64_t hi
+    uint8_t k
+    uint8_t x
+
+
+cdef inline MetRuns list_meets(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k,
+                               uint8_t x) noexcept nogil:
+    """The runs of [lo, hi), not empty, of the run list below an entry; (k, x) is what the entries above do to them."""
+    cdef MetRuns met
+    cdef const Record *record = run_list_at(family, entry_handle(e), &met.starts, &met.values)
+    met.first = run_list_find(met.starts, record.count, lo)
+    met.last = run_list_find(met.starts, record.count, hi - 1)
+    met.lo = lo
+    met.hi = hi
+    met.k = composed_k(e, k)
+    met.x = composed_x(e, k, x)
+    return met
+
+cdef inline uint64_t met_start(const MetRuns *met, int i) noexcept nogil:
+    return met.lo if i == met.first else met.starts[i - 1]
+
+cdef inline uint64_t met_stop(const MetRuns *met, int i) noexcept nogil:
+    return met.hi if i == met.last else met.starts[i]
+
+cdef inline uint8_t met_value(const MetRuns *met, int i) noexcept nogil:
+    return (met.values[i] & met.k) ^ met.x
+
+
 cdef void runs_load(const Family *family, Entry e, Runs *runs) noexcept nogil:
     """The runs of a uniform entry or a run list, the entry's operation applied, neighbours merged."""
     cdef const uint64_t *starts
