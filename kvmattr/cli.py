@@ -28,6 +28,7 @@ COMMANDS = {
     "info": "kvmattr.study.info",
     "record": "kvmattr.trace.record_command",
     "fake": "kvmattr.fake.command",
+    "shadow": "kvmattr.fake.shadow_command",
     "replay": "kvmattr.trace.command",
     "show": "kvmattr.show",
 }

@@ -47,6 +47,32 @@ static int threads(void)
     return failed;
 }
 
+/* Threads that make and delete the same memslots: what each call returns hangs on the order of all of them. */
+static void *race(void *argument)
+{
+    struct kvm_userspace_memory_region each = {.userspace_addr = 1ull << 32};
+    unsigned state = (unsigned)(size_t)argument * 2654435761u + 1;
+    for (int turn = 0; turn < 400; turn++) {
+        state = state * 1664525u + 1013904223u;
+        each.slot = state >> 30;
+        each.memory_size = state >> 29 & 1 ? 4096 : 0;
+        each.guest_phys_addr = (state >> 26 & 1) * 4096;
+        ioctl(vm, KVM_SET_USER_MEMORY_REGION, &each);
+    }
+    return NULL;
+}
+
+static int racing(void)
+{
+    pthread_t started[4];
+    for (size_t each = 0; each < 4; each++)
+        pthread_create(&started[each], NULL, race, (void *)each);
+    for (size_t each = 0; each < 4; each++)
+        pthread_join(started[each], NULL);
+    puts("racing: done");
+    return 0;
+}
+
 static volatile unsigned long long handled;
 
 static void on_alarm(int number)
@@ -104,13 +130,15 @@ int main(int count, char **words)
 {
     const char *name = count > 1 ? words[1] : "threads";
     int device = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    vm = ioctl(device, KVM_CREATE_VM, 1);
+    vm = ioctl(device, KVM_CREATE_VM, strcmp(name, "racing") != 0);
     if (device < 0 || vm < 0) {
         perror("/dev/kvm");
         return 3;
     }
     if (strcmp(name, "threads") == 0)
         return threads();
+    if (strcmp(name, "racing") == 0)
+        return racing();
     if (strcmp(name, "signals") == 0)
         return signals();
     if (strcmp(name, "closing") == 0)

@@ -43,8 +43,11 @@ def device():
     return os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
 
 
-def machine(vm_type=1):
-    return fcntl.ioctl(device(), uapi.KVM_CREATE_VM, vm_type)
+def machine():
+    """A VM with private memory; of a kernel that makes none, a default one."""
+    kvm = device()
+    made = ioctl(kvm, uapi.KVM_CREATE_VM, uapi.KVM_X86_SW_PROTECTED_VM)
+    return ioctl(kvm, uapi.KVM_CREATE_VM, 0) if isinstance(made, str) else made
 
 
 def attributes(vm, address, size, value, flags=0):
@@ -305,6 +308,14 @@ def faulting():
         left = uapi.kvm_pre_fault_memory.from_buffer(asked)
         answers.append([result, left.gpa, left.size, run.exit_reason])
     return answers
+
+
+def beyond():
+    """A memslot above 4 GiB, and one of the device's answers."""
+    kvm = device()
+    vm = ioctl(kvm, uapi.KVM_CREATE_VM, 0)
+    return [region(vm, 0, 1 << 33, 1 << 20), region(vm, 1, 0, 1 << 20), attributes(vm, 0, PAGE, 1 << 5),
+            ioctl(kvm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_NR_MEMSLOTS)]
 
 
 def dying():

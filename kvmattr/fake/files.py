@@ -6,9 +6,11 @@ import ctypes
 import fcntl
 import mmap
 import os
+import weakref
 from collections import Counter
 from collections.abc import Generator
 from errno import EEXIST, EFAULT, EINTR, EINVAL, EIO, ENODEV, ENOTTY
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from kvmattr import uapi
@@ -67,6 +69,13 @@ class Kept:
         # What the device answers: KVM_CHECK_EXTENSION of it speaks of all VM types.
         self.types = {uapi.KVM_X86_DEFAULT_VM: self.make(private=False),
                       uapi.KVM_X86_SW_PROTECTED_VM: self.make(private=True)}
+
+    @cached_property
+    def other_descriptor(self) -> int:
+        """A descriptor that is open here and is no guest_memfd: what a program's stands for in the model."""
+        descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     def make(self, private: bool) -> VM:
         """A machine of the server's kind."""
@@ -193,15 +202,8 @@ class Machine(File):
             elif file is None:
                 region.guest_memfd = 0xFFFFFFFF
             else:   # a descriptor of something else: any that is open here
-                region.guest_memfd = self.kept_descriptor()
+                region.guest_memfd = self.kept.other_descriptor
         return Answer(int(self.vm.ioctl(uapi.KVM_SET_USER_MEMORY_REGION2, bytearray(region))))
-
-    @staticmethod
-    def kept_descriptor() -> int:
-        """A descriptor of this process that is no guest_memfd."""
-        if not _another:
-            _another.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        return _another[0]
 
     def _enable(self, structure: bytearray | None) -> Answer:
         if structure is None:
@@ -213,10 +215,6 @@ class Machine(File):
             raise OSError(EINVAL, f"hypercalls {enabled.args[0]:#x}: KVM_HC_MAP_GPA_RANGE alone leaves to user space")
         self.guest.exits_on_hypercalls = enabled.args[0]
         return Answer()
-
-
-#: A descriptor of this process that is no guest_memfd, once one was needed.
-_another: list[int] = []
 
 
 class GuestMemory(File):

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from contextlib import ExitStack
-from typing import IO
+from typing import IO, Protocol
 
 from kvmattr import uapi
 from kvmattr.fake.files import Asked
@@ -78,6 +78,22 @@ def result_of(result: int, error: int) -> str:
     return f"-1 {errno.errorcode.get(error, error)} ({os.strerror(error)})" if error else str(result)
 
 
+class Numbered(Protocol):
+    """A file as a recording names it."""
+
+    @property
+    def number(self) -> int:
+        """Which."""
+
+    @property
+    def kind(self) -> str:
+        """What."""
+
+    @property
+    def pid(self) -> int:
+        """Whose."""
+
+
 class Recording:
     """Writes a log; KVM_RUN, which says nothing of memory, is left out.
 
@@ -107,7 +123,7 @@ class Recording:
 
     def made(self, channel: Channel, parent: Made | None, asked: Asked, made: Made) -> None:
         """A call made a file."""
-        kind = made.file.kind
+        kind = made.kind
         if parent is None:
             self._line(channel.pid, f'openat(AT_FDCWD, "{kind}", {asked.argument:#x}) = {made.number}<{kind}>')
         else:
@@ -118,16 +134,16 @@ class Recording:
         if asked.request != uapi.KVM_RUN:
             self._line(channel.pid, f"{self._ioctl(made, asked)} = {result_of(result, error)}")
 
-    def closed(self, made: Made) -> None:
+    def closed(self, made: Numbered) -> None:
         """The last descriptor of a file is gone."""
-        self._line(made.pid, f"close({made.number}<{made.file.kind}>) = 0")
+        self._line(made.pid, f"close({made.number}<{made.kind}>) = 0")
 
     def raw(self, pid: int, text: str, nanoseconds: int) -> None:
         """A call that was answered elsewhere, with its time since 1970."""
         self._line(pid, text, nanoseconds)
 
     def _ioctl(self, made: Made, asked: Asked) -> str:
-        return f"ioctl({made.number}<{made.file.kind}>, {name_of(asked.request)}, {argument_of(asked)})"
+        return f"ioctl({made.number}<{made.kind}>, {name_of(asked.request)}, {argument_of(asked)})"
 
     def _line(self, pid: int, text: str, nanoseconds: int | None = None) -> None:
         seconds, rest = divmod((time.time_ns() if nanoseconds is None else nanoseconds) // 1000, 1_000_000)

@@ -29,8 +29,6 @@ _SHARE = 0.5
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 #: The number of a descriptor that is none of ours, beyond any number of a file.
 FOREIGN = 1 << 30
-#: Takes the messages of a shadow.
-Note = Callable[["Channel", Kind, int, tuple[int, ...], memoryview], None]
 
 
 class Recorder(Protocol):
@@ -44,6 +42,16 @@ class Recorder(Protocol):
 
     def closed(self, made: Made) -> None:
         """The last descriptor of a file is gone."""
+
+
+class Listener(Protocol):
+    """Who takes what shadows tell."""
+
+    def note(self, channel: Channel, kind: Kind, number: int, words: tuple[int, ...], data: memoryview) -> None:
+        """Take one message; ValueError for what is none."""
+
+    def left(self, channel: Channel) -> None:
+        """A program has closed its connection."""
 
 
 class Cut(Exception):
@@ -76,16 +84,21 @@ class Made:
         self.file, self.socket, self.inode, self.number = file, end, inode, number
         self.owner, self.pid = channel.owner, channel.pid
 
+    @property
+    def kind(self) -> str:
+        """What the file is, in a log."""
+        return self.file.kind
+
 
 class Server:
     """A listening socket in a directory of its own, and the files of its clients.
 
-    ``kept``: how VMs are made. ``recorder``: is told of everything. ``note``: takes the messages of shadows.
+    ``kept``: how VMs are made. ``recorder``: is told of everything. ``shadow``: takes what shadows tell.
     """
 
-    def __init__(self, kept: Kept, recorder: Recorder | None = None, note: Note | None = None) -> None:
+    def __init__(self, kept: Kept, recorder: Recorder | None = None, shadow: Listener | None = None) -> None:
         self.kept = kept
-        self._recorder, self._note = recorder, note
+        self._recorder, self._shadow = recorder, shadow
         #: Called where a loop has nothing to do, at least every half second.
         self.idle: Callable[[], None] | None = None
         self.calls = 0
@@ -205,8 +218,8 @@ class Server:
         channel.socket.close()      # which takes it out of the epoll as well
         if channel.asking is not None:
             channel.asking[0].close()
-        if self._note is not None and channel.process is not None:
-            self._note(channel, Kind.HELLO, 0, (), memoryview(b""))
+        if self._shadow is not None and channel.process is not None:
+            self._shadow.left(channel)
 
     def _give_back(self, pid: int) -> None:
         self._held[pid] -= 1
@@ -228,9 +241,12 @@ class Server:
         if channel.process is None:
             self._hello(channel, kind, words)
         elif channel.shadow:
-            if self._note is None or kind not in (Kind.SEEN, Kind.CLOSED):
+            if self._shadow is None or kind not in (Kind.SEEN, Kind.CLOSED):
                 raise Cut
-            self._note(channel, Kind(kind), number, tuple(words), self._view[CALL.size:got])
+            try:
+                self._shadow.note(channel, Kind(kind), number, tuple(words), self._view[CALL.size:got])
+            except ValueError:
+                raise Cut from None
         elif channel.asking is not None:
             if kind != Kind.ANSWER:
                 raise Cut

@@ -173,7 +173,9 @@ int shadow_ioctl(int descriptor, unsigned long request, unsigned long argument, 
     unsigned number = _IOC_NR(request);
     if (*result >= 0 && (number == 0x01 || number == 0x41 || number == 0xd4))
         seen.made = new_file(*result);
-    note(file, request, argument, descriptor, &seen, structures);
+    /* A descriptor that is none of KVM's: the program was wrong, and the kernel has said so. */
+    if (file || *result >= 0 || (error != ENOTTY && error != EBADF))
+        note(file, request, argument, descriptor, &seen, structures);
     last_noting = asked - began + (nanoseconds(CLOCK_MONOTONIC) - answered);
     if (held)
         pthread_mutex_unlock(&turn);
