@@ -158,14 +158,14 @@ def main() -> None:
         study.run(SCENARIOS, BACKENDS, quick=True).save(arguments.one)
         return
     writing.check(arguments.out)
-    described = machine.describe()
+    described = machine.in_words(machine.describe())
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         found = runs_of_each(arguments.runs + arguments.spare, folder)
     lines = [
         "kvmattr compare on unchanged code and on a planted change: python bench/compare_proof.py",
-        f"{described['cpu']}, {described['cpus']} CPUs, kernel {described['kernel']}, {described['started']}",
+        described,
         "",
         *told(found, arguments.runs),
     ]

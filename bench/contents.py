@@ -29,7 +29,8 @@ import numpy as np  # noqa: E402
 from bench.guest import TINY, Guest, Pages, same  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
 from kvmattr import AttributeMap  # noqa: E402
-from kvmattr.measure.machine import Load, describe  # noqa: E402
+from kvmattr.measure import writing  # noqa: E402
+from kvmattr.measure.machine import Load, describe, in_words  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 
 ROUNDS = 12
@@ -157,16 +158,14 @@ def main() -> None:
         rows.append([content.name, *(f"{value:.2g} / {limit:.2g}{'' if value <= limit else ' *'}"
                                      for value, limit in zip(measured, limits, strict=True))])
         print(f"{content.name}: done", file=sys.stderr, flush=True)
-    machine, loaded = describe(), Load.now().since(load)
     text = "\n".join([
         fitted(["store / numpy, limit", *COLUMNS, "MB"], rows, 132), "", "* over its limit",
-        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']}, numpy "
-        f"{machine['numpy']}, {AttributeMap(1).stats()['kernels']}",
-        "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in loaded.items() if value is not None),
+        f"{in_words(describe())}; {AttributeMap(1).stats()['kernels']}",
+        "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in Load.now().since(load).items()),
     ])
     print(text)
     if words.results:
-        Path(f"{words.results}.txt").write_text(text + "\n")
+        writing.write(f"{words.results}.txt", text + "\n")
 
 
 if __name__ == "__main__":

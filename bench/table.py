@@ -13,19 +13,17 @@ How to read it: bench/README.md.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own is for work in the tree
-
-import numpy as np  # noqa: E402
 
 import bench.machine  # noqa: E402, F401 - its rows
 from bench.absolute import LIMITS, YARDSTICK, Limit  # noqa: E402
@@ -35,7 +33,12 @@ from bench.guest import TINY, Guest  # noqa: E402
 from bench.memory import CONTENTS, GROWTH, RESERVE, Content, weigh_apart  # noqa: E402
 from bench.rounds import compare, hot_scalar_ns, time_alone  # noqa: E402
 from kvmattr import AttributeMap  # noqa: E402
-from kvmattr.measure.machine import Load, describe  # noqa: E402
+from kvmattr.measure import writing  # noqa: E402
+from kvmattr.measure.machine import Load, describe, in_words  # noqa: E402
+from kvmattr.measure.rounds import undisturbed  # noqa: E402
+from kvmattr.measure.statistics import Spread  # noqa: E402
+from kvmattr.measure.status import overwritten  # noqa: E402
+from kvmattr.measure.table import fitted  # noqa: E402
 from kvmattr.measure.text import digits, quantity  # noqa: E402
 
 Record = dict[str, Any]
@@ -45,8 +48,7 @@ Record = dict[str, Any]
 
 
 def spread(samples: list[float]) -> Record:
-    p10, median, p90 = np.percentile(samples, (10, 50, 90))
-    return {"median": float(median), "p10": float(p10), "p90": float(p90)}
+    return asdict(Spread.of(samples))
 
 
 def against_numpy(row: Row, guest: Guest, quick: bool) -> Record:
@@ -55,31 +57,17 @@ def against_numpy(row: Row, guest: Guest, quick: bool) -> Record:
     verdict = judged(ratio["median"], row.target)
     if ratio["median"] > 1:
         verdict = f"{verdict}, slower".lstrip(", ")
-    return {
-        "kind": "ratio",
-        "name": row.name,
-        "target": row.target,
-        "ratio": ratio,
-        "form": samples.form,
-        "store_ns": spread(samples.store),
-        "numpy_ns": spread(samples.numpy),
-        "checked": samples.checked,
-        "verdict": verdict,
-    }
+    return {"kind": "ratio", "name": row.name, "target": row.target, "ratio": ratio, "form": samples.form,
+            "store_ns": spread(samples.store), "numpy_ns": spread(samples.numpy), "checked": samples.checked,
+            "verdict": verdict}
 
 
 def against_limit(limit: Limit, guest: Guest, quick: bool, scale: float) -> Record:
     samples = time_alone(limit.make(guest), 2 if quick else limit.rounds)
     time = spread(samples.store)
     target = limit.limit and limit.limit * scale
-    return {
-        "kind": "time",
-        "name": limit.name,
-        "target": target,
-        "store_ns": time,
-        "checked": samples.checked,
-        "verdict": judged(time["median"], target),
-    }
+    return {"kind": "time", "name": limit.name, "target": target, "store_ns": time, "checked": samples.checked,
+            "verdict": judged(time["median"], target)}
 
 
 def against_bytes(content: Content, quick: bool) -> Record:
@@ -87,14 +75,8 @@ def against_bytes(content: Content, quick: bool) -> Record:
     verdict = judged(weighed["nbytes"], content.target)
     if weighed["growth"] > GROWTH * weighed["nbytes"] + RESERVE:
         verdict = "grows" if verdict == "ok" else f"{verdict}, grows"
-    return {
-        "kind": "memory",
-        "name": content.name,
-        "target": content.target,
-        **weighed,
-        "checked": 1,
-        "verdict": verdict,
-    }
+    return {"kind": "memory", "name": content.name, "target": content.target, **weighed, "checked": 1,
+            "verdict": verdict}
 
 
 def judged(value: float, target: float | None) -> str:
@@ -111,37 +93,28 @@ def measure(arguments: argparse.Namespace) -> Record:
 
     machine = {**describe(), "kernels": AttributeMap(1).stats()["kernels"], "caches": caches()}
     load, average = Load.now(), os.getloadavg()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the first CPUs serve most interrupts
-    gc.disable()
     guest = TINY if arguments.quick else Guest()
-    machine["scalar_ns"] = yardstick = hot_scalar_ns()
-    rows = []
-    for row in wanted(ROWS):
-        say(row.name)
-        rows.append(against_numpy(row, guest, arguments.quick))
-    for limit in wanted(LIMITS):
-        say(limit.name)
-        rows.append(against_limit(limit, guest, arguments.quick, yardstick / YARDSTICK))
-    for content in wanted(CONTENTS):
-        say(content.name)
-        rows.append(against_bytes(content, arguments.quick))
-    curves = []
-    for curve in CURVES if arguments.results or arguments.json else ():
-        if wanted([curve]):
-            say(curve.name)
+    rows, curves = [], []
+    with undisturbed():
+        machine["scalar_ns"] = yardstick = hot_scalar_ns()
+        for row in wanted(ROWS):
+            overwritten(row.name)
+            rows.append(against_numpy(row, guest, arguments.quick))
+        for limit in wanted(LIMITS):
+            overwritten(limit.name)
+            rows.append(against_limit(limit, guest, arguments.quick, yardstick / YARDSTICK))
+        for content in wanted(CONTENTS):
+            overwritten(content.name)
+            rows.append(against_bytes(content, arguments.quick))
+        for curve in wanted(CURVES) if arguments.results or arguments.json else ():
+            overwritten(curve.name)
             curves.append(measure_curve(curve, guest, *([2] if arguments.quick else [])))
-    say("")
+    overwritten()
     if arguments.quick:
         for record in rows:  # a tiny guest says nothing about the targets
             record["verdict"] = ""
-    return {
-        "schema": 1,
-        "quick": arguments.quick,
-        "machine": machine,
-        "load": {"average_before": average, "average_after": os.getloadavg(), **Load.now().since(load)},
-        "rows": rows,
-        "curves": curves,
-    }
+    return {"schema": 1, "quick": arguments.quick, "machine": machine, "rows": rows, "curves": curves,
+            "load": {"average_before": average, "average_after": os.getloadavg(), **Load.now().since(load)}}
 
 
 def caches() -> dict[str, str]:
@@ -153,23 +126,12 @@ def caches() -> dict[str, str]:
     return found
 
 
-def say(what: str) -> None:
-    """What is being measured, on one line of a terminal that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
-
-
 def under_kernels(name: str, words: list[str]) -> Record:
     """The same table from a process that was told to use other kernels."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "table.json"
-        done = subprocess.run(
-            [sys.executable, __file__, "--json", str(out), *words],
-            text=True,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "KVMATTR_SIMD": name},
-            check=False,
-        )
+        done = subprocess.run([sys.executable, __file__, "--json", str(out), *words], text=True, stdout=subprocess.PIPE,
+                              env={**os.environ, "KVMATTR_SIMD": name}, check=False)
         if done.returncode:
             raise SystemExit(f"table.py: kernels {name!r} cannot be measured (see above)")
         table: Record = json.loads(out.read_text())
@@ -178,140 +140,65 @@ def under_kernels(name: str, words: list[str]) -> Record:
 
 # ---- printing ----
 
-
-def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns: the first to the left, the others to the right, the last two to the left again."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = []
-    for row in (header, ["-" * width for width in widths], *rows):
-        cells = [
-            cell.ljust(width) if column in (0, len(header) - 1) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+#: Of each kind of row: its header, and the column after which other kernels stand.
+HEADERS = {
+    "ratio": (["work, 64 GiB guest", "at most", "ratio", "p10..p90", "kvmattr", "numpy", "", "numpy's form"], 6),
+    "time": (["work", "at most", "time", "p10..p90", ""], 4),
+    "memory": (["content", "at most", "nbytes", "process grew", "over nbytes", ""], 5),
+}
 
 
-def ratio_lines(rows: list[Record], others: dict[str, Record]) -> list[str]:
-    header = [
-        "work, 64 GiB guest",
-        "at most",
-        "ratio",
-        "p10..p90",
-        "kvmattr",
-        "numpy",
-        *others,
-        "",
-        "numpy's form",
-    ]
-    lines = []
-    for row in rows:
-        ratio = row["ratio"]
-        elsewhere = [
-            next(other for other in table["rows"] if other["name"] == row["name"])["ratio"]["median"]
-            for table in others.values()
-        ]
-        lines.append(
-            [
-                row["name"],
-                "" if row["target"] is None else digits(row["target"]),
-                digits(ratio["median"]),
-                f"{digits(ratio['p10'])}..{digits(ratio['p90'])}",
-                quantity(row["store_ns"]["median"], "ns"),
-                quantity(row["numpy_ns"]["median"], "ns"),
-                *map(digits, elsewhere),
-                row["verdict"],
-                row["form"],
-            ]
-        )
-    return aligned(header, lines)
+def ns(value: float) -> str:
+    return quantity(value, "ns")
 
 
-def time_lines(rows: list[Record], others: dict[str, Record]) -> list[str]:
-    header = ["work", "at most", "time", "p10..p90", *others, ""]
-    lines = []
-    for row in rows:
-        time = row["store_ns"]
-        elsewhere = [
-            next(other for other in table["rows"] if other["name"] == row["name"])["store_ns"]["median"]
-            for table in others.values()
-        ]
-        lines.append(
-            [
-                row["name"],
-                "" if row["target"] is None else quantity(row["target"], "ns"),
-                quantity(time["median"], "ns"),
-                f"{quantity(time['p10'], 'ns')}..{quantity(time['p90'], 'ns')}",
-                *(quantity(value, "ns") for value in elsewhere),
-                row["verdict"],
-            ]
-        )
-    return aligned(header, lines)
-
-
-def memory_lines(rows: list[Record]) -> list[str]:
-    header = ["content", "at most", "nbytes", "process grew", "over nbytes", ""]
-    return aligned(
-        header,
-        [
-            [
-                row["name"],
-                quantity(row["target"], "bytes"),
-                quantity(row["nbytes"], "bytes"),
-                quantity(row["growth"], "bytes"),
-                f"{row['growth'] / row['nbytes'] - 1:+.0%}",
-                row["verdict"],
-            ]
-            for row in rows
-        ],
-    )
+def cells(row: Record, others: dict[str, Record]) -> list[str]:
+    """A row of the table, in the words of HEADERS."""
+    same = [next(other for other in table["rows"] if other["name"] == row["name"]) for table in others.values()]
+    if row["kind"] == "memory":
+        sizes = [quantity(row[name], "bytes") for name in ("target", "nbytes", "growth")]
+        return [row["name"], *sizes, f"{row['growth'] / row['nbytes'] - 1:+.0%}", row["verdict"]]
+    key, words = ("ratio", digits) if row["kind"] == "ratio" else ("store_ns", ns)
+    found = row[key]
+    first = [row["name"], "" if row["target"] is None else words(row["target"]), words(found["median"]),
+             f"{words(found['p10'])}..{words(found['p90'])}"]
+    elsewhere = [words(other[key]["median"]) for other in same]
+    if row["kind"] == "time":
+        return [*first, *elsewhere, row["verdict"]]
+    times = [ns(row[name]["median"]) for name in ("store_ns", "numpy_ns")]
+    return [*first, *times, *elsewhere, row["verdict"], row["form"]]
 
 
 def printed(table: Record, others: dict[str, Record]) -> str:
     machine, load = table["machine"], table["load"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     lines = [
-        f"{machine['cpu']}, {machine['cpus']} CPUs, {caches}; Linux {machine['kernel']}",
-        f"Python {machine['python']}, numpy {machine['numpy']}, kvmattr {machine['kvmattr']}, "
-        f"kernels {machine['kernels']}; {machine['started']}",
-        f"numpy's scalar a[i], hot: {machine['scalar_ns']:.1f} ns (limits in time are for "
-        f"{YARDSTICK:.0f} ns and scaled by it)",
+        in_words(machine), f"caches {caches}; kernels {machine['kernels']}",
+        f"numpy's scalar a[i], hot: {machine['scalar_ns']:.1f} ns (time limits are for {YARDSTICK:.0f} ns and scaled "
+        "by it)",
         f"load {load['average_before'][0]:.2f} before, {load['average_after'][0]:.2f} after; others kept "
         f"{load['other_cpus']:.2f} CPUs busy, the hypervisor took {load['stolen_cpus']:.2f}",
     ]
     if table["quick"]:
         lines.append("QUICK: a tiny guest. No figure below may be compared with a target: none is judged.")
-    for kind, print_rows in (("ratio", ratio_lines), ("time", time_lines)):
-        rows = [row for row in table["rows"] if row["kind"] == kind]
-        if rows:
-            lines += ["", *print_rows(rows, others)]
-    if rows := [row for row in table["rows"] if row["kind"] == "memory"]:
-        lines += ["", *memory_lines(rows)]
-    trouble = [
-        f"{row['name']} ({row['verdict']})" for row in table["rows"] if row["verdict"] not in ("ok", "")
-    ]
+    for kind, (header, kernels) in HEADERS.items():
+        if rows := [row for row in table["rows"] if row["kind"] == kind]:
+            named = [*header[:kernels], *(others if kind != "memory" else ()), *header[kernels:]]
+            lines += ["", fitted(named, [cells(row, others) for row in rows], 250, left=(0, len(named) - 1))]
+    trouble = [f"{row['name']} ({row['verdict']})" for row in table["rows"] if row["verdict"] not in ("ok", "")]
     if table["quick"]:
         return "\n".join(lines)
-    lines += [
-        "",
-        f"{len(table['rows']) - len(trouble)} of {len(table['rows'])} rows without trouble"
-        + (": all but " + "; ".join(trouble) if trouble else ""),
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"{len(table['rows']) - len(trouble)} of {len(table['rows'])} rows without trouble"
+                      + (": all but " + "; ".join(trouble) if trouble else "")])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny guest and two rounds")
-    parser.add_argument(
-        "--only", action="append", metavar="WORD", help="rows whose names contain WORD; may be repeated"
-    )
-    parser.add_argument(
-        "--simd", default="", metavar="NAMES", help="also under these kernels, e.g. avx2,portable"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--only", action="append", metavar="WORD",
+                        help="rows whose names contain WORD; may be repeated")
+    parser.add_argument("--simd", default="", metavar="NAMES", help="also under these kernels, e.g. avx2,portable")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--results", type=Path, metavar="PATH", help="write PATH.json and PATH.txt")
     arguments = parser.parse_args()
     words = ["--quick"] * arguments.quick
@@ -323,12 +210,12 @@ def main() -> None:
     text = printed(table, others)
     print(text)
     as_json = json.dumps(table, indent=1) + "\n"
-    if arguments.json:
-        arguments.json.write_text(as_json)
+    files = [(arguments.json, as_json)] if arguments.json else []
     if arguments.results:                   # not with_suffix(): a name may have dots
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{arguments.results}.json").write_text(as_json)
-        Path(f"{arguments.results}.txt").write_text(text + "\n")
+        files += [(f"{arguments.results}.json", as_json), (f"{arguments.results}.txt", text + "\n")]
+    for place, content in files:
+        writing.write(place, content)
 
 
 if __name__ == "__main__":

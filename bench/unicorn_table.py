@@ -32,7 +32,8 @@ from unicorn.x86_const import UC_X86_REG_RBX, UC_X86_REG_RCX, UC_X86_REG_RDX
 
 from kvmattr import VM, uapi
 from kvmattr.bridges.unicorn import Guest
-from kvmattr.measure.machine import describe
+from kvmattr.measure.machine import describe, in_words
+from kvmattr.measure.rounds import turns
 
 PAGE = uapi.PAGE_SIZE
 NO_WRITE = uapi.KVM_MEM_ATTR_NO_WRITE
@@ -76,8 +77,10 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(rounds: int, *calls: Callable[[], float]) -> list[float]:
-    times = [[call() for call in calls] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    times: dict[Callable[[], float], list[float]] = {call: [] for call in calls}
+    for _, call in turns(calls, rounds):
+        times[call].append(call())
+    return [statistics.median(each) for each in times.values()]
 
 
 def row(label: str, our: float, their: float, unit: float, name: str) -> None:
@@ -144,10 +147,8 @@ def main() -> None:
                         help="pages protected before; mem_protect needs minutes for some hundred")
     options = parser.parse_args()
     size = max(options.size_mib, 256) << 20
-    machine = describe()
-    print(f"{machine['cpu']}, {machine['cpus']} CPUs; Linux {machine['kernel']}; Python {machine['python']}, "
-          f"Unicorn {unicorn.__version__}, kvmattr {machine['kvmattr']}; a guest of {size >> 20} MiB; "
-          f"load {os.getloadavg()[0]:.1f}\n")
+    print(f"{in_words(describe())}; Unicorn {unicorn.__version__}; a guest of {size >> 20} MiB; load "
+          f"{os.getloadavg()[0]:.1f}\n")
     print(f"{'one protection change':>40} {'kvmattr':>12} {'mem_protect':>14}")
     for earlier in options.earlier:
         changes(size, earlier, options.rounds)

@@ -275,21 +275,22 @@ def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:
 
 @pytest.mark.parametrize(("text", "told"), [
     (None, "baseline.json: no such baseline; --update-baseline writes one"),
-    ("{", "baseline.json: not a baseline: Expecting property name"),
-    ("[]", "baseline.json: a baseline of schema 'list'; this gate reads schema 2"),
-    ('{"schema": 3}', "baseline.json: a baseline of schema 3; this gate reads schema 2"),
+    ("{", "not a baseline: baseline.json is not JSON: Expecting property name"),
+    ("[]", "not a baseline: baseline.json: the document is [], expected an object"),
+    ('{"schema": 3}',
+     "not a baseline: baseline.json: schema is 3, expected 2, which this gate reads (or 1, an older one)"),
     ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {}, "times": {}}',
      "baseline.json: unknown part 'times'; a baseline has calls, counts, bytes, slopes and instructions, and never"),
-    ('{"schema": 2, "counts": {}, "bytes": {}, "slopes": {}}', "baseline.json: not a baseline: KeyError('calls')"),
+    ('{"schema": 2, "counts": {}, "bytes": {}, "slopes": {}}', "not a baseline: baseline.json: calls is missing"),
     ('{"schema": 1, "counts": {"a/1/b": 1.5}, "bytes": {}, "slopes": {}}',
-     "baseline.json: counts has 'a/1/b': 1.5, which is not a number of its kind"),
+     "not a baseline: baseline.json: counts.a/1/b is 1.5, expected an integer"),
     ('{"schema": 1, "counts": [], "bytes": {}, "slopes": {}}',
-     "baseline.json: counts is a list, not an object"),
+     "not a baseline: baseline.json: counts is [], expected an object"),
     ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {"a/b": NaN}}',     # nothing is ever above a NaN
-     "baseline.json: slopes has 'a/b': nan, which is not a number of its kind"),
+     "not a baseline: baseline.json is not JSON: it has NaN"),
     ('{"schema": 1, "counts": {"a": 1}, "bytes": {}, "slopes": {}}',
-     "baseline.json: counts has the key 'a', which is not SCENARIO/SIZE/COUNTER"),
-    ('{"schema": 1}', "baseline.json: not a baseline: KeyError('counts')"),
+     "not a baseline: baseline.json: counts.a is 1, expected a key of the form SCENARIO/SIZE/COUNTER"),
+    ('{"schema": 1}', "not a baseline: baseline.json: counts is missing"),
 ])
 def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[str], text: str | None,
                                  told: str) -> None:

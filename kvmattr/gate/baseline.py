@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, SLOPED
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.scenario import GROWTH
 from kvmattr.gate.slopes import slope
 from kvmattr.gate.verdict import Report, Usage, Verdict
-from kvmattr.measure import writing
+from kvmattr.measure import checked, writing
+from kvmattr.measure.checked import BadField, Field
 from kvmattr.measure.text import digits
 
 SCHEMA = 2
 #: Its calls were not counted yet: a run against it says what to do.
 WITHOUT_CALLS = 1
+
+Number = TypeVar("Number", int, float)
+#: The key of a number of a cell.
+_CELL = "SCENARIO/SIZE/COUNTER"
 
 #: A slope may move by this much from the baseline's before it counts as another growth.
 _SLOPE_CHANGE = 0.1
@@ -42,29 +47,25 @@ class Baseline:
     def read(cls, path: Path) -> Baseline:
         """Read a baseline file; Usage tells what is wrong with it."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = checked.load(path)
+            schema = data["schema"].integer()
+            if schema not in (WITHOUT_CALLS, SCHEMA):
+                data["schema"].refuse(f"{SCHEMA}, which this gate reads (or {WITHOUT_CALLS}, an older one)")
+            unknown = sorted(set(data.object()) - {"schema", "calls", "counts", "bytes", "slopes", "instructions"})
+            if unknown:
+                raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has calls, counts, bytes, slopes and "
+                            "instructions, and never times")
+            found = cls(None if schema == WITHOUT_CALLS else _numbers(data["calls"], Field.whole, _CELL),
+                        _numbers(data["counts"], Field.whole, _CELL), _numbers(data["bytes"], Field.whole, _CELL),
+                        _numbers(data["slopes"], Field.number, "SCENARIO/COUNTER"))
+            if data.get("instructions").value is not None:
+                found.interpreter = data["instructions"]["interpreter"].text()
+                found.instructions = _numbers(data["instructions"]["counts"], Field.whole, "SCENARIO/SIZE")
+            return found
         except FileNotFoundError:
             raise Usage(f"{path}: no such baseline; --update-baseline writes one") from None
-        except (OSError, ValueError) as error:
-            raise Usage(f"{path}: not a baseline: {error}") from None
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema not in (WITHOUT_CALLS, SCHEMA) or isinstance(schema, bool):
-            found = schema if isinstance(data, dict) else type(data).__name__
-            raise Usage(f"{path}: a baseline of schema {found!r}; this gate reads schema {SCHEMA}")
-        unknown = sorted(set(data) - {"schema", "calls", "counts", "bytes", "slopes", "instructions"})
-        if unknown:
-            raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has calls, counts, bytes, slopes and "
-                        "instructions, and never times")
-        instructions = data.get("instructions", {"interpreter": None, "counts": {}})
-        try:
-            return cls(None if schema == WITHOUT_CALLS else
-                       _numbers(path, data, "calls", int, "SCENARIO/SIZE/COUNTER"),
-                       _numbers(path, data, "counts", int, "SCENARIO/SIZE/COUNTER"),
-                       _numbers(path, data, "bytes", int, "SCENARIO/SIZE/COUNTER"),
-                       _numbers(path, data, "slopes", (int, float), "SCENARIO/COUNTER"),
-                       instructions["interpreter"], _numbers(path, instructions, "counts", int, "SCENARIO/SIZE"))
-        except (KeyError, TypeError) as error:
-            raise Usage(f"{path}: not a baseline: {error!r}") from None
+        except (OSError, BadField) as error:
+            raise Usage(f"not a baseline: {error}") from None
 
     @property
     def counted(self) -> bool:
@@ -81,16 +82,13 @@ class Baseline:
         writing.write(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
-def _numbers(path: Path, data: dict[str, Any], part: str, kind: Any, form: str) -> dict[str, Any]:
-    """A part of the file; what compares with nothing (a NaN) or belongs to nothing would never be judged."""
-    numbers = data[part]
-    if not isinstance(numbers, dict):
-        raise Usage(f"{path}: {part} is a {type(numbers).__name__}, not an object")
-    for key, value in numbers.items():
-        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
-            raise Usage(f"{path}: {part} has {key!r}: {value!r}, which is not a number of its kind")
+def _numbers(part: Field, read: Callable[[Field], Number], form: str) -> dict[str, Number]:
+    """A part of the file; what belongs to nothing would never be judged."""
+    numbers = {}
+    for key, value in part.items():
         if key.count("/") != form.count("/"):
-            raise Usage(f"{path}: {part} has the key {key!r}, which is not {form}")
+            value.refuse(f"a key of the form {form}")
+        numbers[key] = read(value)
     return numbers
 
 

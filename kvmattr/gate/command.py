@@ -23,15 +23,10 @@ from kvmattr.gate import benchmark_json, builds, history, limits, loading, outpu
 from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.project import Project
 from kvmattr.gate.selftest import prove, selftest
-from kvmattr.gate.stages import Gate, progress
-from kvmattr.gate.verdict import (
-    EXIT_USAGE,
-    CannotTell,
-    Report,
-    Usage,
-    Verdict,
-)
+from kvmattr.gate.stages import Gate
+from kvmattr.gate.verdict import EXIT_USAGE, CannotTell, Report, Usage, Verdict
 from kvmattr.measure import writing
+from kvmattr.measure.status import overwritten
 
 HELP = "judge performance by counts, scaling, memory, claims and paired times, for CI"
 
@@ -240,7 +235,7 @@ def _in_github() -> bool:
 
 def _tell(report: Report, arguments: argparse.Namespace) -> None:
     """Print and write the report; Usage if a file cannot be written."""
-    progress()
+    overwritten()
     if arguments.selftest or arguments.prove:   # they have printed a line a case
         print(*(finding.text for finding in report.findings if finding.check == "gate"), report.summary, sep="\n",
               flush=True)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kvmattr.measure import status
+
 #: Seconds between two signs of life: on a terminal the line is overwritten, in a log each one is a line.
 _TERMINAL, _LOG = 1.0, 20.0
 
@@ -16,27 +18,30 @@ _TERMINAL, _LOG = 1.0, 20.0
 def run(command: Sequence[str], words: str, *, cwd: Path | None = None,
         environment: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Run a command, with its progress on stderr under these words: its exit code, and all that it said."""
-    terminal = sys.stderr.isatty()
-    started, interval = time.monotonic(), _TERMINAL if terminal else _LOG
-    print(words, file=sys.stderr, end="" if terminal else "\n", flush=True)
+    interval = _TERMINAL if sys.stderr.isatty() else _LOG
+    started = time.monotonic()
+    # In a log each sign of life is a line: what is said first tells that it began.
+    status.overwritten(words, last=interval == _LOG)
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=said,
                                    stderr=subprocess.STDOUT)
         try:
-            while True:
-                try:
-                    code = process.wait(interval)
-                    break
-                except subprocess.TimeoutExpired:
-                    text = f"{words}: {time.monotonic() - started:.0f} s"
-                    print(f"\r\033[K{text}" if terminal else text, file=sys.stderr, end="" if terminal else "\n",
-                          flush=True)
+            while (code := _ended(process, interval)) is None:
+                status.overwritten(f"{words}: {time.monotonic() - started:.0f} s", last=interval == _LOG)
         except BaseException:
             process.kill()
             process.wait()
             raise
         said.seek(0)
         output = said.read().decode(errors="replace")
-    text = f"{words}: {'done' if code == 0 else f'failed ({code})'} after {time.monotonic() - started:.0f} s"
-    print(f"\r\033[K{text}" if terminal else text, file=sys.stderr, flush=True)
+    status.overwritten(f"{words}: {'done' if code == 0 else f'failed ({code})'} after "
+                       f"{time.monotonic() - started:.0f} s", last=True)
     return code, output
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """The exit code of a process that ends within so many seconds."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None

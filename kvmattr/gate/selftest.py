@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import signal
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from kvmattr.gate.process import start
 from kvmattr.gate.stages import Gate, Measured, Pair, installed, judge_counts, judge_times, measure
 from kvmattr.gate.verdict import EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED, CannotTell, Report, Verdict
 from kvmattr.measure.machine import cpu_model
+from kvmattr.measure.table import fitted
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Tally:
         """How many there were."""
         return len(self.seconds)
 
-    def row(self) -> str:
+    def row(self) -> list[str]:
         """A line of the proof's table."""
+        exits = [str(self.exits[code]) for code in (EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED)]
         took = f"{statistics.median(self.seconds):.1f}" if self.seconds else "-"
-        return (f"{self.case.words:44} {self.exits[EXIT_PASS]:5} {self.exits[EXIT_REGRESSION]:5} "
-                f"{self.exits[EXIT_UNDECIDED]:15} {f'{self.right} of {self.runs}':>15} {took:>10}")
+        return [self.case.words, *exits, f"{self.right} of {self.runs}", took]
 
 
 def selftest(gate: Gate, report: Report) -> None:
@@ -113,7 +113,7 @@ def prove(gate: Gate, runs: int, report: Report) -> None:
     print(f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores, {platform.python_implementation()} "
           f"{platform.python_version()}, load {os.getloadavg()[0]:.1f} before", flush=True)
     try:
-        with _terminable(), _load():
+        with _load():
             for number in range(runs):
                 for tally in tallies:
                     _run(gate, tally, reference, number)
@@ -125,9 +125,9 @@ def prove(gate: Gate, runs: int, report: Report) -> None:
         print(f"{finished} runs of each case{'' if finished == runs else f' of {runs}: INTERRUPTED'}, one core "
               f"loaded (a process that rewrites 32 MiB without a pause), {(time.monotonic() - begun) / 60:.0f} "
               "minutes")
-        print(f"{'case':44} {'pass':>5} {'red':>5} {'could not tell':>15} {'judged rightly':>15} {'s a run':>10}")
+        print(fitted(["case", "pass", "red", "could not tell", "judged rightly", "s a run"],
+                     [tally.row() for tally in tallies], 120, left=(0,)), flush=True)
         for tally in tallies:
-            print(tally.row(), flush=True)
             verdict = (Verdict.UNDECIDED if not tally.runs else
                        Verdict.PASS if tally.right == tally.runs else Verdict.REGRESSION)
             report.add("proof", tally.case.words, verdict,
@@ -201,16 +201,6 @@ def _right(case: Case, report: Report, where: str | None) -> bool:
     caught = [finding for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)
               if finding.check == case.check and (where is None or finding.cell.startswith(f"{where}/"))]
     return report.exit_code in case.exits and (not case.check or bool(caught))
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """A time limit of CI ends it as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from kvmattr.gate.limits import Limits
 from kvmattr.gate.process import CellError, Side, Worker, without_randomisation
 from kvmattr.gate.project import Project
 from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
+from kvmattr.measure.status import overwritten
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
                 found.growth[each["name"]] = each["growth"]
             for size in each["sizes"]:
                 cell = f"{each['name']}/{size}"
-                progress(cell)
+                overwritten(cell)
                 try:
                     answer = worker.ask("count", name=each["name"], size=size)
                 except CellError as error:
@@ -171,7 +171,7 @@ def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
 def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
            reverse: bool = False) -> tuple[Verdict, str, float | None]:
     name, size = cell
-    progress(f"{name}/{size}: time" + (", again" if reverse else ""))
+    overwritten(f"{name}/{size}: time" + (", again" if reverse else ""))
     try:
         for worker in workers:
             worker.ask("open", name=name, size=size)
@@ -230,8 +230,3 @@ def count_instructions(gate: Gate, now: Baseline) -> None:
     tree = builds.build(gate.source) if gate.source else installed()
     now.instructions = instructions.count(tree, gate.scenarios)
 
-
-def progress(text: str = "") -> None:
-    """On a terminal, say what is going on in a line that is overwritten; nothing clears it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvmattr.gate.verdict import Verdict
+from kvmattr.measure.rounds import turns
 from kvmattr.measure.statistics import Ratio
 
 #: A sample repeats its operation for at least so long: far above the clock's and a context switch's grain.
@@ -41,12 +42,11 @@ class Pairs:
     def round(self, head: Sample, base: Sample, twin: Sample, *, reverse: bool = False) -> None:
         """One round, there and back; in reverse it begins and ends with the twin."""
         arms = [(head, self.head), (base, self.base), (twin, self.twin)]
-        if reverse:
-            arms.reverse()
-        there = [run() for run, _ in arms]
-        back = [run() for run, _ in reversed(arms)]
-        for (_, times), first, last in zip(arms, there, reversed(back), strict=True):
-            times.append(first + last)
+        for index, (run, times) in turns(arms[::-1] if reverse else arms, 2):
+            if index == 0:
+                times.append(run())
+            else:
+                times[-1] += run()
 
 
 def judge(pairs: Pairs, threshold: float, *, must_work: bool = False) -> tuple[Verdict, str, float]:

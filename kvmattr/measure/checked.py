@@ -115,6 +115,12 @@ class Field:
             self.refuse(f"an integer of at least {low}")
         return self.value
 
+    def whole(self) -> int:
+        """As an integer, negative ones too."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            self.refuse("an integer")
+        return self.value
+
     def optional(self, read: Callable[[Field], Read]) -> Read | None:
         """None where the value is null or missing, else read in this way."""
         return None if self.value is None else read(self)

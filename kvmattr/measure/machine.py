@@ -97,6 +97,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def in_words(machine: dict[str, Any]) -> str:
+    """The machine and the versions of a report in one line."""
+    return (f"{machine['cpu']}, {machine['cpus']} CPUs; Linux {machine['kernel']}, Python {machine['python']}, "
+            f"numpy {machine['numpy']}, kvmattr {machine['kvmattr']}; {machine['started']}")
+
+
 @dataclass(frozen=True)
 class Load:
     """CPU time so far: of all, stolen by the hypervisor, and our own (seconds)."""

@@ -10,6 +10,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
+def overwritten(text: str = "", *, last: bool = False) -> None:
+    """On a terminal, a line on standard error that the next call overwrites (nothing clears it); elsewhere nothing.
+
+    ``last``: it stays, and elsewhere it is written too.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+    elif last:
+        print(text, file=sys.stderr, flush=True)
+
+
 class Advance(Protocol):
     """Called once a step, with what is about to run."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 #: Between two columns.
 _GAP = "  "
@@ -17,8 +17,10 @@ def width() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def fitted(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
-    """Columns set to the right under a ruled header, in ``columns`` letters (None: what the terminal has).
+def fitted(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None = None,
+           left: Collection[int] = ()) -> str:
+    """Columns set to the right (those of ``left``, by number, to the left) under a ruled header, in ``columns`` letters
+    (None: what the terminal has).
 
     Cells that are too wide are wrapped; where that is not enough, the columns after the first go into parts
     below one another, each of which begins with the first column again.
@@ -31,8 +33,8 @@ def fitted(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | 
     """
     columns = columns or width()
     parts = _parts(header, rows, columns)
-    return "\n\n".join(_aligned([[row[index] for index in part] for row in [header, *rows]], columns)
-                       for part in parts)
+    return "\n\n".join(_aligned([[row[index] for index in part] for row in [header, *rows]], columns,
+                                [index in left for index in part]) for part in parts)
 
 
 def _parts(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> list[list[int]]:
@@ -55,7 +57,7 @@ def _narrowest(cell: str) -> int:
         _NARROWEST, *(len(word) for word in cell.split()))
 
 
-def _aligned(rows: list[list[str]], columns: int) -> str:
+def _aligned(rows: list[list[str]], columns: int, left: list[bool]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     least = [max(map(_narrowest, column)) for column in zip(*rows, strict=True)]
     room = columns - len(_GAP) * (len(widths) - 1)
@@ -66,11 +68,12 @@ def _aligned(rows: list[list[str]], columns: int) -> str:
         widths[max(shrinkable, key=lambda index: widths[index])] -= 1
     lines = []
     for number, row in enumerate(rows):
-        wrapped = [textwrap.wrap(cell, size, break_long_words=False, break_on_hyphens=False) or [""]
+        wrapped = [textwrap.wrap(cell, max(size, 1), break_long_words=False, break_on_hyphens=False) or [""]
                    for cell, size in zip(row, widths, strict=True)]
         for line in range(max(map(len, wrapped))):
-            lines.append(_GAP.join((cell[line] if line < len(cell) else "").rjust(size)
-                                   for cell, size in zip(wrapped, widths, strict=True)).rstrip())
+            words = [cell[line] if line < len(cell) else "" for cell in wrapped]
+            lines.append(_GAP.join(word.ljust(size) if to_left else word.rjust(size)
+                                   for word, size, to_left in zip(words, widths, left, strict=True)).rstrip())
         if number == 0:
             lines.append(_GAP.join("-" * size for size in widths))
     return "\n".join(lines)
