@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +40,22 @@ def missing(path: str = DEVICE) -> str | None:
         return f"cannot open {path}: {error.strerror}"
     os.close(descriptor)
     return None
+
+
+def is_fake(path: str = DEVICE) -> bool:
+    """Whether ``path`` is no device of the kernel: under ``kvmattr fake`` it is the model, over a socket.
+
+    >>> is_fake("/dev/null")
+    False
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def system_extension(capability: int, path: str = DEVICE) -> int:

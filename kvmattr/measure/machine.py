@@ -70,7 +70,8 @@ def kvm_capabilities() -> dict[str, Any]:
     reason = kvm.missing()
     if reason is not None:
         return {"missing": reason}
-    return {
+    fake = {"fake": "the model, by kvmattr fake"} if kvm.is_fake() else {}
+    return fake | {
         "memslots": kvm.system_extension(uapi.KVM_CAP_NR_MEMSLOTS),
         "readonly_memslots": bool(kvm.system_extension(uapi.KVM_CAP_READONLY_MEM)),
         "memory_attributes": kvm.system_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES),

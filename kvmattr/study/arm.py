@@ -139,7 +139,8 @@ class Arm:
         wall = [took.wall / self._operations for took, _ in rounds]
         if rounds:
             median = float(np.median(wall)) * self._operations
-            clock = "cpu" if self._class.kind != "kernel" and median >= _INTERRUPTIBLE else "wall"
+            alone = self._class.kind != "kernel" and not self._class.elsewhere
+            clock = "cpu" if alone and median >= _INTERRUPTIBLE else "wall"
             if self._empty_seconds is not None:
                 overhead = self._empty_seconds * 1e9 / median
         is_size = self._scenario.unit == "bytes"

@@ -87,7 +87,8 @@ def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],
         for growth in growths:
             for backend in growth.backends:
                 spreads = {cell.size: cell.spread for cell in results if cell.scenario == scenario and
-                           cell.backend == backend and cell.status == "ok" and cell.size >= growth.since}
+                           cell.backend == backend and cell.status == "ok" and cell.size >= growth.since
+                           and not cell.through_fake}   # what is expected of a kernel is not of the model
                 first, last = min(spreads, default=0), max(spreads, default=0)
                 one, other = spreads.get(first), spreads.get(last)
                 if one is None or other is None or first == last:

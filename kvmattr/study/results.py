@@ -68,6 +68,11 @@ class Result:
     #: While the unit ran: ``seconds``, ``other_cpus``, ``stolen_cpus``, ``mhz``.
     load: dict[str, float] | None = None
 
+    @property
+    def through_fake(self) -> bool:
+        """Whether this is a row of /dev/kvm where that was the model's (`kvmattr fake`)."""
+        return self.kind == "model" and (self.backend == FLOOR or self.backend.startswith("kvm-"))
+
     @cached_property
     def spread(self) -> Spread | None:
         """Median and quantiles, None without samples."""

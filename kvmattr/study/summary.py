@@ -87,7 +87,8 @@ def _kernel(results: Sequence[Result]) -> list[str]:
         cells = _cells(results, "conversion", backend)
         sizes = [size for size in cells if size in floor]
         if sizes:
-            said.append(f"In this kernel a conversion by {backend} takes {_medians(cells, sizes)} after "
+            where = "On a fake /dev/kvm" if cells[sizes[0]].through_fake else "In this kernel"
+            said.append(f"{where} a conversion by {backend} takes {_medians(cells, sizes)} after "
                         f"{_counts(sizes)} earlier ones; an empty ioctl takes "
                         f"{_medians(floor, sizes[-1:])}.")
     absent: dict[str, list[str]] = {}

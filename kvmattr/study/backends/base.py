@@ -46,6 +46,8 @@ class Backend(ABC):
     kind: ClassVar[str]
     #: One line for ``kvmattr scaling --list``.
     about: ClassVar[str]
+    #: Whether somebody else does its work (a server), so that only wall time tells what it takes.
+    elsewhere: ClassVar[bool] = False
     #: Whether an operation may take milliseconds, so that cells come near their time limit.
     slow: ClassVar[bool] = False
 

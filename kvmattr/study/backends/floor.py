@@ -7,6 +7,7 @@ import numpy as np
 from kvmattr import uapi
 from kvmattr.bridges import kvm
 from kvmattr.study.backends.base import Backend
+from kvmattr.study.backends.kernel import IS_FAKE
 from kvmattr.study.work import Batch
 
 
@@ -14,7 +15,8 @@ class EmptyIoctl(Backend):
     """KVM_CHECK_EXTENSION for a capability that no kernel has, once an update: the way in and out."""
 
     name = "empty-ioctl"
-    kind = "kernel"
+    kind = "model" if IS_FAKE else "kernel"
+    elsewhere = IS_FAKE
     about = "the floor: an ioctl on a VM that does nothing"
 
     @classmethod

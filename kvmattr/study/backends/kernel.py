@@ -17,10 +17,23 @@ from kvmattr.study.slot_plan import SlotPlan
 from kvmattr.study.work import Unsupported
 
 
+#: No row of a fake device may stand among those of a kernel.
+IS_FAKE = kvm.is_fake()
+
+
 class KernelBackend(Backend):
-    """A VM of ``vm_type`` with memslots over the whole guest, as few as KVM allows."""
+    """A VM of ``vm_type`` with memslots over the whole guest, as few as KVM allows.
+
+    Under ``kvmattr fake`` it measures the model, a socket away, and says so.
+    """
 
     kind = "kernel"
+    elsewhere = IS_FAKE
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if IS_FAKE:
+            cls.kind, cls.about = "model", f"{cls.name} on a fake /dev/kvm: the model, a socket away"
 
     def __init__(self, npages: int, vm_type: int = uapi.KVM_X86_DEFAULT_VM) -> None:
         # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.
