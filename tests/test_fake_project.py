@@ -1,4 +1,4 @@
-"""The project's own clients of /dev/kvm through a fake one: bridge, study and examples, as "model" and never as "kernel"."""
+"""The project's own clients of /dev/kvm through a fake one: as "model" in every report, never as "kernel"."""
 
 from __future__ import annotations
 

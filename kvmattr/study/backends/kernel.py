@@ -16,7 +16,6 @@ from kvmattr.study.mapping import Mapping
 from kvmattr.study.slot_plan import SlotPlan
 from kvmattr.study.work import Unsupported
 
-
 #: No row of a fake device may stand among those of a kernel.
 IS_FAKE = kvm.is_fake()
 
