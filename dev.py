@@ -11,6 +11,8 @@
     python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
     python3 dev.py pages      the store's tests as on kernels with pages of 16 and 64 KiB (or of one size: pages 64)
+    python3 dev.py freethreaded   all tests on a CPython without the GIL (--python PATH), those of threads under
+                              ThreadSanitizer too (--tsan PATH; docs/trust.md)
     python3 dev.py arm64      cross-compile for arm64 and run the store's tests under emulation (docs/trust.md)
     python3 dev.py fuzz       each fuzzing target for a minute, or one: fuzz TARGET --seconds N (docs/trust.md)
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
@@ -27,6 +29,7 @@ handed on, e.g. `python3 dev.py test -k snapshot`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import hashlib
@@ -193,6 +196,69 @@ def locking(words: list[str]) -> None:
     built_as("locking", words)
 
 
+#: Pythons without a GIL under the names that they install themselves as, the newest first.
+FREE_THREADED = ("python3.15t", "python3.14t", "python3.13t")
+
+
+def without_the_gil(path: str) -> bool:
+    """Whether this is a CPython built with --disable-gil."""
+    try:
+        said = subprocess.run([path, "-c", "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED'))"],
+                              capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(f"dev.py: {path}: {error.strerror}") from None
+    return said.stdout.strip() == "1"
+
+
+def free_threaded_environment(name: str, path: str) -> Path:
+    """An environment of another Python, filled by a pip of this one, as that may have none; its Python."""
+    ours = make_environment("package")
+    install(ours, "pip>=24.2", sources=())
+    directory = HERE / f".venv-{name}"
+    python = directory / "bin" / "python"
+    version = "-c", "import sys; print(sys.base_prefix, sys.version)"
+    if not python.exists() or subprocess.check_output([path, *version]) != subprocess.check_output([python, *version]):
+        shutil.rmtree(directory, ignore_errors=True)
+        run(path, "-m", "venv", "--without-pip", directory)
+    # Only what is there ready made: not every package has its newest version for this Python.
+    run(ours, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check",
+        "--only-binary=:all:", "numpy>=1.26", "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=5",
+        "Cython>=3.1,<4", "setuptools>=77")
+    return python
+
+
+def freethreaded(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="dev.py freethreaded", description="The tests without the GIL.",
+                                     allow_abbrev=False)
+    parser.add_argument("--python", help="a CPython built with --disable-gil (else: the newest python3.1Xt there is)")
+    parser.add_argument("--tsan", help="a CPython built with --disable-gil --with-thread-sanitizer")
+    asked, words = parser.parse_known_args(words)
+    path = asked.python or next((name for name in map(shutil.which, FREE_THREADED) if name), None)
+    for given in (path, asked.tsan):
+        if given and not without_the_gil(given):
+            raise SystemExit(f"dev.py: {given} has a GIL: a CPython 3.13 or later built with --disable-gil is needed")
+    if path is None:
+        print("not run: there is no free-threaded Python here. It takes a CPython 3.13 or later that was configured "
+              f"with --disable-gil, as {', '.join(FREE_THREADED)} on the path or by --python PATH")
+    else:
+        python = free_threaded_environment("freethreaded", path)
+        run(python, "setup.py", "build_ext", "--inplace")
+        # A module that is not declared brings the GIL back, with a warning.
+        run(python, "-W", "error", "-c", "import kvmattr, sys; assert not sys._is_gil_enabled()")
+        run(python, "-m", "pytest", "-p", "no:cacheprovider", *words, PYTHON_GIL="0")
+    if asked.tsan is None:
+        print("not run under ThreadSanitizer: it must know the interpreter's own locks, so it takes a CPython that was "
+              "configured with --disable-gil --with-thread-sanitizer, by --tsan PATH")
+        return
+    python = free_threaded_environment("tsan", asked.tsan)
+    with copied() as tree:
+        run(python, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, KVMATTR_BUILD="tsan")
+        # Not those that fork: ThreadSanitizer knows no child of a process with threads.
+        run(python, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_store_threads.py", "tests/test_vm_threads.py",
+            "-k", "not child and not fork and not ctrl_c", *words, cwd=tree, PYTHON_GIL="0",
+            TSAN_OPTIONS=f"suppressions={HERE / 'tests' / 'tsan.txt'} halt_on_error=1 exitcode=66")
+
+
 def simd(words: list[str]) -> None:
     python = developed()
     for kernels in ("portable", "avx2", "avx512"):      # `test` runs under the best of them
@@ -284,8 +350,8 @@ def clang(words: list[str]) -> None:
 
 
 COMMANDS = {function.__name__: function
-            for function in (study, test, lint, stubs, bench, gate, debug, asan, locking, simd, pages, arm64, fuzz,
-                             kernel, docs, wheel, sdist, clang)}
+            for function in (study, test, lint, stubs, bench, gate, debug, asan, locking, simd, pages, freethreaded,
+                             arm64, fuzz, kernel, docs, wheel, sdist, clang)}
 
 
 def main() -> None:

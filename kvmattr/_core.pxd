@@ -147,6 +147,7 @@ cdef void map_leave(Map *map, bint entered) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
 cdef void map_vm_set(Map *map, uint64_t ranges) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil
+cdef uint8_t map_look_up(Map *map, uint64_t gfn) noexcept nogil
 cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil

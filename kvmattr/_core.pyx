@@ -1,4 +1,4 @@
-# cython: binding=False
+# cython: binding=False, freethreading_compatible=True
 """The store: one attribute byte for each 4 KiB page of guest memory, in a 512-way tree.
 
 The problem

@@ -3,6 +3,16 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from "sync.h" nogil:
+    ctypedef struct kvmattr_gate:
+        pass
+    uint64_t *kvmattr_gate_enter(kvmattr_gate *gate)
+    void kvmattr_gate_leave(uint64_t *inside)
+    void kvmattr_gate_close(kvmattr_gate *gate)
+    void kvmattr_gate_open(kvmattr_gate *gate)
+    void kvmattr_store_hint(uint16_t *where, uint16_t value)
+    uint16_t kvmattr_load_hint(const uint16_t *where)
+
 # A memslot's place in one tree. Indices are 16 bits, as slot ids are; 0 is nobody.
 cdef struct Links:
     uint16_t parent
@@ -85,15 +95,19 @@ cdef inline uint16_t slot_at_or_before(const SlotSet *slots, uint64_t gfn) noexc
 
 
 cdef inline Slot *slot_at(SlotSet *slots, uint64_t gfn) noexcept nogil:
-    """The slot that holds gfn, or NULL; valid until the next change of the set. O(log memslots)."""
-    cdef Slot *slot = &slots.records[slots.last_used]
+    """The slot that holds gfn, or NULL; valid until the next change of the set. O(log memslots).
+
+    Several threads may look at once: what each leaves in last_used is the number of some record, and whoever takes it
+    up looks whether that one holds its gfn.
+    """
+    cdef Slot *slot = &slots.records[kvmattr_load_hint(&slots.last_used)]
     if gfn - slot.start < slot.stop - slot.start:
         return slot
     cdef uint16_t index = slot_at_or_before(slots, gfn)
     slot = &slots.records[index]
     if gfn >= slot.stop:
         return NULL
-    slots.last_used = index
+    kvmattr_store_hint(&slots.last_used, index)
     return slot
 
 
@@ -144,6 +158,7 @@ cdef class MemslotTable:
     cdef bint guest_memfd_needs_mmap
     cdef object resolve_guest_memfd
     cdef dict guest_memfds      # the structure's ``slot`` -> the GuestMemfd that was bound to it
+    cdef kvmattr_gate gate      # who changes the spaces closes it, who looks without the table's section passes it
 
 
 cdef inline size_t binding_reaching(const Binding *ranges, size_t count, uint64_t page) noexcept nogil:

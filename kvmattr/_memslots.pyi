@@ -232,7 +232,10 @@ class MemslotTable:
         2101248
         """
     def validate(self) -> None:
-        """Recompute every invariant; AssertionError names the first that is broken. O(memslots)."""
+        """Recompute every invariant; AssertionError names the first that is broken. O(memslots).
+
+        Of bindings of guest_memfds it is the caller's to see that none changes meanwhile.
+        """
 
 @final
 class SplittingBaseline:

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 """Memslots as KVM keeps them, and the VMM that has only memslots.
 
 A *memslot* maps a range of guest pages to user-space memory. KVM finds the memslot of a gfn in a balanced
@@ -35,7 +35,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memmove, memset
+from libc.string cimport memcpy, memmove, memset
 
 import numpy as np
 

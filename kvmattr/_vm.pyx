@@ -1,4 +1,4 @@
-# cython: binding=False
+# cython: binding=False, freethreading_compatible=True
 """The hot path of the machine: one KVM_SET_MEMORY_ATTRIBUTES, an array of them, and one access of a guest.
 
 The order of one SET, here and in every other call that changes attributes:
@@ -33,11 +33,12 @@ from weakref import ref as reference_to
 import numpy as np
 
 from kvmattr import uapi
-from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, ChangeVisitor, Map, UpdateResult, map_announce, map_apply,
-                            map_block_is_uniform, map_changes, map_enter, map_enter_in_turn, map_expect, map_leave,
-                            map_of, map_page, map_refused, map_run_stop, map_vm_set)
+from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, UPDATE_NO_MEMORY, ChangeVisitor, Map, UpdateResult,
+                            map_announce, map_apply, map_block_is_uniform, map_changes, map_enter, map_enter_in_turn,
+                            map_expect, map_leave, map_look_up, map_of, map_refused, map_run_stop, map_vm_set)
 from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, GuestMemfd, MemslotTable, Slot, SlotSet,
-                                binding_reaching, slot_after, slot_at, slot_reaching)
+                                binding_reaching, kvmattr_gate_enter, kvmattr_gate_leave, slot_after, slot_at,
+                                slot_reaching)
 from kvmattr._core import DIFF_DTYPE, AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.protection import NO_ACCESS, Access
@@ -252,8 +253,8 @@ cdef class Machine:
     """The memslot table, to look at; it is changed through the VM."""
     cdef readonly Invalidation invalidation
     """Sequence count and hull of the changes."""
-    cdef public object observer
-    """Called with the name and the numbers of each SET, GET and memslot call before it is made, or None."""
+    cdef object heard_by  # the observer, or None
+    cdef bint observed  # is there one? As it may be asked without a section
     cdef tuple listeners
     cdef bint listened  # are there any? As it may be asked without the lock
     cdef object store
@@ -320,6 +321,26 @@ cdef class Machine:
                     self.keeps[OR][attributes] &= self.legal[byte | attributes]
                     self.keeps[AND][attributes] &= self.legal[byte & attributes]
             self.keeps[WRITE][attributes] = self.legal[attributes]
+
+    @property
+    def observer(self):
+        """Called with the name and the numbers of each SET, GET and memslot call before it is made, or None."""
+        return self.observing()
+
+    @observer.setter
+    def observer(self, observer):
+        # What was there is given up after the section: that may run anything.
+        with cython.critical_section(self):
+            observer, self.heard_by = self.heard_by, observer
+            self.observed = self.heard_by is not None
+
+    cdef object observing(self):
+        """The observer, in a section: without the GIL it may be taken away between the look and the reference."""
+        if not self.observed:
+            return None
+        with cython.critical_section(self):
+            observer = self.heard_by
+        return observer
 
     # One change at a time ----------------------------------------------------------------------------------
 
@@ -585,7 +606,7 @@ cdef class Machine:
         cdef bint entered
         cdef Outcome outcome
         self.check_call()
-        observer = self.observer
+        observer = self.observing()
         if observer is not None:
             observer("set", record.address, record.size, record.attributes, record.last)
         outcome = INVALID if self.set_errno(record) else UNCHANGED
@@ -797,7 +818,7 @@ cdef class Machine:
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:
-                if self.observer is None and not self.listened:
+                if not self.observed and not self.listened:
                     self.set_slice(&batch)
                 else:
                     record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
@@ -889,20 +910,26 @@ cdef class Machine:
         cdef uint64_t gfn = first >> PAGE_SHIFT, end = last >> PAGE_SHIFT
         cdef const Slot *slot
         cdef uint8_t attributes
-        cdef uint64_t stop
+        cdef uint64_t stop = 0
+        cdef uint64_t *inside
         cdef int flags
+        cdef bint doubtful = False
         self.check_made()
         while True:
+            inside = kvmattr_gate_enter(&self.memslots.gate)
             slot = slot_at(&self.memslots.spaces[0], gfn)
             attributes = self.page_in(gfn, slot)
             flags = self.fault_flags(attributes, slot, wanted, claimed)
+            if flags == NO_FAULT:
+                stop = min(slot.stop, end + 1) if gfn < end else gfn + 1
+                if gfn < end:
+                    stop = self.equal_until(gfn, stop, slot)
+                doubtful = self.poisoned and (attributes & self.private_bit or slot.flags & GUEST_MEMFD_ALONE)
+            kvmattr_gate_leave(inside)
             if flags != NO_FAULT:
                 return self.exit(gfn, flags, first, last, wanted)
-            stop = min(slot.stop, end + 1) if gfn < end else gfn + 1
-            if gfn < end:
-                stop = self.equal_until(gfn, stop, slot)
-            if self.poisoned and (attributes & self.private_bit or slot.flags & GUEST_MEMFD_ALONE):
-                failed = self.first_failed(gfn, stop, slot)
+            if doubtful:
+                failed = self.first_failed(gfn, stop)
                 if failed is not None:
                     return self.exit(failed, EXIT_PRIVATE if attributes & self.private_bit else 0, first, last,
                                      wanted)._replace_errno(EHWPOISON)
@@ -910,13 +937,19 @@ cdef class Machine:
             if gfn > end:
                 return None
 
-    cdef object first_failed(self, uint64_t gfn, uint64_t stop, const Slot *slot):
-        """The first gfn of [gfn, stop), which lies in a memslot, whose page of the guest_memfd failed, or None."""
-        cdef const Slot *records = self.memslots.spaces[0].records
-        file = self.memslots.guest_memfds.get(slot - records - 1)
+    cdef object first_failed(self, uint64_t gfn, uint64_t stop):
+        """The first gfn of [gfn, stop), as far as one memslot holds it, whose page of the file failed, or None."""
+        cdef const Slot *slot
+        cdef uint64_t page = 0
+        file = None
+        with cython.critical_section(self.memslots):
+            slot = slot_at(&self.memslots.spaces[0], gfn)
+            if slot is not NULL:
+                stop = min(stop, slot.stop)
+                page = (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start)
+                file = self.memslots.guest_memfds.get(slot - self.memslots.spaces[0].records - 1)
         if file is None or file.pages is None:
             return None
-        cdef uint64_t page = (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start)
         found = file.pages.poisoned(page, page + (stop - gfn))
         return None if found < 0 else gfn + (<uint64_t>found - page)
 
@@ -926,34 +959,33 @@ cdef class Machine:
         No memslot, one without a file, and a closed file count as shared then.
         """
         cdef uint8_t attributes = self.page(gfn)
-        cdef Map *map
-        cdef bint entered
         if self.file_attributes and slot is not NULL and slot.flags & GUEST_MEMFD_OPEN:
-            map = <Map *>slot.extra.file_map
-            entered = map_enter(map)
-            attributes |= map_page(map, (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start))
-            map_leave(map, entered)
+            attributes |= map_look_up(<Map *>slot.extra.file_map,
+                                      (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start))
         return attributes
 
     cdef uint8_t page(self, uint64_t gfn) noexcept nogil:
-        cdef bint entered = map_enter(self.map)
-        cdef uint8_t attributes = map_page(self.map, gfn)
-        map_leave(self.map, entered)
-        return attributes
+        return map_look_up(self.map, gfn)
 
     cdef uint64_t equal_until(self, uint64_t gfn, uint64_t stop, const Slot *slot) noexcept nogil:
         """Return how far the attributes of gfn, which lies in a memslot, extend, at most to stop in it."""
         cdef bint entered = map_enter(self.map)
-        cdef uint64_t end = map_run_stop(self.map, gfn, stop), page
-        cdef Map *map
+        cdef uint64_t end = map_run_stop(self.map, gfn, stop)
         map_leave(self.map, entered)
+        return self.equal_in_file(gfn, end, slot)
+
+    cdef uint64_t equal_in_file(self, uint64_t gfn, uint64_t stop, const Slot *slot) noexcept nogil:
+        """The same of the attributes that belong to the guest_memfd alone."""
+        cdef bint entered
+        cdef uint64_t page
+        cdef Map *map
         if self.file_attributes and slot.flags & GUEST_MEMFD_OPEN:
             map = <Map *>slot.extra.file_map
             page = (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start)
             entered = map_enter(map)
-            end = gfn + (map_run_stop(map, page, page + (end - gfn)) - page)
+            stop = gfn + (map_run_stop(map, page, page + (stop - gfn)) - page)
             map_leave(map, entered)
-        return end
+        return stop
 
     cdef int fault_flags(self, uint8_t attributes, const Slot *slot, uint64_t wanted,
                          int claimed) noexcept nogil:
@@ -998,12 +1030,17 @@ cdef class Machine:
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
         cdef const Slot *slot
+        cdef uint64_t *inside
+        cdef uint8_t allowed = 0
         self.check_made()
+        inside = kvmattr_gate_enter(&self.memslots.gate)
         slot = slot_at(&self.memslots.spaces[0], gfn)
-        if slot is NULL:
-            return NO_ACCESS
-        allowed = Access(self.allowed[self.page(gfn)])
-        return allowed & ~Access.WRITE if slot.flags & MEM_READONLY else allowed
+        if slot is not NULL:
+            allowed = self.allowed[self.page(gfn)]
+            if slot.flags & MEM_READONLY:
+                allowed &= ~ACCESS_WRITE
+        kvmattr_gate_leave(inside)
+        return Access(allowed) if allowed else NO_ACCESS
 
     def is_private(self, gpa):
         """Return whether KVM takes the page at byte address ``gpa`` for private, in address space 0.
@@ -1016,7 +1053,13 @@ cdef class Machine:
         False
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
-        return bool(self.page_in(gfn, slot_at(&self.memslots.spaces[0], gfn)) & self.private_bit)
+        cdef uint64_t *inside
+        cdef uint8_t attributes
+        self.check_made()
+        inside = kvmattr_gate_enter(&self.memslots.gate)
+        attributes = self.page_in(gfn, slot_at(&self.memslots.spaces[0], gfn))
+        kvmattr_gate_leave(inside)
+        return attributes & self.private_bit != 0
 
     def mapping_level(self, gpa):
         """Return the level of the largest page that may map byte address ``gpa``: 1, 2 (2 MiB) or 3 (1 GiB).
@@ -1040,20 +1083,27 @@ cdef class Machine:
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
         cdef const Slot *slot
-        cdef int level, highest = 1
-        cdef uint64_t block, askew, pages = PAGES_PER_BLOCK
-        cdef bint entered
+        cdef int highest = 1
+        cdef uint64_t *inside
         self.check_made()
+        inside = kvmattr_gate_enter(&self.memslots.gate)
         slot = slot_at(&self.memslots.spaces[0], gfn)
-        if slot is NULL:
-            return 1
-        askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
-        entered = map_enter(self.map)
+        if slot is not NULL:
+            highest = self.level_in(gfn, slot)
+        kvmattr_gate_leave(inside)
+        return highest
+
+    cdef int level_in(self, uint64_t gfn, const Slot *slot) noexcept nogil:
+        """The level of the largest page that may map a gfn of a memslot."""
+        cdef int level, highest = 1
+        cdef uint64_t block, pages = PAGES_PER_BLOCK
+        cdef uint64_t askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
+        cdef bint entered = map_enter(self.map)
         for level in range(2, MAPPING_LEVELS + 1):
             block = gfn & ~(pages - 1)
             if (askew & (pages - 1) or block < slot.start or block + pages > slot.stop
                     or not map_block_is_uniform(self.map, block, level)
-                    or self.file_attributes and self.equal_until(block, block + pages, slot) < block + pages):
+                    or self.equal_in_file(block, block + pages, slot) < block + pages):
                 break
             highest = level
             pages *= PAGES_PER_BLOCK
@@ -1103,11 +1153,13 @@ cdef class Watcher:
         """
         cdef Machine machine = <Machine>self.machine
         cdef uint64_t gfn = gpa >> PAGE_SHIFT
+        cdef uint64_t *inside = kvmattr_gate_enter(&machine.memslots.gate)
         cdef const Slot *slot = slot_at(&machine.memslots.spaces[0], gfn)
         cdef uint8_t attributes = machine.page_in(gfn, slot)
         cdef int fault = machine.fault_flags(attributes, slot, wanted, claimed)
         if fault == NO_FAULT:
             allowed[0] = machine.allowed[attributes] & (~ACCESS_WRITE if slot.flags & MEM_READONLY else 0xFF)
+        kvmattr_gate_leave(inside)
         return fault
 
     cdef int look_up_flat(self, uint64_t gpa, uint64_t wanted, int claimed, uint8_t *allowed) noexcept:

@@ -54,6 +54,11 @@ static inline void kvmattr_store_int(int *where, int value) { __atomic_store_n(w
 
 static inline int kvmattr_load_int(const int *where) { return __atomic_load_n(where, __ATOMIC_ACQUIRE); }
 
+/* A hint that whoever reads it checks: no order is needed, only a whole value. */
+static inline void kvmattr_store_hint(uint16_t *where, uint16_t value) { __atomic_store_n(where, value, __ATOMIC_RELAXED); }
+
+static inline uint16_t kvmattr_load_hint(const uint16_t *where) { return __atomic_load_n(where, __ATOMIC_RELAXED); }
+
 /* ---- look-ups of one page without the mutex, on free-threaded builds ----
  *
  * A reader counts itself in a word that threads hardly share, then looks whether somebody has the mutex; whoever takes
@@ -111,6 +116,68 @@ static inline uint64_t kvmattr_readers_wait(struct kvmattr_stripe *stripes, int 
         }
     }
     return looked;
+}
+
+/* ---- the same for what is not a family: a table that is changed seldom and read at every access ----
+ *
+ * Readers pass the gate, each for some hundred instructions, and do not wait for each other; whoever changes closes it,
+ * which waits for those inside. Only one thread may close it at a time. With the GIL there is no gate: it keeps the two
+ * apart itself.
+ *
+ * Inside, a thread may wait for a family's mutex and for nothing else, least of all for Python: whoever closes the gate
+ * keeps its thread state, and so holds up a pause of all threads. It must not have a family's mutex.
+ */
+typedef struct kvmattr_gate {
+#if KVMATTR_FREE_THREADED
+    int closed;
+    char apart[60];
+    struct kvmattr_stripe stripes[KVMATTR_STRIPES];
+#else
+    int unused;
+#endif
+} kvmattr_gate;
+
+static inline uint64_t *kvmattr_gate_enter(kvmattr_gate *gate)
+{
+#if KVMATTR_FREE_THREADED
+    uint64_t *inside;
+    for (int turns = 0; !(inside = kvmattr_reader_enter(gate->stripes, &gate->closed)); turns++)
+        if (turns > 100) {      /* whoever closed it does not run */
+            struct timespec moment = {0, 1000};
+            nanosleep(&moment, 0);
+        }
+    return inside;
+#else
+    (void)gate;
+    return 0;
+#endif
+}
+
+static inline void kvmattr_gate_leave(uint64_t *inside)
+{
+#if KVMATTR_FREE_THREADED
+    kvmattr_reader_leave(inside);
+#else
+    (void)inside;
+#endif
+}
+
+static inline void kvmattr_gate_close(kvmattr_gate *gate)
+{
+#if KVMATTR_FREE_THREADED
+    kvmattr_readers_wait(gate->stripes, &gate->closed);
+#else
+    (void)gate;
+#endif
+}
+
+static inline void kvmattr_gate_open(kvmattr_gate *gate)
+{
+#if KVMATTR_FREE_THREADED
+    kvmattr_store_int(&gate->closed, 0);
+#else
+    (void)gate;
+#endif
 }
 
 #endif /* KVMATTR_SYNC_H */

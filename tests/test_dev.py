@@ -1,7 +1,9 @@
 """dev.py's own manners: help, mistyped commands."""
 
+import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,25 @@ def test_a_mistyped_command_is_named():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("dev.py: there is no command 'tset' (did you mean test?): the commands are study, ")
     assert run("zzzzzz").stderr.startswith("dev.py: there is no command 'zzzzzz': the commands are study, ")
+
+
+def test_without_a_free_threaded_python_it_says_what_it_takes(tmp_path):
+    (tmp_path / "python3.12t").touch()
+    done = subprocess.run([sys.executable, DEV, "freethreaded"], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == (
+        "not run: there is no free-threaded Python here. It takes a CPython 3.13 or later that was configured with "
+        "--disable-gil, as python3.15t, python3.14t, python3.13t on the path or by --python PATH")
+    assert "--with-thread-sanitizer, by --tsan PATH" in done.stdout.splitlines()[1]
+
+
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="this Python has no GIL")
+@pytest.mark.parametrize("option", ["--python", "--tsan"])
+def test_a_python_with_a_gil_is_refused(option):
+    done = run("freethreaded", option, sys.executable)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (f"dev.py: {sys.executable} has a GIL: a CPython 3.13 or later built with --disable-gil is "
+                           "needed\n")
+    done = run("freethreaded", option, "/nowhere/python")
+    assert (done.returncode, done.stderr) == (1, "dev.py: /nowhere/python: No such file or directory\n")

@@ -559,6 +559,7 @@ def test_an_observer_that_is_taken_away_meanwhile(call: Callable[[VM], object]) 
     [
         lambda vm: vm.access(0, 1),
         lambda vm: vm.protection(0),
+        lambda vm: vm.is_private(0),
         lambda vm: vm.mapping_level(0),
         lambda vm: vm.set_memory_attributes(0, 4096, 1),
         lambda vm: vm.set_memory_attributes_many(records(1)),
@@ -621,3 +622,152 @@ def test_an_and_beside_listeners_still_answers() -> None:
     assert vm.set_memory_attributes(0, 4096, 5) == 0
     assert vm.set_memory_attributes(0, 4096, 1, Operation.AND) == 0
     assert vm.attributes[0] == 1
+
+
+# ---- without the GIL, or beside a batch that has given it up ----
+
+
+class Several:
+    """Threads that do their work again and again until the block ends; what one of them raises, the block raises."""
+
+    def __init__(self, *works: Callable[[], object]) -> None:
+        self.ended = False
+        self.errors: list[BaseException] = []
+        self.threads = [threading.Thread(target=self.repeat, args=(work,), daemon=True) for work in works]
+
+    def repeat(self, work: Callable[[], object]) -> None:
+        try:
+            while not self.ended:
+                work()
+        except BaseException as error:
+            self.errors.append(error)
+
+    def __enter__(self) -> Several:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended = True
+        for thread in self.threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in self.threads)
+        if self.errors:
+            raise self.errors[0]
+
+
+def test_a_memslot_that_stays_is_found_beside_those_that_come_and_go() -> None:
+    """Whatever looks at it: accesses, levels and protections without a lock, the table's own calls."""
+    vm = VM()
+    vm.set_user_memory_region(7, 7 << 30, 1 << 30)
+    there: set[int] = set()
+
+    def change() -> None:
+        for slot in (*range(1, 7), *range(8, 40)):
+            vm.set_user_memory_region(slot, slot << 30, 0 if slot in there else 1 << 21)
+            there.symmetric_difference_update({slot})
+
+    def look() -> None:
+        for gpa in range(7 << 30, (7 << 30) + (10 << 12), 4096):
+            assert vm.access(gpa, 1) is None
+            assert vm.access(gpa, 3, 8192) is None
+            assert vm.protection(gpa) == 7
+            assert vm.mapping_level(gpa) == 3
+            found = vm.memslots.lookup(gpa >> 12)
+            assert found is not None
+            assert found[:4] == (7, 0, 7 << 18, 8 << 18)
+            assert vm.access(100 << 30, 1) is not None
+
+    with Several(change, look, look):
+        for _ in range(20):
+            look()
+            assert {slot.id for slot in vm.memslots} >= {7}
+            assert vm.memslots.stats()["memslots"] >= 1
+    vm.memslots.validate()
+
+
+@pytest.mark.parametrize("abi", ["gmem", "gmem-vm-attributes"])
+def test_files_of_attributes_beside_conversions(abi: str) -> None:
+    """Memslots with guest_memfds come and go, pages are converted in batches, pinned and looked at."""
+    vm = VM(abi)
+    size = 4 << 20
+    batch = np.zeros(1024, uapi.MEMORY_ATTRIBUTES2)
+    batch["offset"], batch["size"] = np.arange(1024) << 12, 4096
+    back = batch.copy()
+    batch["attributes"] = 8
+    stays = vm.create_guest_memfd(size)
+    vm.set_user_memory_region2(1, 0, size, 0, uapi.KVM_MEM_GUEST_MEMFD, stays)
+
+    def convert() -> None:
+        vm.set_memory_attributes2_many(stays, back)
+        vm.set_memory_attributes2_many(stays, batch)
+
+    def come_and_go() -> None:
+        handle = vm.create_guest_memfd(size)
+        vm.set_user_memory_region2(2, 1 << 30, size, 0, uapi.KVM_MEM_GUEST_MEMFD, handle)
+        assert vm.guest_memfd(handle).bindings == ((0, size, 2),)
+        vm.close_guest_memfd(handle)
+        vm.set_user_memory_region2(2, 0, 0)
+
+    def look() -> None:
+        for page in range(0, 1024, 37):
+            vm.access(page << 12, 1, 3 * 4096)
+            vm.access((1 << 30) + (page << 12), 1, 4096, private=True)
+            assert vm.is_private(page << 12) in (True, False)
+            assert vm.mapping_level(page << 12) in (1, 2)
+        assert vm.guest_memfd(stays).bindings == ((0, size, 1),)
+
+    def set_attributes() -> None:
+        if vm.profile.vm_attributes:
+            vm.set_memory_attributes_many(records(500, vm.supported_attributes & -vm.supported_attributes))
+
+    with Several(convert, come_and_go, look, set_attributes):
+        for _ in range(20):
+            look()
+    vm.memslots.validate()
+    vm.guest_memfd(stays).attributes.validate()
+
+
+def test_pins_of_several_threads_are_all_counted() -> None:
+    vm = VM("gmem")
+    handle = vm.create_guest_memfd(64 << 12)
+    file = vm.guest_memfd(handle)
+    batch = np.zeros(64, uapi.MEMORY_ATTRIBUTES2)
+    batch["offset"], batch["size"] = np.arange(64) << 12, 4096
+
+    def hold() -> None:
+        file.pin(0, 64 << 12)
+        file.pin(4096)
+        file.unpin(0, 64 << 12)
+        file.unpin(4096)
+
+    with Several(hold, hold, lambda: vm.set_memory_attributes2_many(handle, batch)):
+        for _ in range(200):
+            hold()
+    with pytest.raises(ValueError, match=r"^page 0x0 is not pinned$"):
+        file.unpin(0)
+    assert vm.set_memory_attributes2(handle, 0, 64 << 12, 8) == 0
+
+
+def test_observers_and_listeners_that_come_and_go() -> None:
+    vm = VM()
+    heard: list[tuple[object, ...]] = []
+
+    def swap() -> None:
+        vm.observer = lambda *words: heard.append(words)
+        vm.observer = None
+        listener = Heard()
+        vm.add_listener(listener)
+        vm.remove_listener(listener)
+        assert listener.committed == listener.prepared
+
+    def change() -> None:
+        vm.set_memory_attributes(0, 4096, 1)
+        vm.set_memory_attributes(0, 4096, 0)
+        vm.set_memory_attributes_many(records(100))
+
+    with Several(swap, change, change):
+        for _ in range(200):
+            change()
+            heard.clear()
+    assert vm.invalidation.in_progress == 0

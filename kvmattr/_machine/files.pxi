@@ -106,22 +106,42 @@ cdef class FilePages:
         """Hold each page of the bytes [offset, offset + size) once more, as a device that writes to them does."""
         start, stop = self._pages(offset, size)
         for page in range(start, stop):
-            self.references[page] = self.references.get(page, 0) + 1
-            self.held.or_(page, page + 1, IN_USE)
-            self.pinned_pages = len(self.references)
+            with cython.critical_section(self):
+                count = self.references.get(page, 0)
+                self.references[page] = count + 1
+                if not count:
+                    try:
+                        self.hold(page, IN_USE)
+                    except MemoryError:
+                        del self.references[page]
+                        raise
+                self.pinned_pages = len(self.references)
 
     def unpin(self, offset, size):
         """Hold each page once less; ValueError, and nothing is changed, if one is not held."""
         start, stop = self._pages(offset, size)
-        for page in range(start, stop):
-            if page not in self.references:
-                raise ValueError(f"page {page:#x} is not pinned")
-        for page in range(start, stop):
-            self.references[page] -= 1
-            if not self.references[page]:
-                del self.references[page]
-                self.held.and_(page, page + 1, 0xFF & ~IN_USE)
-        self.pinned_pages = len(self.references)
+        with cython.critical_section(self):
+            for page in range(start, stop):
+                if page not in self.references:
+                    raise ValueError(f"page {page:#x} is not pinned")
+            for page in range(start, stop):
+                count = self.references[page]
+                if count > 1:
+                    self.references[page] = count - 1
+                else:
+                    self.hold(page, 0)
+                    del self.references[page]
+            self.pinned_pages = len(self.references)
+
+    cdef int hold(self, uint64_t page, uint8_t in_use) except -1:
+        """Note whether somebody holds a page. No Python code runs and nothing is waited for but the mutex, so that a
+        section around this is not left meanwhile."""
+        cdef bint entered = map_enter(self.held_map)
+        cdef UpdateResult result = map_apply(self.held_map, page, page + 1, 0xFF & ~IN_USE, in_use)
+        map_leave(self.held_map, entered)
+        if result == UPDATE_NO_MEMORY:
+            raise MemoryError(f"no memory to hold page {page:#x}")
+        return 0
 
     def pinned(self, start, stop):
         """The first page of [start, stop) that somebody holds, or -1."""
@@ -135,7 +155,13 @@ cdef class FilePages:
 cdef int forget_file(GuestMemfd file) except -1:
     """The file is closed: its pages are seen by the files of other machines alone."""
     cdef FilePages pages = file.pages
-    pages.files[:] = [other for other in pages.files if other() is not None and other() is not file]
+    for other in list(pages.files):
+        there = other()
+        if there is None or there is file:
+            try:
+                pages.files.remove(other)
+            except ValueError:      # another machine's thread has just done so
+                pass
     return 0
 
 
@@ -225,14 +251,20 @@ cdef int convertible(FilePages pages, uint64_t start, uint64_t stop, uint8_t att
     """CHANGED if a conversion would change a page and may; else UNCHANGED or STUCK."""
     cdef uint8_t other[256]
     cdef uint8_t in_use[256]
-    cdef int byte
+    cdef int byte, held
+    cdef bint entered
     for byte in range(256):
         other[byte] = byte != attributes
         in_use[byte] = byte & IN_USE
     if map_refused(pages.map, start, stop, other) < 0:
         return UNCHANGED
-    if attributes & private_bit and map_refused(pages.held_map, start, stop, in_use) >= 0:
-        return STUCK
+    if attributes & private_bit:
+        # Who pins a page does not have the lock of a machine, nor the mutex of the attributes.
+        entered = map_enter(pages.held_map)
+        held = map_refused(pages.held_map, start, stop, in_use)
+        map_leave(pages.held_map, entered)
+        if held >= 0:
+            return STUCK
     return CHANGED
 
 
@@ -424,9 +456,10 @@ def convert_file_many(GuestMemfd file, records):
     if batch.count:
         batch.records = <const FileRecord *>&memory[0]
     map_announce(pages.map, 1)
+    map_announce(pages.held_map, 1)
     try:
         while batch.done < batch.count:
-            if len(pages.files) == 1 and not (<Machine>file.machine()).listeners:
+            if len(pages.files) == 1 and not (<Machine>file.machine()).listened:
                 set_file_slice(file, &batch)
             else:
                 record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
@@ -439,6 +472,7 @@ def convert_file_many(GuestMemfd file, records):
         stopped.done = batch.done
         raise
     finally:
+        map_announce(pages.held_map, -1)
         map_announce(pages.map, -1)
     map_vm_set(pages.map, batch.done)
     return batch.changed

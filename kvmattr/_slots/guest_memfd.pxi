@@ -40,9 +40,25 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
     @property
     def bindings(self):
         """``(first byte, byte after the last, slot)`` of each bound range, in file order."""
-        cdef size_t place
-        return tuple([(self.ranges[place].start << PAGE_SHIFT, self.ranges[place].stop << PAGE_SHIFT,
-                       self.ranges[place].number) for place in range(self.count)])
+        cdef size_t place, count, capacity
+        cdef Binding *copies
+        while True:
+            capacity = self.count
+            copies = <Binding *> malloc(capacity * sizeof(Binding) + 1)
+            if copies == NULL:
+                raise MemoryError(f"no memory for {capacity} bindings of a guest_memfd")
+            with cython.critical_section(self.table):
+                count = self.count
+                if 0 < count <= capacity:
+                    memcpy(copies, self.ranges, count * sizeof(Binding))
+            if count <= capacity:
+                break
+            free(copies)            # there are more by now
+        try:
+            return tuple([(copies[place].start << PAGE_SHIFT, copies[place].stop << PAGE_SHIFT,
+                           copies[place].number) for place in range(count)])
+        finally:
+            free(copies)
 
     def pin(self, offset, size=PAGE_SIZE):
         """Hold the pages of the bytes [offset, offset + size) once more: none of them can become private.
@@ -60,8 +76,10 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
         cdef size_t place
         with cython.critical_section(self.table):
             self.closed = True
+            kvmattr_gate_close(&self.table.gate)
             for place in range(self.count):
                 self.slot_of(place).flags &= ~GUEST_MEMFD_OPEN
+            kvmattr_gate_open(&self.table.gate)
             self.count = 0
 
     cdef Slot *slot_of(self, size_t place) noexcept nogil:

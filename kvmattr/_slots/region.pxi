@@ -132,7 +132,9 @@ cdef int region_create(MemslotTable table, SlotSet *slots, uint16_t index, uint3
     metadata_build(slots, new, new.metadata)
     if new.flags & LOG_DIRTY:
         slots.counters.dirty_bitmap_bytes += dirty_bitmaps_size(new.start, new.stop)
+    kvmattr_gate_close(&table.gate)
     slot_create(slots, index, new)
+    kvmattr_gate_open(&table.gate)
     return 0
 
 
@@ -170,9 +172,12 @@ cdef int region_modify(MemslotTable table, SlotSet *slots, uint16_t index, Slot 
         slots.counters.dirty_bitmap_bytes += dirty_bitmaps_size(new.start, new.stop)
     if moves:
         metadata_build(slots, new, new.metadata)
+    kvmattr_gate_close(&table.gate)
+    if moves:
         slot_move(slots, index, new)
     else:
         slot_change_flags(slots, index, new)
+    kvmattr_gate_open(&table.gate)
     if new.extra.dirty_bitmaps == NULL:
         free(old.extra.dirty_bitmaps)
     return 0
@@ -186,7 +191,9 @@ cdef int region_delete(MemslotTable table, SlotSet *slots, uint16_t index, uint3
     file = table.guest_memfds.pop(number, None)
     if file is not None:
         file.unbind(slots.records[index].guest_memfd_offset)
+    kvmattr_gate_close(&table.gate)
     old = slot_delete(slots, index)
+    kvmattr_gate_open(&table.gate)
     free(old.metadata)
     if old.flags & LOG_DIRTY:
         free(old.extra.dirty_bitmaps)
@@ -205,7 +212,9 @@ cdef int own_create(MemslotTable table, SlotSet *slots, uint16_t index, uint64_t
     check_overlap(table, slots, index, &new)
     allocate(table, slots, &new)
     metadata_build(slots, &new, new.metadata)
+    kvmattr_gate_close(&table.gate)
     slot_create(slots, index, &new)
+    kvmattr_gate_open(&table.gate)
     return 0
 
 
@@ -226,7 +235,9 @@ cdef int own_create_all(MemslotTable table, list regions) except -1:
                 made.append((space, first + <uint32_t> number))
     except BaseException:
         for space, index in made:
+            kvmattr_gate_close(&table.gate)
             old = slot_delete(&table.spaces[space], index)
+            kvmattr_gate_open(&table.gate)
             free(old.metadata)
         raise
     return 0

@@ -167,10 +167,12 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         return METADATA_NAMES[self.spaces[0].metadata]
 
     @property
+    @cython.critical_section
     def generation(self):
         """Number of sets of memslots installed so far; moves with every change, never back."""
         return self.spaces[0].counters.sets_installed + self.spaces[1].counters.sets_installed
 
+    @cython.critical_section
     def __len__(self):
         return self.spaces[0].used + self.spaces[1].used
 
@@ -313,19 +315,26 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         >>> table.stats()["large_page_bytes"]  # 2^19 blocks of 2 MiB, 2^10 of 1 GiB
         2101248
         """
+        cdef SlotSet spaces[2]
         cdef int space
-        totals = slots_stats(&self.spaces[0])
+        with cython.critical_section(self):     # all of one moment
+            spaces[0], spaces[1] = self.spaces[0], self.spaces[1]
+        totals = slots_stats(&spaces[0])
         for space in range(1, self.address_spaces):
-            for name, value in slots_stats(&self.spaces[space]).items():
+            for name, value in slots_stats(&spaces[space]).items():
                 totals[name] += value
         return totals
 
     def validate(self):
-        """Recompute every invariant; AssertionError names the first that is broken. O(memslots)."""
+        """Recompute every invariant; AssertionError names the first that is broken. O(memslots).
+
+        Of bindings of guest_memfds it is the caller's to see that none changes meanwhile.
+        """
         cdef int space
         cdef const char *fault
         for space in range(self.address_spaces):
-            fault = slots_fault(&self.spaces[space])
+            with cython.critical_section(self):
+                fault = slots_fault(&self.spaces[space])
             if fault != NULL:
                 raise AssertionError(f"address space {space}: {fault.decode()}")
         bound = {(number, id(file)) for number, file in self.guest_memfds.items() if not file.closed}

@@ -33,6 +33,17 @@ cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
     count_one(map.family, CALL_GET)
     return map_get(map, gfn)
 
+cdef uint8_t map_look_up(Map *map, uint64_t gfn) noexcept nogil:
+    """The same for a caller that has not entered."""
+    cdef bint entered
+    cdef uint8_t value
+    if KVMATTR_FREE_THREADED:
+        return family_look_up(map, gfn)
+    entered = family_enter(map.family)
+    value = map_page(map, gfn)
+    family_leave(map.family, entered)
+    return value
+
 cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
     """Ask the memory for what a look-up or an update of a page will need: for batches, some pages ahead."""
     cdef Entry e = map.root

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """Many ioctls on one file descriptor without Python between them.
 
 One memslot call takes the kernel tens of microseconds, an empty one about one: a Python loop would be a

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """The work of the yardstick: a chain of multiplications that no compiler can shorten."""
 
 from libc.stdint cimport uint64_t

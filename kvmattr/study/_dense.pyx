@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """A dense array, one attribute byte a page: what numpy does for ``a[start:stop] = v`` and ``== v``, in batches.
 
 The loops are compiled so that the dense array is charged for its pages and not for Python's calls, as the

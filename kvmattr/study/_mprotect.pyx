@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """A batch of mprotect calls without Python between them."""
 
 from libc.errno cimport errno

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """Batches of range queries on an AttributeMap, without Python between them: by its public C layer."""
 
 from libc.stdint cimport uint8_t, uint64_t

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """KVM's own way to keep attributes: an xarray with one entry a page, set by KVM's own loops.
 
 A model of Linux 6.12's ``kvm_vm_set_mem_attributes`` (virt/kvm/kvm_main.c) over the XArray's behaviour as its

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 """The quick road for native traces: plain `set`, `get` and `slot` lines straight from bytes into rows.
 
 `parse` takes what it knows for certain and stops at the first other line, whatever that is: a `vm` line, a log
