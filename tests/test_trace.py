@@ -94,7 +94,7 @@ def test_the_quick_road_agrees_with_the_definition(tail, head):
     """Whatever the compiled parser takes, the Python one takes with the same result."""
     line = head + tail
     rows = np.zeros(1, dtype=ROW)
-    _start, _line, filled = _native.parse(line.encode() + b"\n", 0, 1, rows, 0)
+    _start, _line, filled = _native.parse(line.encode() + b"\n", 0, 1, rows, 0, False)
     if filled:
         assert list(records_of(rows)) == [native.parse(line.split())]
 
@@ -103,7 +103,7 @@ def test_the_quick_road_agrees_with_the_definition(tail, head):
 @given(records.filter(lambda record: not isinstance(record, SetSlot) or record.guest_memfd is None))
 def test_the_quick_road_takes_plain_lines(record):
     rows = np.zeros(1, dtype=ROW)
-    assert _native.parse(line_of(record).encode() + b"\n", 0, 7, rows, 0)[1:] == (8, 1)
+    assert _native.parse(line_of(record).encode() + b"\n", 0, 7, rows, 0, False)[1:] == (8, 1)
     assert list(records_of(rows)) == [record]
     assert rows["line"][0] == 7
     assert rows["answer"][0] == UNKNOWN

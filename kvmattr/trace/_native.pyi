@@ -3,13 +3,13 @@ from collections.abc import Iterable
 from kvmattr.trace.operations import Block
 
 def parse(
-    text: bytes | bytearray | memoryview, start: int, line: int, rows: Block, filled: int
+    text: bytes | bytearray | memoryview, start: int, line: int, rows: Block, filled: int, marks: bool
 ) -> tuple[int, int, int]:
     """Fill `rows` from index `filled` on with the plain lines of `text` from byte `start` on.
 
     `text` must end with a newline. `line` is the number of the line at `start`. Stops at the end of the text,
-    when the rows are full, or at a line that is not a plain operation, a comment or blank. Returns
-    (start, line, filled) to go on with. The GIL is released.
+    when the rows are full, or at a line that is not a plain operation, a comment or blank; with `marks` also at a
+    comment that holds one. Returns (start, line, filled) to go on with. The GIL is released.
     """
 def look_for(words: Iterable[bytes]) -> None:
     """Make these byte strings, of 4 to 32 bytes each, what `next_line` looks for. Called once, at import."""

@@ -118,43 +118,6 @@ cdef const uint8_t *operation(const uint8_t *at, Row *row) noexcept nogil:
     return at
 
 
-def parse(const uint8_t[::1] text not None, Py_ssize_t start, uint64_t line, Row[::1] rows not None,
-          Py_ssize_t filled):
-    """Fill `rows` from index `filled` on with the plain lines of `text` from byte `start` on.
-
-    `text` must end with a newline. `line` is the number of the line at `start`. Stops at the end of the text,
-    when the rows are full, or at a line that is not a plain operation, a comment or blank. Returns
-    (start, line, filled) to go on with. The GIL is released.
-    """
-    cdef Py_ssize_t length = text.shape[0]
-    cdef const uint8_t *base
-    cdef const uint8_t *at
-    cdef const uint8_t *end
-    if length == 0 or start < 0 or start >= length or filled < 0:
-        return start, line, filled
-    if text[length - 1] != b"\n":
-        raise ValueError("expected text that ends with a newline")
-    base = &text[0]
-    with nogil:
-        while start < length and filled < rows.shape[0]:
-            at = base + start
-            while is_space(at[0]):
-                at += 1
-            if at[0] == b"#":
-                while at[0] != b"\n":
-                    at += 1
-            if at[0] != b"\n":
-                end = operation(at, &rows[filled])
-                if end == NULL:
-                    break
-                rows[filled].line = line
-                filled += 1
-                at = end
-            start = at - base + 1
-            line += 1
-    return start, line, filled
-
-
 # What a line must hold for Python to look at it. Four bytes of each mark are hashed; a hit is compared in full.
 cdef enum:
     MARKS = 64
@@ -192,6 +155,50 @@ cdef bint is_mark(const uint8_t *at, size_t length) noexcept nogil:
         if mark_lengths[index] <= length and memcmp(at, mark_bytes[index], mark_lengths[index]) == 0:
             return True
     return False
+
+
+cdef inline bint marked(const uint8_t *at, const uint8_t *end) noexcept nogil:
+    """Whether a mark begins here."""
+    return at + 4 <= end and mark_hashes[hash_at(at)] and is_mark(at, end - at)
+
+
+def parse(const uint8_t[::1] text not None, Py_ssize_t start, uint64_t line, Row[::1] rows not None,
+          Py_ssize_t filled, bint marks):
+    """Fill `rows` from index `filled` on with the plain lines of `text` from byte `start` on.
+
+    `text` must end with a newline. `line` is the number of the line at `start`. Stops at the end of the text,
+    when the rows are full, or at a line that is not a plain operation, a comment or blank; with `marks` also at a
+    comment that holds one. Returns (start, line, filled) to go on with. The GIL is released.
+    """
+    cdef Py_ssize_t length = text.shape[0]
+    cdef const uint8_t *base
+    cdef const uint8_t *at
+    cdef const uint8_t *end
+    if length == 0 or start < 0 or start >= length or filled < 0:
+        return start, line, filled
+    if text[length - 1] != b"\n":
+        raise ValueError("expected text that ends with a newline")
+    base = &text[0]
+    with nogil:
+        while start < length and filled < rows.shape[0]:
+            at = base + start
+            while is_space(at[0]):
+                at += 1
+            if at[0] == b"#":
+                while at[0] != b"\n" and not (marks and marked(at, base + length)):
+                    at += 1
+                if at[0] != b"\n":
+                    break
+            if at[0] != b"\n":
+                end = operation(at, &rows[filled])
+                if end == NULL:
+                    break
+                rows[filled].line = line
+                filled += 1
+                at = end
+            start = at - base + 1
+            line += 1
+    return start, line, filled
 
 
 cdef bint is_native(const uint8_t *at) noexcept nogil:
@@ -243,7 +250,7 @@ def next_line(const uint8_t[::1] text not None, Py_ssize_t start, uint64_t line,
                 continue
             if base[at] > 32:
                 blank = False
-            if at + 4 <= length and mark_hashes[hash_at(base + at)] and is_mark(base + at, length - at):
+            if marked(base + at, base + length):
                 found = True
                 break
             at += 1

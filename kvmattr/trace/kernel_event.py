@@ -18,7 +18,11 @@ _EXPECTED = "kvm_vm_set_mem_attributes: 0xFIRST -- 0xEND [0xATTRIBUTES]"
 _GFNS = 2**52
 
 # The event's text follows a colon or a bracket; the function tracer's lines name a function of this name.
-_SHAPE = re.compile(r"\s*[:(]\s*(?:\.\s+)?(?:0x[0-9a-fA-F]|[.{]|gfn\b|start\b|[0-9])|\s+\.?(?:start|gfn)\b\s?[=:]?")
+_SHAPE = re.compile(r"\s*[:(]\s*(?:\[FAILED TO PARSE\]\s*)?(?:\.\s+)?(?:0x[0-9a-fA-F]|[.{]|gfn\b|start\b|[0-9])"
+                    r"|\s+(?:\{\s*)?\.?(?:start|gfn)\b\s?[=:]?")
+#: The fields of the event in a form that is not known: a probe's, a tracer of functions'.
+_FIELDS = re.compile(r"(?<![A-Za-z0-9_])(?:start|gfn)\s?[=:]\s?(?:0x)?[0-9a-fA-F]+.{1,40}?"
+                     r"(?:end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]")
 _RANGE = re.compile(r"\s*[:(]?\s*(?:\.\s+)?(\w+)\s+--\s+(\w+)\s+\[(\w+)\]")
 _FIELD = re.compile(r"(?<![A-Za-z0-9_])(gfn|cnt|attributes|start|end|attr)\s?[=: ]\s?([^\s,}\])]+)")
 
@@ -30,6 +34,11 @@ def is_event(rest: str) -> bool:
     (True, False)
     """
     return _SHAPE.match(rest) is not None
+
+
+def has_fields(text: str) -> bool:
+    """Whether a line that is no event has its fields all the same."""
+    return _FIELDS.search(text) is not None
 
 
 def parse(rest: str) -> Call:

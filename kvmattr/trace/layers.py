@@ -21,8 +21,14 @@ _SOFT = re.compile(r"=([0-9A-F]{2})")
 _CRI = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(?:Z|[+-][0-9:]+) (stdout|stderr) ([FP]) ")
 _COMPOSE = re.compile(r"[\w.-]{1,80} {1,40}\| ")
 _SYSLOG = re.compile(r"(?:<[0-9]{1,3}>)?(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+"
-                     r"(?:Z|[+-][0-9:]+))\s[\w.-]{1,255}\s[^\s\[\]:]{1,80}(?:\[[0-9]{1,10}\])?:\s")
+                     r"(?:Z|[+-][0-9:]+))\s[\w.-]{1,255}\s(?!kvm_)[^\s\[\]:]{1,80}(?:\[[0-9]{1,10}\])?:\s")
+#: Quoted-printable cuts lines so that they have at most 76 characters, the equals sign at their end included.
+_SOFT_COLUMNS = range(70, 77)
 _JSON_DEPTH = 8
+
+
+# The same in bytes: a highlighter may stand in the middle of a name.
+_COLOURS = re.compile(rb"\x1b\[[0-9;:]*[mK]|\\(?:x1b|u001[bB]|033|e)\[[0-9;]*[mK]")
 
 
 class Text(NamedTuple):
@@ -30,6 +36,17 @@ class Text(NamedTuple):
 
     text: str
     partial: bool = False
+
+
+def uncoloured(text: bytes) -> bytes:
+    """Text without the colours that terminals, grep and loggers put into it.
+
+    >>> uncoloured(b"\\x1b[31mkvm_set\\x1b[m_user_memory")
+    b'kvm_set_user_memory'
+    """
+    if b"\x1b[" in text or b"1b[" in text or b"1B[" in text or b"\\033[" in text or b"\\e[" in text:
+        return _COLOURS.sub(b"", text)
+    return text
 
 
 def plain(text: str) -> str:
@@ -55,21 +72,18 @@ def texts(line: str) -> Iterator[Text]:
     >>> [text.text for text in texts('{"log":"one\\\\ntwo\\\\n","stream":"stderr"}')]
     ['one', 'two', 'stderr']
     """
-    soft = "=3D" in line and line.rstrip("\r\n").endswith("=")
+    whole = line.rstrip("\r\n")
+    soft = whole.endswith("=") and ("=3D" in line or len(whole) in _SOFT_COLUMNS)
     line = plain(line)
     if soft:
         # Quoted-printable: the line was cut where it stands.
         yield Text(without_prefix(line[:-1]), True)
         return
-    if line.lstrip().startswith("{") and line.rstrip().endswith("}"):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            # Some write their message twice, as text and as a field: one line is one call.
-            yield from map(Text, dict.fromkeys(_strings(found, 0)))
-            return
+    found = _json_object(line)
+    if found is not None:
+        # Some write their message twice, as text and as a field: one line is one call.
+        yield from map(Text, dict.fromkeys(_strings(found, 0)))
+        return
     cri = _CRI.match(line)
     if cri is not None:
         yield Text(line[cri.end():], cri[2] == "P")
@@ -90,10 +104,30 @@ def without_prefix(line: str) -> str:
     return line
 
 
+def _json_object(line: str) -> dict[str, Any] | None:
+    """The object that a line is, alone or in an array; None for all else."""
+    text = line.strip().removesuffix(",")
+    if not (text.startswith(("{", "[{")) and text.endswith(("}", "}]"))):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return {"": found} if isinstance(found, list) else found
+
+
 def _strings(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, list) and value and all(isinstance(item, int) and 0 <= item < 256 for item in value):
+        # journalctl's way with a message that is not all printable.
+        value = bytes(value).decode(errors="replace")
     if isinstance(value, str):
         for line in value.splitlines():
-            yield plain(line)
+            text = plain(line)
+            inner = _json_object(text) if depth < _JSON_DEPTH else None
+            if inner is None:
+                yield text
+            else:
+                yield from _strings(inner, depth + 1)
     elif isinstance(value, dict | list) and depth < _JSON_DEPTH:
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item, depth + 1)

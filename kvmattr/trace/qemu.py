@@ -39,6 +39,7 @@ _VALUE = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|[0-9]+)(?![A-Za-z0-9_])")
 _PLAIN = re.compile(r'[^"\\\x1b\r]*')
 
 _SLOT_SHAPE = re.compile(r"\s+(?:(AddrSpace|Slot)#|[0-9.]+\s+pid=[0-9]|(?:flags|gpa|size|ua|as|slot)=)|:\s*\{")
+_SOME_FIELDS = re.compile(r"\bgpa=.{1,80}\bsize=.{1,80}\bua=|\bstart 0x[0-9a-fA-F]+,? size 0x")
 _CONVERT_SHAPE = re.compile(r"\s+(?:start[\s=]|[0-9.]+\s+pid=[0-9])|:\s*\{")
 _CONVERT_TEXT = re.compile(r"\s+start\s+(\S+)\s+size\s+(\S+)\s+(\w+)")
 _DIRECTIONS = {"shared_to_private": uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE, "private_to_shared": 0}
@@ -59,6 +60,11 @@ def is_event(name: str, rest: str, *, alone: bool) -> bool:
         return True
     word = rest.strip()
     return bool(word or alone) and any(first.startswith(word) for first in _FIRST[name])
+
+
+def has_fields(text: str, rest: str) -> bool:
+    """Whether a line that is no event has its fields all the same, or begins a list of them on lines of their own."""
+    return _SOME_FIELDS.search(text) is not None or rest.strip() == ":"
 
 
 def parse(name: str, rest: str) -> Call:

@@ -33,28 +33,39 @@ from kvmattr.trace.trace import Trace, TraceError
 _LONGEST = 1 << 14
 #: A call may be cut into so many lines, as mail programs do.
 _MOST_LINES = 8
+#: Comments with one of our names that are kept until it is known whether the file is a log.
+_MOST_COMMENTS = 10_000
 
 # What a line must hold for Python to look at it.
 _NAMES = (b"kvm_set_user_memory", b"kvm_convert_memory", b"kvm_vm_set_mem_attributes")
 _REQUESTS = (
     b"KVM_SET_USER_MEMORY_REGION", b"KVM_SET_MEMORY_ATTRIBUTES", b"KVM_CREATE_VM", b"KVM_CREATE_GUEST_MEMFD",
-    b"0x4020ae46", b"0x40a0ae49", b"0x4020aed2", b"0xc080aed2", b"0xc040aed4", b"0xae01", b"0xae, 0x")
+    b"0x4020ae46", b"0x40a0ae49", b"0x4020aed2", b"0xc080aed2", b"0xc040aed4", b"0xae01", b"0xae, 0x",
+    b"0x4020AE46", b"0x40A0AE49", b"0x4020AED2", b"0xC080AED2", b"0xC040AED4", b"0xAE01")
 _OTHER_CALLS = (b" resumed>", b"close(", b"dup(", b"dup2(", b"dup3(", b"F_DUPFD", b"close_range(", b"clone(",
                 b"clone3(", b"fork(")
-_SIGNS = (b"EVENTS", b"events!", b"PERF_RECORD_LOST", b"Lost ", b"Dropped_Event", b"messages from",
-          b"starting up libvirt", b"qemu-system-")
+_SIGNS = (b"EVENTS", b"events!", b"PERF_RECORD_LOST", b"Lost ", b"lost ", b"Dropped_Event", b"messages from",
+          b"kernel messages", b"rate-limiting", b"message repeated",
+          b"starting up libvirt", b"qemu-system-", b'"MESSAGE":[', b'"MESSAGE": [', b'"MESSAGE" : [')
 _native.look_for((*_NAMES, *_REQUESTS, *_OTHER_CALLS, *_SIGNS))
 
 _EVENT = re.compile(r"(kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes)(?![A-Za-z0-9_])")
 _OURS = re.compile(r"kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes"
                    r"|KVM_SET_USER_MEMORY_REGION|KVM_SET_MEMORY_ATTRIBUTES")
 #: A call of another kind whose argument, a string, holds what looks like one of ours.
+#: The beginning of one of our structures.
+_STRUCTURE = re.compile(r"\{(?:slot|address|offset)=[^{}]{0,400}?(?:guest_phys_addr|attributes)=")
 _ECHO = re.compile(r"(?<![A-Za-z0-9_])(?:p?writev?(?:64|2)?|p?readv?(?:64|2)?|send(?:to|msg|mmsg)|recv(?:from|msg|mmsg)"
                    r"|execve|execveat)\(")
-_LOST = re.compile(r"\[LOST ([0-9]{1,18}) EVENTS\]|\[([0-9]{1,18}) EVENTS DROPPED\]|LOST ([0-9]{1,18}) events!"
-                   r"|PERF_RECORD_LOST\s+lost ([0-9]{1,18})|Lost ([0-9]{1,18}) events"
-                   r"|Dropped_Event .{0,80}num_events_dropped=(0x[0-9a-f]{1,16})"
-                   r"|Suppressed ([0-9]{1,18}) messages from")
+#: What tells of lost lines, with their number where it is known.
+_LOST = re.compile(r"\[LOST (?:([0-9]{1,18}) )?EVENTS\]|\[(?:([0-9]{1,18}) )?EVENTS DROPPED\]"
+                   r"|LOST ([0-9]{1,18}) events!|PERF_RECORD_LOST(?:_SAMPLES)?\s+lost ([0-9]{1,18})"
+                   r"|Lost ([0-9]{1,18}) (?:events|samples)"
+                   r"|lost ([0-9]{1,18}) (?:chunks|samples)|Dropped_Event .{0,80}num_events_dropped=(0x[0-9a-f]{1,16})"
+                   r"|Suppressed ([0-9]{1,18}) messages from|Missed ([0-9]{1,18}) kernel messages"
+                   r"|\b([0-9]{1,18}) messages lost due to rate-limiting")
+#: syslog daemons write what is repeated once.
+_REPEATED = re.compile(r"message repeated ([0-9]{1,18}) times")
 _HOST = re.compile(r"qemu-system-(aarch64|s390x|x86_64|i386)")
 _HOSTS = {"aarch64": "arm64", "s390x": "s390", "x86_64": "x86-64", "i386": "x86-64"}
 _QEMU_PREFIX = re.compile(r"\s*[0-9]{1,10}@[0-9.]{1,30}:")
@@ -141,6 +152,10 @@ class Parser:
         self._filled = 0
         #: None until the first operation settles it.
         self._is_log: bool | None = None
+        #: The last line that had a call.
+        self._before = 0
+        #: Lines that are comments, unless the file turns out a log.
+        self._comments: list[tuple[int, str]] = []
         #: The first line that looks native and does not parse: an error, unless the file turns out a log.
         self._damaged: tuple[int, str] | None = None
         self._odd = 0
@@ -163,12 +178,14 @@ class Parser:
 
     def feed(self, text: bytes) -> None:
         """Take whole lines."""
+        text = layers.uncoloured(text)
         start, end = 0, len(text)
         while start < end:
             if self._held is None:
                 if not self._is_log:
                     filled = self._filled
-                    start, self.line, self._filled = _native.parse(text, start, self.line, self._rows, filled)
+                    start, self.line, self._filled = _native.parse(text, start, self.line, self._rows, filled,
+                                                                   self._is_log is None)
                     if self._filled > filled:
                         self._settle(is_log=False)
                     if self._filled == BLOCK_ROWS:
@@ -189,6 +206,8 @@ class Parser:
 
     def finish(self) -> Trace:
         """The trace, once all text was taken."""
+        if self._is_log is None:
+            self._take_comments()
         if self._held is not None:
             self._give_up()
         for call, line in self._strace.unfinished():
@@ -210,7 +229,7 @@ class Parser:
 
     def _take(self, raw: bytes) -> None:
         if b" resumed>" in raw and self._held is None and not self._strace.waits and not (
-                b"KVM_SET" in raw or b"kvm_" in raw):
+                b"KVM_SET" in raw or b"kvm_" in raw or b"guest_phys_addr=" in raw or b"attributes=" in raw):
             # The end of a call that is none of ours: half the lines of a VMM's threads.
             self._unrelated += 1
             return
@@ -223,6 +242,8 @@ class Parser:
             words = line.split("#", 1)[0].split()
             if words and words[0] in native.EXPECTED:
                 self._native_line(words)
+                return
+            if not words and self._is_comment(line):
                 return
         if not self._log_line(line):
             self._unrelated += 1
@@ -249,6 +270,21 @@ class Parser:
         if self._filled == BLOCK_ROWS:
             self._flush()
 
+    def _is_comment(self, line: str) -> bool:
+        """Keep a comment of a native trace, which in a log may be a call: behind `##[debug]`, a root's prompt."""
+        kept = line.lstrip().startswith("#") and len(self._comments) < _MOST_COMMENTS
+        if kept and self._is_log is None:
+            self._comments.append((self.line, line))
+        return kept
+
+    def _take_comments(self) -> None:
+        """The file is a log: what looked like comments are its lines."""
+        comments, self._comments, number = self._comments, [], self.line
+        for self.line, line in comments:
+            if not self._log_line(line):
+                self._unrelated += 1
+        self.line = number
+
     def _settle(self, *, is_log: bool) -> None:
         """The first operation settles what kind of file this is."""
         if self._is_log is not None:
@@ -257,6 +293,7 @@ class Parser:
         if is_log:
             self._unrelated += self._odd
             self._native.machine = self._damaged = None
+            self._take_comments()
         elif self._damaged is not None:
             line, text = self._damaged
             raise TraceError(f"{self.name}:{line}: {text}")
@@ -297,6 +334,8 @@ class Parser:
         events = list(_EVENT.finditer(text))
         if not events:
             return self._sign(text) or self._strace_line(text, raw)
+        if "message repeated" in text and (repeated := _REPEATED.search(text)) is not None:
+            self._unread(self.line, f"this call was made {repeated[1]} times, and is read once")
         echo = _ECHO.search(text)
         ours = False
         for index, found in enumerate(events):
@@ -306,7 +345,10 @@ class Parser:
             name = found[1]
             is_event = kernel_event.is_event(rest) if name == kernel_event.EVENT else \
                 qemu.is_event(name, rest, alone=alone)
-            if not is_event:
+            if not is_event and (kernel_event.has_fields(text) if name == kernel_event.EVENT else
+                                 qemu.has_fields(text, rest)):
+                self._unread(self.line, f"{name} with its fields, in a form that is not known")
+            elif not is_event:
                 self._file.mentions += 1
             elif echo is not None and echo.start() < found.start():
                 self._unread(self.line, f"{name} inside of what another call has written or read")
@@ -330,7 +372,7 @@ class Parser:
         self._apply(call, self._unnamed, line, where)
 
     def _strace_line(self, text: str, raw: str) -> bool:
-        if " resumed>" in text and not self._strace.waits and _OURS.search(text) is None:
+        if " resumed>" in text and not self._strace.waits and _OURS.search(text) is None and "{" not in text:
             return False
         if '"' in text and _ECHO.search(text) is not None and _OURS.search(text) is not None:
             self._file.mentions += 1
@@ -339,6 +381,13 @@ class Parser:
         if not isinstance(found, bool):
             at = text.find("ioctl")
             self._apply(found[1], found[0], self.line, (text[:at] if at >= 0 else text, raw))
+            if len(_STRUCTURE.findall(text)) > 1:
+                self._unread(self.line, "another call stands in this line behind the first: not read")
+            return True
+        resumed = " resumed>" in text
+        if not found and (resumed or _OURS.search(text) is not None) and _STRUCTURE.search(text) is not None:
+            self._unread(self.line, "the end of a call whose beginning the log lacks" if resumed else
+                         "a request of ours with its structure, in a form that is not known")
             return True
         if not found and _OURS.search(text) is not None:
             # An error message, a comment: it names the request and is no call.
@@ -353,15 +402,21 @@ class Parser:
             self._file.host = _HOSTS[host[1]]
         if "starting up libvirt" in text and self._unnamed is not None and self._unnamed.calls:
             self._unnamed = None
+        repeated = _REPEATED.search(text)
+        if repeated is not None and self._before == self.line - 1:
+            self._unread(self.line, f"the call of the line before was made {repeated[1]} more times")
+            return True
         lost = _LOST.search(text)
         if lost is None:
             return False
-        count = next(group for group in lost.groups() if group is not None)
-        self._unread(self.line, f"{int(count, 0 if count.startswith('0x') else 10)} events or lines were lost here")
+        count = next((group for group in lost.groups() if group is not None), None)
+        number = "" if count is None else f"{int(count, 0 if count.startswith('0x') else 10)} "
+        self._unread(self.line, f"{number}events or lines were lost here")
         return True
 
     def _apply(self, call: Call, guest: Guest, line: int, where: tuple[str, str]) -> None:
         self._settle(is_log=True)
+        self._before = self.line
         if self._strict and call.notes:
             self._unread(line, call.notes[0])
         if not self._is_log:

@@ -44,16 +44,21 @@ _DIRECTIONS = {"0": 0, "_IOC_NONE": 0, "_IOC_WRITE": 1, "_IOC_READ": 2, "_IOC_RE
 
 _CALL = re.compile(r"(?<![A-Za-z0-9_])(ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork)\(")
 _RESUMED = re.compile(r"<\.\.\. (ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork) resumed>")
-_UNFINISHED = re.compile(r"\s*<unfinished \.\.\.>\s*\Z")
+#: Cut by another thread's line, or by the end of strace itself.
+_UNFINISHED = re.compile(r"\s*<(?:unfinished|detached) \.\.\.>\s*\Z")
 _COMMENT = re.compile(r"/\*[^*]*\*/")
 _OTHER_NAMESPACE = re.compile(r"/\* ([0-9]{1,10}) in strace's PID NS \*/")
 _ANNOTATION = re.compile(r"(?<=[0-9])<(?:[^<>]|<[^<>]*>)*>")
 _ARGUMENT_NAME = re.compile(r"(?:[a-z_]{1,20}=)?")
 _REQUEST = re.compile(r"ioctl\((?:[a-z]{1,10}=)?(0x[0-9a-fA-F]+|[0-9]+)(?:<(?:[^<>]|<[^<>]*>)*>)?,\s*"
                       r"(?:[a-z]{1,10}=)?(_IOC\([^()]*\)|\w+)")
+#: perf trace names the argument before its value, and spells a request that it does not know.
+_PERF = re.compile(r"ioctl\(fd: [^,]{1,200}, cmd: (?:KVM_SET_(?:USER_MEMORY_REGION|MEMORY_ATTRIBUTES)|0x4020ae46"
+                   r"|0x40a0ae49|0x4020aed2|\([A-Z|]+, (?:0xae|KVM), 0x(?:46|49|d2)\b)", re.IGNORECASE)
 _NO_FILE = re.compile(r"ioctl\((?:[a-z]{1,10}=)?KVM_SET_(?:USER_MEMORY_REGION|MEMORY_ATTRIBUTES)")
 _IOC = re.compile(r"_IOC\(([A-Z_|]+|0), (0x[0-9a-f]+), (0x[0-9a-f]+), (0x[0-9a-f]+|0)\)")
 _RESULT = re.compile(r"\)\s*= (?:\s*)(\?|-?[0-9]+|0x[0-9a-fA-F]+)(?:\s+([A-Z][A-Z0-9_]*)|\s+\(errno ([0-9]{1,4})\))?")
+_STRUCTURE_END = re.compile(r"\}\s*\)\s*= ")
 _FIELD = re.compile(r"(?<![A-Za-z0-9_])([a-z_][a-z_0-9]*)=(\[[^\]]*\]?|[^,\s}]*)")
 _LEADING_PID = re.compile(r"\s*([0-9]{1,10})(?:<|\s)")
 
@@ -91,12 +96,14 @@ class Reader:
             if begun is None or begun[0] != resumed[1]:
                 return False
             return self._complete(Completed(thread, begun[0], begun[1] + line[resumed.end():]), line_number)
-        found = _CALL.search(line)
+        # A task's name may look like a call.
+        found = next((call for call in _CALL.finditer(line) if call[1] != "ioctl" or _request(line[call.start():])),
+                     _CALL.search(line))
         if found is None:
             return False
         thread, text = thread_of(line[:found.start()]), line[found.start():]
-        cut = _UNFINISHED.search(text) if text.rstrip().endswith("<unfinished ...>") else None
-        if found[1] == "ioctl" and _request(text) is None and "KVM_" not in text:
+        cut = _UNFINISHED.search(text) if text.rstrip().endswith(" ...>") else None
+        if found[1] == "ioctl" and _request(text) is None and "KVM_" not in text and _PERF.match(text) is None:
             return False
         if cut is not None:
             self._begun[thread] = found[1], text[:cut.start()], line_number
@@ -146,7 +153,7 @@ class Reader:
         text = _COMMENT.sub("", call.text)
         found = _request(text)
         if found is None:
-            if "KVM_SET" in text and text.startswith("ioctl(fd: "):
+            if _PERF.match(text) is not None:
                 raise Mismatch("expected strace's 'ioctl(FD, REQUEST, {...})', found perf's, which has only the"
                                " address of the structure: record with strace")
             if _NO_FILE.match(text) is not None:
@@ -154,7 +161,9 @@ class Reader:
             return False
         file, request = found
         opened = text.find("{")
-        closed = text.rfind("}")
+        # What stands behind the structure may hold braces, too.
+        end = _STRUCTURE_END.search(text, max(opened, 0)) if opened >= 0 else None
+        closed = end.start() if end is not None else text.rfind("}")
         result = _RESULT.search(text, max(closed, 0))
         if result is None:
             raise Incomplete("expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no result")

@@ -84,8 +84,9 @@ def _table(summary: Summary) -> Iterator[str]:
         (time, *(time_text(side.seconds) for side in sides)),
         ("runs at the end", *(f"{side.runs:,}" for side in sides)),
     ]
-    if summary.instructions is not None:
-        rows.append(("kernel instructions, about", *_instructions(sides, summary.instructions)))
+    estimate = summary.instructions
+    if estimate is not None and (estimate.memslots, estimate.attributes) != (None, None):
+        rows.append(("kernel instructions, about", *_instructions(sides, estimate)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for name, *cells in rows:
         yield name.ljust(widths[0]) + "".join(
