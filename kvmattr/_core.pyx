@@ -217,7 +217,7 @@ cdef extern from "kernels/choose.h" nogil:
     ctypedef struct kvmattr_kernels:
         const char *name
         void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
-        void (*spread)(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
+        void (*spread)(const uint64_t *words, int tag, uint8_t k, uint8_t x, uint8_t *out) noexcept nogil
         void (*pack)(const uint8_t *block, int wide, uint8_t x, uint64_t *words) noexcept nogil
         void (*affine)(uint8_t *p, size_t n, uint8_t k, uint8_t x) noexcept nogil
         void (*match)(const uint8_t *block, uint8_t want, uint8_t mask, uint64_t *bits) noexcept nogil
@@ -225,8 +225,8 @@ cdef extern from "kernels/choose.h" nogil:
         void (*relate)(const uint8_t *block, uint8_t *vary) noexcept nogil
         uint8_t (*summary)(const uint64_t *entries) noexcept nogil
         bint (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle) noexcept nogil
-        void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
-                      uint64_t *left) noexcept nogil
+        void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x,
+                      uint8_t *out) noexcept nogil
         uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
                           uint8_t *last, uint64_t *left) noexcept nogil
         int (*list_changes)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint64_t base,

@@ -13,11 +13,6 @@ cdef inline bint leads_to_node(Entry e) noexcept nogil:
     return entry_handle(e) != 0 and is_node(entry_handle(e))
 
 
-cdef inline bint leads_to_node_unchanged(Entry e) noexcept nogil:
-    """The same, and no operation is pending: k is 0xff and x is 0."""
-    return e & <uint64_t>0xffff000001ff == <uint64_t>0xff00000000
-
-
 # Called through pointers, so that no compiler takes them into their caller, which then needs no frame on the stack.
 cdef int (*get_apart)(const Map *map, uint64_t gfn) noexcept nogil
 cdef int (*get_composed_apart)(const Map *map, uint64_t gfn) noexcept nogil

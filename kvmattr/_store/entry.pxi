@@ -18,6 +18,10 @@ cdef inline uint8_t entry_k(Entry e) noexcept nogil:
 cdef inline uint8_t entry_x(Entry e) noexcept nogil:
     return <uint8_t>(e >> 40)
 
+cdef inline bint leads_to_node_unchanged(Entry e) noexcept nogil:
+    """Whether the entry's handle is a node's, and no operation is pending: k is 0xff and x is 0."""
+    return e & <uint64_t>0xffff000001ff == <uint64_t>0xff00000000
+
 cdef inline uint8_t entry_varying(Entry e) noexcept nogil:
     return <uint8_t>(e >> 48)
 

@@ -36,17 +36,11 @@ cdef void entry_pages(const Family *family, Entry e, int level, uint64_t lo, uin
 cdef void blocks_pages(const Family *family, const Entry *entries, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
                        uint8_t *out) noexcept nogil:
     """The pages [lo, hi) below the entries of blocks: the whole blocks among them in one go."""
-    cdef uint64_t[8] left
-    cdef int first = <int>((lo + 511) >> 9), stop = <int>(hi >> 9), i
+    cdef int first = <int>((lo + 511) >> 9), stop = <int>(hi >> 9)
     cdef uint8_t *whole = out + ((<uint64_t>first << 9) - lo)
     if lo & 511:
         entry_pages(family, entries[first - 1], 2, lo & 511, 512, k, x, out)
-    kernels.pages(family.bias, entries + first, stop - first, k, x, whole, left)
-    for i in range(8):
-        while left[i]:
-            leaf_decode(family, entries[first + 64 * i + kvmattr_first_bit(left[i])], k, x,
-                        whole + 512 * (64 * i + kvmattr_first_bit(left[i])))
-            left[i] &= left[i] - 1
+    kernels.pages(family.bias, entries + first, stop - first, k, x, whole)
     if hi & 511:
         entry_pages(family, entries[stop], 2, 0, hi & 511, k, x, whole + 512 * (stop - first))
 

@@ -53,18 +53,7 @@ cdef void leaf_decode(const Family *family, Entry e, uint8_t k, uint8_t x, uint8
         memset(block, toggle, 512)
         return
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
-    if is_line(handle):
-        line_spread(line_at(family, handle), keep, toggle, block)
-    else:
-        kernels.spread(leaf_at(family, handle), wide_of(handle), keep, toggle, block)
-
-
-cdef void line_spread(const kvmattr_line *line, uint8_t k, uint8_t x, uint8_t *block) noexcept nogil:
-    cdef int i, stop, start = 0
-    for i in range(line.count):
-        stop = line.starts[i] if i < line.count - 1 else PAGES_PER_BLOCK
-        memset(block + start, (line.values[i] & k) ^ x, stop - start)
-        start = stop
+    kernels.spread(leaf_at(family, handle), handle & KVMATTR_TAG, keep, toggle, block)
 
 
 # ---- encoding ----

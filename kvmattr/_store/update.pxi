@@ -39,44 +39,82 @@ cdef inline bint family_reserves(Family *family) noexcept nogil:
 # It is none of those whose value entries above its block know: not the first below a node of level 3, not the last of
 # the map. Where an operation is pending on the way, or the value fits no field, it goes the way of a range.
 
+# Called through pointers, so that no compiler takes them into page_update, whose short way then saves few registers.
+cdef UpdateResult (*at_edge)(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
+cdef UpdateResult (*above_leaves)(Map *map, const Entry *slot, int level, uint64_t gfn, uint8_t k,
+                                  uint8_t x) noexcept nogil
+cdef UpdateResult (*in_other_block)(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
+cdef void (*tighten)(Map *map, uint64_t gfn) noexcept nogil
+at_edge = page_update_at_edge
+above_leaves = page_update_above_leaves
+in_other_block = page_update_in_block
+tighten = map_tighten
+
+
 cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. What earlier updates left to be tidied is left so."""
     cdef Family *family = map.family
-    cdef Entry e = map.root
-    cdef PageInfo *info
-    cdef uint32_t handle = entry_handle(e)
-    cdef int level = map.level
-    cdef bint ours = True
+    cdef bint alone = family.maps.next == NULL      # nothing is shared, but with dead nodes, which nobody reads
     cdef bint shared = False
-    cdef uint8_t old, new, change
     cdef Entry *slot = &map.root
-    if gfn >= level_span(level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
-        return page_update_at_edge(map, gfn, k, x)
-    while level > 2:
-        if handle == 0 or not is_node(handle) or entry_k(e) != 0xff or entry_x(e) != 0:
-            return page_update_above_leaves(map, slot, level, gfn, k, x)
-        info = page_info(family, handle >> 9)
-        ours &= info.references == 1
-        shared = info.shares
-        slot = &node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
+    cdef Entry e = slot[0]
+    cdef const PageInfo *info = NULL
+    cdef uint64_t *where
+    cdef uint64_t field
+    cdef uint32_t handle, bit
+    cdef uint8_t old, new, turned, folded
+    cdef int wide, shift = level_shift(map.level)
+    if gfn >> shift or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
+        return at_edge(map, gfn, k, x)
+    while shift > 9:
+        if not leads_to_node_unchanged(e):
+            return above_leaves(map, slot, shift // 9 + 1, gfn, k, x)
+        if not alone:
+            info = page_info(family, entry_handle(e) >> 9)
+            shared |= info.references != 1
+        shift -= 9
+        slot = &node_at(family, entry_handle(e))[(gfn >> shift) & 511]
         e = slot[0]
-        handle = entry_handle(e)
-        level -= 1
-    old = (leaf_raw(family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e)
+    handle = entry_handle(e)
+    if is_line(handle):
+        return in_other_block(map, e, gfn, k, x)
+    # A uniform block has the handle 0 and reads as a leaf of zeros, of which k = 0 leaves nothing; no value fits it.
+    kvmattr_count_pages(family, 1)
+    wide = wide_of(handle)
+    bit = <uint32_t>(gfn & 511) << wide
+    where = leaf_at(family, handle) + (bit >> 6)
+    field = where[0] >> (bit & 63) & kvmattr_field_masks[wide]
+    old = (<uint8_t>(field * kvmattr_field_repeats[wide]) & entry_k(e)) ^ entry_x(e)
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
-    if handle == 0 or is_line(handle):
-        return page_set(map, gfn, new, new ^ old)
-    change = new ^ entry_x(e)
-    if kvmattr_fold(wide_of(handle), change) & entry_k(e) != change:
-        return range_update(map, gfn, gfn + 1, k, x)
-    if (not ours or (new ^ entry_first(e)) & ~entry_varying(e)
-            or ((shared or map.level == 2) and leaf_references(family, handle)[0] != 1)):
-        return page_set(map, gfn, new, new ^ old)
-    if not field_put(map, slot, gfn, new):
-        map_tighten(map, gfn)
+    turned = new ^ entry_x(e)
+    folded = kvmattr_fold(wide, turned)
+    if not alone and (info == NULL or info.shares) and leaf_references(family, handle)[0] != 1:
+        shared = True
+    if (folded & entry_k(e)) != turned or (new ^ entry_first(e)) & ~entry_varying(e) or shared:
+        return in_other_block(map, e, gfn, k, x)
+    field = (field ^ (folded & kvmattr_field_masks[wide])) << (bit & 63)
+    where[0] ^= field
+    if gfn & 511 == 0:
+        # The F of the entries above is another block's.
+        slot[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), new)
+    kvmattr_raise_version(&map.version, 1)
+    if kvmattr_field_lost(where, wide, field):
+        tighten(map, gfn)
     return UPDATE_CHANGED
+
+
+cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """A page whose way leads to the block of entry `e`, and which is not the write of a field and nothing else."""
+    cdef uint32_t handle = entry_handle(e)
+    cdef uint8_t old = (leaf_raw(map.family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e)
+    cdef uint8_t new = (old & k) ^ x, turned = new ^ entry_x(e)
+    if new == old:
+        return UPDATE_UNCHANGED
+    if handle and not is_line(handle) and (kvmattr_fold(wide_of(handle), turned) & entry_k(e)) != turned:
+        return range_update(map, gfn, gfn + 1, k, x)
+    return page_set(map, gfn, new, new ^ old)
 
 
 cdef UpdateResult page_update_at_edge(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:

@@ -127,12 +127,18 @@ static inline uint64_t kvmattr_everywhere(uint8_t byte) { return (uint64_t)byte 
 
 static inline uint64_t kvmattr_ror(uint64_t word, unsigned by) { return word >> (by & 63) | word << (-by & 63); }
 
-/* Every bit that some field of the word has, in all of its fields. */
-static inline uint64_t kvmattr_in_any_field(uint64_t word, int wide)
+/* Every bit that some byte of the word has, in all of its bytes. */
+static inline uint64_t kvmattr_in_any_byte(uint64_t word)
 {
     word |= kvmattr_ror(word, 32);
     word |= kvmattr_ror(word, 16);
-    word |= kvmattr_ror(word, 8);
+    return word | kvmattr_ror(word, 8);
+}
+
+/* The same for fields. */
+static inline uint64_t kvmattr_in_any_field(uint64_t word, int wide)
+{
+    word = kvmattr_in_any_byte(word);
     word |= kvmattr_ror(word, wide < 3 ? 4 : 0);
     word |= kvmattr_ror(word, wide < 2 ? 2 : 0);
     return word | kvmattr_ror(word, wide < 1 ? 1 : 0);
@@ -151,9 +157,13 @@ static inline uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide)
  * of `differ`: then all fields of this word agree in it, which is looked at first. */
 static inline int kvmattr_field_lost(const uint64_t *where, int wide, uint64_t differ)
 {
-    uint64_t word = *where, lost = differ & ~kvmattr_in_any_field(word ^ kvmattr_ror(word, 1u << wide), wide), any = 0;
-    if (__builtin_expect(lost == 0, 1))
+    uint64_t word = *where, apart = word ^ kvmattr_ror(word, 1u << wide), any = kvmattr_in_any_byte(apart);
+    if (__builtin_expect((differ & ~any) == 0, 1))
         return 0;
+    uint64_t lost = differ & ~kvmattr_in_any_field(apart, wide);
+    if (lost == 0)
+        return 0;
+    any = 0;
     const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & -((uintptr_t)64 << wide));
     for (int i = 0; i < 8 << wide; i++)
         any |= leaf[i] ^ word;
@@ -188,8 +198,8 @@ typedef struct kvmattr_kernels {
     const char *name;
     /* out[i] = (bit i ? k : 0) ^ x, for the 512 fields of one bit. */
     void (*expand)(const uint64_t *words, uint8_t k, uint8_t x, uint8_t *out);
-    /* out[i] = (field i repeated to eight bits & k) ^ x, for a leaf of fields. */
-    void (*spread)(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out);
+    /* out[i] = (raw value of page i & k) ^ x, for a leaf of any tag. */
+    void (*spread)(const uint64_t *words, int tag, uint8_t k, uint8_t x, uint8_t *out);
     /* The fields for (block[i] ^ x), folded, which must fit them: the opposite of spread. */
     void (*pack)(const uint8_t *block, int wide, uint8_t x, uint64_t *words);
     /* p[i] = (p[i] & k) ^ x. */
@@ -205,10 +215,8 @@ typedef struct kvmattr_kernels {
     uint8_t (*summary)(const uint64_t *entries);
     /* entries[i] = (entries[i] & keep) ^ toggle; whether some entry now has a handle and V = 0. */
     int (*apply)(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle);
-    /* The n blocks below entries of level 2, (page & k) ^ x of each page, to out[0 .. 512 n), but for entries that
-     * lead to run lines: their bits are set in left[8]. */
-    void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out,
-                  uint64_t *left);
+    /* The n blocks below entries of level 2, (page & k) ^ x of each page, to out[0 .. 512 n). */
+    void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out);
     /* How often a page of the n blocks below entries of level 2 differs from the page before it in its block, and
      * the first and last (page & k) ^ x of each block; of entries that lead to run lines nothing is counted and
      * their bits are set in left[8]. */

@@ -141,12 +141,28 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
                 words[i] = kvmattr_load64(block + 8 * i) ^ toggle;                                           \
         }                                                                                                    \
     }                                                                                                        \
-    TARGET static void kvmattr_spread_##NAME(const uint64_t *words, int wide, uint8_t k, uint8_t x, uint8_t *out)\
+    /* Each run is written in pieces of 64 pages, of which the last goes beyond it: the next run is written over that. */\
+    TARGET static void kvmattr_spread_line_##NAME(const kvmattr_line *line, uint8_t k, uint8_t x, uint8_t *out)\
+    {                                                                                                        \
+        uint8_t block[KVMATTR_BLOCK + 64];                                                                   \
+        int start = 0;                                                                                       \
+        for (int i = 0; i < line->count; i++) {                                                              \
+            int stop = i < line->count - 1 ? line->starts[i] : KVMATTR_BLOCK;                                \
+            uint8_t value = (uint8_t)((line->values[i] & k) ^ x);                                            \
+            for (; start < stop; start += 64)                                                                \
+                memset(block + start, value, 64);                                                            \
+            start = stop;                                                                                    \
+        }                                                                                                    \
+        memcpy(out, block, KVMATTR_BLOCK);                                                                   \
+    }                                                                                                        \
+    TARGET static void kvmattr_spread_##NAME(const uint64_t *words, int tag, uint8_t k, uint8_t x, uint8_t *out)\
     {                                                                                                        \
         const uint64_t keep = KVMATTR_REPEAT(k), toggle = KVMATTR_REPEAT(x);                                 \
-        if (wide == 0) {                                                                                     \
+        if (tag == KVMATTR_LINE) {                                                                           \
+            kvmattr_spread_line_##NAME((const kvmattr_line *)words, k, x, out);                              \
+        } else if (tag == 0) {                                                                               \
             kvmattr_expand_##NAME(words, k, x, out);                                                         \
-        } else if (wide == 1) {                                                                              \
+        } else if (tag == 1) {                                                                               \
             const uint8_t *cells = (const uint8_t *)words;      /* four pages in each: made into vectors */ \
             for (int i = 0; i < KVMATTR_BLOCK / 4; i++) {                                                    \
                 uint32_t c = cells[i];                                                                       \
@@ -156,7 +172,7 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
                 c = ((c | c << 4) & (uint32_t)keep) ^ (uint32_t)toggle;                                      \
                 memcpy(out + 4 * i, &c, 4);                                                                  \
             }                                                                                                \
-        } else if (wide == 2) {                                                                              \
+        } else if (tag == 2) {                                                                               \
             const uint8_t *cells = (const uint8_t *)words;      /* two pages in each */                      \
             for (int i = 0; i < KVMATTR_BLOCK / 2; i++) {                                                    \
                 uint16_t c = cells[i];                                                                       \
@@ -318,23 +334,20 @@ KVMATTR_CHANGES(portable, )
 /* The blocks of a node, one leaf each: run lines are left to the caller. */
 #define KVMATTR_NODES(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_pages_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,           \
-                                            uint8_t k, uint8_t x, uint8_t *out, uint64_t *left)              \
+                                            uint8_t k, uint8_t x, uint8_t *out)                              \
     {                                                                                                        \
-        for (int i = 0; i < 8; i++)                                                                          \
-            left[i] = 0;                                                                                     \
-        for (int i = 0; i < n; i++) {                                                                        \
+        for (int i = 0; i < n; i++, out += KVMATTR_BLOCK) {                                                  \
             uint64_t entry = entries[i];                                                                     \
-            uint32_t handle = (uint32_t)entry;                                                               \
+            const uint64_t *words = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);           \
+            uint8_t keep = (uint8_t)(entry >> 32) & k, toggle = (uint8_t)(((entry >> 40) & k) ^ x);          \
             if (i + 6 < n)                                                                                   \
                 kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 6]));                             \
             if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
-                memset(out + 512 * i, (uint8_t)(((entry >> 56) & k) ^ x), 512);                              \
-            else if (handle & KVMATTR_LINE)                                                                  \
-                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
+                memset(out, (uint8_t)(((entry >> 56) & k) ^ x), KVMATTR_BLOCK);                              \
+            else if ((entry & KVMATTR_TAG) == 0)    /* the commonest, and no longer than a call */           \
+                kvmattr_expand_##NAME(words, keep, toggle, out);                                             \
             else                                                                                             \
-                kvmattr_spread_##NAME(kvmattr_words(bias, handle & ~(uint32_t)KVMATTR_TAG), (int)(handle & 3),\
-                                      (uint8_t)((entry >> 32) & k), (uint8_t)(((entry >> 40) & k) ^ x),      \
-                                      out + 512 * i);                                                        \
+                kvmattr_spread_##NAME(words, (int)(entry & KVMATTR_TAG), keep, toggle, out);                 \
         }                                                                                                    \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_edges_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,       \
