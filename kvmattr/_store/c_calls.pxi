@@ -88,6 +88,7 @@ cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
         if gfn >= map.pages:
             return KVMATTR_BAD_GFN
         family = map.family
+        count_in_snapshot(family, CALL_GET, 0)
     shift = level_shift(map.level)
     if gfn >> shift:
         return map.rest
@@ -116,7 +117,9 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
     if count and kernels.largest(gfns, count) >= map.pages:
         return KVMATTR_BAD_GFN
     pins = not map.seal & SEAL_READ_ONLY and family_shared(map.family)
-    if not map.seal & SEAL_READ_ONLY:
+    if map.seal & SEAL_READ_ONLY:
+        count_in_snapshot(map.family, CALL_TAKE, count)
+    else:
         count_entering(map.family, CALL_TAKE, count)
     if pins:
         pin(&pinned, map)

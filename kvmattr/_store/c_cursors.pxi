@@ -22,8 +22,7 @@ cdef const Map *cursor_view(Cursor *cursor) noexcept nogil:
     cdef const Map *map = cursor.map
     cdef bint entered
     if map.seal & SEAL_READ_ONLY or not family_shared(map.family):
-        if not map.seal & SEAL_READ_ONLY:
-            count_one(map.family, CALL_SEEK)
+        count_in_snapshot(map.family, CALL_SEEK, 0)
         cursor_unpin(cursor)
         cursor.window.seen = map.version
         return map

@@ -94,6 +94,7 @@ cdef inline bint look_enter(const Map *map, int call, uint64_t items) noexcept n
     """Take the mutex for a look-up in a map that may change meanwhile, and count it there."""
     cdef bint entered
     if map.seal & SEAL_READ_ONLY:
+        count_in_snapshot(map.family, call, items)
         return False
     entered = family_enter(map.family)
     count_call(map.family, call, items)

@@ -89,6 +89,11 @@ cdef void count_entering(Family *family, int call, uint64_t items) noexcept nogi
     count_call(family, call, items)
     family_leave(family, entered)
 
+cdef inline void count_in_snapshot(Family *family, int call, uint64_t items) noexcept nogil:
+    """A look-up without the mutex: counted while the family belongs to one thread."""
+    if not family_shared(family):
+        count_call(family, call, items)
+
 cdef void count_items(Family *family, int call, uint64_t items) noexcept nogil:
     """More of a call that was counted before."""
     cdef bint entered = family_enter(family)

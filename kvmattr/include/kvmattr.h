@@ -18,7 +18,7 @@
  * give a PyObject.
  *
  * Threads: a family belongs to one thread at a time; if Python has a map of it, to the thread that holds the GIL.
- * After kvmattr_share() any thread may call any function at any time, without the GIL. Then
+ * After kvmattr_share() any thread may call any function at any time, without the GIL, also on snapshots. Then
  *
  *   look-ups in a snapshot, and a cursor between changes    take no lock and write nothing that others read
  *   everything else                                         takes the family's mutex for one operation
