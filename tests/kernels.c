@@ -1,0 +1,569 @@
+/* Each set of kernels against the meaning of each kernel, written page by page here and in no other words than those of
+ * kernels/contract.h. Run as `kernels SEED`: prints a line a set, or what differs and with which seed, and returns 1.
+ *
+ * Trees are made at random of all that a root can lead to: nodes, run lists, leaves of fields of each width, run lines,
+ * uniform subtrees, operations pending on any of them. */
+#include "kernels/choose.h"
+
+#include <stdio.h>
+
+static uint64_t state;
+
+static uint64_t any(void)       /* xorshift */
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+static uint64_t below(uint64_t n) { return any() % n; }
+static uint8_t byte(void) { return (uint8_t)any(); }
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static const kvmattr_kernels *set;
+static int failures;
+/* What the rounds have met: nothing is proved of what they never do. */
+static int written, unchanged, away, lost, slow, left_blocks, cut_lists;
+
+#define CHECK(condition, ...)                                              \
+    do {                                                                   \
+        if (!(condition)) {                                                \
+            failures++;                                                    \
+            printf("%s: %s: ", set->name, #condition);                     \
+            printf(__VA_ARGS__);                                           \
+            printf("\n");                                                  \
+            return;                                                        \
+        }                                                                  \
+    } while (0)
+
+/* ---- an arena of one segment, and what lies in it ---- */
+
+enum { ARENA_WORDS = 1 << 18 };
+static uint64_t arena[ARENA_WORDS] __attribute__((aligned(4096)));
+static uint64_t zeros[512] __attribute__((aligned(4096)));
+static uintptr_t bias[KVMATTR_SEGMENTS];
+static uint32_t taken;          /* words of the arena */
+
+static void arena_empty(void)
+{
+    bias[0] = (uintptr_t)zeros;
+    for (int i = 1; i < KVMATTR_SEGMENTS; i++)
+        bias[i] = (uintptr_t)arena - 8 * ((uintptr_t)i << KVMATTR_SEGMENT_SHIFT);
+    taken = 0;
+    memset(arena, 0, sizeof arena);
+}
+
+/* The handle of so many words, at a multiple of as many as `align`, in any of the segments that look at the same memory. */
+static uint32_t take_words(uint32_t words, uint32_t align)
+{
+    taken = (taken + align - 1) / align * align;
+    uint32_t at = taken;
+    taken += words;
+    if (taken > ARENA_WORDS)
+        abort();
+    return (uint32_t)(1 + below(2)) << KVMATTR_SEGMENT_SHIFT | at;
+}
+
+static uint64_t entry_of(uint32_t handle, uint8_t k, uint8_t x, uint8_t varying, uint8_t first)
+{
+    return handle | (uint64_t)k << 32 | (uint64_t)x << 40 | (uint64_t)varying << 48 | (uint64_t)first << 56;
+}
+static uint64_t uniform(uint8_t value) { return entry_of(0, 0, value, 0, value); }
+static uint8_t k_of(uint64_t entry) { return (uint8_t)(entry >> 32); }
+static uint8_t x_of(uint64_t entry) { return (uint8_t)(entry >> 40); }
+static uint8_t varying_of(uint64_t entry) { return (uint8_t)(entry >> 48); }
+static uint8_t first_of(uint64_t entry) { return (uint8_t)(entry >> 56); }
+
+static uint8_t raw_field(const uint64_t *words, int wide, unsigned page)
+{
+    unsigned width = 1u << wide, bit = page * width;
+    unsigned field = (unsigned)(words[bit / 64] >> (bit % 64)) & ((1u << width) - 1), raw = 0;
+    for (unsigned at = 0; at < 8; at += width)
+        raw |= field << at;
+    return (uint8_t)raw;
+}
+
+/* The value of a page below an entry of `level`. */
+static uint8_t value_of(uint64_t entry, int level, uint64_t page)
+{
+    uint32_t handle = (uint32_t)entry;
+    uint8_t raw = 0;
+    if (handle == 0)
+        return x_of(entry);
+    if (level == 2 && handle & KVMATTR_LINE) {
+        const kvmattr_line *line = (const kvmattr_line *)kvmattr_words(bias, handle & ~7u);
+        int run = 0;
+        while (run + 1 < line->count && line->starts[run] <= (int)page)
+            run++;
+        raw = line->values[run];
+    } else if (level == 2) {
+        raw = raw_field(kvmattr_words(bias, handle & ~7u), (int)(handle & 3), (unsigned)page);
+    } else if (handle % 512 == 0) {
+        uint64_t child = page >> (9 * (level - 2)), inside = page & (((uint64_t)1 << (9 * (level - 2))) - 1);
+        raw = value_of(kvmattr_words(bias, handle)[child], level - 1, inside);
+    } else {
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(bias, handle);
+        const uint8_t *values = (const uint8_t *)(list->starts + list->count - 1);
+        int run = 0;
+        while (run + 1 < list->count && list->starts[run] <= page)
+            run++;
+        raw = values[run];
+    }
+    return (uint8_t)((raw & k_of(entry)) ^ x_of(entry));
+}
+
+/* An entry of level 2 with V and F as they are: a leaf, a line, or uniform. */
+static uint64_t closed_block(uint32_t handle, uint8_t k, uint8_t x)
+{
+    uint64_t entry = entry_of(handle, k, x, 0, 0);
+    uint8_t first = value_of(entry, 2, 0), varying = 0;
+    for (unsigned page = 1; page < 512; page++)
+        varying |= value_of(entry, 2, page) ^ first;
+    return varying ? entry_of(handle, k, x, varying, first) : uniform(first);
+}
+
+static uint64_t some_leaf(int wide)
+{
+    uint32_t words = 8u << wide, handle = take_words(words, words);
+    uint64_t *leaf = kvmattr_words(bias, handle);
+    unsigned runs = below(3) ? 512 : (unsigned)below(512), lone = below(3) ? 512 : (unsigned)below(512);
+    for (unsigned page = 0, field = 0; page < 512; page++) {
+        if (lone < 512)                 /* one page has another field than all others */
+            field = page == lone;
+        else if (below(512) < runs)
+            field = (unsigned)below((uint64_t)1 << (1 << wide)) & (below(2) ? 0xff : 3);
+        unsigned bit = page << wide;
+        leaf[bit / 64] |= (uint64_t)field << (bit % 64);
+    }
+    return closed_block(handle | (uint32_t)wide, byte(), byte());
+}
+
+static uint64_t some_line(void)
+{
+    uint32_t handle = take_words(8, 8);
+    kvmattr_line *line = (kvmattr_line *)kvmattr_words(bias, handle);
+    int runs = 3 + (int)below(KVMATTR_LINE_STARTS - 2);
+    for (int i = 0; i < KVMATTR_LINE_STARTS; i++)
+        line->starts[i] = i < runs - 1 ? (int16_t)(1 + 511 * i / (runs - 1) + (int)below(24)) : KVMATTR_NO_START;
+    for (int i = 0; i < runs; i++)
+        line->values[i] = byte();
+    line->count = (uint8_t)runs;
+    return closed_block(handle | KVMATTR_LINE, byte(), byte());
+}
+
+static uint64_t some_block(void)
+{
+    switch (below(8)) {
+    case 0: return uniform(byte());
+    case 1: return some_line();
+    default: return some_leaf((int)below(4));
+    }
+}
+
+/* A subtree; V of a node may have more bits than vary. */
+static uint64_t some_subtree(int level, int pending)
+{
+    uint64_t kind = below(6);
+    uint8_t k = 0xff, x = 0;
+    if (pending && below(2)) {
+        k = byte();
+        x = byte();
+    }
+    if (level == 2)
+        return some_block();
+    if (kind == 0)
+        return uniform(byte());
+    if (kind == 1) {
+        int runs = 2 + (int)below(KVMATTR_LIST_RUNS - 1);
+        uint32_t handle = take_words(2 + (uint32_t)(9 * runs) / 8 + 1, 2) + 1;
+        kvmattr_list *list = (kvmattr_list *)kvmattr_words(bias, handle);
+        uint8_t *values = (uint8_t *)(list->starts + runs - 1);
+        uint64_t span = (uint64_t)1 << (9 * (level - 1));
+        list->count = (uint16_t)runs;
+        for (int i = 0; i < runs - 1; i++)
+            list->starts[i] = span / (uint64_t)runs * (uint64_t)(i + 1) + below(span / (uint64_t)runs);
+        for (int i = 0; i < runs; i++)
+            values[i] = byte();
+        return entry_of(handle, k, x, 0xff, (uint8_t)((values[0] & k) ^ x));
+    }
+    uint32_t handle = take_words(512, 512);
+    uint64_t *entries = kvmattr_words(bias, handle);
+    uint64_t mixed = level == 3 ? 40 : 3;
+    for (int i = 0; i < 512; i++)
+        entries[i] = uniform((uint8_t)(i / 100));
+    for (uint64_t i = 0; i < mixed; i++)
+        entries[i || below(2) ? below(512) : 0] = some_subtree(level - 1, pending);
+    return entry_of(handle, k, x, 0xff, (uint8_t)((first_of(entries[0]) & k) ^ x));
+}
+
+/* 512 entries of level 2, with what `left` must say of them. */
+static void some_node(uint64_t *entries)
+{
+    for (int i = 0; i < 512; i++)
+        entries[i] = below(4) ? uniform((uint8_t)below(3)) : some_block();
+    if (below(2))
+        entries[0] = some_leaf(0);
+}
+
+/* ---- blocks and words ---- */
+
+static void test_blocks(void)
+{
+    uint8_t block[KVMATTR_BLOCK + 64], out[KVMATTR_BLOCK + 64], again[KVMATTR_BLOCK + 64], vary[5], wanted[5];
+    uint64_t words[64], packed[64], bits[8];
+    uint8_t k = byte(), x = byte(), want = byte(), mask = byte(), distinct = below(2) ? 0xff : 0x11;
+    uint8_t *at = block + 1;        /* not aligned; a page lies before it */
+    for (int i = 0; i < KVMATTR_BLOCK + 64; i++)
+        block[i] = i && below(3) ? block[i - 1] : byte() & distinct;
+    for (int wide = 0; wide < 4; wide++) {
+        int count = 8 << wide;
+        for (int i = 0; i < count; i++)
+            words[i] = any() & any();
+        set->spread(words, wide, k, x, out);
+        for (unsigned i = 0; i < 512; i++)
+            CHECK(out[i] == (uint8_t)((raw_field(words, wide, i) & k) ^ x), "spread, wide %d, page %u", wide, i);
+        set->spread(words, wide, 0xff, x, out);
+        set->pack(out, wide, x, packed);
+        CHECK(!memcmp(words, packed, 8 * (size_t)count), "pack undoes spread, wide %d", wide);
+    }
+    set->expand(words, k, x, out);
+    for (int i = 0; i < 512; i++)
+        CHECK(out[i] == (uint8_t)((words[i / 64] >> (i % 64) & 1 ? k : 0) ^ x), "expand, page %d", i);
+    set->match(at, want & mask, mask, bits);
+    for (int i = 0; i < 512; i++)
+        CHECK((bits[i / 64] >> (i % 64) & 1) == (((at[i] ^ want) & mask) == 0), "match, page %d", i);
+    set->changes(at, bits);
+    for (int i = 0; i < 512; i++)
+        CHECK((bits[i / 64] >> (i % 64) & 1) == (i > 0 && at[i] != at[i - 1]), "changes, page %d", i);
+    set->relate(at, vary);
+    memset(wanted, 0, 5);
+    for (int i = 0; i < 512; i++) {
+        uint8_t c = at[i] ^ at[0];
+        wanted[0] |= c;
+        for (int s = 1; s < 5; s++)
+            wanted[s] |= c ^ (uint8_t)(c << s | c >> (8 - s));
+    }
+    CHECK(!memcmp(vary, wanted, 5), "relate");
+    for (size_t n = 0; n < 300; n += 1 + below(40)) {
+        memcpy(out, block, sizeof block);
+        set->affine(out + 3, n, k, x);
+        for (size_t i = 0; i < sizeof block; i++)
+            again[i] = i >= 3 && i < 3 + n ? (uint8_t)((block[i] & k) ^ x) : block[i];
+        CHECK(!memcmp(out, again, sizeof block), "affine of %zu", n);
+    }
+}
+
+static void test_words(void)
+{
+    uint64_t words[130], kept[130], entries[512], keep, toggle, most = 0, sum = 0;
+    size_t n = below(130);
+    uint8_t k = byte(), x = byte(), vary = 0;
+    int idle = 0;
+    for (size_t i = 0; i < n; i++) {
+        words[i] = any() >> below(60);
+        most = words[i] > most ? words[i] : most;
+        for (int bit = 0; bit < 64; bit++)
+            sum += words[i] >> bit & 1;
+    }
+    CHECK(set->largest(words, n) == most, "largest of %zu", n);
+    CHECK(set->popcount(words, n) == sum, "popcount of %zu", n);
+    for (int i = 0; i < 512; i++) {
+        entries[i] = below(2) ? uniform(byte() & 3) : any() & any();
+        vary |= varying_of(entries[i]) | (first_of(entries[i]) ^ first_of(entries[0]));
+    }
+    CHECK(set->summary(entries) == vary, "summary");
+    keep = 0xffffffff | (uint64_t)k * 0x01010101 << 32;
+    toggle = (uint64_t)x << 40 | (uint64_t)x << 56;
+    memcpy(words, entries, sizeof words);
+    memcpy(kept, entries, sizeof kept);
+    for (size_t i = 0; i < n; i++) {
+        kept[i] = (kept[i] & keep) ^ toggle;
+        idle |= (uint32_t)kept[i] != 0 && varying_of(kept[i]) == 0;
+    }
+    CHECK((set->apply(words, n, keep, toggle) != 0) == idle, "apply to %zu tells of idle handles", n);
+    CHECK(!memcmp(words, kept, sizeof words), "apply to %zu", n);
+}
+
+/* ---- the blocks of a node ---- */
+
+static uint8_t after(uint64_t entry, unsigned page, uint8_t k, uint8_t x)
+{
+    return (uint8_t)((value_of(entry, 2, page) & k) ^ x);
+}
+
+/* Whether a kernel leaves a block to its caller. */
+static int is_left(uint64_t entry, uint8_t k) { return varying_of(entry) & k && entry & KVMATTR_LINE; }
+
+static void test_node(void)
+{
+    static uint64_t entries[512];
+    static uint8_t out[512 * 512], first[512], last[512];
+    uint64_t left[8], sum = 0, counted = 0;
+    uint8_t k = below(2) ? 0xff : byte(), x = byte(), mask = byte(), want = byte() & mask;
+    int n = 1 + (int)below(512);
+    arena_empty();
+    some_node(entries);
+    set->pages(bias, entries, n, k, x, out, left);
+    for (int i = 0; i < n; i++) {
+        CHECK((int)(left[i / 64] >> (i % 64) & 1) == is_left(entries[i], k), "pages leaves block %d", i);
+        left_blocks += is_left(entries[i], k);
+        for (unsigned page = 0; page < 512 && !is_left(entries[i], k); page++)
+            CHECK(out[512 * i + (int)page] == after(entries[i], page, k, x), "pages, block %d, page %u", i, page);
+    }
+    for (int i = n; i < 512; i++)
+        CHECK(!(left[i / 64] >> (i % 64) & 1), "pages leaves block %d of %d", i, n);
+    uint64_t edges = set->edges(bias, entries, n, k, x, first, last, left);
+    for (int i = 0; i < n; i++) {
+        CHECK((int)(left[i / 64] >> (i % 64) & 1) == is_left(entries[i], k), "edges leaves block %d", i);
+        CHECK(first[i] == after(entries[i], 0, k, x), "edges, first page of block %d", i);
+        if (is_left(entries[i], k))
+            continue;
+        CHECK(last[i] == after(entries[i], 511, k, x), "edges, last page of block %d", i);
+        for (unsigned page = 1; page < 512; page++)
+            sum += after(entries[i], page, k, x) != after(entries[i], page - 1, k, x);
+    }
+    CHECK(edges == sum, "edges: %llu, counted %llu", (unsigned long long)edges, (unsigned long long)sum);
+    uint64_t count = set->count(bias, entries, k, x, want, mask, left);
+    for (int i = 0; i < 512; i++) {
+        int open = varying_of(entries[i]) & k & mask && entries[i] & KVMATTR_LINE;
+        CHECK((int)(left[i / 64] >> (i % 64) & 1) == open, "count leaves block %d", i);
+        for (unsigned page = 0; page < 512 && !open; page++)
+            counted += ((after(entries[i], page, k, x) ^ want) & mask) == 0;
+    }
+    CHECK(count == counted, "count: %llu, counted %llu", (unsigned long long)count, (unsigned long long)counted);
+}
+
+static void test_list_changes(void)
+{
+    static uint64_t entries[512];
+    kvmattr_change_list list;
+    uint8_t k = below(2) ? 0xff : byte(), x = byte(), value = byte();
+    uint64_t base = below(1 << 20) * 512;
+    int n = 1 + (int)below(40), blocks, at = 0;
+    arena_empty();
+    for (int i = 0; i < 512; i++)
+        entries[i] = below(3) ? some_leaf(0) : uniform((uint8_t)below(3));
+    if (below(2))
+        entries[below(40)] = below(2) ? some_line() : some_leaf(1 + (int)below(3));
+    list.value = value;
+    blocks = set->list_changes(bias, entries, n, k, x, base, &list);
+    for (int i = 0; i < blocks; i++)
+        for (int word = 0; word < 8; word++) {
+            uint64_t bits = 0;
+            uint8_t values[64];
+            for (unsigned bit = 0; bit < 64; bit++) {
+                values[bit] = after(entries[i], 64 * (unsigned)word + bit, k, x);
+                bits |= (uint64_t)(values[bit] != value) << bit;
+                value = values[bit];
+            }
+            if (!bits)
+                continue;
+            CHECK(at < list.count && list.bits[at] == bits, "list_changes: bits of block %d, word %d", i, word);
+            CHECK(list.gfn[at] == base + 512 * (uint64_t)i + 64 * (uint64_t)word, "list_changes: gfn");
+            uint8_t listed = (uint8_t)list.values[at], toggle = (uint8_t)(list.values[at] >> 8);
+            for (; bits; bits &= bits - 1, listed ^= toggle)
+                CHECK(listed == values[kvmattr_first_bit(bits)], "list_changes: values of block %d, word %d", i, word);
+            at++;
+        }
+    CHECK(at == list.count && list.value == value, "list_changes: %d of %d words", at, list.count);
+    cut_lists += blocks < n;
+    int most = (int)least((uint64_t)n, KVMATTR_LISTED_BLOCKS);
+    CHECK(blocks == most || (varying_of(entries[blocks]) & k && entries[blocks] & KVMATTR_TAG),
+          "list_changes ends at block %d of %d", blocks, most);
+}
+
+/* ---- walks ---- */
+
+static uint8_t slow_road(const kvmattr_walk *walk, uint64_t gfn)
+{
+    slow++;
+    return gfn >= walk->span ? walk->rest : value_of(walk->root, walk->level, gfn);
+}
+
+static kvmattr_walk some_walk(int pending)
+{
+    kvmattr_walk walk = {bias, 0, 0, 2 + (int)below(4), 3 + (int)below(2) * 20, 0, byte(), slow_road};
+    arena_empty();
+    walk.root = some_subtree(walk.level, pending);
+    while (walk.level > 2 && below(8) && (walk.root & 0xffffffff) % 512 != 0)       /* mostly a node */
+        walk.root = some_subtree(walk.level, pending);
+    walk.span = (uint64_t)1 << (9 * (walk.level - 1));
+    return walk;
+}
+
+/* A page, mostly of a block that is mixed where the root is a node. */
+static uint64_t some_gfn(const kvmattr_walk *walk, uint64_t pages)
+{
+    uint64_t gfn = below(pages);
+    for (int tries = 0; tries < 20; tries++) {
+        uint64_t entry = walk->root, at = least(gfn, walk->span - 1);
+        int level = walk->level;
+        while (level > 2 && (uint32_t)entry && (entry & 511) == 0) {
+            entry = kvmattr_words(bias, (uint32_t)entry)[at >> (9 * (level - 2)) & 511];
+            level--;
+        }
+        if (level == 2 && (uint32_t)entry)
+            break;
+        gfn = below(pages);
+        if (level > 2 || tries > 10)
+            gfn &= walk->span - 1;
+    }
+    return gfn;
+}
+
+static void test_take(void)
+{
+    enum { MOST = 300 };
+    static uint64_t gfns[MOST];
+    static uint8_t out[MOST + 1];
+    kvmattr_walk walk = some_walk(1);
+    size_t n = below(MOST);
+    for (size_t i = 0; i < n; i++)
+        gfns[i] = some_gfn(&walk, walk.span + (below(3) ? 0 : 1000));
+    out[n] = 0xaa;
+    set->take(&walk, gfns, out, n);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t value = gfns[i] >= walk.span ? walk.rest : value_of(walk.root, walk.level, gfns[i]);
+        CHECK(out[i] == value, "take: page %zu of %zu, level %d", i, n, walk.level);
+    }
+    CHECK(out[n] == 0xaa, "take writes beyond %zu pages", n);
+}
+
+/* Whether the change of a page is the write of a field; *block is then its block's entry. */
+static int plain_write(const kvmattr_walk *walk, uint64_t gfn, uint64_t last, uint8_t keep, uint8_t toggle, uint64_t *block)
+{
+    uint64_t entry = walk->root;
+    if (gfn >= walk->span || gfn == last || gfn % 0x40000 == 0)
+        return 0;
+    for (int level = walk->level; level > 2; level--) {
+        if ((uint32_t)entry == 0 || (entry & 511) != 0 || k_of(entry) != 0xff || x_of(entry))
+            return 0;
+        entry = kvmattr_words(bias, (uint32_t)entry)[gfn >> (9 * (level - 2)) & 511];
+    }
+    *block = entry;
+    if ((uint32_t)entry == 0 || entry & KVMATTR_LINE)
+        return 0;
+    /* Each field's new value must be one that a field stands for, and differ in no bit that has not varied. */
+    uint8_t k = k_of(entry), x = x_of(entry);
+    int wide = (int)(entry & 3);
+    for (unsigned field = 0; field < 1u << (1 << wide); field++) {
+        uint64_t word = field;
+        uint8_t changed = (uint8_t)(((((raw_field(&word, wide, 0) & k) ^ x) & keep) ^ toggle) ^ x);
+        int fits = 0;
+        for (unsigned other = 0; other < 1u << (1 << wide); other++) {
+            uint64_t stored = other;
+            fits |= (raw_field(&stored, wide, 0) & k) == changed;
+        }
+        if (!fits)
+            return 0;
+    }
+    return ((((first_of(entry) & keep) ^ toggle) ^ first_of(entry)) & ~varying_of(entry)) == 0;
+}
+
+static void test_locate(void)
+{
+    uint64_t gfns[KVMATTR_LOCATED], block;
+    uint8_t keep[KVMATTR_LOCATED], toggle[KVMATTR_LOCATED], before[512];
+    kvmattr_located located;
+    kvmattr_walk walk = some_walk(below(4) == 0);
+    int n = 1 + (int)below(KVMATTR_LOCATED);
+    size_t step = below(2);
+    uint64_t last = below(2) ? walk.span - 1 : below(walk.span);
+    for (int i = 0; i < n; i++) {
+        gfns[i] = below(8) ? some_gfn(&walk, walk.span) : some_gfn(&walk, walk.span + 100);
+        if (below(16) == 0)
+            gfns[i] &= below(2) ? ~(uint64_t)511 : ~(uint64_t)0x3ffff;
+        if (gfns[i] < walk.span && below(2)) {      /* a page that is not like the first of its block, if there is one */
+            uint64_t first = gfns[i] & ~(uint64_t)511;
+            uint8_t value = value_of(walk.root, walk.level, first);
+            for (unsigned other = 1; other < 512; other++)
+                if (value_of(walk.root, walk.level, first + other) != value)
+                    gfns[i] = first + other;
+        }
+    }
+    for (int i = 0; i < KVMATTR_LOCATED; i++) {
+        keep[i] = below(3) ? 0 : byte();
+        toggle[i] = byte();
+        if (below(4) == 0) {                /* one bit more, or less */
+            keep[i] = 0xff;
+            toggle[i] = (uint8_t)(1 << below(8));
+            continue;
+        }
+        if (i < n && gfns[i] < walk.span && below(4))       /* a value that a page near it has */
+            toggle[i] = value_of(walk.root, walk.level, (gfns[i] & ~(uint64_t)511) + below(512)) & (uint8_t)~keep[i];
+    }
+    set->locate(&walk, gfns, n, keep, toggle, step, last, &located);
+    for (int i = 0; i < n; i++) {
+        uint8_t k = keep[step * (size_t)i], x = toggle[step * (size_t)i];
+        int plain = plain_write(&walk, gfns[i], last, k, x, &block);
+        CHECK((int)(located.away >> i & 1) == !plain, "locate: page %d of %d away, level %d", i, n, walk.level);
+        CHECK((int)(located.firsts >> i & 1) == (gfns[i] % 512 == 0), "locate: page %d the first of its block", i);
+        away += !plain;
+        if (!plain)
+            continue;
+        int wide = (int)(block & 3);
+        uint64_t *leaf = kvmattr_words(bias, (uint32_t)block & ~7u), changes = 0;
+        unsigned page = (unsigned)(gfns[i] & 511);
+        CHECK(located.where[i] == leaf + ((page << wide) >> 6), "locate: the word of page %d", i);
+        CHECK((int)located.wide[i] == wide, "locate: the width of page %d", i);
+        for (unsigned other = 0; other < 512; other++)
+            before[other] = value_of(block, 2, other);
+        CHECK(kvmattr_write_located(&located, &located, i, i + 1, &changes) == i + 1, "write_located: page %d", i);
+        for (unsigned other = 0; other < 512; other++) {
+            uint8_t wanted = other == page ? (uint8_t)((before[other] & k) ^ x) : before[other];
+            CHECK(value_of(block, 2, other) == wanted, "locate: page %d writes page %u of its block", i, other);
+        }
+        CHECK(changes == (located.keep[i] != 0), "locate: page %d tells whether it changed", i);
+        /* Which bits of the fields did some page vary in before, and does none now? */
+        uint8_t varied = 0, varies = 0, raw = raw_field(leaf, wide, 0);
+        uint64_t old = located.toggle[i] ^ located.keep[i], new = located.toggle[i];
+        for (unsigned other = 0; other < 512; other++)
+            varies |= raw_field(leaf, wide, other) ^ raw;
+        *located.where[i] = old;
+        raw = raw_field(leaf, wide, 0);
+        for (unsigned other = 0; other < 512; other++)
+            varied |= raw_field(leaf, wide, other) ^ raw;
+        *located.where[i] = new;
+        CHECK((int)(set->lost(&located, i, i + 1) >> i & 1) == ((varied & ~varies) != 0), "lost: page %d", i);
+        lost += (varied & ~varies) != 0;
+        written += changes != 0;
+        unchanged += changes == 0;
+    }
+}
+
+static int run(const char *name, uint64_t seed)
+{
+    set = kvmattr_choose(name);
+    if (!set) {
+        printf("%s: not of this machine\n", name);
+        return 0;
+    }
+    failures = written = unchanged = away = lost = slow = left_blocks = cut_lists = 0;
+    state = seed * 0x9e3779b97f4a7c15ULL | 1;
+    for (int round = 0; round < 300; round++) {
+        test_blocks();
+        test_words();
+        test_list_changes();
+        test_take();
+        test_locate();
+        if (round % 10 == 0)
+            test_node();
+    }
+    if (!failures && !(written > 50 && unchanged > 50 && away > 100 && lost > 2 && slow > 100 && left_blocks > 10
+                       && cut_lists > 10)) {
+        failures = 1;
+        printf("%s: the rounds met too little of something: written %d, unchanged %d, away %d, lost %d, slow %d, left %d, "
+               "cut %d\n", name, written, unchanged, away, lost, slow, left_blocks, cut_lists);
+    }
+    if (failures)
+        printf("%s: %d failures with seed %llu\n", name, failures, (unsigned long long)seed);
+    else
+        printf("%s: as it should be\n", name);
+    return failures;
+}
+
+int main(int count, char **words)
+{
+    uint64_t seed = count > 1 ? strtoull(words[1], NULL, 10) : 1;
+    return (run("portable", seed) + run("avx2", seed) + run("avx512", seed)) != 0;
+}
