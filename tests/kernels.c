@@ -226,6 +226,15 @@ static void test_blocks(void)
         set->pack(out, wide, x, packed);
         CHECK(!memcmp(words, packed, 8 * (size_t)count), "pack undoes spread, wide %d", wide);
     }
+    arena_empty();
+    uint64_t line = some_line();
+    if ((uint32_t)line) {
+        set->spread(kvmattr_words(bias, (uint32_t)line & ~7u), KVMATTR_LINE, k, x, out);
+        for (unsigned i = 0; i < 512; i++) {
+            uint8_t raw = value_of(entry_of((uint32_t)line, 0xff, 0, 0, 0), 2, i);
+            CHECK(out[i] == (uint8_t)((raw & k) ^ x), "spread of a run line, page %u", i);
+        }
+    }
     set->expand(words, k, x, out);
     for (int i = 0; i < 512; i++)
         CHECK(out[i] == (uint8_t)((words[i / 64] >> (i % 64) & 1 ? k : 0) ^ x), "expand, page %d", i);
@@ -303,18 +312,14 @@ static void test_node(void)
     int n = 1 + (int)below(512);
     arena_empty();
     some_node(entries);
-    set->pages(bias, entries, n, k, x, out, left);
-    for (int i = 0; i < n; i++) {
-        CHECK((int)(left[i / 64] >> (i % 64) & 1) == is_left(entries[i], k), "pages leaves block %d", i);
-        left_blocks += is_left(entries[i], k);
-        for (unsigned page = 0; page < 512 && !is_left(entries[i], k); page++)
+    set->pages(bias, entries, n, k, x, out);
+    for (int i = 0; i < n; i++)
+        for (unsigned page = 0; page < 512; page++)
             CHECK(out[512 * i + (int)page] == after(entries[i], page, k, x), "pages, block %d, page %u", i, page);
-    }
-    for (int i = n; i < 512; i++)
-        CHECK(!(left[i / 64] >> (i % 64) & 1), "pages leaves block %d of %d", i, n);
     uint64_t edges = set->edges(bias, entries, n, k, x, first, last, left);
     for (int i = 0; i < n; i++) {
         CHECK((int)(left[i / 64] >> (i % 64) & 1) == is_left(entries[i], k), "edges leaves block %d", i);
+        left_blocks += is_left(entries[i], k);
         CHECK(first[i] == after(entries[i], 0, k, x), "edges, first page of block %d", i);
         if (is_left(entries[i], k))
             continue;
