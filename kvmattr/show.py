@@ -1,7 +1,7 @@
-"""Draw a map: as text, one line a run as in /proc/PID/maps, or as a picture of the address space.
+"""Show a guest's memory map: as text, one line a run as in /proc/PID/maps, or as a picture of the address space.
 
-What is drawn is a trace (any format that replay reads) at its end or at a line or time, or a map that
-AttributeMap.save wrote; of a trace also what became of a page, and a timeline of all of it.
+FILE is a trace (any format that replay reads) or a map that AttributeMap.save wrote. Of a trace the end is shown, or
+the state at a line or time (--at), each line that changed a page (--history), or all of it over time (--timeline).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvmattr.trace.moments import until
 from kvmattr.trace.text import remarks
 from kvmattr.vm import VM
 
-HELP = "draw a map, a trace's end or a saved file, as text or as a picture"
+HELP = "show the memory map of a trace or a saved map, as text or as a picture"
 
 #: A saved map begins with this, a trace with text.
 _SAVED = b"kvmattr\x1a"

@@ -1,4 +1,4 @@
-"""Has performance changed? Counts first, then scaling, memory, claims; time only against a git ref, in pairs.
+"""Has your code become slower? Judges counts, how they grow, memory and claims; with --base also time.
 
 Exit codes: 0 pass, 1 regression, 2 usage, 3 could not tell.
 
@@ -28,7 +28,7 @@ from kvmattr.gate.verdict import EXIT_USAGE, CannotTell, Report, Usage, Verdict
 from kvmattr.measure import writing
 from kvmattr.measure.status import overwritten
 
-HELP = "judge performance by counts, scaling, memory, claims and paired times, for CI"
+HELP = "fail a build in CI when code has become slower"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="a .py file, the name of an entry point in 'kvmattr.gate', or 'own' (may be "
                         "repeated; default: own in kvmattr's source tree, else all entry points)")
     parser.add_argument("--baseline", type=Path, default=Path("bench/baseline.json"), metavar="FILE",
-                        help="the committed counts, bytes and slopes (default: %(default)s)")
+                        help="the file with the numbers that were accepted (default: %(default)s)")
     parser.add_argument("--update-baseline", action="store_true",
-                        help="write what is measured now to the baseline")
+                        help="accept what is measured now: write the baseline")
     parser.add_argument("--base", metavar="REF", help="also judge the time against this git ref: of the project in "
                         "the current directory, or of kvmattr in its source tree")
     parser.add_argument("--project", type=Path, metavar="DIR",

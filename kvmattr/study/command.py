@@ -1,12 +1,12 @@
 """What does converting a page cost, by attributes and by memslots?
 
-Runs scenarios x sizes x backends in interleaved rounds and prints medians, ratios within one kind of backend,
-and what follows from them in words. What is done is written after each unit: Ctrl-C, SIGTERM, SIGHUP and a
-closed pipe lose nothing.
+Measures each scenario at each size on each backend, in rounds in which the backends take turns. Prints medians,
+ratios to a reference of the same kind, and sentences that say what follows. Results are written after each size of
+a scenario, so Ctrl-C, SIGTERM, SIGHUP and a closed pipe lose nothing.
 
-Exit codes: 0; 1 a cell was wrong or ended in an error, which the report tells; 2 a bad option, or a file that
-could not be written (all others are); 3 nothing was measured; 130, 143, 129 and 141 after Ctrl-C, SIGTERM,
-SIGHUP and a closed pipe.
+Exit codes: 0 measured; 1 a cell was wrong or ended in an error, as the report says; 2 a bad option, or a file that
+could not be written (all others are); 3 nothing was measured; 130, 143, 129 and 141 after Ctrl-C, SIGTERM, SIGHUP
+and a closed pipe.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Replay recorded operations: what a VMM's memslots cost, and what attributes would.
+"""Replay recorded operations: what they cost by memslots, and what they would cost by attributes.
 
-A trace is in the native format, a log of QEMU's -trace kvm_set_user_memory or kvm_convert_memory, an strace
-log, or the kernel's kvm_vm_set_mem_attributes events; plain, gzip, xz or zstd; - is standard input.
+TRACE is a log of QEMU (-trace kvm_set_user_memory or kvm_convert_memory), of strace or of the kernel's event
+kvm_vm_set_mem_attributes, or a trace in the native format; plain, gzip, xz or zstd; - is standard input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kvmattr.trace.text import summary_text
 from kvmattr.trace.trace import Trace
 from kvmattr.trace.writing import write
 
-HELP = "replay recorded operations by memslots and by attributes"
+HELP = "show what recorded operations cost by memslots and by attributes"
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
