@@ -80,7 +80,11 @@ KVM_EXIT_HLT = 5
 KVM_EXIT_MMIO = 6
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_INTR = 10
+KVM_EXIT_INTERNAL_ERROR = 17
 KVM_EXIT_MEMORY_FAULT = 39
+
+#: ``internal.suberror`` of KVM_EXIT_INTERNAL_ERROR: an instruction that KVM could not fetch or emulate.
+KVM_INTERNAL_ERROR_EMULATION = 1
 
 #: Flags of KVM_EXIT_MEMORY_FAULT. Linux defines PRIVATE alone; the access bits are the VSM series'.
 KVM_MEMORY_EXIT_FLAG_READ = 1 << 0
@@ -103,20 +107,46 @@ KVM_EINVAL = 22
 
 # Capabilities and VM types ---------------------------------------------------------------------------------
 
+KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
+KVM_CAP_SET_TSS_ADDR = 4
+KVM_CAP_EXT_CPUID = 7
 KVM_CAP_NR_VCPUS = 9
 KVM_CAP_NR_MEMSLOTS = 10
+KVM_CAP_MP_STATE = 14
+KVM_CAP_COALESCED_MMIO = 15
 KVM_CAP_SYNC_MMU = 16
 KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21
+KVM_CAP_USER_NMI = 22
+KVM_CAP_SET_GUEST_DEBUG = 23
+KVM_CAP_IRQ_ROUTING = 25
 KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30
+KVM_CAP_IRQFD = 32
+KVM_CAP_PIT2 = 33
+KVM_CAP_PIT_STATE2 = 35
+KVM_CAP_IOEVENTFD = 36
+KVM_CAP_SET_IDENTITY_MAP_ADDR = 37
+KVM_CAP_ADJUST_CLOCK = 39
+KVM_CAP_INTERNAL_ERROR_DATA = 40
+KVM_CAP_VCPU_EVENTS = 41
+KVM_CAP_DEBUGREGS = 50
+KVM_CAP_ENABLE_CAP = 54
+KVM_CAP_XSAVE = 55
+KVM_CAP_XCRS = 56
+KVM_CAP_TSC_CONTROL = 60
+KVM_CAP_GET_TSC_KHZ = 61
 KVM_CAP_MAX_VCPUS = 66
+KVM_CAP_SIGNAL_MSI = 77
 KVM_CAP_READONLY_MEM = 81
 KVM_CAP_ENABLE_CAP_VM = 98
 KVM_CAP_CHECK_EXTENSION_VM = 105
 KVM_CAP_MULTI_ADDRESS_SPACE = 118
+KVM_CAP_IOEVENTFD_ANY_LENGTH = 122
 KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_IMMEDIATE_EXIT = 136
+KVM_CAP_SREGS2 = 200
 KVM_CAP_EXIT_HYPERCALL = 201
+KVM_CAP_XSAVE2 = 208
 KVM_CAP_USER_MEMORY2 = 231
 KVM_CAP_MEMORY_FAULT_INFO = 232
 KVM_CAP_MEMORY_ATTRIBUTES = 233
@@ -273,8 +303,12 @@ class _run_memory_fault(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("gpa", ctypes.c_uint64), ("size", ctypes.c_uint64))
 
 
+class _run_internal(ctypes.Structure):
+    _fields_ = (("suberror", ctypes.c_uint32), ("ndata", ctypes.c_uint32), ("data", ctypes.c_uint64 * 16))
+
+
 class _run_exit(ctypes.Union):
-    _fields_ = (("mmio", _run_mmio), ("hypercall", _run_hypercall), ("memory_fault", _run_memory_fault),
+    _fields_ = (("internal", _run_internal), ("mmio", _run_mmio), ("hypercall", _run_hypercall), ("memory_fault", _run_memory_fault),
                 ("padding", ctypes.c_uint8 * 256))
 
 
@@ -322,6 +356,11 @@ def _request(direction: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | KVMIO << 8 | number
 
 
+def is_request(name: str, value: object) -> bool:
+    """Whether a name of this module with its value is a request of KVM."""
+    return name.startswith("KVM_") and isinstance(value, int) and value >= KVMIO << 8 and value >> 8 & 0xFF == KVMIO
+
+
 def size_of(request: int) -> int:
     """Bytes of a request's structure, 0 if it takes none."""
     return request >> 16 & 0x3FFF
@@ -350,3 +389,60 @@ KVM_SUPPORTED_MEMORY_ATTRIBUTES = _request(_READ, 0xD3, ctypes.sizeof(supported_
 KVM_CREATE_GUEST_MEMFD = _request(_READ | _WRITE, 0xD4, ctypes.sizeof(kvm_create_guest_memfd))
 KVM_SET_MEMORY_ATTRIBUTES2 = _request(_READ | _WRITE, 0xD2, ctypes.sizeof(kvm_memory_attributes2))
 KVM_PRE_FAULT_MEMORY = _request(_READ | _WRITE, 0xD5, ctypes.sizeof(kvm_pre_fault_memory))
+
+# State that a program sets up before its first KVM_RUN, by the sizes of x86-64's structures; MSRs and CPUID follow a
+# header of that size.
+KVM_GET_MSR_INDEX_LIST = _request(_READ | _WRITE, 0x02, 4)
+KVM_GET_SUPPORTED_CPUID = _request(_READ | _WRITE, 0x05, 8)
+KVM_GET_MSR_FEATURE_INDEX_LIST = _request(_READ | _WRITE, 0x0a, 4)
+KVM_GET_DIRTY_LOG = _request(_WRITE, 0x42, 16)
+KVM_SET_NR_MMU_PAGES = _request(0, 0x44, 0)
+KVM_SET_TSS_ADDR = _request(0, 0x47, 0)
+KVM_SET_IDENTITY_MAP_ADDR = _request(_WRITE, 0x48, 8)
+KVM_GET_IRQCHIP = _request(_READ | _WRITE, 0x62, 520)
+KVM_SET_IRQCHIP = _request(_READ, 0x63, 520)
+KVM_REGISTER_COALESCED_MMIO = _request(_WRITE, 0x67, 16)
+KVM_UNREGISTER_COALESCED_MMIO = _request(_WRITE, 0x68, 16)
+KVM_SET_GSI_ROUTING = _request(_WRITE, 0x6a, 8)
+KVM_IRQFD = _request(_WRITE, 0x76, 32)
+KVM_CREATE_PIT2 = _request(_WRITE, 0x77, 64)
+KVM_IOEVENTFD = _request(_WRITE, 0x79, 64)
+KVM_SET_CLOCK = _request(_WRITE, 0x7b, 48)
+KVM_GET_CLOCK = _request(_READ, 0x7c, 48)
+KVM_GET_REGS = _request(_READ, 0x81, 144)
+KVM_SET_REGS = _request(_WRITE, 0x82, 144)
+KVM_GET_SREGS = _request(_READ, 0x83, 312)
+KVM_SET_SREGS = _request(_WRITE, 0x84, 312)
+KVM_INTERRUPT = _request(_WRITE, 0x86, 4)
+KVM_GET_MSRS = _request(_READ | _WRITE, 0x88, 8)
+KVM_SET_MSRS = _request(_WRITE, 0x89, 8)
+KVM_SET_SIGNAL_MASK = _request(_WRITE, 0x8b, 4)
+KVM_GET_FPU = _request(_READ, 0x8c, 416)
+KVM_SET_FPU = _request(_WRITE, 0x8d, 416)
+KVM_GET_LAPIC = _request(_READ, 0x8e, 1024)
+KVM_SET_LAPIC = _request(_WRITE, 0x8f, 1024)
+KVM_SET_CPUID2 = _request(_WRITE, 0x90, 8)
+KVM_GET_CPUID2 = _request(_READ | _WRITE, 0x91, 8)
+KVM_TPR_ACCESS_REPORTING = _request(_READ | _WRITE, 0x92, 40)
+KVM_GET_MP_STATE = _request(_READ, 0x98, 4)
+KVM_SET_MP_STATE = _request(_WRITE, 0x99, 4)
+KVM_NMI = _request(0, 0x9a, 0)
+KVM_SET_GUEST_DEBUG = _request(_WRITE, 0x9b, 72)
+KVM_X86_SETUP_MCE = _request(_WRITE, 0x9c, 8)
+KVM_X86_GET_MCE_CAP_SUPPORTED = _request(_READ, 0x9d, 8)
+KVM_GET_VCPU_EVENTS = _request(_READ, 0x9f, 64)
+KVM_SET_VCPU_EVENTS = _request(_WRITE, 0xa0, 64)
+KVM_GET_PIT2 = _request(_READ, 0x9f, 112)
+KVM_SET_PIT2 = _request(_WRITE, 0xa0, 112)
+KVM_GET_DEBUGREGS = _request(_READ, 0xa1, 128)
+KVM_SET_DEBUGREGS = _request(_WRITE, 0xa2, 128)
+KVM_SET_TSC_KHZ = _request(0, 0xa2, 0)
+KVM_GET_TSC_KHZ = _request(0, 0xa3, 0)
+KVM_GET_XSAVE = _request(_READ, 0xa4, 4096)
+KVM_SET_XSAVE = _request(_WRITE, 0xa5, 4096)
+KVM_GET_XCRS = _request(_READ, 0xa6, 392)
+KVM_SET_XCRS = _request(_WRITE, 0xa7, 392)
+KVM_KVMCLOCK_CTRL = _request(0, 0xad, 0)
+KVM_GET_SREGS2 = _request(_READ, 0xcc, 320)
+KVM_SET_SREGS2 = _request(_WRITE, 0xcd, 320)
+KVM_GET_XSAVE2 = _request(_READ, 0xcf, 4096)

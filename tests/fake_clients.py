@@ -81,7 +81,7 @@ def system():
         "memory call": ioctl(kvm, uapi.KVM_SET_MEMORY_ATTRIBUTES, bytes(32)),
         "unknown": ioctl(kvm, 0xAE7E),
         "not KVM's": ioctl(kvm, 0x5401, bytes(64)),
-        "read": call(os.read, kvm, 1) == b"",
+        "read": call(os.read, kvm, 1), "written": call(os.write, kvm, b"x"),
         "mapped": call(mmap.mmap, kvm, PAGE),
         "allocated": allocate(kvm, 0, 0, PAGE),
     }
@@ -128,6 +128,7 @@ def memory():
         "hole": allocate(file, 3, 0, PAGE),
         "half a hole": allocate(file, 3, 0, 1),
         "truncated": call(os.ftruncate, file, 0),
+        "size": [os.fstat(file).st_size, os.fstat(file).st_blksize],
         "mapped": call(mmap.mmap, file, PAGE),
     }
 
@@ -316,6 +317,64 @@ def beyond():
     vm = ioctl(kvm, uapi.KVM_CREATE_VM, 0)
     return [region(vm, 0, 1 << 33, 1 << 20), region(vm, 1, 0, 1 << 20), attributes(vm, 0, PAGE, 1 << 5),
             ioctl(kvm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_NR_MEMSLOTS)]
+
+
+def kept():
+    """What is set up before the first KVM_RUN comes back as it was set; lists in their own sizes."""
+    kvm = device()
+    vm = machine()
+    vcpu, _ = vcpu_of(vm)
+    seen = {}
+    for name in ("REGS", "SREGS", "SREGS2", "FPU", "LAPIC", "MP_STATE", "VCPU_EVENTS", "DEBUGREGS", "XSAVE", "XCRS",
+                 "CLOCK", "PIT2"):
+        put, get = getattr(uapi, f"KVM_SET_{name}"), getattr(uapi, f"KVM_GET_{name}")
+        of, size = vm if name in ("CLOCK", "PIT2") else vcpu, uapi.size_of(get)
+        first, second = bytearray(b"?" * size), bytearray(size)
+        ioctl(of, get, first)
+        there = os.urandom(size)
+        seen[name] = [first == bytes(size), ioctl(of, put, there), ioctl(of, get, second), second == there]
+    entries = bytearray(8 + 40 * 64)
+    seen["too short"] = ioctl(kvm, uapi.KVM_GET_SUPPORTED_CPUID, entries[:8])
+    entries[0] = 64
+    seen["cpuid"] = [ioctl(kvm, uapi.KVM_GET_SUPPORTED_CPUID, entries), entries[0]]
+    given = bytes(entries[:8 + 40 * entries[0]])
+    back = bytearray(b"\x40" + bytes(7 + 40 * 64))
+    seen["kept cpuid"] = [ioctl(vcpu, uapi.KVM_SET_CPUID2, given), ioctl(vcpu, uapi.KVM_GET_CPUID2, back),
+                          bytes(back[:len(given)]) == given]
+    msrs = bytearray(8 + 2 * 16)
+    msrs[0], msrs[8], msrs[16], msrs[24], msrs[32] = 2, 0x10, 77, 0x11, 88
+    seen["set msrs"] = ioctl(vcpu, uapi.KVM_SET_MSRS, msrs)
+    msrs[16] = msrs[32] = 0
+    seen["msrs"] = [ioctl(vcpu, uapi.KVM_GET_MSRS, msrs), msrs[16], msrs[32]]
+    nowhere = mmap.mmap(-1, PAGE)
+    nowhere[PAGE - 8] = 2
+    place = ctypes.addressof(ctypes.c_char.from_buffer(nowhere)) + PAGE - 8
+    libc.munmap(ctypes.c_void_p(place + 8), PAGE)
+    seen["list nowhere"] = raw(vcpu, uapi.KVM_SET_MSRS, place)
+    seen["too many"] = [ioctl(vcpu, uapi.KVM_SET_MSRS, b"\xff\xff" + bytes(6)),
+                        ioctl(vcpu, uapi.KVM_SET_CPUID2, b"\xff\xff" + bytes(6))]
+    seen["tsc"] = [ioctl(vcpu, uapi.KVM_SET_TSC_KHZ, 1234), ioctl(vcpu, uapi.KVM_GET_TSC_KHZ)]
+    chip = bytearray(b"\1" + bytes(519))
+    seen["chip"] = [ioctl(vm, uapi.KVM_GET_IRQCHIP, chip), ioctl(vm, uapi.KVM_GET_IRQCHIP, b"\7" + bytes(519))]
+    seen["accepted"] = [ioctl(vm, uapi.KVM_IOEVENTFD, bytes(64)), ioctl(vm, uapi.KVM_SET_TSS_ADDR, 1),
+                        ioctl(vcpu, uapi.KVM_NMI)]
+    seen["elsewhere"] = [ioctl(vm, uapi.KVM_SET_REGS, bytes(144)), ioctl(vcpu, uapi.KVM_IOEVENTFD, bytes(64)),
+                         ioctl(kvm, uapi.KVM_SET_REGS, bytes(144))]
+    return seen
+
+
+def whole_files():
+    """Where a file is private as a whole, every access to a mapping of it is SIGBUS."""
+    vm = ioctl(device(), uapi.KVM_CREATE_VM, 0)
+    ends = []
+    for flags in (MMAP | INIT_SHARED, MMAP):
+        child = os.fork()
+        if not child:
+            with mmap.mmap(guest_memfd(ioctl(device(), uapi.KVM_CREATE_VM, 0), PAGE, flags), PAGE) as mapped:
+                mapped[0] = 1
+            os._exit(0)
+        ends.append(os.waitpid(child, 0)[1])
+    return {"ends": ends, "vm": vm > 0}
 
 
 def dying():

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -78,7 +79,7 @@ def test_the_device():
         assert seen_by(fake, "system") == {
             "version": 12, "version of 1": "EINVAL", "mapping": 12288,
             "types": [False, False, True, True, True, True], "memory call": "EINVAL", "unknown": "ENOTTY",
-            "not KVM's": "ENOTTY", "read": True, "mapped": "ENODEV", "allocated": "ENODEV"}
+            "not KVM's": "ENOTTY", "read": "EAGAIN", "written": "EBADF", "mapped": "ENODEV", "allocated": "ENODEV"}
         assert fake.unknown == {("/dev/kvm", 0xAE7E): 1}
         assert [vm.memslots.private_memory for vm in fake.vms] == [False, True]
 
@@ -99,7 +100,7 @@ def test_memory_calls_reach_the_model():
             "no file": "EBADF", "device": "EINVAL", "another kind": "EINVAL", "foreign": "EINVAL", "private": 0,
             "flags": "EINVAL", "unaligned": "EINVAL", "on the file": "ENOTTY", "on a pipe": "ENOTTY",
             "on a socket": "ENOTTY", "file flags": "EINVAL", "hole": 0, "half a hole": "EINVAL",
-            "truncated": "EINVAL", "mapped": "ENODEV"}
+            "truncated": "EINVAL", "size": [1 << 20, 4096], "mapped": "ENODEV"}
         vm = fake.vms[0]
         assert vm.attributes.runs(0, 6).tolist() == [(0, 1, 0), (1, 4, 8), (4, 6, 0)]
         assert [(slot.id, slot.start, slot.stop) for slot in vm.memslots] == [(0, 0, 256), (2, 256, 512)]
@@ -167,6 +168,27 @@ def test_programs_of_one_server_have_their_own_vms(client):
                    for _ in range(3)]
         assert [each.wait(SECONDS) for each in running] == [0, 0, 0]
         assert [vm.attributes.count(0, 1 << 20, 8) for vm in fake.vms] == [16000] * 3
+
+
+def test_what_is_set_up_before_the_first_run_is_kept():
+    with FakeKVM() as fake:
+        seen = seen_by(fake, "kept")
+        for name in ("REGS", "SREGS", "SREGS2", "FPU", "LAPIC", "MP_STATE", "VCPU_EVENTS", "DEBUGREGS", "XSAVE", "XCRS",
+                     "CLOCK", "PIT2"):
+            assert seen.pop(name) == [True, 0, 0, True], name
+        assert seen == {
+            "too short": "E2BIG", "cpuid": [0, 10], "kept cpuid": [0, 0, True], "set msrs": 2, "msrs": [2, 77, 88],
+            "list nowhere": "EFAULT", "too many": ["E2BIG", "E2BIG"], "tsc": [0, 1234], "chip": [0, "EINVAL"],
+            "accepted": [0, 0, 0], "elsewhere": ["ENOTTY", "EINVAL", "EINVAL"]}
+        assert set(fake.without_effect) == {
+            ("anon_inode:kvm-vm", uapi.KVM_IOEVENTFD), ("anon_inode:kvm-vm", uapi.KVM_SET_TSS_ADDR),
+            ("anon_inode:kvm-vcpu", uapi.KVM_NMI)}
+        assert fake.unknown == {}
+
+
+def test_a_mapping_of_a_private_file_is_sigbus():
+    with FakeKVM("linux-7.2") as fake:
+        assert seen_by(fake, "whole_files") == {"ends": [0, signal.SIGBUS], "vm": True}
 
 
 # Who cannot be caught ----------------------------------------------------------------------------------------

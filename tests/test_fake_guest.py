@@ -29,7 +29,7 @@ write 0x100000 8 private     # not private yet
 hypercall map_gpa_range 0x1000 2 shared
 halt
 vcpu 1
-read 0x200000
+exec 0x200000
 """
 
 
@@ -43,10 +43,10 @@ def test_a_vcpu_plays_its_lines():
             "immediate": ["EINTR", uapi.KVM_EXIT_INTR],
             "halt": [0, uapi.KVM_EXIT_HLT], "end": [[0, uapi.KVM_EXIT_SHUTDOWN]] * 2,
             "other": ["EEXIST", "EINVAL", "EINVAL", "ENOTTY"],
-            "second": [0, uapi.KVM_EXIT_MMIO, 0x200000, 1, 0]}
+            "second": [0, uapi.KVM_EXIT_INTERNAL_ERROR]}
         (guest,) = fake.guests
         assert [(each.call.gpa, each.call.npages, each.result) for each in guest.hypercalls] == [(0x1000, 2, -22)]
-        assert (guest.line(0), guest.line(1), guest.line(7)) == (None, None, None)
+        assert (guest.line(0), guest.line(1), guest.line(7)) == (None, 8, None)
 
 
 def test_a_hypercall_that_does_not_leave_is_answered_by_kvm():

@@ -86,6 +86,9 @@ def _tell_the_end(server: Server, name: str) -> None:
     vms = len(kept.vms)
     tell(f"fake: {server.calls:,} call{'s' * (server.calls != 1)} answered as {kept.profile.name}, "
          f"{vms} VM{'s' * (vms != 1)}")
+    if kept.without_effect:
+        requests = dict.fromkeys(name_of(request) for _, request in kept.without_effect)
+        tell(f"fake: accepted without effect: {', '.join(requests)}")
     unknown = kept.unknown.most_common()
     for (kind, request), count in unknown[:_LISTED]:
         tell(f"fake: not in the model, ENOTTY: {name_of(request)} on {kind}, {count:,} time{'s' * (count != 1)}")

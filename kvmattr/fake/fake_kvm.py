@@ -58,6 +58,11 @@ class FakeKVM:
         return dict(self._kept.unknown)
 
     @property
+    def without_effect(self) -> dict[tuple[str, int], int]:
+        """What was accepted and has no effect on anything here, as ``unknown`` has it."""
+        return dict(self._kept.without_effect)
+
+    @property
     def calls(self) -> int:
         """Calls that were answered."""
         return self._server.calls

@@ -14,7 +14,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from kvmattr import uapi
+from kvmattr.fake import state
 from kvmattr.fake.script import Guest, Script
+from kvmattr.fake.state import Ask, State
 from kvmattr.fake.wire import Question
 from kvmattr.hosts import Host
 from kvmattr.profiles import Profile
@@ -43,14 +45,6 @@ class Answer(NamedTuple):
     file: File | None = None
 
 
-class Ask(NamedTuple):
-    """What must be known before an answer: what descriptor ``address`` is, or ``length`` bytes at it."""
-
-    question: Question
-    address: int
-    length: int = 0
-
-
 #: A call that must ask first: it yields questions and is sent what came back, None for what is not there.
 Asking = Generator[Ask, Any, Answer]
 Answering = Answer | Asking
@@ -66,6 +60,8 @@ class Kept:
         self.guests: list[Guest] = []
         #: (what it was asked of, request) -> how often.
         self.unknown: Counter[tuple[str, int]] = Counter()
+        #: The same of what was accepted and has no effect.
+        self.without_effect: Counter[tuple[str, int]] = Counter()
         # What the device answers: KVM_CHECK_EXTENSION of it speaks of all VM types.
         self.types = {uapi.KVM_X86_DEFAULT_VM: self.make(private=False),
                       uapi.KVM_X86_SW_PROTECTED_VM: self.make(private=True)}
@@ -102,8 +98,31 @@ class File:
         """mmap(2): the descriptor of the memory to map."""
         raise OSError(ENODEV, f"{self.kind}: cannot be mapped")
 
+    @property
+    def size(self) -> int | None:
+        """What fstat(2) says of its size; None where that has nothing to say."""
+        return None
+
     def closed(self) -> None:
         """Its last descriptor is gone."""
+
+    def _answer_by(self, kept: State, asked: Asked) -> Answering | None:
+        """What the file's kept state answers, None for what it does not know."""
+        request, structure = asked.request, asked.structure
+        answering: Answering | None = None
+        if not uapi.size_of(request):
+            result = kept.number(request, asked.argument)
+            answering = None if result is None else Answer(result)
+        elif structure is not None:
+            out = kept.plain(request, structure)
+            if out is not None:
+                answering = Answer(0, out or None)
+            else:
+                listed = kept.listed(request, asked.argument, structure)
+                answering = None if listed is None else _asking(listed)
+        if answering is not None and kept.accepts(request):
+            self.kept.without_effect[self.kind, request] += 1
+        return answering
 
     def _missing(self, asked: Asked, otherwise: int = ENOTTY) -> OSError:
         """A request that this file does not have: counted, unless it is another file's."""
@@ -111,6 +130,11 @@ class File:
             return OSError(otherwise, f"request {asked.request:#x}: not of {self.kind}")
         self.kept.unknown[self.kind, asked.request] += 1
         return OSError(ENOTTY, f"request {asked.request:#x}: not in the model")
+
+
+def _asking(listed: state.Listed) -> Asking:
+    result, out = yield from listed
+    return Answer(result, out or None)
 
 
 class System(File):
@@ -135,6 +159,10 @@ class System(File):
                     raise OSError(EINVAL, f"VM type {argument:#x}: must be one of KVM_CAP_VM_TYPES")
                 vm = self.kept.make(private=argument == uapi.KVM_X86_SW_PROTECTED_VM)
                 return Answer(file=Machine(self.kept, vm, asked.process))
+        if asked.structure is not None:
+            answer = state.system(asked.request, asked.structure, self.kept.phys_bits)
+            if answer is not None:
+                return Answer(*answer)
         raise self._missing(asked, EINVAL)
 
 
@@ -149,6 +177,7 @@ class Machine(File):
         self.guest = Guest(vm, kept.script)
         self.process = process
         self.vcpus: set[int] = set()
+        self._state = State(of_vcpu=False)
         kept.vms.append(vm)
         kept.guests.append(self.guest)
 
@@ -171,6 +200,9 @@ class Machine(File):
             case uapi.KVM_ENABLE_CAP:
                 return self._enable(structure)
         if request not in self.vm.requests:
+            answering = self._answer_by(self._state, asked)
+            if answering is not None:
+                return answering
             raise self._missing(asked)
         if uapi.size_of(request) == 0:
             return Answer(int(self.vm.ioctl(request, asked.argument)))
@@ -241,20 +273,30 @@ class GuestMemory(File):
             # With error_offset, as the model left it there.
             raise Failed(error.errno or EINVAL, str(error), structure) from None
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.machine.vm.guest_memfd(self.handle).size
+
     def fallocate(self, mode: int, offset: int, size: int) -> None:
         """Pages given back, or allocated, of the model and of what the program has mapped."""
         self.machine.vm.fallocate_guest_memfd(self.handle, mode, offset, size)
-        if self._memory is not None and mode & uapi.FALLOC_FL_PUNCH_HOLE:
+        if self._memory is not None and mode & uapi.FALLOC_FL_PUNCH_HOLE and os.fstat(self._memory).st_size:
             _fallocate(self._memory, mode, offset, size)
 
     def map(self, offset: int, size: int, prot: int, flags: int) -> int:
-        """With GUEST_MEMFD_FLAG_MMAP, and shared; private pages are not kept from the program (docs/fake.md)."""
+        """With GUEST_MEMFD_FLAG_MMAP, and shared.
+
+        Where a file is shared or private as a whole, a private one is mapped and every access is SIGBUS: what stands
+        behind it is empty. Single private pages are not kept from the program (docs/fake.md).
+        """
         if not self.flags & uapi.GUEST_MEMFD_FLAG_MMAP:
             raise OSError(ENODEV, "the guest_memfd was made without GUEST_MEMFD_FLAG_MMAP")
         if flags & (mmap.MAP_SHARED | mmap.MAP_PRIVATE) == mmap.MAP_PRIVATE:
             raise OSError(EINVAL, "a guest_memfd is mapped shared")
         if self._memory is None:
-            self._memory = sealed_memory("guest_memfd", self.machine.vm.guest_memfd(self.handle).size)
+            shared = self.flags & uapi.GUEST_MEMFD_FLAG_INIT_SHARED or self.machine.vm.profile.file_attributes
+            self._memory = sealed_memory("guest_memfd", self.size if shared else 0)
         return self._memory
 
     def closed(self) -> None:
@@ -284,8 +326,9 @@ class Vcpu(File):
         self._memory = sealed_memory(f"kvm-vcpu:{number}", size)
         self._mapped = mmap.mmap(self._memory, size)
         self._run = uapi.kvm_run.from_buffer(self._mapped)
+        self._state = State(of_vcpu=True)
 
-    def ioctl(self, asked: Asked) -> Answer:
+    def ioctl(self, asked: Asked) -> Answering:
         """KVM_RUN, and KVM_PRE_FAULT_MEMORY where the profile has it."""
         self.machine.check_process(asked)
         if asked.request == uapi.KVM_RUN:
@@ -293,6 +336,9 @@ class Vcpu(File):
                 raise OSError(EINVAL, f"argument {asked.argument:#x}: must be 0")
             return self._play()
         if asked.request != uapi.KVM_PRE_FAULT_MEMORY or not self.machine.vm.profile.pre_fault:
+            answering = self._answer_by(self._state, asked)
+            if answering is not None:
+                return answering
             raise self._missing(asked, EINVAL)
         if asked.structure is None:
             raise OSError(EFAULT, f"argument {asked.argument:#x}: no structure can be read there")
@@ -315,6 +361,7 @@ class Vcpu(File):
         run.exit_reason = reason
         ctypes.memset(ctypes.addressof(run.exit), 0, ctypes.sizeof(run.exit))
         part: Any = {uapi.KVM_EXIT_MMIO: run.exit.mmio, uapi.KVM_EXIT_HYPERCALL: run.exit.hypercall,
+                     uapi.KVM_EXIT_INTERNAL_ERROR: run.exit.internal,
                 uapi.KVM_EXIT_MEMORY_FAULT: run.exit.memory_fault}.get(reason)
         for name, value in fields.items():
             if name.startswith("args"):
@@ -379,9 +426,7 @@ _CAPABILITIES = {
     uapi.KVM_CAP_ENABLE_CAP_VM: 1,
     uapi.KVM_CAP_IMMEDIATE_EXIT: 1,
     uapi.KVM_CAP_EXIT_HYPERCALL: 1 << uapi.KVM_HC_MAP_GPA_RANGE,
-}
+} | state.CAPABILITIES
 
 #: Requests that some file of some profile has: on another file they are KVM's error, not a hole of the model.
-_KNOWN = frozenset(value for name, value in vars(uapi).items()
-                   if name.startswith("KVM_") and isinstance(value, int) and value >> 8 & 0xFF == uapi.KVMIO
-                   and value >= uapi.KVMIO << 8)
+_KNOWN = frozenset(value for name, value in vars(uapi).items() if uapi.is_request(name, value))

@@ -18,11 +18,11 @@ from kvmattr.fake.files import Asked
 from kvmattr.fake.server import Channel, Made
 from kvmattr.measure.writing import CannotWrite, Place, opened
 
-NAMES = {getattr(uapi, name): name for name in (
-    "KVM_GET_API_VERSION", "KVM_CREATE_VM", "KVM_CHECK_EXTENSION", "KVM_GET_VCPU_MMAP_SIZE", "KVM_CREATE_VCPU",
-    "KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2", "KVM_CREATE_IRQCHIP", "KVM_RUN", "KVM_ENABLE_CAP",
-    "KVM_MEMORY_ENCRYPT_REG_REGION", "KVM_MEMORY_ENCRYPT_UNREG_REGION", "KVM_SET_MEMORY_ATTRIBUTES",
-    "KVM_CREATE_GUEST_MEMFD", "KVM_SET_MEMORY_ATTRIBUTES2", "KVM_PRE_FAULT_MEMORY")}
+#: Every request of uapi by its number; of two with one number, the first.
+NAMES: dict[int, str] = {}
+for _name, _value in vars(uapi).items():
+    if uapi.is_request(_name, _value):
+        NAMES.setdefault(_value, _name)
 
 _STRUCTURES: dict[int, tuple[type[ctypes.Structure], tuple[str, ...]]] = {
     uapi.KVM_SET_USER_MEMORY_REGION: (uapi.kvm_userspace_memory_region, (

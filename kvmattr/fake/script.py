@@ -161,6 +161,10 @@ class Stop(NamedTuple):
     errno: int = 0
 
 
+#: Instructions come from memory; where there is none, KVM gives up.
+_NOTHING_TO_FETCH = Stop(uapi.KVM_EXIT_INTERNAL_ERROR, {"suberror": uapi.KVM_INTERNAL_ERROR_EMULATION})
+
+
 class Hypercall(NamedTuple):
     """A hypercall that the guest made, and what the VMM left in ``hypercall.ret`` for it."""
 
@@ -198,20 +202,22 @@ class Guest:
     def run(self, vcpu: int) -> Stop:
         """Play a vCPU's lines until one leaves to user space; at the end of the script, a shutdown.
 
-        A line that left with an errno is played again by the next call; one that left without (MMIO, a hypercall)
-        is done then.
+        A line that left with an errno is played again by the next call, as is a fetch where no memory is; one that
+        left without (MMIO, a hypercall) is done then.
         """
         steps = self._script.steps.get(vcpu, ())
         while (at := self._at.get(vcpu, 0)) < len(steps):
             step = steps[at]
             stop = self._play(step)
-            if stop is None or not stop.errno:
+            done = stop is None or not (stop.errno or stop is _NOTHING_TO_FETCH)
+            if done:
                 self._at[vcpu] = at + 1
             if stop is not None:
-                if not stop.errno:
+                if done:
                     self._completing[vcpu] = step
                 return stop
-        return Stop(uapi.KVM_EXIT_SHUTDOWN, {})
+        # Without any memory a processor cannot even fetch the instruction by which it would end.
+        return Stop(uapi.KVM_EXIT_SHUTDOWN, {}) if len(self._vm.memslots) else _NOTHING_TO_FETCH
 
     def _play(self, step: Step) -> Stop | None:
         if isinstance(step, Halt):
@@ -219,6 +225,8 @@ class Guest:
         if isinstance(step, MapGpaRange):
             return self._hypercall(step)
         stopped = self._vm.access(step.gpa, step.access, step.size, step.private)
+        if stopped is not None and stopped.reason == uapi.KVM_EXIT_MMIO and step.access == Access.EXEC:
+            return _NOTHING_TO_FETCH
         return None if stopped is None else stop_of(stopped)
 
     def _hypercall(self, step: MapGpaRange) -> Stop | None:

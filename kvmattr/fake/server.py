@@ -20,7 +20,8 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from kvmattr import uapi
-from kvmattr.fake.files import Answer, Ask, Asked, Asking, Failed, File, Kept, System
+from kvmattr.fake.files import Answer, Asked, Asking, Failed, File, Kept, System
+from kvmattr.fake.state import Ask
 from kvmattr.fake.wire import CALL, LARGEST, REPLY, UNREADABLE, VERSION, Kind, Question
 
 _CREDENTIALS = struct.Struct("iII")
@@ -76,12 +77,12 @@ class Channel:
 
 
 class Made:
-    """A file that a program has open: the server's end of its descriptor's socket."""
+    """A file that a program has open: the server's end of its descriptor's pipe."""
 
-    __slots__ = ("file", "inode", "number", "owner", "pid", "socket")
+    __slots__ = ("end", "file", "inode", "number", "owner", "pid")
 
-    def __init__(self, file: File, end: socket.socket, inode: int, number: int, channel: Channel) -> None:
-        self.file, self.socket, self.inode, self.number = file, end, inode, number
+    def __init__(self, file: File, end: int, inode: int, number: int, channel: Channel) -> None:
+        self.file, self.end, self.inode, self.number = file, end, inode, number
         self.owner, self.pid = channel.owner, channel.pid
 
     @property
@@ -158,8 +159,7 @@ class Server:
                     except Cut:
                         self._drop(channel)
                 elif descriptor in self._ends:
-                    if event & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
-                        self._close(self._ends[descriptor])
+                    self._close(self._ends[descriptor])
                 elif descriptor == listener:
                     self._accept()
                 elif descriptor == woken:
@@ -255,7 +255,7 @@ class Server:
             self._ioctl(channel, flags, number, words, got)
         elif kind == Kind.OPEN:
             self._reply_file(channel, self._system, None, Asked(channel.process, 0, words[0], None))
-        elif kind in (Kind.FALLOCATE, Kind.MMAP):
+        elif kind in (Kind.FALLOCATE, Kind.MMAP, Kind.STAT):
             self._other(channel, kind, number, words)
         else:
             raise Cut
@@ -338,8 +338,11 @@ class Server:
 
     def _other(self, channel: Channel, kind: int, number: int, words: list[int]) -> None:
         made = self._files.get(number)
-        if made is None:
+        if made is None or (kind == Kind.STAT and made.file.size is None):
             self._send(channel, REPLY.pack(0, 0, Question.NOT_OURS, 0, 0))
+            return
+        if kind == Kind.STAT:
+            self._send(channel, REPLY.pack(made.file.size, 0, 0, 0, self.kept.host.page_size))
             return
         self.calls += 1
         try:
@@ -355,37 +358,37 @@ class Server:
     def _reply_file(self, channel: Channel, file: File, parent: Made | None, asked: Asked) -> None:
         """Reply with a descriptor of a new file."""
         refused = errno.ENFILE if self._is_greedy(channel.owner) else 0
-        ours = theirs = None
+        ours = theirs = -1
         if not refused:
             try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                theirs, ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             except OSError as error:
                 refused = error.errno or errno.ENFILE
-        if ours is None or theirs is None:
+        if refused:
             file.closed()
             if self._recorder is not None and parent is not None:
                 self._recorder.answered(channel, parent, asked, -1, refused)
             self._send(channel, REPLY.pack(-1, refused, 0, 0, 0))
             return
-        ours.shutdown(socket.SHUT_WR)   # who reads a descriptor of KVM must not wait for ever
-        inode = os.fstat(theirs.fileno()).st_ino
+        inode = os.fstat(theirs).st_ino
         made = Made(file, ours, inode, self._next_number, channel)
         self._next_number += 1
-        self._files[inode] = self._ends[ours.fileno()] = made
+        self._files[inode] = self._ends[ours] = made
         self._held[channel.owner] += 1
-        self._epoll.register(ours, select.EPOLLRDHUP)
+        self._epoll.register(ours, 0)      # without readers it is an error, which is always told
         if self._recorder is not None:
             self._recorder.made(channel, parent, asked, made)
         try:
-            self._send(channel, REPLY.pack(0, 0, 0, 0, 0), theirs.fileno())
+            self._send(channel, REPLY.pack(0, 0, 0, 0, 0), theirs)
         finally:
-            theirs.close()
+            os.close(theirs)
 
     def _close(self, made: Made) -> None:
         """The last descriptor of a file was closed."""
-        del self._files[made.inode], self._ends[made.socket.fileno()]
+        del self._files[made.inode], self._ends[made.end]
         self._give_back(made.owner)
-        made.socket.close()
+        self._epoll.unregister(made.end)
+        os.close(made.end)
         try:
             made.file.closed()
         finally:

@@ -28,6 +28,7 @@ class Kind(IntEnum):
     ANSWER = 6
     SEEN = 7
     CLOSED = 8
+    STAT = 9
 
 
 class Question(IntEnum):

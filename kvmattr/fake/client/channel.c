@@ -54,7 +54,7 @@ static struct channel *mine(void) { return library_mode == SHADOW ? &of_shadow :
 static int is_whole(const struct channel *channel)
 {
     struct stat seen;
-    return fstat(channel->descriptor, &seen) == 0 && seen.st_ino == channel->inode;
+    return kernel_fstat(channel->descriptor, &seen) == 0 && seen.st_ino == channel->inode;
 }
 
 static void new_nonce(void)
@@ -133,7 +133,7 @@ static int made(struct channel *channel)
     int descriptor = connected();
     if (descriptor < 0)
         return -1;
-    fstat(descriptor, &seen);
+    kernel_fstat(descriptor, &seen);
     channel->inode = seen.st_ino;
     channel->pid = getpid();
     channel->descriptor = descriptor;
@@ -224,9 +224,9 @@ static int answer(int descriptor, struct exchange *each)
     size_t bytes = 0;
     struct stat seen;
     if (each->reply.question == WHICH) {
-        if (fstat((int)each->reply.address, &seen) < 0)
+        if (kernel_fstat((int)each->reply.address, &seen) < 0)
             call.words[0] = (uint64_t)errno;
-        else if (S_ISSOCK(seen.st_mode))
+        else if (S_ISFIFO(seen.st_mode))
             call.file = seen.st_ino;
     } else {
         given = (const void *)(uintptr_t)each->reply.address;

@@ -1,5 +1,6 @@
-/* Calls on descriptors that the server made. Each is one end of a socket pair: the kernel counts who holds it
- * (dup, fork, SCM_RIGHTS, exec), and the server sees when the last holder has closed it. Its inode is its name. */
+/* Calls on descriptors that the server made. Each is the reading end of a pipe: the kernel counts who holds it (dup,
+ * fork, SCM_RIGHTS, exec), and the server, who has the other end, sees when the last holder has closed it. Its inode is
+ * its name. Reading it fails and never waits, writing and mapping it fail, as with KVM's own. */
 #undef _FORTIFY_SOURCE
 #undef _FILE_OFFSET_BITS
 #define _GNU_SOURCE
@@ -14,12 +15,12 @@
 #include "library.h"
 
 /* The inode of a descriptor that may be the server's, 0 of any other. */
-static uint64_t socket_of(int descriptor)
+static uint64_t pipe_of(int descriptor)
 {
     struct stat seen;
     int error = errno;
     uint64_t inode = 0;
-    if (fstat(descriptor, &seen) == 0 && S_ISSOCK(seen.st_mode))
+    if (kernel_fstat(descriptor, &seen) == 0 && S_ISFIFO(seen.st_mode))
         inode = seen.st_ino;
     errno = error;
     return inode;
@@ -43,7 +44,7 @@ int fake_open(int flags)
 
 int fake_ioctl(int descriptor, unsigned long request, unsigned long argument, int *result)
 {
-    uint64_t inode = socket_of(descriptor);
+    uint64_t inode = pipe_of(descriptor);
     if (!inode)
         return 0;
     size_t size = _IOC_SIZE(request);
@@ -65,7 +66,7 @@ int fake_ioctl(int descriptor, unsigned long request, unsigned long argument, in
 
 int fake_fallocate(int descriptor, int mode, off_t offset, off_t size, int *result)
 {
-    uint64_t inode = socket_of(descriptor);
+    uint64_t inode = pipe_of(descriptor);
     if (!inode)
         return 0;
     struct exchange each = {.call = {FALLOCATE, 0, inode, {(uint64_t)mode, (uint64_t)offset, (uint64_t)size}}};
@@ -75,7 +76,7 @@ int fake_fallocate(int descriptor, int mode, off_t offset, off_t size, int *resu
 
 int fake_mmap(void *address, size_t size, int prot, int flags, int descriptor, off_t offset, void **result)
 {
-    uint64_t inode = descriptor >= 0 && !(flags & MAP_ANONYMOUS) ? socket_of(descriptor) : 0;
+    uint64_t inode = descriptor >= 0 && !(flags & MAP_ANONYMOUS) ? pipe_of(descriptor) : 0;
     if (!inode)
         return 0;
     struct exchange each = {
@@ -93,4 +94,18 @@ int fake_mmap(void *address, size_t size, int prot, int flags, int descriptor, o
     syscall(SYS_close, file);
     errno = error;
     return 1;
+}
+
+void fake_fstat(struct stat *seen)
+{
+    if (!S_ISFIFO(seen->st_mode))
+        return;
+    struct exchange each = {.call = {STAT, 0, seen->st_ino, {0}}};
+    int error = errno;
+    if (exchange(&each) == 0 && each.reply.question == NONE) {
+        seen->st_mode = S_IFREG;
+        seen->st_size = each.reply.result;
+        seen->st_blksize = (blksize_t)each.reply.length;
+    }
+    errno = error;
 }

@@ -168,6 +168,26 @@ OURS int fallocate64(int descriptor, int mode, off64_t offset, off64_t size)
     return fallocate(descriptor, mode, offset, size);
 }
 
+/* A guest_memfd has a size. Programs of before glibc 2.33 call the two with a version. */
+
+static int told_of(int descriptor, struct stat *seen)
+{
+    int result = kernel_fstat(descriptor, seen);
+    if (result == 0 && library_mode == FAKE)
+        fake_fstat(seen);
+    return result;
+}
+
+OURS int fstat(int descriptor, struct stat *seen) { return told_of(descriptor, seen); }
+OURS int fstat64(int descriptor, struct stat64 *seen) { return told_of(descriptor, (struct stat *)seen); }
+OURS int __fxstat(int version, int descriptor, struct stat *seen);
+OURS int __fxstat(int version, int descriptor, struct stat *seen) { return (void)version, told_of(descriptor, seen); }
+OURS int __fxstat64(int version, int descriptor, struct stat64 *seen);
+OURS int __fxstat64(int version, int descriptor, struct stat64 *seen)
+{
+    return (void)version, told_of(descriptor, (struct stat *)seen);
+}
+
 /* A shadow has the kernel's descriptors, and must be told what becomes of their numbers. */
 
 OURS int close(int descriptor)

@@ -4,7 +4,10 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 #include "protocol.h"
 
@@ -30,6 +33,8 @@ struct real {
     void (*closefrom)(int);
 };
 const struct real *real(void);
+/* Not the C library's, which is ours. */
+static inline int kernel_fstat(int descriptor, struct stat *seen) { return (int)syscall(SYS_fstat, descriptor, seen); }
 void *real_mmap(void *, size_t, int, int, int, off_t);
 
 /* path.c: whether this names the device, whatever is there. */
@@ -60,6 +65,9 @@ int fake_open(int flags);
 int fake_ioctl(int descriptor, unsigned long request, unsigned long argument, int *result);
 int fake_fallocate(int descriptor, int mode, off_t offset, off_t size, int *result);
 int fake_mmap(void *address, size_t size, int prot, int flags, int descriptor, off_t offset, void **result);
+
+/* What fstat is to say of a descriptor of the server's, over what the kernel said of its pipe. */
+void fake_fstat(struct stat *seen);
 
 /* shadow.c: calls that the kernel answers and the server hears of. */
 void shadow_opened(int descriptor);

@@ -19,6 +19,7 @@ enum kind {
     ANSWER = 6,    /* to a question; words: errno; then what was asked for */
     SEEN = 7,      /* a call that the kernel has answered (struct seen); no reply */
     CLOSED = 8,    /* the last descriptor of a file in this process was closed; no reply */
+    STAT = 9,      /* the file's size comes as the result; NOT_OURS where the kernel's answer will do */
 };
 
 enum question {
@@ -34,7 +35,7 @@ enum { UNREADABLE = 1 /* flags of a call: its structure could not be read, and i
 struct call {
     uint32_t kind;
     uint32_t flags;
-    uint64_t file; /* inode of the descriptor's socket; of a shadow: the number that the library gave to the file */
+    uint64_t file; /* inode of the descriptor's pipe; of a shadow: the number that the library gave to the file */
     uint64_t words[6];
 };
 
