@@ -308,8 +308,8 @@ class _run_internal(ctypes.Structure):
 
 
 class _run_exit(ctypes.Union):
-    _fields_ = (("internal", _run_internal), ("mmio", _run_mmio), ("hypercall", _run_hypercall), ("memory_fault", _run_memory_fault),
-                ("padding", ctypes.c_uint8 * 256))
+    _fields_ = (("internal", _run_internal), ("mmio", _run_mmio), ("hypercall", _run_hypercall),
+                ("memory_fault", _run_memory_fault), ("padding", ctypes.c_uint8 * 256))
 
 
 class kvm_run(ctypes.Structure):
@@ -399,8 +399,10 @@ KVM_GET_DIRTY_LOG = _request(_WRITE, 0x42, 16)
 KVM_SET_NR_MMU_PAGES = _request(0, 0x44, 0)
 KVM_SET_TSS_ADDR = _request(0, 0x47, 0)
 KVM_SET_IDENTITY_MAP_ADDR = _request(_WRITE, 0x48, 8)
+KVM_IRQ_LINE = _request(_WRITE, 0x61, 8)
 KVM_GET_IRQCHIP = _request(_READ | _WRITE, 0x62, 520)
 KVM_SET_IRQCHIP = _request(_READ, 0x63, 520)
+KVM_IRQ_LINE_STATUS = _request(_READ | _WRITE, 0x67, 8)
 KVM_REGISTER_COALESCED_MMIO = _request(_WRITE, 0x67, 16)
 KVM_UNREGISTER_COALESCED_MMIO = _request(_WRITE, 0x68, 16)
 KVM_SET_GSI_ROUTING = _request(_WRITE, 0x6a, 8)
@@ -424,6 +426,7 @@ KVM_SET_LAPIC = _request(_WRITE, 0x8f, 1024)
 KVM_SET_CPUID2 = _request(_WRITE, 0x90, 8)
 KVM_GET_CPUID2 = _request(_READ | _WRITE, 0x91, 8)
 KVM_TPR_ACCESS_REPORTING = _request(_READ | _WRITE, 0x92, 40)
+KVM_SET_VAPIC_ADDR = _request(_WRITE, 0x93, 8)
 KVM_GET_MP_STATE = _request(_READ, 0x98, 4)
 KVM_SET_MP_STATE = _request(_WRITE, 0x99, 4)
 KVM_NMI = _request(0, 0x9a, 0)
@@ -442,6 +445,7 @@ KVM_GET_XSAVE = _request(_READ, 0xa4, 4096)
 KVM_SET_XSAVE = _request(_WRITE, 0xa5, 4096)
 KVM_GET_XCRS = _request(_READ, 0xa6, 392)
 KVM_SET_XCRS = _request(_WRITE, 0xa7, 392)
+KVM_SIGNAL_MSI = _request(_WRITE, 0xA5, 32)
 KVM_KVMCLOCK_CTRL = _request(0, 0xad, 0)
 KVM_GET_SREGS2 = _request(_READ, 0xcc, 320)
 KVM_SET_SREGS2 = _request(_WRITE, 0xcd, 320)

@@ -151,7 +151,7 @@ class Server:
         poll, message = self._epoll.poll, self._message
         while not self._stop:
             events = poll(0.5)
-            for descriptor, event in events:
+            for descriptor, _event in events:
                 channel = channels.get(descriptor)
                 if channel is not None:
                     try:
