@@ -195,8 +195,6 @@ cdef bint fields_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, 
     cdef uint64_t *words
     cdef uint64_t within, clears, flips
     cdef int wide = wide_of(handle), first, last, i
-    if is_line(handle):
-        return False
     if handle == 0:
         keep = (toggle & k) ^ x ^ toggle        # of the new leaf: what its two values differ in
         if keep == 0:
@@ -255,6 +253,103 @@ cdef inline bint fields_too_wide(Entry e) noexcept nogil:
     return varying == 0
 
 
+cdef inline uint8_t runs_varying(const uint8_t *values, int count) noexcept nogil:
+    """The bits by which some two of the values differ."""
+    cdef uint8_t varying = 0
+    cdef int i
+    for i in range(1, count):
+        varying |= values[i] ^ values[0]
+    return varying
+
+
+# What becomes of a line or a run list (runlist.pxi) when some of its pages get one value: runs go, others come.
+cdef struct Splice:
+    int at                      # the first run that goes, or before which others come
+    int gone
+    int added
+    uint64_t[2] starts
+    uint8_t[2] values
+
+
+cdef inline void splice_add(Splice *splice, uint64_t start, uint8_t value) noexcept nogil:
+    splice.starts[splice.added] = start
+    splice.values[splice.added] = value
+    splice.added += 1
+
+
+cdef inline void splice_plan(Splice *splice, const uint8_t *values, int count, int first, int last, bint begins,
+                             bint ends, uint64_t lo, uint64_t hi, uint8_t value) noexcept nogil:
+    """The pages [lo, hi) get one value. They lie in the runs first .. last, and begin or end where these do if it is
+    said so."""
+    cdef uint8_t last_value = values[last]
+    splice.added = 0
+    splice.at = first if begins else first + 1
+    splice.gone = last + 1 - splice.at
+    if splice.at == 0 or values[splice.at - 1] != value:
+        splice_add(splice, lo, value)
+    if ends:
+        splice.gone += last + 1 < count and values[last + 1] == value
+    elif last_value != value:
+        splice_add(splice, hi, last_value)
+
+
+cdef inline int line_find(const kvmattr_line *line, int page) noexcept nogil:
+    """The number of the run that holds a page."""
+    cdef int run = 0, i
+    for i in range(KVMATTR_LINE_STARTS):
+        run += line.starts[i] <= page
+    return run
+
+
+cdef bint line_write(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on the pages [lo, hi) of a run line, if that gives all of them one value and it stays a line:
+    runs are taken out and put in where they stand. False, with nothing done, where that is not so."""
+    cdef Entry e = slot[0]
+    cdef uint32_t handle = entry_handle(e)
+    cdef kvmattr_line *line = line_at(family, handle)
+    cdef Splice splice
+    cdef int first = line_find(line, lo), last = first, count = line.count, now, tail, skipped, at, i
+    cdef uint8_t varying
+    if hi - lo > 1:
+        last = line_find(line, hi - 1)
+    if entry_k(e) != 0xff or entry_x(e) != 0 or (last != first and k):
+        return False
+    splice_plan(&splice, line.values, count, first, last, lo == (line.starts[first - 1] if first else 0),
+                hi == (line.starts[last] if last < count - 1 else PAGES_PER_BLOCK), lo, hi,
+                (line.values[first] & k) ^ x)
+    now = count + splice.added - splice.gone
+    if now < 3 or now > LINE_RUNS:
+        return False
+    handle = leaf_own(family, handle)
+    line = line_at(family, handle)
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
+    tail = count - splice.at - splice.gone
+    skipped = splice.at == 0        # the first run has no start of its own
+    at = splice.at - 1 + skipped
+    memmove(&line.starts[at + splice.added - skipped], &line.starts[at + splice.gone - skipped], 2 * tail)
+    memmove(&line.values[splice.at + splice.added], &line.values[splice.at + splice.gone], tail)
+    for i in range(splice.added):
+        if i >= skipped:
+            line.starts[at + i - skipped] = <int16_t>splice.starts[i]
+        line.values[splice.at + i] = splice.values[i]
+    for i in range(now - 1, count - 1):
+        line.starts[i] = KVMATTR_NO_START
+    line.count = <uint8_t>now
+    varying = runs_varying(line.values, now)
+    slot[0] = entry_make(handle, 0xff, 0, varying, line.values[0])
+    varying &= varying - 1
+    if varying & (varying - 1) == 0:
+        runs_narrow(family, slot)
+    return True
+
+
+cdef void runs_narrow(Family *family, Entry *slot) noexcept nogil:
+    """Fields instead of a line that may do with fewer than four bits."""
+    cdef Plan plan
+    line_load(family, slot[0], &plan.runs)
+    runs_store(family, slot, &plan)
+
+
 cdef void line_load(const Family *family, Entry e, BlockRuns *runs) noexcept nogil:
     """The runs of a line, the entry's operation applied, neighbours merged."""
     cdef const kvmattr_line *line = line_at(family, entry_handle(e))
@@ -272,59 +367,98 @@ cdef inline void block_runs_append(BlockRuns *runs, int start, uint8_t value) no
     runs.count += 1
 
 
-cdef void line_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
-    """new = (old & k) ^ x on the pages [lo, hi) of a run line: at most two runs more."""
-    cdef Entry e = slot[0]
+cdef bint block_runs(const Family *family, Entry e, BlockRuns *runs) noexcept nogil:
+    """The runs of a block of which they are easily told and no more than a line has. False: there are others."""
     cdef uint32_t handle = entry_handle(e)
-    cdef BlockRuns old
-    cdef Plan plan
-    cdef uint8_t[5] vary
-    cdef uint8_t[512] block
+    cdef const uint64_t *words = leaf_at(family, handle)
+    cdef uint64_t[8] changes
+    cdef uint64_t before
+    cdef uint8_t value = entry_first(e)
+    cdef int i
+    if is_line(handle):
+        line_load(family, e, runs)
+        return True
+    if wide_of(handle):
+        return False
+    before = words[0] << 63
+    for i in range(8):
+        changes[i] = words[i] ^ (words[i] << 1 | before >> 63)
+        before = words[i]
+    if kernels.popcount(changes, 8) >= LINE_RUNS:
+        return False
+    runs.count = 0
+    block_runs_append(runs, 0, value)
+    for i in range(8):
+        while changes[i]:
+            value ^= entry_k(e)
+            block_runs_append(runs, 64 * i + kvmattr_first_bit(changes[i]), value)
+            changes[i] &= changes[i] - 1
+    return True
+
+
+cdef inline void block_runs_update(const BlockRuns *old, int lo, int hi, uint8_t k, uint8_t x,
+                                   BlockRuns *runs) noexcept nogil:
+    """new = (old & k) ^ x on the pages [lo, hi): at most two runs more."""
     cdef int i, start, stop
     cdef uint8_t value
-    kvmattr_count_pages(family, PAGES_PER_BLOCK)
-    line_load(family, e, &old)
-    plan.runs.count = 0
+    runs.count = 0
     for i in range(old.count):
         start = old.starts[i]
         stop = old.starts[i + 1] if i + 1 < old.count else PAGES_PER_BLOCK
         value = old.values[i]
         if start < lo:
-            block_runs_append(&plan.runs, start, value)
+            block_runs_append(runs, start, value)
         if stop > lo and start < hi:
-            block_runs_append(&plan.runs, start if start > lo else lo, (value & k) ^ x)
+            block_runs_append(runs, start if start > lo else lo, (value & k) ^ x)
         if stop > hi:
-            block_runs_append(&plan.runs, start if start > hi else hi, value)
-    if plan.runs.count == 1:
+            block_runs_append(runs, start if start > hi else hi, value)
+
+
+cdef void runs_store(Family *family, Entry *slot, Plan *plan) noexcept nogil:
+    """The block at *slot becomes one of the plan's runs, of which a line has room for all."""
+    cdef const BlockRuns *runs = &plan.runs
+    cdef uint32_t handle = entry_handle(slot[0])
+    cdef uint8_t[5] vary
+    cdef uint8_t[512] block
+    cdef int i, start, stop
+    if runs.count == 1:
         release(family, handle)
-        slot[0] = entry_uniform(plan.runs.values[0])
+        slot[0] = entry_uniform(runs.values[0])
         return
-    if plan.runs.count <= LINE_RUNS:
-        runs_relate(&plan.runs, vary)
-        plan_tag(&plan, plan.runs.count, vary)
-        if plan.tag == KVMATTR_LINE:
-            handle = leaf_instead(family, handle, KVMATTR_LINE)
-            line_fill(line_at(family, handle), &plan.runs)
-            slot[0] = entry_make(handle, 0xff, 0, plan.varying, plan.runs.values[0])
-            return
-    for i in range(plan.runs.count):
-        start = plan.runs.starts[i]
-        stop = plan.runs.starts[i + 1] if i + 1 < plan.runs.count else PAGES_PER_BLOCK
-        memset(block + start, plan.runs.values[i], stop - start)
-    slot[0] = leaf_store(family, handle, block)
+    runs_relate(runs, vary)
+    plan_tag(plan, runs.count, vary)
+    handle = leaf_instead(family, handle, plan.tag)
+    if plan.tag == KVMATTR_LINE:
+        line_fill(line_at(family, handle), runs)
+        slot[0] = entry_make(handle, 0xff, 0, plan.varying, runs.values[0])
+        return
+    for i in range(runs.count):
+        start = runs.starts[i]
+        stop = runs.starts[i + 1] if i + 1 < runs.count else PAGES_PER_BLOCK
+        memset(block + start, runs.values[i], stop - start)
+    kernels.pack(block, plan.tag, runs.values[0], leaf_at(family, handle))
+    slot[0] = entry_make(handle, plan.k, runs.values[0], plan.varying, runs.values[0])
 
 
 cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on the pages [lo, hi), not all, of a block."""
     cdef uint8_t[512] block
-    cdef bint done
+    cdef BlockRuns old
+    cdef Plan plan
     if is_line(entry_handle(slot[0])):
-        line_update(family, slot, lo, hi, k, x)
+        if line_write(family, slot, lo, hi, k, x):
+            return
+    elif fields_update(family, slot, lo, hi, k, x):
+        if fields_too_wide(slot[0]):
+            leaf_decode(family, slot[0], 0xff, 0, block)
+            slot[0] = leaf_store(family, entry_handle(slot[0]), block)
         return
-    done = fields_update(family, slot, lo, hi, k, x)
-    if done and not fields_too_wide(slot[0]):
-        return
+    if block_runs(family, slot[0], &old):
+        kvmattr_count_pages(family, PAGES_PER_BLOCK)
+        block_runs_update(&old, lo, hi, k, x, &plan.runs)
+        if plan.runs.count <= LINE_RUNS:
+            runs_store(family, slot, &plan)
+            return
     leaf_decode(family, slot[0], 0xff, 0, block)
-    if not done:
-        kernels.affine(block + lo, hi - lo, k, x)
+    kernels.affine(block + lo, hi - lo, k, x)
     slot[0] = leaf_store(family, entry_handle(slot[0]), block)

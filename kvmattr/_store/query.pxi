@@ -101,6 +101,10 @@ cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const 
 cdef int64_t leaf_search(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
                          const Question *question) noexcept nogil:
     cdef uint64_t[8] bits
+    cdef uint64_t at = hi - 1 if question.backward else lo
+    cdef uint8_t value = (leaf_raw(family, entry_handle(e), <uint32_t>at) & composed_k(e, k)) ^ composed_x(e, k, x)
+    if ((value ^ question.want) & question.mask == 0) == question.match:
+        return <int64_t>at
     leaf_match(family, e, k, x, question, bits)
     return bits_search(bits, <int>lo, <int>hi, question.backward)
 

@@ -139,28 +139,19 @@ cdef inline void runs_append(Runs *runs, uint64_t start, uint8_t value) noexcept
     runs.count += 1
 
 
-cdef inline uint8_t runs_varying(const uint8_t *values, int count) noexcept nogil:
-    """The bits by which some two of the values differ."""
-    cdef uint8_t varying = 0
-    cdef int i
-    for i in range(1, count):
-        varying |= values[i] ^ values[0]
-    return varying
-
-
 cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_starts, const uint8_t *old_values,
-                              int count, int at, int gone, int added, const uint64_t *starts,
-                              const uint8_t *values) noexcept nogil:
-    """A list of ours in place of `old` (0: none, one run), whose reference passes to this call: as it was, but for
-    `gone` runs from number `at` on, at least 1, in whose place others stand. It stays in its record where that is ours
-    and would not be much too large, so that a page that comes and goes does not move it each time."""
+                              int count, const Splice *splice) noexcept nogil:
+    """A list of ours in place of `old` (0: none, one run), whose reference passes to this call, spliced from a run on
+    that is not the first. It stays in its record where that is ours and would not be much too large, so that a page
+    that comes and goes does not move it each time."""
+    cdef int at = splice.at, gone = splice.gone, added = splice.added
     cdef int now = count - gone + added, tail = count - gone - at
     cdef int size_class = class_of_units[(run_list_size(now) + 15) // 16]
     cdef Record *record = <Record *>address_of(family, old)
     cdef uint32_t handle = old
     cdef uint64_t *new_starts = <uint64_t *>(<uint8_t *>record + sizeof(Record))
     cdef uint8_t *new_values = <uint8_t *>(new_starts + now - 1)
-    if (old and record.references == 1 and (record.size_class == size_class or record.size_class == size_class + 1)):
+    if old and record.references == 1 and (record.size_class == size_class or record.size_class == size_class + 1):
         # The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning.
         if added > gone:
             memmove(new_values + at + added, old_values + at + gone, tail)
@@ -180,8 +171,8 @@ cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_
         memcpy(new_values, old_values, at)
         memcpy(new_values + at + added, old_values + at + gone, tail)
         release(family, old)
-    memcpy(new_starts + at - 1, starts, 8 * added)
-    memcpy(new_values + at, values, added)
+    memcpy(new_starts + at - 1, splice.starts, 8 * added)
+    memcpy(new_values + at, splice.values, added)
     record.count = <uint16_t>now
     return handle
 
@@ -196,12 +187,10 @@ cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, 
     cdef uint8_t[1] one_value
     cdef const uint64_t *starts = no_starts
     cdef const uint8_t *values = one_value
-    cdef uint64_t[2] new_starts
-    cdef uint8_t[2] new_values
-    cdef uint8_t value, last_value
-    cdef int count = 1, first = 0, last = 0, at, gone, added = 0
-    cdef uint64_t stop
-    one_value[0] = entry_first(e)
+    cdef Splice splice
+    cdef uint8_t first_value = entry_first(e)
+    cdef int count = 1, first = 0, last = 0, now
+    one_value[0] = first_value
     if lo == 0:
         return False                # the first run has no start of its own
     if handle:
@@ -209,46 +198,21 @@ cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, 
             return False
         count = run_list_at(family, handle, &starts, &values).count
         first = run_list_find(starts, count, lo)
-        last = first
-        if hi - lo > 1:
-            last = run_list_find(starts, count, hi - 1)
-            if last != first and k:
-                return False
-    stop = starts[last] if last < count - 1 else span
-    value = (values[first] & k) ^ x
-    last_value = values[last]
-    if first and starts[first - 1] == lo:
-        at = first                  # the first run is replaced from its beginning
-        if values[first - 1] != value:
-            new_starts[0] = lo
-            new_values[0] = value
-            added = 1
-    else:
-        at = first + 1              # what is before lo stays
-        if values[first] != value:
-            new_starts[0] = lo
-            new_values[0] = value
-            added = 1
-    gone = last + 1 - at
-    if hi == stop:
-        if last < count - 1 and values[last + 1] == value:
-            gone += 1
-    elif last_value != value:
-        new_starts[added] = hi
-        new_values[added] = last_value
-        added += 1
-    count += added - gone
-    if count > RUN_LIST_RUNS:
+        last = first if hi - lo == 1 else run_list_find(starts, count, hi - 1)
+        if last != first and k:
+            return False
+    splice_plan(&splice, values, count, first, last, first and starts[first - 1] == lo,
+                hi == (starts[last] if last < count - 1 else span), lo, hi, (values[first] & k) ^ x)
+    now = count + splice.added - splice.gone
+    if now > RUN_LIST_RUNS:
         return False
-    value = values[0]
-    if count == 1:
+    if now == 1:
         release(family, handle)
-        slot[0] = entry_uniform(value)
+        slot[0] = entry_uniform(first_value)
         return True
-    handle = run_list_splice(family, handle, starts, values, count - added + gone, at, gone, added, new_starts,
-                             new_values)
-    values = <const uint8_t *>address_of(family, handle) + run_list_size(count) - count
-    slot[0] = entry_make(handle, 0xff, 0, runs_varying(values, count), value)
+    handle = run_list_splice(family, handle, starts, values, count, &splice)
+    values = <const uint8_t *>address_of(family, handle) + run_list_size(now) - now
+    slot[0] = entry_make(handle, 0xff, 0, runs_varying(values, now), first_value)
     return True
 
 

@@ -175,7 +175,7 @@ cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varyin
     slot = way_own(map, gfn, 2, varying, &loose)
     handle = entry_handle(slot[0])
     if is_line(handle):
-        line_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, value)
+        leaf_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, value)
         page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
         return UPDATE_CHANGED
     if handle == 0:
