@@ -18,6 +18,7 @@
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py kernel     tests and study inside an emulated kernel that has attributes, instructions counted
                               (--source DIR builds one, --image FILE takes one; --help says more)
+    python3 dev.py selftests  the kernel's own KVM selftests against the model, from --source DIR (docs/fake.md)
     python3 dev.py docs       the reference site from docs/ and the docstrings, into docs/_build; warnings are errors
     python3 dev.py wheel      build a wheel, repair it for other Linux systems, install and test it elsewhere
     python3 dev.py sdist      build sdist and wheel, install the sdist elsewhere, run its tests there
@@ -292,6 +293,10 @@ def kernel(words: list[str]) -> None:
 
 def arm64(words: list[str]) -> None:
     run(developed(), "-m", "tests.arm64", *words)
+
+
+def selftests(words: list[str]) -> None:
+    run(developed(), "-c", "import sys; from tests import selftests; sys.exit(selftests.main(sys.argv[1:]))", *words)
 
 
 def docs(words: list[str]) -> None:
