@@ -1,8 +1,8 @@
 """The kernel's own KVM selftests against the model: `python3 dev.py selftests --source DIR`.
 
-Builds them outside the kernel's tree, each linked with our ``test_assert`` in place of theirs, runs each under `kvmattr
-fake`, and prints which of their assertions hold. DIR is an unpacked kernel source; nothing of it comes into this tree. The
-guest code of a test does not run, as the model has no processor: what waits for it ends there.
+Builds them outside the kernel's tree, each linked with our ``test_assert`` in place of theirs, runs each under
+`kvmattr fake`, and prints which of their assertions hold. DIR is an unpacked kernel source; nothing of it comes into this
+tree. The guest code of a test does not run, as the model has no processor: what waits for it ends there.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     source = arguments.source.resolve()
     if not (source / "tools/testing/selftests/kvm/lib/assert.c").exists():
-        print(f"dev.py selftests: {source} has no tools/testing/selftests/kvm: --source names an unpacked kernel source",
-              file=sys.stderr)
+        print(f"dev.py selftests: {source} has no tools/testing/selftests/kvm: --source names an unpacked kernel"
+              " source", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         build = Path(scratch) if arguments.build is None else arguments.build.resolve()

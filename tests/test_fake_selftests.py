@@ -58,7 +58,8 @@ def test_every_assertion_is_told(tmp_path):
 
 
 def test_the_table():
-    places = [Place("/k/a_test.c", 5, 3, 0, "x"), Place("/k/a_test.c", 9, 0, 1, "y"), Place("/k/lib/z.c", 1, 10, 0, "z")]
+    places = [Place("/k/a_test.c", 5, 3, 0, "x"), Place("/k/a_test.c", 9, 0, 1, "y"),
+              Place("/k/lib/z.c", 1, 10, 0, "z")]
     lines = list(table([Outcome("a_test", 254, places, ""), Outcome("x86/b", 4, [], "1..0 # SKIP - needs cap\n")]))
     assert lines == [
         "| test | assertions reached | hold | checked | ends |", "|---|---:|---:|---:|---|",
@@ -70,5 +71,5 @@ def test_the_table():
 
 def test_a_directory_without_selftests_is_told(tmp_path, capsys):
     assert selftests.main(["--source", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (f"dev.py selftests: {tmp_path} has no tools/testing/selftests/kvm: --source names"
-                                       " an unpacked kernel source\n")
+    assert capsys.readouterr().err == (f"dev.py selftests: {tmp_path} has no tools/testing/selftests/kvm: --source"
+                                       " names an unpacked kernel source\n")
