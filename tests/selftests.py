@@ -1,8 +1,8 @@
 """The kernel's own KVM selftests against the model: `python3 dev.py selftests --source DIR`.
 
 Builds them outside the kernel's tree, each linked with our ``test_assert`` in place of theirs, runs each under
-`kvmattr fake`, and prints which of their assertions hold. DIR is an unpacked kernel source; nothing of it comes into this
-tree. The guest code of a test does not run, as the model has no processor: what waits for it ends there.
+`kvmattr fake`, and prints which of their assertions hold. DIR is an unpacked kernel source; nothing of it comes into
+this tree. The guest code of a test does not run, as the model has no processor: what waits for it ends there.
 """
 
 from __future__ import annotations
