@@ -2,8 +2,7 @@
 
 info    what `kvmattr info` says there                                              info.txt
 tests   the bridge's tests, the recorded answers and recordings against this kernel  tests.txt, tests.xml
-study   the kernel's rows of the study, each state read back and compared           study.json, .html, .txt
-        and its table of instructions a conversion                                  instructions.json, .md
+study   the kernel's rows of the study, each state read back and compared           study.json, study.txt
 calls   instructions of calls of many shapes, for emulation/fit.py                  calls.json, calls.txt
 """
 
@@ -49,10 +48,8 @@ def study(directory: Path) -> int:
     """The kernel's rows of the study."""
     words = [word for name, values in (("--scenario", _SCENARIOS), ("--backend", _BACKENDS))
              for value in values for word in (name, value)]
-    code = _python(directory / "study.txt", "-m", "kvmattr", "scaling", "--quick", *words,
-                   "--json", str(directory / "study.json"), "--html", str(directory / "study.html"))
-    return code or _python(directory / "instructions.md", "-m", "emulation.table", str(directory / "study.json"),
-                           "--data", str(directory / "instructions.json"))
+    return _python(directory / "study.txt", "-m", "kvmattr", "scaling", "--quick", *words,
+                   "--json", str(directory / "study.json"))
 
 
 def calls(directory: Path) -> int:

@@ -140,8 +140,26 @@ def boot(image: Path, out: Path, jobs: list[str], timeout: int, emulator: str) -
         raise Missing(f"the emulator was ended after {timeout} s (--timeout): see {out / 'console.txt'}")
     if not status.exists():
         raise Missing(f"the emulated machine ended before its command did: see {out / 'console.txt'}")
+    code = int(status.read_text())
+    if "study" in jobs and code == 0:
+        _draw(out)
     print(f"{time.monotonic() - started:.0f} s; results in {out}", flush=True)
-    return int(status.read_text())
+    return code
+
+
+def _draw(out: Path) -> None:
+    """The page and the table of instructions a conversion: made here, since an emulated CPU takes a minute for them."""
+    python = [sys.executable, "-P", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(TREE)}
+    study = str(out / "study.json")
+    for words in (["emulation.table", study, "--data", str(out / "instructions.json")],
+                  ["kvmattr", "report", study, "--html", str(out / "study.html")]):
+        said = subprocess.run([*python, *words], env=environment, capture_output=True, text=True, check=False)
+        if said.returncode:
+            raise Missing(f"{words[0]} of {study}: {said.stderr.strip()}")
+        if words[0] == "emulation.table":
+            (out / "instructions.md").write_text(said.stdout)
+            print(said.stdout, end="", flush=True)
 
 
 class _Alarm:

@@ -1,6 +1,7 @@
 """`kvmattr record`: a command under strace, its exit code and signals, and the summary of what it did."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from kvmattr import cli
 from kvmattr.bridges import kvm
-from kvmattr.trace import read, record_command
+from kvmattr.trace import kernel_tracing, read, record_command
 
 RECORD = [sys.executable, "-m", "kvmattr", "record"]
 needs_kvm = pytest.mark.skipif(kvm.missing() is not None, reason=str(kvm.missing()))
@@ -88,8 +89,8 @@ def copied(lines: list[bytes], file) -> record_command._Copy:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     ended = subprocess.Popen(["true"])
-    copy = record_command._Copy(reading, file, ended)
-    copy.start()
+    copy = record_command._Copy(reading, file, events=False)
+    copy.follow(ended)
     for line in lines:
         os.write(writing, line)
         time.sleep(0.001)
@@ -130,3 +131,105 @@ def test_the_exit_code_beside_a_recording_that_cannot_be_written(ended, code):
                           text=True, timeout=120, check=False)
     assert done.stderr == "kvmattr record: /dev/full: No space left on device: the recording is not whole\n"
     assert done.returncode == code
+
+
+# The kernel's events ----------------------------------------------------------------------------------------
+
+def tracefs(root, event="kvm/kvm_vm_set_mem_attributes"):
+    (root / "instances").mkdir(parents=True)
+    (root / "events" / event).mkdir(parents=True)
+    return root
+
+
+def test_where_the_events_cannot_be_recorded_a_sentence_says_why(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "tracing"
+    assert kernel_tracing.missing(root) == f"{root} is not there: mount -t tracefs nodev {root} (as root)"
+    assert kernel_tracing.missing(tracefs(root)) is None
+    assert kernel_tracing.missing(root, "kvm/other") == (
+        "this kernel has no event kvm:other (Linux 6.17 and later, with attributes)")
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel_tracing.os, "access", lambda path, mode: False)
+        assert kernel_tracing.missing(root) == f"no right to write into {root / 'instances'}: root has it"
+    monkeypatch.setattr(record_command.kernel_tracing, "missing", lambda: "no right to write there: root has it")
+    assert cli.main(["record", "--events", "-o", str(tmp_path / "x"), "--", "true"]) == 2
+    assert capsys.readouterr().err == "kvmattr record: --events: no right to write there: root has it\n"
+    assert not (tmp_path / "x").exists()
+
+
+def strace(second, micros, words, result="0"):
+    return f"7 {second}.{micros:06} ioctl(9<anon_inode:kvm-vm>, {words}) = {result}".encode()
+
+
+def slot(number):
+    return (f"KVM_SET_USER_MEMORY_REGION, {{slot={number}, flags=0, guest_phys_addr={number << 12}, memory_size=4096,"
+            " userspace_addr=0x7f0000000000}")
+
+
+def event(second, micros, first):
+    line = (f"        vcpu-7       [000] ..... {second}.{micros:06}: kvm_vm_set_mem_attributes: {first:#018x} --"
+            f" {first + 1:#018x} [0x8]")
+    return second * 10**9 + micros * 1000, line.encode()
+
+
+@pytest.fixture
+def copying(tmp_path):
+    """Copies to a file, with events that the test itself gives."""
+    reading, writing = os.pipe()
+    os.close(writing)
+    with (tmp_path / "x.strace").open("wb", buffering=0) as file:
+        yield lambda events: record_command._Copy(reading, file, events=events)
+    os.close(reading)
+
+
+def test_events_come_into_their_place_by_their_time(copying, tmp_path):
+    copy, now = copying(events=True), int(time.time())
+    copy._keep_event(*event(now, 300, 1))
+    copy._keep([strace(now, 1, "KVM_CREATE_VM, 0x1", "9<anon_inode:kvm-vm>"), strace(now, 100, slot(0)),
+                strace(now, 200, slot(1)), strace(now, 250, "_IOC(_IOC_WRITE, 0xae, 0xd2, 0x20), 0x7ffd"),
+                f"7 {now}.000260 ioctl(9, 0x4020aed2 <unfinished ...>".encode(),
+                f"7 {now}.000270 <... ioctl resumed>, 0x7ffd) = 0".encode(),
+                strace(now, 350, "KVM_SET_MEMORY_ATTRIBUTES, 0x7ffd", "-1 EINVAL (Invalid argument)"),
+                strace(now, 400, slot(2))])
+    copy._keep_event(*event(now, 150, 0))
+    copy._keep_event(0, b"CPU:0 [LOST 5 EVENTS]")
+    copy.finish()
+    times = re.findall(rf"{now}\.([0-9]+)", (tmp_path / "x.strace").read_text())
+    assert times == ["000001", "000100", "000150", "000200", "000300", "000350", "000400"]
+    assert copy.conversions == 3
+    with read(tmp_path / "x.strace") as trace:
+        assert [type(record).__name__ for record in trace] == [
+            "SetSlot", "SetAttributes", "SetSlot", "SetAttributes", "SetSlot"]
+        assert [text.partition(",")[0] for _, text in trace.unread] == [
+            "5 events or lines were lost here", "expected {address="]
+
+
+def test_lines_are_written_when_they_are_a_second_old(copying, tmp_path):
+    copy = copying(events=True)
+    copy._keep([strace(1_700_000_000, 1, slot(0))])
+    assert b"slot=0" in (tmp_path / "x.strace").read_bytes()
+    copy._keep([strace(int(time.time()) + 100, 1, slot(1))])
+    assert b"slot=1" not in (tmp_path / "x.strace").read_bytes()
+
+
+def test_without_events_the_calls_stay_and_are_counted(copying, tmp_path):
+    copy = copying(events=False)
+    copy._keep([strace(1, 0, "KVM_SET_MEMORY_ATTRIBUTES, 0x7ffd"), strace(1, 0, "KVM_RUN, 0")])
+    assert (copy.conversions, copy.left_out, copy.events) == (1, 1, 0)
+    assert b"KVM_SET_MEMORY_ATTRIBUTES" in (tmp_path / "x.strace").read_bytes()
+
+
+@pytest.mark.skipif(kernel_tracing.missing(event="sched/sched_process_exec") is not None,
+                    reason=str(kernel_tracing.missing(event="sched/sched_process_exec")))
+def test_a_real_instance_records_children_alone_and_goes():
+    kept = []
+    events = kernel_tracing.Events(lambda time_ns, line: kept.append((time_ns, line)), event="sched/sched_process_exec")
+    before = time.time_ns()
+    events.start()
+    subprocess.run(["true"], check=True)
+    events.stop()
+    assert events.count == 1
+    [(time_ns, line)] = [each for each in kept if each[0]]
+    assert b"sched_process_exec: filename=" in line
+    assert before - 10**7 < time_ns < time.time_ns() + 10**7
+    assert b" %d.%06d: " % (time_ns // 10**9, time_ns % 10**9 // 1000) in line
+    assert not list((kernel_tracing.ROOT / "instances").glob(f"kvmattr-{os.getpid()}"))

@@ -61,6 +61,10 @@ class Files:
         """Our descriptors from first to last."""
         return [file for file in self._entries if first <= file <= last]
 
+    def guests(self) -> list[Guest]:
+        """The VMs among the files."""
+        return [entry for entry in self._entries.values() if isinstance(entry, Guest)]
+
     def copy(self) -> Files:
         """What a new process without its parent's table has."""
         return Files(self._index, self._entries)
@@ -136,6 +140,11 @@ class Descriptors:
         if pid not in self._processes:
             self._processes[pid] = Process(self, pid, Files(self._index))
         return self._processes[pid]
+
+    def guest_of(self, pid: int) -> Guest | None:
+        """The VM of a process or thread that has exactly one, by its descriptors."""
+        found = set(self._processes[pid].files.guests()) if pid in self._processes else set()
+        return found.pop() if len(found) == 1 else None
 
     def child(self, parent: Process, pid: int, *, shared: bool) -> None:
         """A new process, with its parent's files or, if not shared, a copy of its table."""

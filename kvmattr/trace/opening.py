@@ -12,6 +12,7 @@ import importlib
 import io
 import lzma
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from typing import Any, Protocol
 PIECE = 1 << 20
 #: A compressed file may hold this many bytes of text, and so many times its own size beyond.
 UNPACKED, RATIO = 16 << 20, 250
+#: So much is unpacked before any of it is read: reading calls takes far longer than unpacking them.
+_AHEAD = 24 << 20
 #: What a decoder of xz may keep in memory. The zstd library has a limit of 128 MiB itself.
 _DECODER_MEMORY = 128 << 20
 #: Compressed bytes that a decoder is given at a time.
@@ -114,11 +117,19 @@ class _Unpacked:
     def __init__(self, name: str, make: Callable[[Any], Readable], file: io.BufferedReader) -> None:
         self._name = name
         self._raw = _Counting(file)
-        self._contents = make(io.BufferedReader(self._raw, PIECE >> 4))
+        self._contents = make(io.BufferedReader(self._raw, _STEP << 3))
         self._size = 0
+        self._ahead: deque[bytes] | None = None
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes."""
+        """At most so many bytes. Before the first are given, what is surely too much is refused."""
+        if self._ahead is None:
+            self._ahead = deque()
+            while self._size <= _AHEAD and (data := self._unpack(PIECE)):
+                self._ahead.append(data)
+        return self._ahead.popleft() if self._ahead else self._unpack(size)
+
+    def _unpack(self, size: int) -> bytes:
         try:
             data = self._contents.read(size)
         except _DAMAGE as error:

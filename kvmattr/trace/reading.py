@@ -68,6 +68,8 @@ _LOST = re.compile(r"\[LOST (?:([0-9]{1,18}) )?EVENTS\]|\[(?:([0-9]{1,18}) )?EVE
 _REPEATED = re.compile(r"message repeated ([0-9]{1,18}) times")
 _HOST = re.compile(r"qemu-system-(aarch64|s390x|x86_64|i386)")
 _HOSTS = {"aarch64": "arm64", "s390x": "s390", "x86_64": "x86-64", "i386": "x86-64"}
+#: The thread before an event of the kernel, as ftrace writes it.
+_TASK = re.compile(r"-([0-9]{1,10})\s+(?:\(\s*[0-9-]+\)\s+)?\[[0-9]{3,4}\]\s")
 _QEMU_PREFIX = re.compile(r"\s*[0-9]{1,10}@[0-9.]{1,30}:")
 # How a line goes on that a mail program has cut: with a field of the call, or its end.
 _GOES_ON = re.compile(
@@ -166,7 +168,8 @@ class Parser:
         #: The VM of events that name none: QEMU's and the kernel's.
         self._unnamed: Guest | None = None
         self._clock = Clock()
-        self._strace = strace.Reader(Descriptors(self._new_guest))
+        self._descriptors = Descriptors(self._new_guest)
+        self._strace = strace.Reader(self._descriptors)
         self._held: _Held | None = None
 
     def close(self) -> None:
@@ -366,7 +369,12 @@ class Parser:
         return ours
 
     def _event(self, call: Call, line: int, where: tuple[str, str]) -> None:
-        """Take an event, which names no VM."""
+        """Take an event, which names no VM: that of its thread where strace has told, else one of its own."""
+        thread = _TASK.search(where[0])
+        known = self._descriptors.guest_of(int(thread[1])) if thread is not None else None
+        if known is not None:
+            self._apply(call, known, line, where)
+            return
         if self._unnamed is None:
             self._unnamed = self._new_guest(None, None, 0)
         self._apply(call, self._unnamed, line, where)
@@ -496,8 +504,12 @@ class Parser:
             more = f"; and {len(few) - 10} more" if len(few) > 10 else ""
             asked = [f"--vm {self._vm}"] * (self._vm is not None) + [f"--pid {self._pid}"] * (self._pid is not None)
             found = f"{len(few)} VMs" if not asked else f"{len(candidates) or 'none'} for {' '.join(asked)}"
+            # Lines of QEMU's events may come of several VMs, and nothing in them says so.
+            unnamed = any(guest.pid is None and guest.file is None for guest in few)
+            kernel = ("; events of QEMU and of the kernel name no VM: those of several in one log cannot be told apart,"
+                      " record each in a log of its own") if asked and unnamed else ""
             raise TraceError(f"{self.name}: expected calls of one VM, found {found}: choose by --vm or --pid:"
-                             f" {listed}{more}")
+                             f" {listed}{more}{kernel}")
         trace = candidates[0].finish()
         if self._native.operations:
             trace.tell_note(0, f"{self._native.operations} native lines in a log: not applied")

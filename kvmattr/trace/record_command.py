@@ -3,11 +3,14 @@
 `kvmattr record -- qemu-system-x86_64 -accel kvm ...` runs the command under strace, which must be installed. The
 recording is an strace log that `kvmattr replay` and `kvmattr show` read. The command keeps its terminal; signals reach
 it, and its exit code is this one's. Calls of KVM_RUN, which say nothing of memory, are left out of the recording.
+strace does not read the structure of KVM_SET_MEMORY_ATTRIBUTES: where the kernel has an event for that and lets us
+record it, the events stand in the recording, by their time, in place of those calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -16,10 +19,13 @@ import sys
 import tempfile
 import threading
 import time
+from bisect import bisect_left, insort
+from collections.abc import Iterator
 from io import RawIOBase
 from pathlib import Path
 
 from kvmattr.measure.forwarding import forwarding
+from kvmattr.trace import kernel_tracing
 from kvmattr.trace.files import replay_file
 
 HELP = "run a VMM and record its memslots and attributes"
@@ -27,6 +33,9 @@ HELP = "run a VMM and record its memslots and attributes"
 #: Calls that make, change, copy and close VMs, and those by which processes share descriptors.
 _CALLS = "ioctl,close,close_range,dup,dup2,dup3,fcntl,clone,clone3,fork,vfork"
 _PID = re.compile(rb"[0-9]+")
+_STAMP = re.compile(rb"[0-9]+ +([0-9]{9,11})\.([0-9]{6}) ")
+#: As strace spells the request, by what it knows of it.
+_CONVERSION = re.compile(rb", (?:KVM_SET_MEMORY_ATTRIBUTES\b|_IOC\(_IOC_WRITE, 0xae, 0xd2, 0x20\)|0x4020aed2\b)")
 _NO_COMMAND = 127
 
 
@@ -34,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvmattr record`."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE",
                         help="the recording (default: the command's name, the time and .strace)")
+    parser.add_argument("--events", action=argparse.BooleanOptionalAction, help="record the kernel's event of a"
+                        " conversion, too (default: where the kernel has it and permits it)")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help="what to run")
 
 
@@ -47,22 +58,31 @@ def run(arguments: argparse.Namespace) -> int:
     if shutil.which(words[0]) is None:
         print(f"kvmattr record: {words[0]}: command not found", file=sys.stderr)
         return _NO_COMMAND
+    absent = kernel_tracing.missing() if arguments.events in (None, True) else "--no-events"
+    if arguments.events and absent is not None:
+        return _wrong(f"--events: {absent}")
     output = arguments.output or Path(f"{Path(words[0]).name}-{time.strftime('%Y%m%d-%H%M%S')}.strace")
     try:
         with output.open("wb", buffering=0) as file:
-            code, left_out, failed = _recorded(words, file)
+            code, copied = _recorded(words, file, events=absent is None)
     except OSError as error:
         return _wrong(f"{output}: {error.strerror}")
-    if failed is not None:
-        unwritten = _wrong(f"{output}: {failed.strerror}: the recording is not whole")
+    if copied.failed is not None:
+        unwritten = _wrong(f"{output}: {copied.failed.strerror}: the recording is not whole")
         return code or unwritten
-    print(f"kvmattr record: {output}, without {left_out:,} calls of KVM_RUN", file=sys.stderr)
+    print(f"kvmattr record: {output}, without {copied.left_out:,} calls of KVM_RUN", file=sys.stderr)
+    if copied.events:
+        print(f"kvmattr record: conversions are the kernel's events, {copied.events:,}, in place of"
+              f" {copied.conversions:,} calls", file=sys.stderr)
+    elif copied.conversions and absent is not None:
+        print(f"kvmattr record: {copied.conversions:,} calls of KVM_SET_MEMORY_ATTRIBUTES are not read by strace, and"
+              f" the kernel's events were not recorded: {absent}", file=sys.stderr)
     _summarize(output)
     return code
 
 
-def _recorded(words: list[str], file: RawIOBase) -> tuple[int, int, OSError | None]:
-    """Run; the exit code, the calls that were left out, and what kept the recording from being written."""
+def _recorded(words: list[str], file: RawIOBase, *, events: bool) -> tuple[int, _Copy]:
+    """Run; the exit code, and what was copied."""
     with tempfile.TemporaryDirectory(prefix="kvmattr-record-") as scratch:
         fifo = os.path.join(scratch, "strace")
         os.mkfifo(fifo)
@@ -70,27 +90,63 @@ def _recorded(words: list[str], file: RawIOBase) -> tuple[int, int, OSError | No
         # -D: strace is a grandchild, so that the command is ours: its exit code, its terminal, our signals.
         command = ["strace", "-D", "-f", "-q", "-y", "-ttt", "-v", "-e", f"trace={_CALLS}", "-e", "signal=none",
                    "-o", fifo, "--", *words]
-        with forwarding() as started:
+        copying = _Copy(reading, file, events=events)
+        with forwarding() as started, copying.recording_events():
             process = subprocess.Popen(command)
             started.append(process)
-            copying = _Copy(reading, file, process)
-            copying.start()
+            copying.follow(process)
             code = process.wait()
             copying.join()
-    return (code if code >= 0 else 128 - code), copying.left_out, copying.failed
+        copying.finish()
+    return (code if code >= 0 else 128 - code), copying
 
 
 class _Copy(threading.Thread):
-    """Copies strace's lines into the recording until strace has ended, without those of KVM_RUN."""
+    """Copies strace's lines into the recording until strace has ended, without those of KVM_RUN.
 
-    def __init__(self, reading: int, file: RawIOBase, process: subprocess.Popen[bytes]) -> None:
+    With ``events`` the kernel's lines come between them by their time: lines wait for a second before they are
+    written, since the two do not come in order.
+    """
+
+    def __init__(self, reading: int, file: RawIOBase, *, events: bool) -> None:
         super().__init__(daemon=True)
         self._reading = reading
         self._file = file
-        self._process = process
+        self._process: subprocess.Popen[bytes] | None = None
         self._running: set[bytes] = set()
+        self._converting: set[bytes] = set()
+        self._events = kernel_tracing.Events(self._keep_event) if events else None
+        self._lock = threading.Lock()
+        #: (time, number, line), the earliest first.
+        self._waiting: list[tuple[int, int, bytes]] = []
+        self._number = self._latest = 0
         self.left_out = 0
+        #: Calls of KVM_SET_MEMORY_ATTRIBUTES, and the kernel's events.
+        self.conversions = self.events = 0
         self.failed: OSError | None = None
+
+    def follow(self, process: subprocess.Popen[bytes]) -> None:
+        """Begin, with the command that strace runs."""
+        self._process = process
+        self.start()
+
+    @contextlib.contextmanager
+    def recording_events(self) -> Iterator[None]:
+        """Within it the kernel's events are recorded, if they are."""
+        if self._events is None:
+            yield
+            return
+        self._events.start()
+        try:
+            yield
+        finally:
+            self._events.stop()
+            self.events = self._events.count
+
+    def finish(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            self._write(len(self._waiting))
 
     def run(self) -> None:
         """Until the last writer is gone; where nobody comes, until the command has ended."""
@@ -104,6 +160,7 @@ class _Copy(threading.Thread):
                 continue
             if not part:
                 # Before strace has opened its end, and after it closed it.
+                assert self._process is not None
                 if self._process.poll() is not None:
                     ended_at = ended_at or time.monotonic()
                 if came or (ended_at and time.monotonic() - ended_at > 1):
@@ -118,12 +175,51 @@ class _Copy(threading.Thread):
         os.close(self._reading)
 
     def _keep(self, lines: list[bytes]) -> None:
-        kept = [line + b"\n" for line in lines if not self._is_run(line)]
+        kept = [line for line in lines if not self._is_run(line) and not self._is_conversion(line)]
+        with self._lock:
+            for line in kept:
+                found = _STAMP.match(line)
+                self._add(int(found[1]) * 10**9 + int(found[2]) * 1000 if found else 0, line)
+            self._write(len(self._waiting) if self._events is None else self._settled())
+
+    def _keep_event(self, time_ns: int, line: bytes) -> None:
+        with self._lock:
+            self._add(time_ns, line)
+
+    def _add(self, time_ns: int, line: bytes) -> None:
+        """Put a line in its place; one without a time stays behind the one before."""
+        self._latest = time_ns or self._latest
+        self._number += 1
+        insort(self._waiting, (self._latest, self._number, line))
+
+    def _settled(self) -> int:
+        """How many lines are so old that none comes before them any more."""
+        return bisect_left(self._waiting, (time.time_ns() - 10**9,))
+
+    def _write(self, count: int) -> None:
+        ready = self._waiting[:count]
+        del self._waiting[:count]
         if self.failed is None:     # else strace must still be read, or the command would wait for it
             try:
-                self._file.write(b"".join(kept))
+                self._file.write(b"".join(line + b"\n" for _, _, line in ready))
             except OSError as error:
                 self.failed = error
+
+    def _is_conversion(self, line: bytes) -> bool:
+        """Whether a line is of a call that the kernel's event stands for, which must have gone well."""
+        found = _PID.match(line)
+        thread = found[0] if found else b""
+        if b"<... ioctl resumed>" in line and thread in self._converting:
+            self._converting.discard(thread)
+            return True
+        if _CONVERSION.search(line) is None:
+            return False
+        self.conversions += 1
+        if self._events is None or (b") = " in line and b") = 0" not in line):
+            return False
+        if line.rstrip().endswith(b"<unfinished ...>"):
+            self._converting.add(thread)
+        return True
 
     def _is_run(self, line: bytes) -> bool:
         """Whether a line is of KVM_RUN; a call that another thread's line cut in two is told by its thread."""
