@@ -462,12 +462,12 @@ def to_numpy_fragmented(guest: Guest) -> Arms:
 
 def runs(m: AttributeMap, a: Pages, calls: int = 1) -> Arms:
     """numpy finds only where runs start, 8 bytes a run; the store also says where they stop and what they
-    hold, 17.
+    hold, 17. Of the pages of the array, where the map has more.
     """
 
     def store(_: Any) -> Any:
         for _ in range(calls):
-            found = m.runs()
+            found = m.runs(0, len(a))
         return found
 
     def compared(_: Any) -> Any:

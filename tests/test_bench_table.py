@@ -143,3 +143,13 @@ def test_the_table_by_content_measures_and_compares(tmp_path):
     assert table.rstrip() == done.stdout.rstrip()
     for content in ("uniform, in 2^52 pages", "every other page", "16 values", "256 values", "1e5 ranges of 16 values"):
         assert content in table
+
+
+def test_first_conversions_are_measured_beside_the_xarray(tmp_path):
+    done = subprocess.run([sys.executable, "bench/conversions.py", "--quick", "--results", tmp_path / "quick"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "quick.txt").read_text()
+    assert table.rstrip() == done.stdout.rstrip()
+    for word in ("single, k = 1,000", "batch, k = 10", "SET batch"):
+        assert word in table
