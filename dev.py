@@ -101,7 +101,7 @@ def developed() -> Path:
         build_requirements = tomllib.load(file)["build-system"]["requires"]
     install(python, *build_requirements, sources=("pyproject.toml",))
     run(python, "setup.py", "build_ext", "--inplace")
-    install(python, "--no-build-isolation", "--editable", ".[test,study,peers,unicorn]",
+    install(python, "--no-build-isolation", "--editable", ".[test,study,peers,unicorn,pandas]",
             sources=("pyproject.toml", "setup.py"))
     return python
 

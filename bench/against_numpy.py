@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.guest import Guest, Pages, same
-from bench.rounds import Arms
+from bench.rounds import Arms, loop
 from kvmattr import AttributeMap
 from kvmattr._core import RUN_DTYPE
 
@@ -66,19 +66,9 @@ def take(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     )
 
 
-@row("take 1e6 random: uniform", 0.65)
-def take_uniform(guest: Guest) -> Arms:
-    return take(guest, *guest.uniform())
-
-
-@row("take 1e6 random: after 1e5 random pages", 0.80)
-def take_changed(guest: Guest) -> Arms:
-    return take(guest, *guest.changed())
-
-
-@row("take 1e6 random: fragmented", 0.80)
-def take_fragmented(guest: Guest) -> Arms:
-    return take(guest, *guest.fragmented())
+row("take 1e6 random: uniform", 0.65)(lambda guest: take(guest, *guest.uniform()))
+row("take 1e6 random: after 1e5 random pages", 0.80)(lambda guest: take(guest, *guest.changed()))
+row("take 1e6 random: fragmented", 0.80)(lambda guest: take(guest, *guest.fragmented()))
 
 
 @row("put 1e6 random pages, after 1e5", 1.6)
@@ -128,14 +118,8 @@ def update_many(guest: Guest, values: int) -> Arms:
     )
 
 
-@row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 2 values", 0.50, rounds=6)
-def update_many_2(guest: Guest) -> Arms:
-    return update_many(guest, 2)
-
-
-@row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 8 values", None, rounds=6)
-def update_many_8(guest: Guest) -> Arms:
-    return update_many(guest, 8)
+row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 2 values", 0.50, rounds=6)(lambda guest: update_many(guest, 2))
+row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 8 values", None, rounds=6)(lambda guest: update_many(guest, 8))
 
 
 # ---- one page a call ----
@@ -156,10 +140,6 @@ def get(guest: Guest, m: AttributeMap, a: Pages, calls: int) -> Arms:
         for gfn in gfns:
             item(gfn)
 
-    def loop(gfns: list[int]) -> None:
-        for _ in gfns:
-            pass
-
     return Arms(
         draw=lambda: guest.gfns(calls).tolist(),
         store=store,
@@ -170,19 +150,10 @@ def get(guest: Guest, m: AttributeMap, a: Pages, calls: int) -> Arms:
     )
 
 
-@row("get one random page, per call: uniform", 0.22)
-def get_uniform(guest: Guest) -> Arms:
-    return get(guest, *guest.uniform(), guest.calls)
-
-
-@row("get one random page, per call: fragmented", 0.28)
-def get_fragmented(guest: Guest) -> Arms:
-    return get(guest, *guest.fragmented(), guest.calls)
-
-
-@row("get, fragmented: the first 1e4 calls of a turn (cold)", None)
-def get_cold(guest: Guest) -> Arms:
-    return get(guest, *guest.fragmented(), guest.calls // 100)
+row("get one random page, per call: uniform", 0.22)(lambda guest: get(guest, *guest.uniform(), guest.calls))
+row("get one random page, per call: fragmented", 0.28)(lambda guest: get(guest, *guest.fragmented(), guest.calls))
+row("get, fragmented: the first 1e4 calls of a turn (cold)", None)(
+    lambda guest: get(guest, *guest.fragmented(), guest.calls // 100))
 
 
 @row("write one random page, per call, after 1e5", 0.50)
@@ -208,10 +179,6 @@ def write_changed(guest: Guest) -> Arms:
     def assign(drawn: Any) -> None:
         for start, _, attributes in drawn:
             a[start] = attributes
-
-    def loop(drawn: Any) -> None:
-        for _start, _stop, _attributes in drawn:
-            pass
 
     return Arms(
         draw=draw,
@@ -281,14 +248,8 @@ def masked_all(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     )
 
 
-@row("all over 1 GiB with a mask: uniform", 0.02)
-def all_uniform(guest: Guest) -> Arms:
-    return masked_all(guest, *guest.uniform())
-
-
-@row("all over 1 GiB with a mask: fragmented", 0.02)
-def all_fragmented(guest: Guest) -> Arms:
-    return masked_all(guest, *guest.fragmented())
+row("all over 1 GiB with a mask: uniform", 0.02)(lambda guest: masked_all(guest, *guest.uniform()))
+row("all over 1 GiB with a mask: fragmented", 0.02)(lambda guest: masked_all(guest, *guest.fragmented()))
 
 
 def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool, windows: int = 500) -> Arms:
@@ -324,10 +285,6 @@ def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool, windows:
         last.append(drawn[0])
         return drawn
 
-    def loop(windows: Any) -> None:
-        for _start, _stop in windows:
-            pass
-
     return Arms(
         draw=draw,
         store=store,
@@ -338,24 +295,11 @@ def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool, windows:
     )
 
 
-@row("or_ over 1 GiB: uniform", 0.03)
-def or_uniform(guest: Guest) -> Arms:
-    return or_and_back(guest, *guest.uniform(), aligned=False)
-
-
-@row("or_ over 1 GiB: fragmented, aligned", 0.04)
-def or_aligned(guest: Guest) -> Arms:
-    return or_and_back(guest, *guest.fragmented(), aligned=True)
-
-
-@row("or_ over 1 GiB: fragmented, unaligned", 0.15)
-def or_unaligned(guest: Guest) -> Arms:
-    return or_and_back(guest, *guest.fragmented(), aligned=False)
-
-
-@row("or_, unaligned: the first 20 calls of a turn (cold)", None)
-def or_cold(guest: Guest) -> Arms:
-    return or_and_back(guest, *guest.fragmented(), aligned=False, windows=10)
+row("or_ over 1 GiB: uniform", 0.03)(lambda guest: or_and_back(guest, *guest.uniform(), aligned=False))
+row("or_ over 1 GiB: fragmented, aligned", 0.04)(lambda guest: or_and_back(guest, *guest.fragmented(), aligned=True))
+row("or_ over 1 GiB: fragmented, unaligned", 0.15)(lambda guest: or_and_back(guest, *guest.fragmented(), aligned=False))
+row("or_, unaligned: the first 20 calls of a turn (cold)", None)(
+    lambda guest: or_and_back(guest, *guest.fragmented(), aligned=False, windows=10))
 
 
 def or_everywhere(guest: Guest, timed_writes: bool) -> Arms:
@@ -404,14 +348,10 @@ def or_everywhere(guest: Guest, timed_writes: bool) -> Arms:
     )
 
 
-@row("or_ over fragmented 64 GiB, 10 page writes before it", 0.01, rounds=102)
-def or_after_writes(guest: Guest) -> Arms:
-    return or_everywhere(guest, timed_writes=False)
-
-
-@row("the same, with the 10 calls of write on the clock", None, rounds=102)
-def or_and_writes(guest: Guest) -> Arms:
-    return or_everywhere(guest, timed_writes=True)
+row("or_ over fragmented 64 GiB, 10 page writes before it", 0.01, rounds=102)(
+    lambda guest: or_everywhere(guest, timed_writes=False))
+row("the same, with the 10 calls of write on the clock", None, rounds=102)(
+    lambda guest: or_everywhere(guest, timed_writes=True))
 
 
 # ---- out of the map ----
@@ -436,10 +376,6 @@ def materialise(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
             theirs[:] = a[start:stop]
         return theirs
 
-    def loop(windows: Any) -> None:
-        for _start, _stop in windows:
-            pass
-
     return Arms(
         draw=lambda: guest.windows(100, aligned=False),
         store=store,
@@ -450,14 +386,8 @@ def materialise(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
     )
 
 
-@row("to_numpy of 1 GiB: uniform", 0.60)
-def to_numpy_uniform(guest: Guest) -> Arms:
-    return materialise(guest, *guest.uniform())
-
-
-@row("to_numpy of 1 GiB: fragmented", 0.85)
-def to_numpy_fragmented(guest: Guest) -> Arms:
-    return materialise(guest, *guest.fragmented())
+row("to_numpy of 1 GiB: uniform", 0.60)(lambda guest: materialise(guest, *guest.uniform()))
+row("to_numpy of 1 GiB: fragmented", 0.85)(lambda guest: materialise(guest, *guest.fragmented()))
 
 
 def runs(m: AttributeMap, a: Pages, calls: int = 1) -> Arms:
@@ -523,29 +453,11 @@ def few_runs(guest: Guest) -> tuple[AttributeMap, Pages]:
     return m, a
 
 
-@row("runs: 1e5", 0.20)
-def runs_few(guest: Guest) -> Arms:
-    return runs(*few_runs(guest), calls=10)
-
-
-@row("runs, 1e5: the first call of a turn (cold)", None)
-def runs_few_cold(guest: Guest) -> Arms:
-    return runs(*few_runs(guest))
-
-
-@row("runs: 1e5, numpy makes the same records", None)
-def runs_few_records(guest: Guest) -> Arms:
-    return same_runs(*few_runs(guest))
-
-
-@row("runs: 16.8M", 0.40, rounds=8)
-def runs_all(guest: Guest) -> Arms:
-    return runs(*guest.fragmented())
-
-
-@row("runs: 16.8M, numpy makes the same records", None, rounds=8)
-def runs_all_records(guest: Guest) -> Arms:
-    return same_runs(*guest.fragmented())
+row("runs: 1e5", 0.20)(lambda guest: runs(*few_runs(guest), calls=10))
+row("runs, 1e5: the first call of a turn (cold)", None)(lambda guest: runs(*few_runs(guest)))
+row("runs: 1e5, numpy makes the same records", None)(lambda guest: same_runs(*few_runs(guest)))
+row("runs: 16.8M", 0.40, rounds=8)(lambda guest: runs(*guest.fragmented()))
+row("runs: 16.8M, numpy makes the same records", None, rounds=8)(lambda guest: same_runs(*guest.fragmented()))
 
 
 def count(guest: Guest, calls: int) -> Arms:
@@ -573,14 +485,8 @@ def count(guest: Guest, calls: int) -> Arms:
     )
 
 
-@row("count one bit over fragmented 64 GiB", 0.04)
-def count_bit(guest: Guest) -> Arms:
-    return count(guest, 100)
-
-
-@row("count: the first call of a turn (cold)", None)
-def count_cold(guest: Guest) -> Arms:
-    return count(guest, 1)
+row("count one bit over fragmented 64 GiB", 0.04)(lambda guest: count(guest, 100))
+row("count: the first call of a turn (cold)", None)(lambda guest: count(guest, 1))
 
 
 # ---- whole maps ----
@@ -617,8 +523,7 @@ def snapshot(guest: Guest) -> Arms:
     )
 
 
-def restore(guest: Guest, changes: int) -> Arms:
-    m, a = guest.changed()
+def restore(guest: Guest, m: AttributeMap, a: Pages, changes: int) -> Arms:
     before, saved = m.snapshot(), a.copy()
 
     def draw() -> None:
@@ -634,23 +539,16 @@ def restore(guest: Guest, changes: int) -> Arms:
     )
 
 
-@row("restore after 10 changes", 5e-3, rounds=51)
-def restore_few(guest: Guest) -> Arms:
-    return restore(guest, 10)
+row("restore after 10 changes", 5e-3, rounds=51)(lambda guest: restore(guest, *guest.changed(), 10))
+row("restore after 1e5 changes", 0.10)(lambda guest: restore(guest, *guest.changed(), guest.earlier))
 
 
-@row("restore after 1e5 changes", 0.10)
-def restore_many(guest: Guest) -> Arms:
-    return restore(guest, guest.earlier)
-
-
-@row("diff of two fragmented maps, 1e4 pages differ", 0.15)
-def diff(guest: Guest) -> Arms:
+def diff(guest: Guest, changes: int) -> Arms:
     m, a = guest.fragmented()
     differ = np.empty(guest.pages, bool)
 
     def draw() -> tuple[AttributeMap, Pages]:
-        gfns = guest.gfns(guest.earlier // 10)
+        gfns = guest.gfns(changes)
         other, b = m.copy(), a.copy()
         attributes = a[gfns] ^ 1
         other.put(gfns, attributes)
@@ -673,3 +571,6 @@ def diff(guest: Guest) -> Arms:
         },
         check=lambda drawn, ours, theirs: bool(np.array_equal(starts(ours), theirs)),
     )
+
+
+row("diff of two fragmented maps, 1e4 pages differ", 0.15)(lambda guest: diff(guest, guest.earlier // 10))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.against_numpy import diff, restore, runs
 from bench.guest import Guest, same
 from bench.rounds import Arms, compare
 from kvmattr import AttributeMap
@@ -51,71 +52,24 @@ def or_over(guest: Guest, length: int) -> Arms:
     )
 
 
-def restore_after(guest: Guest, changes: int) -> Arms:
-    m, a = guest.fragmented()
-    before, saved = m.snapshot(), a.copy()
-
-    def draw() -> None:
-        gfns = guest.gfns(changes)
-        m.put(gfns, 4)
-        a[gfns] = 4
-
-    return Arms(
-        draw=draw,
-        store=lambda _: m.restore(before),
-        numpy={"copyto": lambda _: np.copyto(a, saved)},
-        check=lambda _, ours, theirs: same(m, a),
-    )
-
-
-def diff_after(guest: Guest, changes: int) -> Arms:
-    m, a = guest.fragmented()
-
-    def draw() -> Any:
-        gfns = guest.gfns(changes)
-        other, b = m.copy(), a.copy()
-        other.put(gfns, 4)
-        b[gfns] = 4
-        return other, b
-
-    return Arms(
-        draw=draw,
-        store=lambda drawn: drawn[0].diff(m),
-        numpy={"!=": lambda drawn: np.flatnonzero(drawn[1] != a)},
-        check=lambda _, ours, theirs: int((ours["stop"] - ours["start"]).sum()) == len(theirs),
-    )
-
-
 def runs_of(guest: Guest, count: int) -> Arms:
     """A guest of about that many runs: half as many single pages, evenly spread."""
     m, a = AttributeMap(guest.pages), np.zeros(guest.pages, np.uint8)
     gfns = np.arange(max(count // 2, 1)) * (guest.pages // max(count // 2, 1)) + 1
     m.put(gfns, 1)
     a[gfns] = 1
-    return Arms(
-        draw=lambda: None,
-        store=lambda _: m.runs(),
-        numpy={"!=": lambda _: np.flatnonzero(a[1:] != a[:-1])},
-        check=lambda _, ours, theirs: len(ours) == len(theirs) + 1,
-    )
+    return runs(m, a)
+
+
+def changes(guest: Guest) -> list[int]:
+    return powers(guest.earlier, 10)
 
 
 CURVES = [
-    Curve(
-        "or_ over an unaligned range, every other page set",
-        "pages",
-        lambda guest: powers(guest.pages, 4),
-        or_over,
-    ),
-    Curve(
-        "restore of a fragmented guest",
-        "changed pages",
-        lambda guest: powers(guest.earlier, 10),
-        restore_after,
-    ),
-    Curve(
-        "diff of two fragmented guests", "changed pages", lambda guest: powers(guest.earlier, 10), diff_after
-    ),
+    Curve("or_ over an unaligned range, every other page set", "pages", lambda guest: powers(guest.pages, 4), or_over),
+    Curve("restore of a fragmented guest", "changed pages", changes,
+          lambda guest, count: restore(guest, *guest.fragmented(), count)),
+    Curve("diff of two fragmented guests", "changed pages", changes, diff),
     Curve("runs", "runs", lambda guest: powers(guest.pages // 4, 4)[1:], runs_of),
 ]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.absolute import limit
 from bench.guest import Gfns, Guest
-from bench.rounds import Alone
+from bench.rounds import Alone, loop
 from kvmattr import VM, Access, uapi
 
 PRIVATE = uapi.KVM_MEM_ATTR_PRIVATE
@@ -40,11 +40,6 @@ def conversions(guest: Guest, vm: VM, count: int) -> Any:
     gfns = np.unique(guest.gfns(count))
     guest.rng.shuffle(gfns)
     return records_of(gfns, vm.attributes.take(gfns) ^ PRIVATE)
-
-
-def loop(drawn: list[Any]) -> None:
-    for _ in drawn:
-        pass
 
 
 def all_set(vm: VM, records: Any) -> bool:
@@ -101,14 +96,9 @@ def batch_of(guest: Guest, values: list[int]) -> Alone:
     return Alone(draw, vm.set_memory_attributes_many, check, calls=guest.batch)
 
 
-@limit("batch of 1e6 SETs of random pages, 2 values, per SET", 60, rounds=7)
-def batch(guest: Guest) -> Alone:
-    return batch_of(guest, [0, PRIVATE])
-
-
-@limit("batch of 1e6 SETs of random pages, 3 values, per SET", None, rounds=7)
-def batch_of_three(guest: Guest) -> Alone:
-    return batch_of(guest, [0, PRIVATE, uapi.KVM_MEM_ATTR_NO_WRITE])
+limit("batch of 1e6 SETs of random pages, 2 values, per SET", 60, rounds=7)(lambda guest: batch_of(guest, [0, PRIVATE]))
+limit("batch of 1e6 SETs of random pages, 3 values, per SET", None, rounds=7)(
+    lambda guest: batch_of(guest, [0, PRIVATE, uapi.KVM_MEM_ATTR_NO_WRITE]))
 
 
 @limit("SET of 1 TiB", 3e3)
@@ -162,11 +152,5 @@ def accesses(guest: Guest, attributes: int, wanted: Access, faults: bool) -> Alo
     return Alone(draw, work, lambda _, ended: (ended is not None) == faults, loop, calls)
 
 
-@limit("vm.access to a random page, after 1e5", 250)
-def access_that_may(guest: Guest) -> Alone:
-    return accesses(guest, 0, Access.READ, False)
-
-
-@limit("vm.access that faults", 250)
-def access_that_faults(guest: Guest) -> Alone:
-    return accesses(guest, PRIVATE, Access.READ, True)
+limit("vm.access to a random page, after 1e5", 250)(lambda guest: accesses(guest, 0, Access.READ, False))
+limit("vm.access that faults", 250)(lambda guest: accesses(guest, PRIVATE, Access.READ, True))

@@ -30,6 +30,12 @@ def nothing(drawn: Any) -> None:
     """The floor of an arm that is one call."""
 
 
+def loop(drawn: Any) -> None:
+    """The floor of an arm that is one call for each of what was drawn."""
+    for _ in drawn:
+        pass
+
+
 @dataclass(frozen=True)
 class Arms:
     """The work of one row. ``draw`` makes a round's arguments, off the clock, and may bring both sides back
@@ -140,10 +146,6 @@ def hot_scalar_ns() -> float:
     def look(drawn: list[int]) -> None:
         for gfn in drawn:
             a[gfn]
-
-    def loop(drawn: list[int]) -> None:
-        for _ in drawn:
-            pass
 
     looks, loops = zip(*((timed(look, gfns)[0], timed(loop, gfns)[0]) for _ in range(15)), strict=True)
     return (min(looks) - min(loops)) / len(gfns)
