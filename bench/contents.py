@@ -6,11 +6,12 @@
     python bench/contents.py --quick                         a tiny guest, seconds; figures mean nothing
 
 Each cell is store / numpy's fastest form, the median of pairs of interleaved rounds on the thread's CPU time, and
-behind it the limit that the project set itself. Above 1 numpy wins. `take` and `put` are of a million random pages over
-the whole guest, `to_numpy` of 1 GiB, `count` of a bit and `runs` over all; `get` and `write` are calls for one random
-page each. Values to write are drawn from the content's, so some pages stay as they are; `kept` is `put` while a snapshot
-of the map is kept, after rounds that copied what they share. `update_many` is of ranges of 1 to 512 pages and beside the
-same with two values, not beside numpy. The answers of every round are compared. What changes the guest comes last.
+behind it the limit that the project set itself. Above 1 numpy wins. `take` and `put` are of a million random pages
+over the whole guest, `to_numpy` of 1 GiB, `count` of a bit and `runs` over all; `get` and `write` are calls for one
+random page each. Values to write are drawn from the content's, so some pages stay as they are; `kept` is `put` while
+a snapshot of the map is kept, after rounds that copied what they share. `update_many` is of ranges of 1 to 512 pages
+and beside the same with two values, not beside numpy. The answers of every round are compared. What changes the guest
+comes last.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
     python bench/conversions.py --results bench/results/NAME    writes NAME.txt too
     python bench/conversions.py --quick                         few conversions; figures mean nothing
 
-A guest of 64 GiB has k random pages converted. Fresh pages are converted and converted back: one at a time (`single`), or
-1,024 and then these back (`batch`). Each cell is the store's time for that, by one of its calls, over the xarray's in the
-same process and the same turns: the median of pairs of interleaved rounds on the thread's CPU time. Above 1 the xarray
-wins. `write` is a Python call a page, the others are one call a round.
+A guest of 64 GiB has k random pages converted. Fresh pages are converted and converted back: one at a time
+(`single`), or 1,024 and then these back (`batch`). Each cell is the store's time for that, by one of its calls, over
+the xarray's in the same process and the same turns: the median of pairs of interleaved rounds on the thread's CPU
+time. Above 1 the xarray wins. `write` is a Python call a page, the others are one call a round.
 """
 
 from __future__ import annotations
