@@ -186,6 +186,7 @@ cdef class GuestMemfd:
     cdef Binding *ranges
     cdef size_t count
     cdef size_t capacity
+    cdef void shut(self) noexcept
     cdef Slot *slot_of(self, size_t place) noexcept nogil
     cdef list spans(self, uint64_t start, uint64_t stop)
     cdef int bind(self, uint64_t offset, uint64_t nbytes, uint64_t gfn, uint32_t number) except -1

@@ -404,20 +404,24 @@ cdef class Machine:
     def _close_guest_memfd(self, files, handle):
         """Close a file of ``files``; what its memslots map is stale."""
         cdef Hull hull
+        cdef GuestMemfd file
         interrupt = None
         self.enter()
         try:
             file = files.file(handle)
             hull = Hull(NO_GFN, NO_GFN)
             hull_file(&hull, file, 0, NO_GFN)
+            # The last that needs memory. That it is forgotten and not closed is not seen: nobody else has the lock.
+            forget_file(file)
             if hull.start != NO_GFN:
                 invalidation_begin(&self.invalidation.state, hull, True)
-            file.close()
-            forget_file(file)
+            file.shut()
             if hull.start != NO_GFN:
                 invalidation_end(&self.invalidation.state, True, True)
             try:
                 files.forget(handle)
+            except MemoryError:
+                pass  # whoever finds it there sees that it is closed
             except BaseException as raised:  # a signal's: it is closed all the same
                 files.forget(handle)
                 interrupt = raised
@@ -779,8 +783,10 @@ cdef class Machine:
             raise OSError(EFAULT, f"a buffer of {length} bytes: the structure has {sizeof(Record)}")
         self.check_made()
         map_vm_set(self.map, 1)
+        # What is returned is there before anything changes: memory for it may run out.
+        answer = bytes(arg) if readonly or not mutate_flag else 0
         self.set(&record)
-        return bytes(arg) if readonly or not mutate_flag else 0
+        return answer
 
     def set_memory_attributes_many(self, records):
         """Apply an array of KVM_SET_MEMORY_ATTRIBUTES structures in order; return how many changed something.
@@ -875,6 +881,23 @@ cdef class Machine:
         file.machine = machine
         file.file_map = pages.map if self.file_attributes else NULL
         pages.files.append(reference_to(file))
+
+    def _link(self, files, GuestMemfd other):
+        """Return the handle of a file of this machine, one of ``files``, with another's pages.
+
+        Under the locks of those that have them: a batch that converts them knows who they are until it ends.
+        """
+        cdef FilePages pages = other.pages
+        cdef list machines
+        self.enter()  # EBUSY inside a listener
+        self.leave()
+        machines = pages.lock()
+        try:
+            return files.link(self, other)
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        finally:
+            pages.unlock(machines)
 
     # Faults ------------------------------------------------------------------------------------------------
 

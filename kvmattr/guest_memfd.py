@@ -47,10 +47,14 @@ class GuestMemfds:
         return self._add(vm, file, other.pages)
 
     def _add(self, vm: Machine, file: GuestMemfd, pages: FilePages) -> int:
-        vm._adopt(file, pages, self._vm)
         handle = next(_handles)
-        self._files[handle] = file
-        _owners[handle] = self
+        try:
+            vm._adopt(file, pages, self._vm)
+            _owners[handle] = self
+            self._files[handle] = file
+        except BaseException:   # no memory, or a signal's
+            self.forget(handle)
+            raise
         return handle
 
     def file(self, handle: int) -> GuestMemfd:

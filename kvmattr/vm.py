@@ -362,7 +362,7 @@ class VM(Machine):
         maker = file.machine()
         if maker is None or maker.profile != self.profile:
             raise OSError(EINVAL, f"guest_memfd is {handle}: it is not of a VM of the {self.profile.name} profile")
-        linked: int = self._locked(self._guest_memfds.link, self, file)
+        linked: int = self._link(self._guest_memfds, file)
         return linked
 
     # KVM_SET_MEMORY_ATTRIBUTES2 ------------------------------------------------------------------------------
@@ -622,8 +622,10 @@ def holds_references(layout: str) -> bool:
     return "O" in layout and "O" in re.sub(":[^:]*:", "", layout)  # between colons: names of fields
 
 
-def _through_memory(structure: type[ctypes.Structure], answer: Callable[[Any, Any], int]) -> Handler:
-    """Return a handler that copies the structure out of ``arg``, answers it and copies it back."""
+def _through_memory(
+    structure: type[ctypes.Structure], answer: Callable[[Any, Any], int], *, comes_out: bool = False
+) -> Handler:
+    """Return a handler that copies the structure out of ``arg`` and answers it; if it ``comes_out``, copies it back."""
     size = ctypes.sizeof(structure)
 
     def handler(vm: VM, arg: Any, mutate_flag: bool) -> int | bytes:
@@ -639,8 +641,14 @@ def _through_memory(structure: type[ctypes.Structure], answer: Callable[[Any, An
         if len(memory) < size:
             raise OSError(EFAULT, f"a buffer of {len(memory)} bytes: {structure.__name__} has {size}")
         request = structure.from_buffer_copy(memory)
+        copied = memory.readonly or not mutate_flag
+        if not comes_out:
+            # Such calls change the machine: what they return is there before they do, as memory for it may run out.
+            copy = bytes(memory) if copied else None
+            result = answer(vm, request)
+            return result if copy is None else copy
         result = answer(vm, request)
-        if memory.readonly or not mutate_flag:
+        if copied:
             return bytes(request) + bytes(memory[size:])
         memory[:size] = bytes(request)
         return result
@@ -656,7 +664,7 @@ def _fitting(structure: type[ctypes.Structure], **fields: int) -> Any:
     return structure(**{name: as_integer(value) for name, value in fields.items()})
 
 
-_pre_fault = _through_memory(uapi.kvm_pre_fault_memory, VM._vcpu_pre_fault)
+_pre_fault = _through_memory(uapi.kvm_pre_fault_memory, VM._vcpu_pre_fault, comes_out=True)
 
 #: What answers each request in every profile.
 _KVM_CALLS: dict[int, Handler] = {
@@ -670,9 +678,9 @@ _KVM_CALLS: dict[int, Handler] = {
 _ATTRIBUTE_CALLS: dict[int, Handler] = {uapi.KVM_SET_MEMORY_ATTRIBUTES: Machine._ioctl_set}
 #: The calls that only the mail has.
 _MAIL_CALLS: dict[int, Handler] = {
-    uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._get_attributes),
+    uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._get_attributes, comes_out=True),
     uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES: _through_memory(
-        uapi.supported_memory_attributes, VM._get_supported
+        uapi.supported_memory_attributes, VM._get_supported, comes_out=True
     ),
     uapi.KVM_MEMORY_ENCRYPT_REG_REGION: _through_memory(uapi.kvm_enc_region, VM._register_region),
     uapi.KVM_MEMORY_ENCRYPT_UNREG_REGION: _through_memory(uapi.kvm_enc_region, VM._unregister_region),

@@ -34,7 +34,8 @@ def test_readers_and_cursors_beside_a_writer(site: Path, tmp_path: Path, command
 
 
 @pytest.mark.slow
-def test_thread_sanitizer_finds_nothing(site: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [[], ["-DKVMATTR_LOCKING=1"]], ids=["as it is", "as without a GIL"])
+def test_thread_sanitizer_finds_nothing(site: Path, tmp_path: Path, build: list[str]) -> None:
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     try:
@@ -42,7 +43,7 @@ def test_thread_sanitizer_finds_nothing(site: Path, tmp_path: Path) -> None:
         building.run(tmp_path / "probe", cwd=tmp_path)
     except pytest.fail.Exception as failed:
         pytest.skip(f"no ThreadSanitizer here: {failed}")
-    watched = building.rebuilt_core(site, tmp_path, "-fsanitize=thread")
+    watched = building.rebuilt_core(site, tmp_path, "-fsanitize=thread", *build)
     program = building.compile_program(
         building.SOURCES / "stress.c",
         ["-O1", "-fsanitize=thread", *building.include_options(site)],

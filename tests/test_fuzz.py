@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmattr import AttributeMap
-from tests.fuzz import generated, native
+from tests.fuzz import campaign, generated, native
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,3 +82,15 @@ def test_every_native_target_has_a_harness_and_a_corpus() -> None:
     for target in native.TARGETS:
         assert (native.HERE / f"{target}.c").exists()
         assert len(list((native.CORPUS / target).iterdir())) > 10
+
+
+@pytest.mark.skipif(not campaign.DOCS.exists(), reason="the documents are not here")
+def test_the_page_tells_what_the_file_counts(tmp_path: Path) -> None:
+    page = (campaign.DOCS / "trust.md").read_text()
+    assert campaign.counted() in page, "python -m tests.fuzz --record writes it"
+    log, copy = tmp_path / "fuzzing.csv", tmp_path / "trust.md"
+    log.write_text((campaign.DOCS / "fuzzing.csv").read_text() + f"2026-12-01,{campaign.STORE},capi,plain,12345678,x\n")
+    copy.write_text(page)
+    campaign.write(copy, log)
+    assert f"| `capi` | plain | {campaign.STORE} | 12,345,678 | x |" in copy.read_text()
+    assert copy.read_text().split(campaign.BEGIN)[0] == page.split(campaign.BEGIN)[0]

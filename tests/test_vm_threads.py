@@ -771,3 +771,30 @@ def test_observers_and_listeners_that_come_and_go() -> None:
             change()
             heard.clear()
     assert vm.invalidation.in_progress == 0
+
+
+def test_a_machine_that_shares_pages_hears_of_every_conversion_from_then_on() -> None:
+    """It binds them while another machine's batch runs; whoever reads its sequence after that sees it move."""
+    for _ in range(5):
+        one, other = VM("gmem"), VM("gmem")
+        size = 1 << 30
+        handle = one.create_guest_memfd(size)
+        batch = np.zeros(1 << 15, uapi.MEMORY_ATTRIBUTES2)
+        batch["offset"], batch["size"] = np.arange(1 << 15) << 12, 4096
+        started = threading.Event()
+
+        def work(one: VM = one, handle: int = handle, batch: np.ndarray = batch,
+                 started: threading.Event = started) -> None:
+            started.set()
+            one.set_memory_attributes2_many(handle, batch)
+
+        writer = threading.Thread(target=work, daemon=True)
+        writer.start()
+        assert started.wait(PATIENCE)
+        linked = other.link_guest_memfd(handle)
+        other.set_user_memory_region2(0, 0, size, 0, uapi.KVM_MEM_GUEST_MEMFD, linked)
+        sequence = other.invalidation.sequence
+        private = other.guest_memfd(linked).attributes.count(0, 1 << 15, 8)
+        writer.join(PATIENCE)
+        assert other.guest_memfd(linked).attributes.count(0, 1 << 15, 8) == 0
+        assert other.invalidation.sequence - sequence >= private

@@ -405,6 +405,9 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
     cdef FileRecord record
     cdef bint entered
     machine.enter_in_turn()
+    if len(pages.files) != 1 or machine.listened:  # since we looked: they are to hear of every record from now on
+        machine.leave()
+        return 0
     with nogil:
         while batch.done < end and batch.outcome >= 0:
             group = min(end, batch.done + GROUP)
@@ -495,6 +498,7 @@ def file_ioctl_set(GuestMemfd file, arg, mutate_flag):
         if view.len < <Py_ssize_t>sizeof(FileRecord):
             raise OSError(EFAULT, f"a buffer of {view.len} bytes: the structure has {sizeof(FileRecord)}")
         memcpy(&record, view.buf, sizeof(FileRecord))
+        answer = bytes(arg) if view.readonly or not mutate_flag else 0  # before anything changes
         try:
             set_file(file, &record, interrupts)
         except FileError as stuck:
@@ -504,6 +508,6 @@ def file_ioctl_set(GuestMemfd file, arg, mutate_flag):
             raise
         if interrupts:
             raise interrupts[0]
-        return bytes(arg) if view.readonly or not mutate_flag else 0
+        return answer
     finally:
         PyBuffer_Release(&view)

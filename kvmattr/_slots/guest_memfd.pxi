@@ -73,6 +73,9 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
 
     def close(self):
         """Close the file: its memslots stay, immutable, and have no private memory any more."""
+        self.shut()
+
+    cdef void shut(self) noexcept:
         cdef size_t place
         with cython.critical_section(self.table):
             self.closed = True

@@ -2,7 +2,8 @@
  *
  * The writer gives BLOCK pages at a time one value, then the next value, and counts how far it is. So in the state of
  * any one moment every group of BLOCK pages is uniform, and no page ever goes back. Prints "sound" if all saw that.
- * With the argument "python", a Python thread reads and writes the same family beside them.
+ * With the argument "python", one Python thread reads and writes the same family beside them, and another goes through
+ * the runs of snapshots that nobody else holds while batches move what those consist of.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -99,9 +100,17 @@ static const char *python_code =
     "        m[turn % len(m)], m.version, m.take([1, 2, 3]), m.run(5)\n"
     "        m.put(range(0, 2000, 3), 0x40, 1)\n"
     "        turn += 1\n"
+    "def look(m, stop):\n"
+    "    while not stop.is_set():\n"
+    "        at = 0\n"
+    "        for start, end, _ in m.iter_runs():\n"
+    "            sound.append(start == at)\n"
+    "            at = end\n"
+    "        sound.append(at == len(m))\n"
+    "sound = []\n"
     "stop = threading.Event()\n"
-    "thread = threading.Thread(target=work, args=(m, stop))\n"
-    "thread.start()\n";
+    "threads = [threading.Thread(target=f, args=(m, stop)) for f in (work, look)]\n"
+    "for thread in threads: thread.start()\n";
 
 int main(int argc, char **argv)
 {
@@ -126,7 +135,7 @@ int main(int argc, char **argv)
     demand(kvmattr_share(map) == 0, "share");
     if (with_python) {
         answer = PyRun_String(python_code, Py_file_input, names, names);
-        demand(answer != NULL, "a Python thread");
+        demand(answer != NULL, "the Python threads");
         Py_DECREF(answer);
     }
     state = PyEval_SaveThread();
@@ -142,8 +151,8 @@ int main(int argc, char **argv)
     }
     PyEval_RestoreThread(state);
     if (with_python) {
-        answer = PyRun_String("stop.set()\nthread.join()\n", Py_file_input, names, names);
-        demand(answer != NULL, "the end of the Python thread");
+        answer = PyRun_String("stop.set()\nfor thread in threads: thread.join()\nassert all(sound)\n", Py_file_input, names, names);
+        demand(answer != NULL, "the end of the Python threads");
         Py_DECREF(answer);
     }
     demand(kvmattr_unshare(map) == 0, "unshare");

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz import generated, native
+from tests.fuzz import campaign, generated, native
 
 
 def generate(target: str, seconds: float, seed: int | None) -> int:
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("target", nargs="?", choices=targets)
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
     parser.add_argument("--plain", action="store_true", help="without sanitizers: more executions, for campaigns")
+    parser.add_argument("--record", action="store_true", help="add what was counted to docs/fuzzing.csv and trust.md")
     parser.add_argument("--seed", type=int, help="one world of a generating target, again")
     asked = parser.parse_args()
     lacking = native.missing()
@@ -69,6 +70,9 @@ def main() -> None:
         except subprocess.CalledProcessError:
             raise SystemExit(1) from None
         print(f"{target}: {count:,} executions, nothing found", flush=True)
+        if asked.record:
+            build = "python" if target in generated.TARGETS else "plain" if asked.plain else "sanitized"
+            campaign.record(target, build, count)
         total += count
     print(f"in all {total:,}")
 

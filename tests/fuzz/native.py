@@ -48,7 +48,7 @@ def build(sanitized: bool = True) -> Path:
     """The directory that holds the targets and the package that they load, built from the tree as it is."""
     options = SANITIZE if sanitized else COUNT
     digest = hashlib.sha256(repr((options, sysconfig.get_config_var("LIBDIR"))).encode())
-    sources = [PACKAGE / "_core.c", *PACKAGE.glob("*.h"), *(PACKAGE / "include").glob("*.h"), *HERE.glob("*.[ch]")]
+    sources = [PACKAGE / "_core.c", *PACKAGE.rglob("*.h"), *HERE.glob("*.[ch]")]
     for source in sorted(sources):
         digest.update(source.read_bytes())
     directory = BUILD / digest.hexdigest()[:12]

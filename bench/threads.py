@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Do two threads do more than one? Calls a second of two threads, over those of one, on CPython without the GIL.
+
+    python bench/threads.py                                  the table; a minute
+    python bench/threads.py --results bench/results/NAME     writes NAME.txt too
+    python bench/threads.py --quick                          seconds; figures mean nothing
+
+2 is the best there is; below 1 two threads get less done together than one alone. Rounds of one thread and of two take
+turns, so that what the machine does beside is in both; the median of their ratios stands in the table, with the limit
+that the project set itself. It takes two free CPUs: the load that was there meanwhile is printed below. With a GIL the
+rows of batches alone can pass 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own is for work in the tree
+
+import numpy as np  # noqa: E402
+
+from kvmattr import VM, AttributeMap  # noqa: E402
+from kvmattr.measure.machine import Load, describe  # noqa: E402
+from kvmattr.measure.table import fitted  # noqa: E402
+
+Work = Callable[[], None]
+PAGES = 1 << 24
+
+
+def fragmented() -> AttributeMap:
+    m = AttributeMap(PAGES)
+    m.put(np.arange(0, 1 << 18, 2), 1)
+    return m
+
+
+def getting(m: AttributeMap) -> Work:
+    get = m.get
+
+    def work() -> None:
+        for gfn in range(0, 77_000, 77):
+            get(gfn)
+
+    return work
+
+
+def taking(m: AttributeMap) -> Work:
+    gfns = np.random.default_rng(1).integers(0, 1 << 18, 100_000, dtype=np.uint64)
+
+    def work() -> None:
+        m.take(gfns)
+
+    return work
+
+
+def putting(m: AttributeMap, first: int) -> Work:
+    """Every page changes: the two values take turns, and two threads have pages of their own."""
+    gfns = np.arange(first, 200_000, 40, dtype=np.uint64)[:2000]
+    values = [1, 2]
+
+    def work() -> None:
+        values.reverse()
+        m.put(gfns, values[0])
+
+    return work
+
+
+def writing(m: AttributeMap, first: int) -> Work:
+    write = m.write
+    values = [1, 0]
+
+    def work() -> None:
+        values.reverse()
+        value = values[0]
+        for gfn in range(first, first + 500):
+            write(gfn, gfn + 1, value)
+
+    return work
+
+
+def accessing(vm: VM) -> Work:
+    access = vm.access
+
+    def work() -> None:
+        for gpa in range(0, 500 << 12, 4096):
+            access(gpa, 1)
+
+    return work
+
+
+def rows() -> dict[str, tuple[Work, Work, float]]:
+    """What one thread does, what the other does beside it, and the limit."""
+    m, other, written, also = (fragmented() for _ in range(4))
+    snapshot = m.snapshot()
+    vm = VM()
+    vm.set_user_memory_region(0, 0, 1 << 30)
+    return {
+        "get, a map each": (getting(m), getting(other), 1.7),
+        "get, one map": (getting(m), getting(m), 1.3),
+        "get, one snapshot": (getting(snapshot), getting(snapshot), 1.3),
+        "take of 1e5 pages, a map each": (taking(m), taking(other), 1.9),
+        "take of 1e5 pages, one map": (taking(m), taking(m), 1.3),
+        "put of 2e3 pages, a map each": (putting(written, 0), putting(also, 0), 1.9),
+        "put of 2e3 pages, one map": (putting(written, 0), putting(written, 1), 0.8),
+        "write of a page, one map": (writing(written, 1 << 20), writing(written, 1 << 21), 0.8),
+        "access of one machine": (accessing(vm), accessing(vm), 1.3),
+    }
+
+
+def rate(works: tuple[Work, ...], seconds: float) -> float:
+    """How often a second the works were done, by a thread each."""
+    barrier = threading.Barrier(len(works) + 1)
+    ended = False
+    done = [0] * len(works)
+
+    def repeat(which: int) -> None:
+        count, work = 0, works[which]
+        barrier.wait()
+        while not ended:
+            work()
+            count += 1
+        done[which] = count
+
+    threads = [threading.Thread(target=repeat, args=(which,)) for which in range(len(works))]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    began = time.perf_counter()
+    time.sleep(seconds)
+    ended = True
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", metavar="NAME")
+    parser.add_argument("--quick", action="store_true")
+    words = parser.parse_args()
+    rounds, seconds = (2, 0.02) if words.quick else (9, 0.3)
+    load = Load.now()
+    table = []
+    for name, (one, two, limit) in rows().items():
+        ratios = sorted(rate((one, two), seconds) / rate((one,), seconds) for _ in range(rounds))
+        middle = ratios[rounds // 2]
+        table.append([name, f"{middle:.2f}", f"{ratios[0]:.2f} .. {ratios[-1]:.2f}",
+                      f"{limit:.1f}{'' if middle >= limit else ' *'}"])
+        print(f"{name}: done", file=sys.stderr, flush=True)
+    machine, loaded = describe(), Load.now().since(load)
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    text = "\n".join([
+        fitted(["two threads / one", "median", "of all rounds", "limit"], table, 100), "", "* below its limit",
+        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']} "
+        f"{'with' if gil else 'without'} the GIL, {AttributeMap(1).stats()['kernels']}",
+        "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in loaded.items() if value is not None),
+    ])
+    print(text)
+    if words.results:
+        Path(f"{words.results}.txt").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
