@@ -246,6 +246,35 @@ def test_elsewhere_than_on_linux_it_says_so(monkeypatch):
         library()
 
 
+def test_the_command_says_so_elsewhere(monkeypatch, capsys):
+    from kvmattr.cli import main
+    monkeypatch.setattr(sys, "platform", "darwin")
+    for name in ("fake", "shadow"):
+        if name == "shadow":
+            from kvmattr.bridges import kvm
+            monkeypatch.setattr(kvm, "missing", lambda: None)
+        assert main([name, "--", "true"]) == 2
+        assert capsys.readouterr().err == (f"kvmattr {name}: fake and shadow are for programs of Linux, this is"
+                                           " darwin\n")
+
+
+def test_a_path_that_ld_preload_would_part(tmp_path, monkeypatch):
+    from kvmattr.fake import launch
+    place = tmp_path / "a b:c"
+    place.mkdir()
+    shutil.copy(library(), place)
+    monkeypatch.setattr(launch, "_LIBRARY", place / library().name)
+    with FakeKVM() as fake:
+        assert " " not in fake.environment["LD_PRELOAD"]
+        assert seen_by(fake, "executed") == {"vm": "EIO", "version": 12}
+
+
+def test_what_was_preloaded_before_stays(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere/a.so /nowhere/b.so")
+    with FakeKVM() as fake:
+        assert fake.environment["LD_PRELOAD"] == f"{library()}:/nowhere/a.so:/nowhere/b.so"
+
+
 # The server's end ---------------------------------------------------------------------------------------------
 
 
@@ -372,6 +401,78 @@ def test_who_takes_every_descriptor_leaves_some_for_others(monkeypatch):
         finally:
             for each in held:
                 os.close(each)
+
+
+def test_a_defect_costs_one_connection_and_is_told(monkeypatch, capfd):
+    def broken(self, capability):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr("kvmattr.vm.VM.check_extension", broken)
+    with FakeKVM() as fake:
+        connection = hello(connected(fake))
+        inode = opened(connection)
+        connection.send(CALL.pack(Kind.IOCTL, 0, inode, uapi.KVM_CHECK_EXTENSION, 3, 3, 0, 0, 0))
+        assert is_cut(connection)
+        assert seen_by(fake, "executed") == {"vm": "EIO", "version": 12}
+    assert capfd.readouterr().err == ("kvmattr: fake: a defect of kvmattr, the program's connection is closed:"
+                                      " ZeroDivisionError('planted')\n")
+
+
+def requests():
+    """Every request that the server may know, and a few that it does not."""
+    return sorted({value for name, value in vars(uapi).items() if uapi.is_request(name, value)} | {0xAE7E, 0x4020AE7F})
+
+
+@pytest.mark.parametrize("abi", ["linux-7.2", "gmem", "rfc"])
+def test_no_structure_whatever_is_a_defect(abi):
+    """Random bytes, and bytes near to sense, as the structure of every request, on every kind of file."""
+    random = np.random.default_rng(21)
+    with FakeKVM(abi, script="write 0 8\nhypercall map_gpa_range 0 1 private\nread 0x1000\nhalt") as fake:
+        connection = hello(connected(fake))
+        device = opened(connection)
+
+        def call(inode, request, argument, structure=b"", kind=Kind.IOCTL):
+            """The reply's result or -errno; questions are answered at random."""
+            words = (request, argument, 3, len(structure) if kind == Kind.IOCTL else 1, 0, 0)
+            connection.send(CALL.pack(kind, 0, inode, *words) + structure)
+            while True:
+                reply, files, _, _ = socket.recv_fds(connection, 1 << 17, 1)
+                result, error, question, _, length = REPLY.unpack_from(reply)
+                made.extend(files)
+                if question in (1, 2):
+                    other = inodes[int(random.integers(len(inodes)))]
+                    data = random.bytes(min(length, 4096)) if question == 2 else b""
+                    connection.send(CALL.pack(Kind.ANSWER, int(random.integers(2)), other, 0, 0, 0, 0, 0, 0) + data)
+                elif question != 3:
+                    return -error if error else result
+
+        made, inodes = [], [device]
+        try:
+            for parent, request, argument, structure in [
+                (0, uapi.KVM_CREATE_VM, 1, b""), (1, uapi.KVM_CREATE_VCPU, 0, b""),
+                (1, uapi.KVM_CREATE_GUEST_MEMFD, 0, bytes(uapi.kvm_create_guest_memfd(1 << 20)))]:
+                assert call(inodes[parent], request, argument, structure) == 0
+                inodes.append(os.fstat(made[-1]).st_ino)
+            for _ in range(60):
+                for request in requests():
+                    structure = bytearray(random.bytes(uapi.size_of(request)))
+                    if random.integers(2):      # small numbers, in pages
+                        words = np.frombuffer(structure, np.uint8, len(structure) // 8 * 8).view(np.uint64)
+                        words[:] = random.integers(0, 4, len(words), np.uint64) * np.uint64(random.choice([1, PAGE]))
+                    call(inodes[int(random.integers(len(inodes)))], request, int(random.integers(0, 300)), structure)
+                    while len(made) > 3:
+                        os.close(made.pop())
+                for kind in (Kind.FALLOCATE, Kind.MMAP, Kind.STAT):
+                    call(inodes[int(random.integers(len(inodes)))], int(random.integers(4)), 0, b"", kind)
+                    while len(made) > 3:
+                        os.close(made.pop())
+        finally:
+            for each in made:
+                os.close(each)
+        assert fake._server.defects == []
+        for vm in fake.vms:
+            vm.attributes.validate()
+            vm.memslots.validate()
 
 
 def test_the_socket_is_its_users_alone():

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from kvmattr.fake.files import Kept
-from kvmattr.fake.launch import CannotCatch, check_program, environment
+from kvmattr.fake.launch import CannotCatch, check_program, environment, library
 from kvmattr.fake.recording import Recording, name_of
 from kvmattr.fake.running import EXIT_NO_COMMAND, EXIT_WRONG, command_of, run_and_serve
 from kvmattr.fake.script import Script, ScriptError
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _wrong("expected -- COMMAND ...")
     try:
         script = Script() if arguments.script is None else Script.read(arguments.script)
+        library()
         check_program(words[0])
     except FileNotFoundError as missing:
         if missing.filename == words[0]:

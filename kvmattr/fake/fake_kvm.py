@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kvmattr.fake.files import Kept
-from kvmattr.fake.launch import check_program, environment
+from kvmattr.fake.launch import check_program, environment, library
 from kvmattr.fake.script import Guest, Script
 from kvmattr.fake.server import Recorder, Server
 from kvmattr.hosts import Host, host_named
@@ -35,6 +35,7 @@ class FakeKVM:
 
     def __init__(self, abi: str | Profile = "linux-7.2", script: str | Script | None = None, *, phys_bits: int = 52,
                  host: str | Host = "x86-64", recorder: Recorder | None = None) -> None:
+        library()
         parsed = script if isinstance(script, Script) else Script.parse(script or "")
         self._kept = Kept(profile_named(abi), parsed, host_named(host), phys_bits)
         self._server = Server(self._kept, recorder)

@@ -35,8 +35,18 @@ def library() -> Path:
 def environment(path: str, mode: Literal["fake", "shadow"], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a program whose calls are to be caught; what is preloaded already stays, behind ours."""
     made = dict(os.environ if given is None else given)
-    preloaded = [str(library()), *filter(None, made.get("LD_PRELOAD", "").replace(":", " ").split())]
+    preloaded = [_without_separators(library(), Path(path).parent), *filter(None, made.get("LD_PRELOAD", "").replace(":", " ").split())]
     return made | {"LD_PRELOAD": ":".join(preloaded), SOCKET: path, MODE: mode}
+
+
+def _without_separators(file: Path, place: Path) -> str:
+    """A name for the file that LD_PRELOAD can hold, which is parted at spaces and colons."""
+    if not any(character in " :" for character in str(file)):
+        return str(file)
+    link = place / "library.so"
+    if not link.is_symlink():
+        link.symlink_to(file)
+    return str(link)
 
 
 def check_program(name: str, search: str | None = None) -> None:

@@ -27,7 +27,7 @@ from kvmattr.fake.wire import CALL, LARGEST, REPLY, UNREADABLE, VERSION, Kind, Q
 _CREDENTIALS = struct.Struct("iII")
 #: Of the descriptors that we may have, how many one process's connections and files may take.
 _SHARE = 0.5
-_DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_DONTWAIT = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)    # the latter is not everywhere
 #: The number of a descriptor that is none of ours, beyond any number of a file.
 FOREIGN = 1 << 30
 
@@ -103,6 +103,8 @@ class Server:
         #: Called where a loop has nothing to do, at least every half second.
         self.idle: Callable[[], None] | None = None
         self.calls = 0
+        #: What should never have been raised.
+        self.defects: list[Exception] = []
         #: Programs that have connected, ever.
         self.clients = 0
         self._directory = tempfile.mkdtemp(prefix="kvmattr-fake-")     # mode 0700
@@ -157,6 +159,11 @@ class Server:
                     try:
                         message(channel)
                     except Cut:
+                        self._drop(channel)
+                    except Exception as error:
+                        # One program's call; the others have theirs.
+                        tell(f"fake: a defect of kvmattr, the program's connection is closed: {error!r}")
+                        self.defects.append(error)
                         self._drop(channel)
                 elif descriptor in self._ends:
                     self._close(self._ends[descriptor])

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from kvmattr.bridges import kvm
 from kvmattr.fake.files import Kept
-from kvmattr.fake.launch import CannotCatch, check_program, environment
+from kvmattr.fake.launch import CannotCatch, check_program, environment, library
 from kvmattr.fake.recording import Recording
 from kvmattr.fake.running import EXIT_NO_COMMAND, EXIT_WRONG, command_of, run_and_serve
 from kvmattr.fake.script import Script
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing is not None:
         return _wrong(f"{missing}; `kvmattr fake` needs none")
     try:
+        library()
         check_program(words[0])
     except FileNotFoundError:
         print(f"kvmattr shadow: {words[0]}: command not found", file=sys.stderr)

@@ -63,6 +63,7 @@ __attribute__((constructor)) static void begin(void)
     if (path == NULL || mode == NULL)
         return;
     channel_begin(path);
+    shadow_begin();
     library_mode = strcmp(mode, "shadow") == 0 ? SHADOW : FAKE;
 }
 
@@ -95,11 +96,13 @@ OURS int open(const char *path, int flags, ...)
     return opened(AT_FDCWD, path, flags, mode);
 }
 
+#ifdef __GLIBC__
 OURS int open64(const char *path, int flags, ...)
 {
     MODE_OF(flags)
     return opened(AT_FDCWD, path, flags, mode);
 }
+#endif
 
 OURS int openat(int directory, const char *path, int flags, ...)
 {
@@ -107,6 +110,7 @@ OURS int openat(int directory, const char *path, int flags, ...)
     return opened(directory, path, flags, mode);
 }
 
+#ifdef __GLIBC__
 OURS int openat64(int directory, const char *path, int flags, ...)
 {
     MODE_OF(flags)
@@ -122,8 +126,9 @@ OURS int __openat_2(int directory, const char *path, int flags);
 OURS int __openat_2(int directory, const char *path, int flags) { return opened(directory, path, flags, 0); }
 OURS int __openat64_2(int directory, const char *path, int flags);
 OURS int __openat64_2(int directory, const char *path, int flags) { return opened(directory, path, flags, 0); }
+#endif
 
-OURS int ioctl(int descriptor, unsigned long request, ...)
+OURS int ioctl(int descriptor, request_t request, ...)
 {
     va_list rest;
     va_start(rest, request);
@@ -148,10 +153,12 @@ OURS void *mmap(void *address, size_t size, int prot, int flags, int descriptor,
     return real_mmap(address, size, prot, flags, descriptor, offset);
 }
 
+#ifdef __GLIBC__
 OURS void *mmap64(void *address, size_t size, int prot, int flags, int descriptor, off64_t offset)
 {
     return mmap(address, size, prot, flags, descriptor, offset);
 }
+#endif
 
 OURS int fallocate(int descriptor, int mode, off_t offset, off_t size)
 {
@@ -163,10 +170,12 @@ OURS int fallocate(int descriptor, int mode, off_t offset, off_t size)
     return real()->fallocate(descriptor, mode, offset, size);
 }
 
+#ifdef __GLIBC__
 OURS int fallocate64(int descriptor, int mode, off64_t offset, off64_t size)
 {
     return fallocate(descriptor, mode, offset, size);
 }
+#endif
 
 /* A guest_memfd has a size. Programs of before glibc 2.33 call the two with a version. */
 
@@ -179,6 +188,7 @@ static int told_of(int descriptor, struct stat *seen)
 }
 
 OURS int fstat(int descriptor, struct stat *seen) { return told_of(descriptor, seen); }
+#ifdef __GLIBC__
 OURS int fstat64(int descriptor, struct stat64 *seen) { return told_of(descriptor, (struct stat *)seen); }
 OURS int __fxstat(int version, int descriptor, struct stat *seen);
 OURS int __fxstat(int version, int descriptor, struct stat *seen) { return (void)version, told_of(descriptor, seen); }
@@ -187,6 +197,7 @@ OURS int __fxstat64(int version, int descriptor, struct stat64 *seen)
 {
     return (void)version, told_of(descriptor, (struct stat *)seen);
 }
+#endif
 
 /* A shadow has the kernel's descriptors, and must be told what becomes of their numbers. */
 
@@ -257,6 +268,7 @@ OURS int fcntl(int descriptor, int command, ...)
     return controlled(descriptor, command, argument);
 }
 
+#ifdef __GLIBC__
 OURS int fcntl64(int descriptor, int command, ...)
 {
     va_list rest;
@@ -265,3 +277,4 @@ OURS int fcntl64(int descriptor, int command, ...)
     va_end(rest);
     return controlled(descriptor, command, argument);
 }
+#endif

@@ -15,6 +15,13 @@ enum mode { OFF, FAKE, SHADOW };
 
 enum { KVMIO = 0xAE };
 
+/* Other C libraries than glibc have one name for each function, and a narrower request. */
+#ifdef __GLIBC__
+typedef unsigned long request_t;
+#else
+typedef int request_t;
+#endif
+
 /* library.c: set once, before main. */
 extern enum mode library_mode;
 
@@ -22,7 +29,7 @@ extern enum mode library_mode;
 struct real {
     int (*open)(const char *, int, ...);
     int (*openat)(int, const char *, int, ...);
-    int (*ioctl)(int, unsigned long, ...);
+    int (*ioctl)(int, request_t, ...);
     int (*fallocate)(int, int, off_t, off_t);
     int (*close)(int);
     int (*dup)(int);
@@ -70,6 +77,7 @@ int fake_mmap(void *address, size_t size, int prot, int flags, int descriptor, o
 void fake_fstat(struct stat *seen);
 
 /* shadow.c: calls that the kernel answers and the server hears of. */
+void shadow_begin(void);
 void shadow_opened(int descriptor);
 int shadow_ioctl(int descriptor, unsigned long request, unsigned long argument, int *result);
 int shadow_fallocate(int descriptor, int mode, off_t offset, off_t size, int *result);

@@ -38,7 +38,7 @@ static uint64_t files[DESCRIPTORS]; /* by descriptor: the file's number, 0 for w
 static unsigned highest;
 static uint64_t last_number;
 static uint64_t last_noting;
-static pthread_mutex_t turn = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
+static pthread_mutex_t turn; /* a thread that has it already (a signal handler) is told so, and goes on */
 static int untracked_told;
 
 static void before_fork(void) { pthread_mutex_lock(&turn); }
@@ -49,9 +49,20 @@ static void after_fork(void)
     (void)error;
 }
 
-static void in_child(void) { turn = (pthread_mutex_t)PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP; }
+static void new_turn(void)
+{
+    pthread_mutexattr_t checking;
+    pthread_mutexattr_init(&checking);
+    pthread_mutexattr_settype(&checking, PTHREAD_MUTEX_ERRORCHECK);
+    pthread_mutex_init(&turn, &checking);
+    pthread_mutexattr_destroy(&checking);
+}
 
-__attribute__((constructor)) static void begin(void) { pthread_atfork(before_fork, after_fork, in_child); }
+void shadow_begin(void)
+{
+    new_turn();
+    pthread_atfork(before_fork, after_fork, new_turn);
+}
 
 static uint64_t nanoseconds(clockid_t clock)
 {
