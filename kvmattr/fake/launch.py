@@ -35,7 +35,8 @@ def library() -> Path:
 def environment(path: str, mode: Literal["fake", "shadow"], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a program whose calls are to be caught; what is preloaded already stays, behind ours."""
     made = dict(os.environ if given is None else given)
-    preloaded = [_without_separators(library(), Path(path).parent), *filter(None, made.get("LD_PRELOAD", "").replace(":", " ").split())]
+    others = made.get("LD_PRELOAD", "").replace(":", " ").split()
+    preloaded = [_without_separators(library(), Path(path).parent), *others]
     return made | {"LD_PRELOAD": ":".join(preloaded), SOCKET: path, MODE: mode}
 
 
