@@ -3,7 +3,7 @@
 
 cdef enum:
     BULK_PAGES = 1 << 14        # below that a read is over sooner than the GIL is given up and taken again
-    ITERATED_RUNS = 4096        # runs fetched at a time by iter_runs
+    ITERATED_RUNS = 1024        # runs fetched at a time by iter_runs: 17 KB on the stack
 
 cdef object BARE = object()     # makes an AttributeMap without a map, to be filled by share()
 
@@ -727,21 +727,18 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         count_entering(self.map.family, CALL_RUNS, 0)
         return iterate_runs(share(self.map, True), lo, hi)
 
-    cdef object some_runs(self, uint64_t lo, uint64_t hi, size_t limit):
-        """The first runs of [lo, hi), at most `limit`."""
-        cdef Py_buffer view
-        cdef RunSink sink
+    cdef list some_runs(self, uint64_t lo, uint64_t hi):
+        """The first runs of [lo, hi), at most ITERATED_RUNS, as tuples."""
+        cdef RunRecord[ITERATED_RUNS] runs
+        cdef RunSink sink = sink_into(runs, ITERATED_RUNS)
         cdef Map pinned
-        array = np.empty(limit, RUN_DTYPE)
-        PyObject_GetBuffer(array.view(np.uint8), &view, PyBUF_WRITABLE)
-        sink = sink_into(<RunRecord *>view.buf, limit)
+        cdef Py_ssize_t i, count
         pin(&pinned, self.map)          # another thread's batch may move what this map alone holds
         map_runs(&pinned, lo, hi, &sink)
         unpin(&pinned)
-        count = sink.out - <RunRecord *>view.buf
-        PyBuffer_Release(&view)
+        count = sink.out - runs
         count_items(self.map.family, CALL_RUNS, count)
-        return array[:count]
+        return [(runs[i].start, runs[i].stop, runs[i].attributes) for i in range(count)]
 
     @property
     def run_count(self):
@@ -1209,7 +1206,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
 def iterate_runs(AttributeMap snapshot, start, stop):
     """The generator behind iter_runs: a few thousand runs at a time."""
     while start < stop:
-        runs = snapshot.some_runs(start, stop, ITERATED_RUNS).tolist()
+        runs = snapshot.some_runs(start, stop)
         yield from runs
         start = runs[len(runs) - 1][1]
 

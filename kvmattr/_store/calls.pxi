@@ -3,8 +3,8 @@
 # How often a program calls and about how many pages is what it decides itself, and one call a page in place of one a
 # range is the commonest way to make it slow. The counters are plain numbers of the family, changed where nobody else
 # may change it: under its mutex, or while the GIL keeps all others away. So a count is one instruction, or two with the
-# pages. C's look-ups in a snapshot are counted while the family belongs to one thread: in a shared one they take no lock
-# and write nothing, so that threads which read the same snapshot do not wait for one another.
+# pages. C's look-ups in a snapshot are counted while the family belongs to one thread: in a shared one they take no
+# lock and write nothing, so that threads which read the same snapshot do not wait for one another.
 
 # In the order of Call: the name of the counters, and what else is counted of it.
 cdef tuple CALL_NAMES = (

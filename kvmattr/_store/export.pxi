@@ -62,11 +62,13 @@ cdef packed struct RunRecord:
     uint8_t attributes
 
 # What a walk hands out: maximal runs, in order. They are written to out[] where that is given, which ends the
-# walk when it is full; else `emit` gets them, and returns False to end the walk.
+# walk when it is full; else `emit` gets them, and returns False to end the walk. Where `emit_block` is given, it gets
+# the pages of whole mixed blocks in their place, and runs end there.
 cdef struct RunSink:
     RunRecord *out
     RunRecord *end
     bint (*emit)(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil
+    bint (*emit_block)(RunSink *sink, uint64_t start, const uint8_t *block) noexcept nogil
     void *context
     uint64_t start          # the run that is being put together
     uint64_t stop
@@ -116,6 +118,17 @@ cdef inline bint sink_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t 
     return True
 
 
+cdef bint sink_add_block(RunSink *sink, const Family *family, Entry e, uint64_t base, uint8_t k,
+                         uint8_t x) noexcept nogil:
+    """A whole mixed block, after the run before it."""
+    cdef uint8_t[512] block
+    if sink.stop > sink.start and not sink_emit(sink):
+        return False
+    leaf_decode(family, e, k, x, block)
+    sink.start = sink.stop = base + PAGES_PER_BLOCK
+    return sink.emit_block(sink, base, block)
+
+
 cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, uint64_t lo, uint64_t hi, uint8_t k,
                      uint8_t x, RunSink *sink) noexcept nogil:
     """Hand out the runs of the pages [lo, hi), not empty, of a subtree that begins at gfn `base`."""
@@ -125,6 +138,8 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
     cdef int i
     if entry_varying(e) & k == 0:
         return sink_add(sink, base + lo, base + hi, (entry_first(e) & k) ^ x)
+    if level == 2 and sink.emit_block != NULL and hi - lo == PAGES_PER_BLOCK:
+        return sink_add_block(sink, family, e, base, k, x)
     if level == 2:
         return leaf_runs(family, e, base, <int>lo, <int>hi, k, x, sink)
     if not is_node(entry_handle(e)):
@@ -150,10 +165,10 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
 
 cdef int blocks_records(const Family *family, const Entry *entries, int count, uint64_t base, uint8_t k, uint8_t x,
                         RunSink *sink) noexcept nogil:
-    """The runs of the next whole blocks into an array, as long as they are uniform or have two values and it has room;
-    how many blocks that were."""
+    """The runs of the next whole blocks into an array, as long as it has room; how many blocks that were."""
     cdef kvmattr_change_list changes
     cdef int done = 0, blocks
+    cdef Entry e
     if sink.out == NULL or KVMATTR_COUNTING_BUILD or count <= 0:
         return 0
     if sink.stop == sink.start:             # the first run of all
@@ -162,9 +177,21 @@ cdef int blocks_records(const Family *family, const Entry *entries, int count, u
     while done < count:
         changes.value = sink.value
         blocks = kernels.list_changes(family.bias, entries + done, count - done, k, x, base, &changes)
-        if blocks == 0 or <uint64_t>(sink.end - sink.out) < kernels.popcount(changes.bits, changes.count):
+        e = entries[done]
+        if blocks == 0 and is_line(entry_handle(e)):
+            if sink.end - sink.out < LINE_RUNS:
+                break
+            line_runs(line_at(family, entry_handle(e)), base, 0, PAGES_PER_BLOCK, composed_k(e, k),
+                      composed_x(e, k, x), sink)
+            blocks = 1
+        elif blocks == 0:                   # a leaf of more than one bit
+            if not block_records(family, e, base, k, x, sink):
+                break
+            blocks = 1
+        elif <uint64_t>(sink.end - sink.out) < kernels.popcount(changes.bits, changes.count):
             break
-        listed_records(&changes, sink)
+        else:
+            listed_records(&changes, sink)
         done += blocks
         base += <uint64_t>blocks * PAGES_PER_BLOCK
         sink.stop = base
@@ -194,6 +221,35 @@ cdef inline void listed_records(const kvmattr_change_list *changes, RunSink *sin
     sink.out = out
     sink.start = start
     sink.value = value
+
+
+cdef bint block_records(const Family *family, Entry e, uint64_t base, uint8_t k, uint8_t x,
+                        RunSink *sink) noexcept nogil:
+    """The same for one block, which is decoded; False if the array has no room."""
+    cdef uint8_t[512] block
+    cdef uint64_t[8] changes
+    cdef RunRecord *out = sink.out
+    cdef uint64_t start = sink.start, at
+    cdef uint8_t value = sink.value
+    cdef int i
+    leaf_decode(family, e, k, x, block)
+    kernels.changes(block, changes)
+    changes[0] |= block[0] != value
+    if <uint64_t>(sink.end - out) < kernels.popcount(changes, 8):
+        return False
+    for i in range(8):
+        while changes[i]:
+            at = 64 * i + kvmattr_first_bit(changes[i])
+            changes[i] &= changes[i] - 1
+            out.start = start
+            out.stop = start = base + at
+            out.attributes = value
+            out += 1
+            value = block[at]
+    sink.out = out
+    sink.start = start
+    sink.value = value
+    return True
 
 
 cdef bint leaf_runs(const Family *family, Entry e, uint64_t base, int lo, int hi, uint8_t k, uint8_t x,
@@ -248,7 +304,7 @@ cdef inline bint line_runs(const kvmattr_line *line, uint64_t base, int lo, int 
     """The same of a run line."""
     cdef int i, start = 0, stop
     for i in range(line.count):
-        stop = line.starts[i] if i < line.count - 1 else PAGES_PER_BLOCK
+        stop = line_stop(line, i)
         stop = stop if stop < hi else hi
         start = start if start > lo else lo
         if start < stop and not sink_add(sink, base + start, base + stop, (line.values[i] & k) ^ x):
@@ -273,7 +329,8 @@ cdef void map_runs(const Map *map, uint64_t start, uint64_t stop, RunSink *sink)
     if rest_start(map, start) < stop:
         if not sink_add(sink, rest_start(map, start), stop, map.rest):
             return
-    sink_emit(sink)
+    if sink.stop > sink.start:
+        sink_emit(sink)
 
 
 # ---- the number of runs: transitions, counted in leaves and between entries, never page by page ----

@@ -32,6 +32,10 @@ cdef inline int wide_of(uint32_t handle) noexcept nogil:
 cdef inline kvmattr_line *line_at(const Family *family, uint32_t handle) noexcept nogil:
     return <kvmattr_line *>leaf_at(family, handle)
 
+cdef inline int line_stop(const kvmattr_line *line, int i) noexcept nogil:
+    """Where run i of a line ends, and the next one begins."""
+    return line.starts[i] if i < line.count - 1 else PAGES_PER_BLOCK
+
 cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
     """The stored value of one page of a block, before the entry's k and x."""
     kvmattr_count_pages(family, 1)

@@ -270,24 +270,44 @@ cdef uint64_t map_count(const Map *map, uint64_t start, uint64_t stop, uint8_t w
     return sum
 
 
-cdef void entry_values(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
-                       uint8_t *seen) noexcept nogil:
-    """Set seen[v] for the value v of every page in [lo, hi), not empty."""
-    cdef MetChildren met
-    cdef MetRuns runs
+cdef void leaf_values(const Family *family, Entry e, int lo, int hi, uint8_t k, uint8_t x,
+                      uint8_t *seen) noexcept nogil:
+    """Set seen[v] for the value v of every page [lo, hi) of a mixed block."""
+    cdef const kvmattr_line *line
     cdef uint8_t[512] block
-    cdef int i
+    cdef int i, start = 0
+    if is_line(entry_handle(e)):
+        line = line_at(family, entry_handle(e))
+        kvmattr_count_pages(family, hi - lo)
+        for i in range(line.count):
+            if start < hi and line_stop(line, i) > lo:
+                seen[(line.values[i] & composed_k(e, k)) ^ composed_x(e, k, x)] = 1
+            start = line_stop(line, i)
+    elif wide_of(entry_handle(e)) == 0 and hi - lo == PAGES_PER_BLOCK:
+        seen[composed_x(e, k, x)] = 1
+        seen[composed_x(e, k, x) ^ composed_k(e, k)] = 1
+    else:
+        leaf_decode(family, e, k, x, block)
+        for i in range(lo, hi):
+            seen[block[i]] = 1
+
+
+cdef inline void entry_values(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                              uint8_t *seen) noexcept nogil:
+    """Set seen[v] for the value v of every page in [lo, hi), not empty. What is uniform takes no call."""
     if entry_varying(e) & k == 0:
         seen[(entry_first(e) & k) ^ x] = 1
-        return
+    else:
+        below_values(family, e, level, lo, hi, k, x, seen)
+
+
+cdef void below_values(const Family *family, Entry e, int level, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
+                       uint8_t *seen) noexcept nogil:
+    cdef MetChildren met
+    cdef MetRuns runs
+    cdef int i
     if level == 2:
-        if entry_handle(e) & KVMATTR_TAG == 0 and hi - lo == PAGES_PER_BLOCK:
-            seen[composed_x(e, k, x)] = 1
-            seen[composed_x(e, k, x) ^ composed_k(e, k)] = 1
-            return
-        leaf_decode(family, e, k, x, block)
-        for i in range(<int>lo, <int>hi):
-            seen[block[i]] = 1
+        leaf_values(family, e, <int>lo, <int>hi, k, x, seen)
         return
     if not is_node(entry_handle(e)):
         runs = list_meets(family, e, lo, hi, k, x)

@@ -27,7 +27,6 @@ cdef enum:
 cdef struct Writer:
     Records out
     uint8_t[512] block
-    uint64_t at                     # gfn up to which everything is written or in `block`
     uint8_t last
 
 
@@ -82,8 +81,11 @@ cdef void block_values(const uint8_t *block, Values *has) noexcept nogil:
 cdef bint write_block(Writer *writer) noexcept nogil:
     """A block in its shortest record."""
     cdef Values has
+    cdef uint64_t[8] changes
     cdef uint8_t *record
-    cdef int i, runs = block_transitions(writer.block, 0, PAGES_PER_BLOCK) + 1, run = 0, size
+    cdef int i, at, runs, run = 0, size
+    kernels.changes(writer.block, changes)
+    runs = <int>kernels.popcount(changes, 8) + 1
     if runs == 1:
         return write_uniform(writer, PAGES_PER_BLOCK, writer.block[0])
     if not writer_room(writer):
@@ -95,11 +97,13 @@ cdef bint write_block(Writer *writer) noexcept nogil:
         record[0] = SERIAL_RUNS
         record[1] = <uint8_t>runs
         record[2 + 2 * (runs - 1)] = writer.block[0]
-        for i in range(1, 512):
-            if writer.block[i] != writer.block[i - 1]:
-                store_little(record + 2 + 2 * run, i, 2)
+        for i in range(8):
+            while changes[i]:
+                at = 64 * i + kvmattr_first_bit(changes[i])
+                changes[i] &= changes[i] - 1
+                store_little(record + 2 + 2 * run, at, 2)
                 run += 1
-                record[2 + 2 * (runs - 1) + run] = writer.block[i]
+                record[2 + 2 * (runs - 1) + run] = writer.block[at]
         writer.out.count += 3 * runs
     elif has.found == 2:
         record[0] = SERIAL_BITMAP
@@ -161,13 +165,21 @@ cdef bint write_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value)
         start += pages
         if start & 511 == 0 and not write_block(writer):
             return False
-    writer.at = stop
     return True
+
+
+cdef bint write_mixed(RunSink *sink, uint64_t start, const uint8_t *block) noexcept nogil:
+    """One mixed block more."""
+    cdef Writer *writer = <Writer *>sink.context
+    memcpy(writer.block, block, PAGES_PER_BLOCK)
+    writer.last = block[PAGES_PER_BLOCK - 1]
+    return write_block(writer)
 
 
 cdef bint write_map(const Map *map, Writer *writer) noexcept nogil:
     """The body of a map; False when out of memory."""
     cdef RunSink sink = sink_to(write_run, writer)
+    sink.emit_block = write_mixed
     memset(writer, 0, sizeof(Writer))
     if map.pages == 0:
         return True
