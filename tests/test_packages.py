@@ -1,0 +1,40 @@
+"""What packages and workflows need: C sources that compile with musl's headers, workflows that their schema accepts."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "kvmattr"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+MODULES = sorted(str(path.relative_to(PACKAGE).with_suffix(".c")) for path in PACKAGE.rglob("*.pyx"))
+CLIENT = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("fake/client/*.c"))
+
+
+
+@pytest.mark.skipif(not WORKFLOWS, reason="the workflows are not part of the sdist's tests")
+def test_the_workflows_are_workflows() -> None:
+    pytest.importorskip("check_jsonschema")
+    done = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows",
+                           *WORKFLOWS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("musl-gcc") is None, reason="musl-gcc is not here")
+@pytest.mark.parametrize("source", [*MODULES, *CLIENT])
+def test_a_source_compiles_with_musl(source: str) -> None:
+    if not (PACKAGE / source).exists():
+        pytest.skip("the C sources are not here: they are made by a build in place")
+    # The kernel's headers are the system's, behind musl's own.
+    system = [f"-idirafter{path}" for path in ("/usr/include", f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}")]
+    done = subprocess.run(["musl-gcc", "-std=gnu11", "-fsyntax-only", "-Wall", "-Werror", "-Wno-unused-function",
+                           f"-I{PACKAGE}", f"-I{PACKAGE / 'include'}", f"-I{sysconfig.get_path('include')}", *system,
+                           PACKAGE / source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
