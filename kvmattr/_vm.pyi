@@ -194,6 +194,11 @@ class Machine:
     def _remove_listener(self, listener: Listener) -> None: ...
     def _adopt(self, file: GuestMemfd, pages: FilePages, machine: Any) -> None:
         """Make a file one of this machine's, with these pages; ``machine``: a weak reference to it."""
+    def _link(self, files: Any, other: GuestMemfd) -> int:
+        """Return the handle of a file of this machine, one of ``files``, with another's pages.
+
+        Under the locks of those that have them: a batch that converts them knows who they are until it ends.
+        """
     def _check(self, address: int, size: int, operation: int = 0, flags: int = 0) -> None:
         """Raise OSError(EINVAL) for what KVM refuses, ValueError for what fits no field."""
     def _ioctl_set(self, arg: Any, mutate_flag: bool) -> int | bytes:
