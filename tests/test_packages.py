@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def test_the_workflows_are_workflows() -> None:
     done = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows",
                            *WORKFLOWS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tree is not here")
+def test_every_stub_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {".".join(path.relative_to(ROOT).parent.parts) for path in PACKAGE.rglob("*.pyi")}
+    assert packages <= set(settings["packages"])
+    assert {name for name in packages if "*.pyi" not in settings["package-data"].get(name, [])} == set()
 
 
 @pytest.mark.slow
