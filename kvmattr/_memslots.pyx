@@ -43,15 +43,22 @@ from kvmattr import uapi
 from kvmattr.hosts import X86_64
 from kvmattr.operation import Operation
 
+cdef extern from "operation.h" nogil:
+    enum:
+        OPERATION_WRITE "KVMATTR_OPERATION_WRITE"       # kvmattr.Operation
+        OPERATION_OR "KVMATTR_OPERATION_OR"
+        OPERATION_AND "KVMATTR_OPERATION_AND"
+    ctypedef struct UpdateForm "kvmattr_update_form":
+        uint8_t k
+        uint8_t x
+    UpdateForm update_form_of "kvmattr_update_form_of"(uint8_t attributes, int operation, uint8_t mask)
+
 cdef enum:
     PAGE_SHIFT = 12
     PAGE_SIZE = 4096
     ADDRESS_SPACE_SHIFT = 16
     MAX_ADDRESS_SPACES = 2
     MAX_NR_MEMSLOTS = 65535     # ids are 16 bits, and record 0 is nobody
-    OPERATION_WRITE = 0         # kvmattr.Operation
-    OPERATION_OR = 1
-    OPERATION_AND = 2
 cdef uint64_t MAX_GFN = uapi.MAX_NPAGES
 cdef uint64_t MAX_NR_PAGES = uapi.KVM_MEM_MAX_NR_PAGES
 cdef uint32_t LOG_DIRTY = uapi.KVM_MEM_LOG_DIRTY_PAGES

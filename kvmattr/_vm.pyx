@@ -3,10 +3,10 @@
 
 The order of one SET, here and in every other call that changes attributes:
 
-1. the arguments, as KVM checks them (``set_errno``); 2. the lock of the machine (KVM: ``slots_lock``), which
-one change holds at a time; 3. legality: may every byte that results be stored? The table of the machine
-answers without looking at what is
-   stored for WRITE, and for each OR and AND that keeps all legal bytes legal;
+1. the arguments, as KVM checks them (``set_errno``);
+2. the lock of the machine (KVM: ``slots_lock``), which one change holds at a time;
+3. legality: may every byte that results be stored? For WRITE, and for each OR and AND that keeps all legal bytes
+   legal, the table of the machine answers without a look at what is stored;
 4. the invalidation begins: whoever looked at a page before must look again;
 5. the store changes, or finds that nothing would;
 6. the invalidation ends; only a change counts.
@@ -42,6 +42,12 @@ from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, Gu
 from kvmattr._core import DIFF_DTYPE, AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.protection import NO_ACCESS, Access
+
+cdef extern from "operation.h" nogil:
+    ctypedef struct UpdateForm "kvmattr_update_form":
+        uint8_t k
+        uint8_t x
+    UpdateForm update_form_of "kvmattr_update_form_of"(uint8_t attributes, int operation, uint8_t mask)
 
 cdef extern from "machine_lock.h" nogil:
     ctypedef struct kvmattr_invalidation:
@@ -509,7 +515,7 @@ cdef class Machine:
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
         cdef uint8_t attributes = <uint8_t>record.attributes
         cdef int operation = <int>record.last
-        cdef uint8_t keep = 0 if operation == WRITE else attributes if operation == AND else ~attributes
+        cdef UpdateForm form = update_form_of(attributes, operation, 0xFF)
         cdef kvmattr_invalidation *state = &self.invalidation.state
         cdef bint invalidates
         cdef UpdateResult result
@@ -517,7 +523,7 @@ cdef class Machine:
                 and self.makes_illegal(start, stop, attributes, operation, refused)):
             return REFUSED
         invalidates = self.begin_invalidation(start, stop, shared)
-        result = map_apply(self.map, start, stop, keep, 0 if operation == AND else attributes)
+        result = map_apply(self.map, start, stop, form.k, form.x)
         if invalidates:
             invalidation_end(state, result == UPDATE_CHANGED, shared)
         return <Outcome>result
@@ -526,17 +532,17 @@ cdef class Machine:
                             uint8_t *refused) noexcept nogil:
         """Return whether the operation would make a byte of some page that may not be stored, and which."""
         cdef uint8_t becomes_illegal[256]
+        cdef UpdateForm form = update_form_of(attributes, operation, 0xFF)
         cdef int stored
         if operation == WRITE:
             refused[0] = attributes
             return True
         for stored in range(256):
-            becomes_illegal[stored] = not self.legal[stored | attributes if operation == OR
-                                                     else stored & attributes]
+            becomes_illegal[stored] = not self.legal[(stored & form.k) ^ form.x]
         stored = map_refused(self.map, start, stop, becomes_illegal)
         if stored < 0:
             return False
-        refused[0] = stored | attributes if operation == OR else stored & attributes
+        refused[0] = (stored & form.k) ^ form.x
         return True
 
     def _illegal(self, uint8_t attributes):

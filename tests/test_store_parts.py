@@ -20,7 +20,7 @@ DECLARATIONS = [re.compile(pattern) for pattern in (
     r"ctypedef .*?(\w+)$",
     r"(?:cdef|cpdef|def) [^(=]*?(\w+)\(",
 )]
-C_FUNCTION = re.compile(r" {4}[^(=]*?(\w+)\(")      # in a block of C that is used
+C_FUNCTION = re.compile(r" {4}[^(=]*?(\w+)(?: \"\")?\(")      # in a block of C that is used
 
 
 def code_of(source: str) -> str:

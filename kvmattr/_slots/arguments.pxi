@@ -80,7 +80,7 @@ cdef object integers(object value, str name):
 
 cdef object batch_arrays(object starts, object stops, object attributes, object operation, object mask,
                          uint64_t npages):
-    """(first, last, keep, flip) of updates whose arguments broadcast; raises for the first wrong one."""
+    """The five arguments of updates, broadcast, as arrays of their types; raises for the first wrong one."""
     cdef uint64_t first, last
     names = ("starts", "stops", "attributes", "operation", "mask")
     values = (starts, stops, attributes, operation, mask)
@@ -99,9 +99,5 @@ cdef object batch_arrays(object starts, object stops, object attributes, object 
         byte(attributes[index], "attributes")
         operation_number(operation[index])
         byte(mask[index], "mask")
-    value = (attributes & mask).astype(np.uint8)
-    rest = ~mask.astype(np.uint8)
-    keep = np.where(operation == OPERATION_WRITE, rest,
-                    np.where(operation == OPERATION_OR, ~value, attributes.astype(np.uint8) | rest))
-    flip = np.where(operation == OPERATION_AND, np.uint8(0), value)
-    return starts.astype(np.uint64), stops.astype(np.uint64), keep, flip
+    return (starts.astype(np.uint64), stops.astype(np.uint64),
+            *(array.astype(np.uint8) for array in (attributes, operation, mask)))

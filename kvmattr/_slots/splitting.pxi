@@ -292,17 +292,10 @@ The alternative that the mail argues against: attributes as memslots, one slot a
         (True, True, 7)
         """
         cdef uint64_t first, last
-        cdef uint8_t value, bits
-        cdef int what
+        cdef UpdateForm form
         page_range(start, stop, self.npages, &first, &last)
-        value = byte(attributes, "attributes")
-        what = operation_number(operation)
-        bits = byte(mask, "mask")
-        if what == OPERATION_WRITE:
-            return self.change(first, last, ~bits, value & bits)
-        if what == OPERATION_OR:
-            return self.change(first, last, ~(value & bits), value & bits)
-        return self.change(first, last, value | ~bits, 0)
+        form = update_form_of(byte(attributes, "attributes"), operation_number(operation), byte(mask, "mask"))
+        return self.change(first, last, form.k, form.x)
 
     def update_many(self, starts, stops, attributes, operation=Operation.WRITE, mask=0xFF):
         """Many updates in order, in one call; the number of those that changed something.
@@ -318,14 +311,17 @@ The alternative that the mail argues against: attributes as memslots, one slot a
         cdef Py_ssize_t changed = 0
         cdef const uint64_t[::1] first
         cdef const uint64_t[::1] last
-        cdef const uint8_t[::1] keep
-        cdef const uint8_t[::1] flip
-        first, last, keep, flip = batch_arrays(starts, stops, attributes, operation, mask, self.npages)
+        cdef const uint8_t[::1] values
+        cdef const uint8_t[::1] operations
+        cdef const uint8_t[::1] masks
+        cdef UpdateForm form
+        first, last, values, operations, masks = batch_arrays(starts, stops, attributes, operation, mask, self.npages)
         try:
             while done < first.shape[0]:
                 if done % SIGNAL_INTERVAL == 0:
                     PyErr_CheckSignals()
-                changed += self.change(first[done], last[done], keep[done], flip[done])
+                form = update_form_of(values[done], operations[done], masks[done])
+                changed += self.change(first[done], last[done], form.k, form.x)
                 done += 1
         except BaseException as error:
             error.done = done
@@ -339,10 +335,10 @@ The alternative that the mail argues against: attributes as memslots, one slot a
         False
         """
         cdef uint64_t first, last
-        cdef uint8_t value
+        cdef UpdateForm form
         page_range(start, stop, self.npages, &first, &last)
-        value = byte(attributes, "attributes")
-        return self.change(first, last, 0, value)
+        form = update_form_of(byte(attributes, "attributes"), OPERATION_WRITE, 0xFF)
+        return self.change(first, last, form.k, form.x)
 
     def or_(self, start, stop, attributes, /):
         """Set bits in the gfns [start, stop): `update` with OR.
@@ -351,10 +347,10 @@ The alternative that the mail argues against: attributes as memslots, one slot a
         True
         """
         cdef uint64_t first, last
-        cdef uint8_t value
+        cdef UpdateForm form
         page_range(start, stop, self.npages, &first, &last)
-        value = byte(attributes, "attributes")
-        return self.change(first, last, ~value, value)
+        form = update_form_of(byte(attributes, "attributes"), OPERATION_OR, 0xFF)
+        return self.change(first, last, form.k, form.x)
 
     def and_(self, start, stop, attributes, /):
         """Keep only these bits in the gfns [start, stop): `update` with AND.
@@ -363,10 +359,10 @@ The alternative that the mail argues against: attributes as memslots, one slot a
         False
         """
         cdef uint64_t first, last
-        cdef uint8_t value
+        cdef UpdateForm form
         page_range(start, stop, self.npages, &first, &last)
-        value = byte(attributes, "attributes")
-        return self.change(first, last, value, 0)
+        form = update_form_of(byte(attributes, "attributes"), OPERATION_AND, 0xFF)
+        return self.change(first, last, form.k, form.x)
 
     # Look up ------------------------------------------------------------------------------------------------
 

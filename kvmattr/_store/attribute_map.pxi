@@ -148,10 +148,10 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         (True, False)
         """
         cdef uint64_t lo, hi
-        cdef uint8_t value
+        cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
-        value = byte_of(attributes, "attributes")
-        return self.change(lo, hi, 0, value)
+        change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_WRITE, 0xFF)
+        return self.change(lo, hi, change.k, change.x)
 
     def or_(self, start, stop, attributes, /):
         """Set these attribute bits on the pages [start, stop); True if any page changed.
@@ -164,10 +164,10 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         (True, 9)
         """
         cdef uint64_t lo, hi
-        cdef uint8_t value
+        cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
-        value = byte_of(attributes, "attributes")
-        return self.change(lo, hi, ~value, value)
+        change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_OR, 0xFF)
+        return self.change(lo, hi, change.k, change.x)
 
     def and_(self, start, stop, attributes, /):
         """Keep only these attribute bits on the pages [start, stop); True if any page changed.
@@ -179,10 +179,10 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         (True, 1)
         """
         cdef uint64_t lo, hi
-        cdef uint8_t value
+        cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
-        value = byte_of(attributes, "attributes")
-        return self.change(lo, hi, value, 0)
+        change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_AND, 0xFF)
+        return self.change(lo, hi, change.k, change.x)
 
     def update(self, start, stop, attributes, operation=0, mask=0xFF):
         """The general update of [start, stop): bits outside ``mask`` never change; True if any page changed.

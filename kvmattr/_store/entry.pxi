@@ -64,20 +64,9 @@ cdef inline int index_of(uint64_t gfn, int level) noexcept nogil:
     return (gfn >> level_shift(level - 1)) & 511
 
 # An update as the tree wants it: new = (old & k) ^ x.
-cdef struct Change:
-    uint8_t k
-    uint8_t x
-
-
-cdef inline Change change_of(uint8_t attributes, int operation, uint8_t mask) noexcept nogil:
-    cdef Change change
-    if operation == 0:
-        change.k = ~mask
-        change.x = attributes & mask
-    elif operation == 1:
-        change.k = ~(attributes & mask)
-        change.x = attributes & mask
-    else:
-        change.k = attributes | ~mask
-        change.x = 0
-    return change
+cdef extern from "operation.h" nogil:
+    enum: KVMATTR_OPERATION_WRITE, KVMATTR_OPERATION_OR, KVMATTR_OPERATION_AND
+    ctypedef struct Change "kvmattr_update_form":
+        uint8_t k
+        uint8_t x
+    Change change_of "kvmattr_update_form_of"(uint8_t attributes, int operation, uint8_t mask)
