@@ -196,4 +196,12 @@ def _by_size(key: str) -> list[tuple[int, str]]:
 
 
 def _change(now: int, then: int) -> str:
-    return f" ({now - then:+}{f', {100 * (now - then) / then:+.1f} %' if then else ''})"
+    """
+    >>> _change(525, 517), _change(513, 2), _change(3, 0)
+    (' (+8, +1.5 %)', ' (+511, 256 times as many)', ' (+3)')
+    """
+    if not then:
+        return f" ({now - then:+})"
+    if now >= 10 * then > 0:
+        return f" ({now - then:+}, {digits(now / then)} times as many)"
+    return f" ({now - then:+}, {100 * (now - then) / then:+.1f} %)"

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -131,6 +131,16 @@ def write_each(files: Iterable[tuple[Place, Callable[[], str | bytes]]]) -> list
         except CannotWrite as error:
             errors.append(error)
     return errors
+
+
+def tell(command: str, written: Sequence[str], errors: Iterable[CannotWrite]) -> None:
+    """Say on standard error which of the files were written, and a line for each that was not."""
+    failed = {error.filename: error for error in errors}
+    kept = [name for name in written if name not in failed]
+    if kept:
+        print(f"written: {', '.join(kept)}", file=sys.stderr)
+    for error in failed.values():
+        print(f"kvmattr {command}: {error}", file=sys.stderr)
 
 
 @contextmanager

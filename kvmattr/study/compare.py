@@ -17,12 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvmattr.measure import figures, text, writing
 from kvmattr.measure.extras import require
 from kvmattr.measure.table import fitted, width
-from kvmattr.measure.writing import CannotWrite
 from kvmattr.study.comparing import Compared, Row, compare
 from kvmattr.study.report import Report, load
 from kvmattr.study.table import wrapped
@@ -60,16 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not compared.rows:
         print("kvmattr compare: A and B have no cell in common", file=sys.stderr)
         return EXIT_USAGE
-    files = []
-    if arguments.json:
-        files.append((arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"))
-    errors = writing.write_each(files)
-    if arguments.figure:
-        errors += writing.write_each([(arguments.figure, lambda: _drawn(a, b, arguments.figure))])
+    files: list[tuple[str | None, Callable[[], str | bytes]]] = [
+        (arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"),
+        (arguments.figure, lambda: _drawn(a, b, arguments.figure))]
+    errors = writing.write_each((place, make) for place, make in files if place)
     people = sys.stderr if any(place and writing.is_stdout(place) for place in (arguments.json, arguments.figure)
                                ) else sys.stdout
     print(shown(a, b, compared), file=people)
-    _tell(arguments, errors)
+    writing.tell("compare", [place for place, _ in files if place], errors)
     return EXIT_USAGE if errors else compared.exit_code
 
 
@@ -117,15 +114,6 @@ def _cells(row: Row, size_name: str) -> list[str]:
         words += f", {text.digits(row.floor_ratio)}x over the floor"
     return [text.size(row.size, size_name), row.backend,
             *("" if value is None else text.quantity(value, row.unit) for value in (row.a, row.b)), ratio, words]
-
-
-def _tell(arguments: argparse.Namespace, errors: list[CannotWrite]) -> None:
-    failed = {error.filename for error in errors}
-    written = [place for place in (arguments.json, arguments.figure) if place and place not in failed]
-    if written:
-        print(f"written: {', '.join(written)}", file=sys.stderr)
-    for error in errors:
-        print(f"kvmattr compare: {error}", file=sys.stderr)
 
 
 def _drawn(a: Sequence[Report], b: Sequence[Report], place: str) -> bytes:

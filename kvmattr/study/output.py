@@ -48,7 +48,10 @@ class Outputs:
         """Write what is done so far, where that replaces a file; a place that takes it only once has it last."""
         for place, make in ((self._json, report.json), (self._csv, report.csv)):
             if place and writing.is_regular(place):
-                self._tell(writing.write_each([(place, make)]), once=True)
+                errors = writing.write_each([(place, make)])
+                if not self._told:
+                    writing.tell(self._command, (), errors)
+                self._told = self._told or bool(errors)
 
     def write(self, report: Report) -> bool:
         """Write everything and say what was written; False if something could not be."""
@@ -58,11 +61,7 @@ class Outputs:
         errors = writing.write_each(files)
         if self._plots:
             errors += self._write_plots(report, self._plots, written)
-        failed = {error.filename for error in errors}
-        written = [name for name in written if name not in failed]
-        if written:
-            print(f"written: {', '.join(written)}", file=sys.stderr)
-        self._tell(errors, once=False)
+        writing.tell(self._command, written, errors)
         return not errors
 
     def _write_plots(self, report: Report, directory: Path, written: list[str]) -> list[CannotWrite]:
@@ -76,9 +75,3 @@ class Outputs:
         count = len(drawn) - len(errors)
         written.append(f"{count} files in {directory}" if count else f"no plot in {directory}, which needs two sizes")
         return errors
-
-    def _tell(self, errors: list[CannotWrite], once: bool) -> None:
-        for error in errors:
-            if not (once and self._told):
-                print(f"kvmattr {self._command}: {error}", file=sys.stderr)
-                self._told = self._told or once
