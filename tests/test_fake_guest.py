@@ -153,7 +153,8 @@ def test_the_fixture_is_found_and_ends_its_servers(tmp_path):
 
 
 def test_the_plugin_does_not_import_kvmattr():
-    code = "import pytest_kvmattr, sys, json; print(json.dumps(sorted(m for m in sys.modules if 'kvmattr' in m)))"
+    code = """import pytest_kvmattr, sys, json
+print(json.dumps(sorted(m for m in sys.modules if m.split(".")[0] in ("kvmattr", "pytest_kvmattr"))))"""
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS,
                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert json.loads(ran.stdout) == ["pytest_kvmattr"]
