@@ -1,7 +1,8 @@
 """What a call through the socket of ``kvmattr fake`` takes: ``kvmattr fake -- python bench/fake_calls.py``.
 
-A batch of conversions, one KVM_SET_MEMORY_ATTRIBUTES each, in wall time, and the same number of ioctls that do nothing. The
-program, the server and the way between them take turns on the processors, so other work on the machine counts in full.
+A batch of conversions, one KVM_SET_MEMORY_ATTRIBUTES each, in wall time, and the same number of ioctls that do nothing.
+The program, the server and the way between them take turns on the processors, so other work on the machine counts in
+full.
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ def test_what_is_set_up_before_the_first_run_is_kept():
             assert seen.pop(name) == [True, 0, 0, True], name
         assert seen == {
             "too short": "E2BIG", "cpuid": [0, 10], "kept cpuid": [0, 0, True], "set msrs": 2, "msrs": [2, 77, 88],
-            "list nowhere": "EFAULT", "list past the end": ["EFAULT", 12], "too many": ["E2BIG", "E2BIG"], "tsc": [0, 1234], "chip": [0, "EINVAL"],
+            "list nowhere": "EFAULT", "list past the end": ["EFAULT", 12],
+            "too many": ["E2BIG", "E2BIG"], "tsc": [0, 1234], "chip": [0, "EINVAL"],
             "accepted": [0, 0, 0], "elsewhere": ["ENOTTY", "EINVAL", "EINVAL"]}
         assert set(fake.without_effect) == {
             ("anon_inode:kvm-vm", uapi.KVM_IOEVENTFD), ("anon_inode:kvm-vm", uapi.KVM_SET_TSS_ADDR),
