@@ -194,15 +194,8 @@ static int receive(int descriptor, struct exchange *each)
     do
         got = recvmsg(descriptor, &message, each->keep_on_exec ? 0 : MSG_CMSG_CLOEXEC);
     while (got < 0 && errno == EINTR);
-    if (got < 0 && errno == EFAULT) {
-        /* As KVM, which could not copy its answer out. The reply is gone with it, unless the address could not even
-         * be asked for. */
-        struct reply unread;
-        ssize_t ignored = recv(descriptor, &unread, sizeof unread, MSG_DONTWAIT);
-        (void)ignored;
-        errno = EFAULT;
-        return -1;
-    }
+    if (got < 0 && errno == EFAULT)
+        return -1; /* as KVM, which could not copy its answer out */
     if (got < (ssize_t)sizeof each->reply)
         return no_server();
     each->descriptor = -1;
@@ -275,6 +268,13 @@ int exchange(struct exchange *each)
     if (descriptor < 0)
         return -1;
     int result = converse(descriptor, each);
+    if (result < 0 && !own && errno == EFAULT) {
+        /* The reply is gone with its address, or still to come if the address could not even be asked for: whoever calls
+         * next must not take it for his. */
+        syscall(SYS_close, descriptor);
+        mine()->descriptor = -1;
+        errno = EFAULT;
+    }
     give_channel(descriptor, own);
     return result;
 }
