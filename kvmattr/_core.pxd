@@ -23,7 +23,7 @@ cdef struct PageInfo:
     uint32_t references         # a node's reference count; a slab's number of live records
     uint8_t kind                # PageKind
     uint8_t level               # a node's level (kept for freeing it)
-    uint8_t shares              # a node: some child may have more than one reference
+    uint8_t shares              # a node: something below it may have more than one reference
     uint8_t leaving             # a slab: its records are being moved out
     uint8_t loosened            # a node: single-page updates since its V was last computed
     uint8_t apart               # a node: half the number of an entry that was unlike the first

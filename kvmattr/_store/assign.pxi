@@ -1,5 +1,40 @@
 # Blocks of given values: an array written to a range of a map.
 
+cdef bint block_in_list(Family *family, Entry *slot, int level, uint64_t page, int count,
+                        const uint8_t *values) noexcept nogil:
+    """Write values[0 .. count) from `page` on to the run list at *slot, or to one in place of a uniform entry. False,
+    with nothing done, where it would be too long."""
+    cdef Runs old, new
+    cdef uint8_t[512] block
+    cdef uint64_t start = page & (level_span(level) - 1), stop = start + count
+    cdef int i = 0, at
+    kvmattr_read_once(block, values, count)
+    runs_load(family, slot[0], &old)
+    new.count = 0
+    while i < old.count and old.starts[i] < start:
+        runs_append(&new, old.starts[i], old.values[i])
+        i += 1
+    for at in range(count):
+        if new.count > RUN_LIST_RUNS:
+            return False
+        runs_append(&new, start + at, block[at])
+    while i < old.count and old.starts[i] <= stop:
+        i += 1
+    if stop < level_span(level):
+        runs_append(&new, stop, old.values[i - 1])
+    while i < old.count and new.count <= RUN_LIST_RUNS:
+        runs_append(&new, old.starts[i], old.values[i])
+        i += 1
+    if new.count > RUN_LIST_RUNS:
+        return False
+    if new.count == 1:
+        release(family, entry_handle(slot[0]))
+        slot[0] = entry_uniform(new.values[0])
+    else:
+        slot[0] = run_list_store(family, entry_handle(slot[0]), &new)
+    return True
+
+
 cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int lo, int hi,
                       const uint8_t *values) noexcept nogil:
     """Write values[0 .. hi - lo) to the pages [lo, hi) of the block that holds `page`."""
@@ -13,6 +48,8 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
             leaf_decode(family, e, 0xff, 0, block)
         kvmattr_read_once(block + lo, values, hi - lo)     # a caller's array
         slot[0] = leaf_store(family, handle, block)
+        return
+    if (handle == 0 or not is_node(handle)) and block_in_list(family, slot, level, page, hi - lo, values):
         return
     if handle == 0:
         handle = node_uniform(family, level, entry_first(e))

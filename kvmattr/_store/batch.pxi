@@ -8,7 +8,8 @@ cdef enum:
     HELD_PAGE = 48
     HELD_RANGE = 512
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
-    LOOKS = 512                 # looks at leaves that another node may have before all below the node are looked at
+    LOOKS = 512                 # looks at what another node may have before all below the node is looked at
+    LONGEST_STRETCH = 1 << 12   # pages that go one by one before they are located in groups again
 
 
 cdef uint8_t walk_get(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil:
@@ -98,6 +99,7 @@ cdef struct Batch:
     uint64_t changed
     int held                    # what has been done in this hold of the mutex, in units of HELD_MOST
     size_t one_by_one           # up to here, single pages go one by one: to locate them in groups did not pay
+    size_t stretch              # how many those were the last time
     size_t asked                # up to here, leaves were asked for
 
 
@@ -126,6 +128,7 @@ cdef inline uint64_t bits_between(int start, int stop) noexcept nogil:
 cdef bint batch_open(Batch *batch, size_t count) noexcept nogil:
     """Room for a piece of a batch of so many operations. False when out of memory."""
     cdef size_t room = count if count < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
+    batch.stretch = KVMATTR_LOCATED // 2
     batch.starts = <uint64_t *>malloc((1 if batch.given_stops == NULL else 2) * room * sizeof(uint64_t))
     batch.stops = batch.starts + room if batch.starts != NULL and batch.given_stops != NULL else NULL
     return batch.starts != NULL
@@ -149,26 +152,50 @@ cdef void batch_copy(const Map *map, Batch *batch, size_t upto) noexcept nogil:
         batch.starts[i] = batch.starts[i] if batch.starts[i] < batch.stops[i] else batch.stops[i]
 
 
-cdef bint leaves_shared(const Family *family, const Entry *entries) noexcept nogil:
-    """Whether another node has one of the leaves below a node."""
+cdef bint children_shared(const Family *family, const Entry *entries, int level) noexcept nogil:
+    """Whether another node has something that lies below a node of a level, as far as its children tell."""
+    cdef uint32_t handle
     cdef int i
     for i in range(512):
-        if entry_handle(entries[i]) and leaf_references(family, entry_handle(entries[i]))[0] != 1:
+        handle = entry_handle(entries[i])
+        if handle and level > 3 and is_node(handle) and page_info(family, handle >> 9).shares:
+            return True
+        if handle and reference_count(family, handle)[0] != 1:
             return True
     return False
+
+
+cdef void look_for_shares(const Map *map, uint64_t gfn) noexcept nogil:
+    """Whether the nodes above a page still share what lies below them, from the lowest one up to one that does."""
+    cdef const Family *family = map.family
+    cdef uint32_t[MAX_LEVEL + 1] handles
+    cdef uint32_t handle = entry_handle(map.root)
+    cdef PageInfo *info
+    cdef int level
+    for level in range(map.level, 2, -1):
+        handles[level] = handle
+        handle = entry_handle(node_at(family, handle)[(gfn >> level_shift(level - 1)) & 511])
+    for level in range(3, map.level + 1):
+        info = page_info(family, handles[level] >> 9)
+        info.shares = children_shared(family, node_at(family, handles[level]), level)
+        if info.shares:
+            return
 
 
 cdef void located_shared(const Map *map, const uint64_t *gfns, int n, kvmattr_located *located) noexcept nogil:
     """Pages whose leaf, or a node above it, another map may hold too are away: it has to be copied first. What was
     copied already is found by two look-ups, of the page's node and of its leaf's count; the second ends when all leaves
-    below the node are found to be ours."""
+    below the node are found to be ours, and both when that was found of all nodes."""
     cdef const Family *family = map.family
     cdef PageInfo *info
-    cdef const Entry *entries = NULL
     cdef uint64_t left = ~located.away & bits_between(0, n), gfn
-    cdef uint32_t handle
+    cdef uint32_t handle = entry_handle(map.root)
     cdef int i, level
     cdef bint ours
+    if map.level > 2 and handle and is_node(handle):
+        info = page_info(family, handle >> 9)
+        if info.references == 1 and not info.shares:
+            return
     while left:
         i = kvmattr_first_bit(left)
         left &= left - 1
@@ -181,15 +208,14 @@ cdef void located_shared(const Map *map, const uint64_t *gfns, int n, kvmattr_lo
             info = page_info(family, handle >> 9)
             ours &= info.references == 1
             level -= 1
-            entries = node_at(family, handle)
-            handle = entry_handle(entries[(gfn >> level_shift(level)) & 511])
+            handle = entry_handle(node_at(family, handle)[(gfn >> level_shift(level)) & 511])
         if info == NULL or info.shares:
             ours &= leaf_references(family, handle)[0] == 1
-            if ours and info != NULL:
-                info.looked += 1
-                if info.looked == LOOKS:
-                    info.looked = 0
-                    info.shares = leaves_shared(family, entries)
+        if ours and info != NULL:
+            info.looked += 1
+            if info.looked == LOOKS:
+                info.looked = 0
+                look_for_shares(map, gfn)
         located.away |= <uint64_t>(not ours) << i
 
 
@@ -258,8 +284,11 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
         batch.done += at
         batch.held += HELD_FLIP * flips
         if flips < KVMATTR_LOCATED // 8:
-            batch.one_by_one = batch.done + KVMATTR_LOCATED
+            # The longer it did not pay, the longer it is not tried.
+            batch.stretch = 2 * batch.stretch if batch.stretch < LONGEST_STRETCH else LONGEST_STRETCH
+            batch.one_by_one = batch.done + batch.stretch
             break
+        batch.stretch = KVMATTR_LOCATED // 2
         if batch.held >= HELD_MOST:
             break
         if map.family.rearranged != rearranged:

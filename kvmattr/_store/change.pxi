@@ -104,9 +104,9 @@ cdef void map_heighten(Map *map) noexcept nogil:
         handle = node_uniform(family, level, map.rest)
         entries = node_at(family, handle)
         entries[0] = e
-        # A copy may hold this leaf as its root: then no put may flip a bit of it in place.
-        if level == 3 and reference_count(family, entry_handle(e))[0] != 1:
-            page_info(family, handle >> 9).shares = 1
+        # A copy may hold this leaf or node as its root: then no put may flip a bit of it in place.
+        page_info(family, handle >> 9).shares = (reference_count(family, entry_handle(e))[0] != 1 or level > 3
+                                                 and page_info(family, entry_handle(e) >> 9).shares)
         map.root = node_entry(family, handle)
     map.level = level
 

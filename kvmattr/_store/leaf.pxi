@@ -259,11 +259,19 @@ cdef inline bint fields_too_wide(Entry e) noexcept nogil:
 
 cdef inline uint8_t runs_varying(const uint8_t *values, int count) noexcept nogil:
     """The bits by which some two of the values differ."""
+    cdef uint64_t first = kvmattr_everywhere(values[0]), any = 0
     cdef uint8_t varying = 0
     cdef int i
-    for i in range(1, count):
-        varying |= values[i] ^ values[0]
-    return varying
+    if count < 8:
+        for i in range(1, count):
+            varying |= values[i] ^ values[0]
+        return varying
+    for i in range(0, count - 7, 8):
+        any |= kvmattr_load64(values + i) ^ first
+    any |= kvmattr_load64(values + count - 8) ^ first       # the last eight, some of them once more
+    any |= any >> 32
+    any |= any >> 16
+    return <uint8_t>(any | any >> 8)
 
 
 # What becomes of a line or a run list (runlist.pxi) when some of its pages get one value: runs go, others come.

@@ -24,14 +24,13 @@ cdef inline int run_list_size(int count) noexcept nogil:
 
 
 cdef inline int run_list_find(const uint64_t *starts, int count, uint64_t page) noexcept nogil:
-    """The number of the run that holds a page; starts[] lacks the first run's 0."""
-    cdef int low = 0, high = count - 1, middle
-    while low < high:
-        middle = (low + high) >> 1
-        if starts[middle] <= page:
-            low = middle + 1
-        else:
-            high = middle
+    """The number of the run that holds a page; starts[] lacks the first run's 0. By halves, without a branch that
+    depends on the page: half of them would be foreseen wrongly."""
+    cdef int low = 0, left = count - 1, half
+    while left > 0:
+        half = (left + 1) >> 1
+        low += half & -<int>(starts[low + half - 1] <= page)
+        left -= half
     return low
 
 
@@ -146,7 +145,7 @@ cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_
     that comes and goes does not move it each time."""
     cdef int at = splice.at, gone = splice.gone, added = splice.added
     cdef int now = count - gone + added, tail = count - gone - at
-    cdef int size_class = class_of_units[(run_list_size(now) + 15) // 16]
+    cdef int size_class = class_of_units[<uint32_t>(run_list_size(now) + 15) >> 4]
     cdef Record *record = <Record *>address_of(family, old)
     cdef uint32_t handle = old
     cdef uint64_t *new_starts = <uint64_t *>(<uint8_t *>record + sizeof(Record))
@@ -171,16 +170,21 @@ cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_
         memcpy(new_values, old_values, at)
         memcpy(new_values + at + added, old_values + at + gone, tail)
         release(family, old)
-    memcpy(new_starts + at - 1, splice.starts, 8 * added)
-    memcpy(new_values + at, splice.values, added)
+    if added:
+        new_starts[at - 1] = splice.starts[0]
+        new_values[at] = splice.values[0]
+    if added == 2:
+        new_starts[at] = splice.starts[1]
+        new_values[at + 1] = splice.values[1]
     record.count = <uint16_t>now
     return handle
 
 
-cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, uint64_t span, uint8_t k,
-                         uint8_t x) noexcept nogil:
-    """new = (old & k) ^ x on [lo, hi) of a run list or a uniform entry, if that gives all pages there one value: runs
-    are taken out and put in where they stand. False, with nothing done, where that is not so or the list too long."""
+cdef bint run_list_put(Family *family, Entry *slot, uint64_t lo, uint64_t hi, uint64_t span, int first, int last,
+                       uint8_t value) noexcept nogil:
+    """Give the pages [lo, hi) of a run list, on which nothing is pending, or of a uniform entry one value: runs are
+    taken out and put in where they stand. They lie in the runs first .. last, and lo > 0, as the first run has no start
+    of its own. False, with nothing done, where the list would be too long."""
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
     cdef uint64_t[1] no_starts
@@ -188,21 +192,13 @@ cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, 
     cdef const uint64_t *starts = no_starts
     cdef const uint8_t *values = one_value
     cdef Splice splice
-    cdef uint8_t first_value = entry_first(e)
-    cdef int count = 1, first = 0, last = 0, now
+    cdef uint8_t first_value = entry_first(e), varying
+    cdef int count = 1, now
     one_value[0] = first_value
-    if lo == 0:
-        return False                # the first run has no start of its own
     if handle:
-        if entry_k(e) != 0xff or entry_x(e) != 0:
-            return False
         count = run_list_at(family, handle, &starts, &values).count
-        first = run_list_find(starts, count, lo)
-        last = first if hi - lo == 1 else run_list_find(starts, count, hi - 1)
-        if last != first and k:
-            return False
     splice_plan(&splice, values, count, first, last, first and starts[first - 1] == lo,
-                hi == (starts[last] if last < count - 1 else span), lo, hi, (values[first] & k) ^ x)
+                hi == (starts[last] if last < count - 1 else span), lo, hi, value)
     now = count + splice.added - splice.gone
     if now > RUN_LIST_RUNS:
         return False
@@ -211,9 +207,35 @@ cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, 
         slot[0] = entry_uniform(first_value)
         return True
     handle = run_list_splice(family, handle, starts, values, count, &splice)
-    values = <const uint8_t *>address_of(family, handle) + run_list_size(now) - now
-    slot[0] = entry_make(handle, 0xff, 0, runs_varying(values, now), first_value)
+    varying = entry_varying(e) | (value ^ first_value)
+    if splice.gone:                 # a value may have gone that was the only one to have some bit
+        values = <const uint8_t *>address_of(family, handle) + run_list_size(now) - now
+        varying = runs_varying(values, now)
+    slot[0] = entry_make(handle, 0xff, 0, varying, first_value)
     return True
+
+
+cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, uint64_t span, uint8_t k,
+                         uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on [lo, hi) of a run list or a uniform entry as run_list_put, if that gives all pages there
+    one value. False, with nothing done, where that is not so."""
+    cdef Entry e = slot[0]
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef int count, first = 0, last = 0
+    cdef uint8_t value = entry_first(e)
+    if lo == 0:
+        return False
+    if entry_handle(e):
+        if entry_k(e) != 0xff or entry_x(e) != 0:
+            return False
+        count = run_list_at(family, entry_handle(e), &starts, &values).count
+        first = run_list_find(starts, count, lo)
+        last = run_list_find(starts, count, hi - 1)
+        if last != first and k:
+            return False
+        value = values[first]
+    return run_list_put(family, slot, lo, hi, span, first, last, (value & k) ^ x)
 
 
 cdef Entry run_list_store(Family *family, uint32_t old, const Runs *runs) noexcept nogil:

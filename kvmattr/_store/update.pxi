@@ -143,22 +143,26 @@ cdef UpdateResult page_update_above_leaves(Map *map, const Entry *slot, int leve
     cdef Entry *ours
     cdef uint32_t handle = entry_handle(e)
     cdef uint64_t page = gfn & (level_span(level) - 1)
-    cdef uint8_t old, new
-    cdef bint loose
-    if handle == 0:
-        old = entry_first(e)
-    elif is_node(handle):
-        return range_update(map, gfn, gfn + 1, k, x)
-    else:
-        old = (run_list_raw(family, handle, page) & entry_k(e)) ^ entry_x(e)
+    cdef const uint64_t *starts
+    cdef const uint8_t *values
+    cdef int count, run = 0
+    cdef uint8_t old = entry_first(e), new
+    cdef bint loose = False
+    if handle:
+        if is_node(handle):
+            return range_update(map, gfn, gfn + 1, k, x)
+        count = run_list_at(family, handle, &starts, &values).count
+        run = run_list_find(starts, count, page)
+        old = (values[run] & entry_k(e)) ^ entry_x(e)
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
     if not family_reserves(family):
         return UPDATE_NO_MEMORY
-    loose = False
     ours = way_own(map, gfn, level, new ^ old, &loose)
-    entry_update(family, ours, level, page, page + 1, 0, new)
+    if (handle and e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000
+            or not run_list_put(family, ours, page, page + 1, level_span(level), run, run, new)):
+        entry_update(family, ours, level, page, page + 1, 0, new)
     page_settle(map, gfn, loose or entry_handle(ours[0]) == 0)
     return UPDATE_CHANGED
 

@@ -83,9 +83,10 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
             if i == 0:
                 raw_first = child_first
             raw_varying |= child_varying | (child_first ^ raw_first)
-            if (not info.shares and level == 3 and entry_handle(entries[i])
-                    and leaf_references(family, entry_handle(entries[i]))[0] != 1):
-                return audit_fail(audit, "only a node marked so shares its leaves", level, gfn)
+            handle = entry_handle(entries[i])
+            if not info.shares and handle and (reference_count(family, handle)[0] != 1 or level > 3 and is_node(handle)
+                                               and page_info(family, handle >> 9).shares):
+                return audit_fail(audit, "only a node marked so shares what lies below it", level, gfn)
         if seen[0] == 1:
             audit.nodes += 1
             audit.live_bytes += PAGE_BYTES
