@@ -552,12 +552,18 @@ def test_a_full_disk_costs_the_recording_and_nothing_else():
 
 
 def test_a_daemon_is_served_after_the_command_has_ended(tmp_path):
-    out = tmp_path / "out"
-    ran = kvmattr("fake", "--", "sh", "-c",
-                  f"{sys.executable} -c 'import os, time, fcntl; k = os.open(\"/dev/kvm\", os.O_RDWR); time.sleep(1);"
-                  f" print(fcntl.ioctl(k, 0xAE00, 0))' > {out} & sleep 0.5")
+    daemon = tmp_path / "daemon.py"
+    daemon.write_text("import fcntl, os, pathlib, time\n"
+                      "kvm = os.open('/dev/kvm', os.O_RDWR)\n"
+                      "pathlib.Path('up').touch()\n"
+                      "while os.getppid() == int(os.environ['STARTER']):\n"
+                      "    time.sleep(0.02)\n"
+                      "pathlib.Path('out').write_text(str(fcntl.ioctl(kvm, 0xAE00, 0)))\n")
+    ran = kvmattr("fake", "--", "sh", "-c", f"STARTER=$$ {sys.executable} {daemon} >/dev/null 2>&1 &"
+                  " while [ ! -e up ]; do sleep 0.02; done", cwd=tmp_path)
     assert ran.returncode == 0
-    assert out.read_text() == "12\n"
+    assert (tmp_path / "out").read_text() == "12"
+    assert ran.stderr == "kvmattr: fake: 1 call answered as linux-7.2, 0 VMs\n"
 
 
 def test_errors_have_names():

@@ -41,7 +41,7 @@ def test_qemu_comes_to_its_guest_and_to_its_end_on_the_model(tmp_path, machine):
 @pytest.mark.parametrize("machine", ["q35"])
 def test_the_kernel_and_the_model_agree_on_a_firmware_boot(tmp_path, machine):
     log = tmp_path / "log"
-    ran = kvmattr("shadow", "--record", log, "--", "timeout", "--signal=KILL", "3", QEMU, *GUEST, "-machine", machine)
+    ran = kvmattr("shadow", "--record", log, "--", "timeout", "--signal=KILL", "5", QEMU, *GUEST, "-machine", machine)
     assert ran.returncode == 137, ran.stderr
     found = re.search(r"shadow: (\d+) of \d+ calls compared with .*, 1 VM: no differences", ran.stderr)
     assert found is not None, ran.stderr
