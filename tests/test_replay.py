@@ -427,6 +427,29 @@ def test_the_command_prints_a_summary_and_writes_json(tmp_path, capsys):
         assert written.machine == Machine("linux", {"private": 1, "phys_bits": 52})
 
 
+def test_what_replay_writes_is_whole_or_one_line_of_error(tmp_path, capsys):
+    path, here = str(RECORDINGS[0]), tmp_path / "out.json"
+    here.write_text("old")
+    (tmp_path / "link").symlink_to(here)
+    assert main(["replay", path, "--json", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads(here.read_text())["schema"] == 1
+    capsys.readouterr()
+    assert main(["replay", path, "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["replays"][0]["name"] == path
+    assert "final access maps: equal" in printed.err
+    assert main(["replay", path, "--write", "-"]) == 0
+    assert capsys.readouterr().out.startswith("vm linux private=1 phys_bits=52\nslot 0 ")
+    for place, why in (("/nowhere/x", "no such directory: /nowhere"), ("/dev/full", "No space left on device")):
+        for option in ("--json", "--write"):
+            assert main(["replay", path, option, place]) == 2
+            assert capsys.readouterr().err.endswith(f"kvmattr replay: {place} cannot be written: {why}\n")
+    assert main(["replay", path, "--write", "/nowhere/x", "--no-comparison"]) == 2
+    assert capsys.readouterr().out == ""    # before anything was replayed
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "link", here]
+
+
 def test_the_time_is_the_median_of_the_rounds():
     """Everything else is the first round's, since all rounds are alike."""
     with made(SetAttributes(0x1000, 0x1000, 1)) as trace:

@@ -11,11 +11,11 @@ import json
 import platform
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from kvmattr.hosts import X86_64
+from kvmattr.measure import writing
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ESTIMATED, ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         f" both sides (default: for traces of up to {ESTIMATED:,} operations)")
     parser.add_argument("--on-kvm", action="store_true", help="issue the calls to a VM of the running kernel, too: its"
                         " answers, and what each call took")
-    parser.add_argument("--json", metavar="FILE", help="write the summaries as JSON, too")
-    parser.add_argument("--write", metavar="FILE", help="write the trace in the native format, too")
+    parser.add_argument("--json", metavar="FILE", help="write the summaries as JSON, too; - is standard"
+                        " output, the summary then goes to standard error")
+    parser.add_argument("--write", metavar="FILE", help="write the trace in the native format, too; - is"
+                        " standard output")
     made = parser.add_argument_group("made traces, in place of TRACE")
     kinds = sorted(GENERATORS)
     made.add_argument("--generate", choices=kinds, metavar="KIND", help=", ".join(kinds))
@@ -86,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _wrong("expected one TRACE with --write")
     summaries: list[Summary] = []
     try:
+        writing.check(arguments.json, arguments.write)
         for name in arguments.traces or [None]:
             with _trace(name, arguments) as trace:
                 summaries.append(_replay(trace, arguments))
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
                        "kernel": platform.release(), "python": platform.python_version()}
             replays = [asdict(summary) for summary in summaries]
             result = {"schema": 1, "machine": machine, "replays": replays}
-            Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            writing.write(arguments.json, json.dumps(result, indent=1) + "\n")
     except (ValueError, OSError) as error:
         return _wrong(str(error))
     differs = arguments.strict and any(summary.different or (summary.on_kvm is not None and summary.on_kvm.different)
@@ -124,7 +127,8 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
                    model_answers=arguments.model_answers)
     if arguments.host is not None:
         summary.machine_why = ""
-    out = sys.stderr if arguments.answers else sys.stdout
+    places = [place for place in (arguments.json, arguments.write) if place is not None]
+    out = sys.stderr if arguments.answers or any(map(writing.is_stdout, places)) else sys.stdout
     print(summary_text(summary), file=out, end="", flush=True)
     if arguments.on_kvm:
         summary.on_kvm = on_kvm(trace, machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host))

@@ -54,7 +54,7 @@ def record(vm: VM, path: str | os.PathLike[str]) -> Iterator[VM]:
     if "ioctl" in vars(vm):
         raise ValueError("this VM is being recorded already")
     beginning = list(_present_state(vm))
-    with open_text(path) as file:
+    with open_text(path, in_place=True) as file:
         recorder = _Recorder(vm, file)
         for line in beginning:
             file.write(line_of(line) + "\n")

@@ -6,11 +6,12 @@ import gzip
 import io
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TextIO
+from contextlib import ExitStack, contextmanager
+from typing import IO, TextIO, cast
 
 import numpy as np
 
+from kvmattr.measure import writing
 from kvmattr.trace.answers import errno_name
 from kvmattr.trace.native import line_of
 from kvmattr.trace.operations import Machine, Record, records_of
@@ -21,7 +22,8 @@ def write(path: str | os.PathLike[str], records: Iterable[Record], machine: Mach
     """Write a native trace, gzipped if the name ends in `.gz`; return the number of operations.
 
     `machine` becomes the `vm` line. `records` may be a Trace: a log of any format is rewritten in ours, with what
-    its VMM did without a line; calls that KVM refused become comments, since they changed nothing.
+    its VMM did without a line; calls that KVM refused become comments, since they changed nothing. A regular file is
+    written whole or not at all; `-` is standard output. Raises CannotWrite, an OSError.
 
     >>> from tempfile import TemporaryDirectory
     >>> from kvmattr.trace import SetAttributes, read
@@ -53,21 +55,17 @@ def _with_answers(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:
         yield from ((record, 0) for record in records)
 
 
-def open_text(path: str | os.PathLike[str]) -> TextIO:
-    """A text file to write a trace to. A gzip header has no time and no name: equal traces, equal files."""
-    if not os.fspath(path).endswith(".gz"):
-        return Path(path).open("w", encoding="ascii", newline="\n")
-    raw = Path(path).open("wb")  # noqa: SIM115 - closed by the wrapper around it
-    return io.TextIOWrapper(_Gzip(raw), encoding="ascii", newline="\n")
+@contextmanager
+def open_text(path: str | os.PathLike[str], *, in_place: bool = False) -> Iterator[TextIO]:
+    """A text file to write a trace to, whole or not at all; with ``in_place`` what was written stays, come what may.
 
-
-class _Gzip(gzip.GzipFile):
-    """A gzip stream that closes the file under it, which GzipFile leaves to whoever opened it."""
-
-    def __init__(self, raw: io.BufferedWriter) -> None:
-        super().__init__(filename="", mode="wb", fileobj=raw, mtime=0)
-        self._raw = raw
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()
+    A gzip header has no time and no name: equal traces, equal files.
+    """
+    with writing.opened(path, in_place=in_place) as raw, ExitStack() as files:
+        binary: IO[bytes] = raw
+        if os.fspath(path).endswith(".gz"):
+            packed = files.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+            binary = cast("IO[bytes]", packed)
+        text = io.TextIOWrapper(binary, encoding="ascii", newline="\n")
+        files.callback(text.detach)     # which writes what is left, and leaves the file to its owner
+        yield text
