@@ -10,6 +10,7 @@ from kvmattr._core import AttributeMap
 from kvmattr.memslots import MemslotTable
 from kvmattr.profiles import Profile
 from kvmattr.protection import Access
+from kvmattr.vm import VM
 
 
 class Shown(NamedTuple):
@@ -19,6 +20,30 @@ class Shown(NamedTuple):
     attributes: AttributeMap
     profile: Profile
     memslots: MemslotTable | None
+
+
+def effective_attributes(vm: VM) -> AttributeMap:
+    """The attributes of a machine's pages, by gfn: where they are of guest_memfd files, those of what is bound there.
+
+    For address space 0; a closed file has none. The map of the machine itself where its attributes are its own.
+
+    >>> vm = VM("gmem")
+    >>> file = vm.create_guest_memfd(1 << 20)
+    >>> _ = vm.set_user_memory_region2(0, 1 << 20, 4096, 1 << 32, uapi.KVM_MEM_GUEST_MEMFD, file)
+    >>> effective_attributes(vm).runs(255, 258).tolist()
+    [(255, 256, 0), (256, 257, 8), (257, 258, 0)]
+    """
+    if not vm.profile.file_attributes:
+        return vm.attributes
+    found = vm.attributes.copy()
+    for slot in vm.memslots.overlapping(0, len(found), 0):
+        file = slot.guest_memfd
+        if file is None or file.closed or file.attributes is None:
+            continue
+        first = slot.guest_memfd_offset >> uapi.PAGE_SHIFT
+        for start, stop, attributes in file.attributes.iter_runs(first, first + slot.stop - slot.start):
+            found.write(slot.start + start - first, slot.start + stop - first, attributes)
+    return found
 
 
 class Line(NamedTuple):

@@ -64,6 +64,10 @@ class GuestMemfds:
             raise OSError(EBADF, f"guest_memfd is {handle}: this VM has no such file open")
         return file
 
+    def open_files(self) -> list[tuple[int, GuestMemfd]]:
+        """The handles of this machine's open files, and the files, in the order that they were made."""
+        return [(handle, file) for handle, file in self._files.items() if not file.closed]
+
     def forget(self, handle: int) -> None:
         """Give up the handle of a file that was closed. May be called again."""
         _owners.pop(handle, None)

@@ -77,7 +77,7 @@ def plot(
     if isinstance(subject, VM):
         if abi is not None:
             raise ValueError("abi: a VM has its own profile, leave it out")
-        shown = access_map.Shown("VM", subject.attributes, subject.profile, subject.memslots)
+        shown = access_map.Shown("VM", access_map.effective_attributes(subject), subject.profile, subject.memslots)
     else:
         shown = access_map.Shown("AttributeMap", subject, profile_named("rfc" if abi is None else abi), None)
     npages, start = len(shown.attributes), as_integer(start)

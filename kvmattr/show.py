@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvmattr import timeline, uapi
 from kvmattr._core import AttributeMap
-from kvmattr.access_map import Shown, end_of, text
+from kvmattr.access_map import Shown, effective_attributes, end_of, text
 from kvmattr.measure import figures
 from kvmattr.picture import figure_of, rounded
 from kvmattr.profiles import PROFILES, profile_named
@@ -89,7 +89,8 @@ def _run(trace: Trace, arguments: argparse.Namespace) -> bool:
             found = timeline.timeline(trace, answering, start, min(stop, len(again.attributes)), end)
             timeline.draw(found, trace.name, start, stop, arguments.timeline)
     else:
-        draw(Shown(trace.name, vm.attributes, vm.profile, vm.memslots if trace.slot_calls else None), arguments)
+        draw(Shown(trace.name, effective_attributes(vm), vm.profile, vm.memslots if trace.slot_calls else None),
+             arguments)
     return summary.different > 0
 
 

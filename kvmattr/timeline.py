@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.access_map import Shown
+from kvmattr.access_map import Shown, effective_attributes
 from kvmattr.measure import figures
 from kvmattr.picture import heat_maps, shares
 from kvmattr.trace.answers import Answering
 from kvmattr.trace.moments import Until
-from kvmattr.trace.operations import NO_TIME, SLOT, Block
+from kvmattr.trace.operations import FILE, NO_TIME, SLOT, Block
 from kvmattr.trace.trace import Trace
 
 #: Cells of a picture: addresses, and moments of which each is the state at its end.
@@ -83,7 +83,7 @@ class _Columns:
         """Run operations, and look where slots were deleted before others are made."""
         if not len(block):
             return
-        deletes = (block["kind"] >= SLOT) & (block["words"][:, 3] == 0)
+        deletes = (block["kind"] >= SLOT) & (block["kind"] < FILE) & (block["words"][:, 3] == 0)
         cuts = np.flatnonzero(deletes[:-1] & ~deletes[1:]) + 1
         done = 0
         for cut in cuts[np.linspace(0, len(cuts) - 1, min(len(cuts), _GAPS)).astype(int)].tolist():
@@ -106,7 +106,7 @@ class _Columns:
 
     def _look(self) -> dict[str, NDArray[np.float64]]:
         vm = self._answering.vm
-        shown = Shown("", vm.attributes, vm.profile, vm.memslots if self._slots else None)
+        shown = Shown("", effective_attributes(vm), vm.profile, vm.memslots if self._slots else None)
         return shares(shown, *self._part)
 
 

@@ -344,6 +344,16 @@ class VM(Machine):
         """
         return open_file(handle)
 
+    def guest_memfds(self) -> list[tuple[int, GuestMemfd]]:
+        """Return the open guest_memfds that this machine has made, as (handle, file), in that order.
+
+        >>> vm = VM("gmem")
+        >>> handle = vm.create_guest_memfd(1 << 20)
+        >>> [(number == handle, file.size) for number, file in vm.guest_memfds()]
+        [(True, 1048576)]
+        """
+        return self._guest_memfds.open_files()
+
     def link_guest_memfd(self, handle: int) -> int:
         """Return the handle of a new file of this machine with the pages of another machine's guest_memfd.
 

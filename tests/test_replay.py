@@ -14,6 +14,7 @@ from kvmattr.memslots import SplittingBaseline
 from kvmattr.profiles import Profile
 from kvmattr.trace import (
     GENERATORS,
+    CreateFile,
     GetAttributes,
     Machine,
     SetAttributes,
@@ -384,7 +385,8 @@ def test_refused_recordings(tmp_path):
         pass
     handle = vm.create_guest_memfd(MIB)
     vm.set_user_memory_region2(7, 0, MIB, 0, uapi.KVM_MEM_GUEST_MEMFD, handle)
-    with pytest.raises(ValueError, match="slot 7: its guest_memfd is older than the recording"), \
+    vm.close_guest_memfd(handle)
+    with pytest.raises(ValueError, match="slot 7: its guest_memfd is closed, which no trace can say"), \
             record(vm, tmp_path / "b"):
         pass
     assert not (tmp_path / "b").exists()
@@ -399,8 +401,9 @@ def test_guest_memfd_calls_are_recorded(tmp_path):
             # Beyond the file.
             vm.set_user_memory_region2(8, MIB, MIB, 0, uapi.KVM_MEM_GUEST_MEMFD, handle, MIB)
     with read(tmp_path / "a") as trace:
-        assert list(trace) == [SetSlot(7, uapi.KVM_MEM_GUEST_MEMFD, 0, MIB, 0, handle, 0)]
-        assert replay(trace, machine_for(trace)).answers == {"0": 1}
+        assert list(trace) == [CreateFile(handle, MIB), SetSlot(7, uapi.KVM_MEM_GUEST_MEMFD, 0, MIB, 0, handle, 0),
+                               SetSlot(8, uapi.KVM_MEM_GUEST_MEMFD, MIB, MIB, 0, handle, MIB)]
+        assert replay(trace, machine_for(trace)).answers == {"0": 2, "EINVAL": 1}
 
 
 # The command ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmattr.trace import SetAttributes, SetSlot, machine_for, read, replay
+from kvmattr.trace import CreateFile, SetAttributes, SetFileAttributes, SetSlot, machine_for, read, replay
 from kvmattr.trace.operations import IMPLIED
 
 DOCS = Path(__file__).parent.parent / "docs" / "traces.md"
@@ -120,6 +120,8 @@ FORMS = [
     ("strace, raw requests", f"ioctl(8, _IOC(_IOC_WRITE, 0xae, 0x46, 0x20), {STRUCTURE}) = 0", [PLAIN]),
     ("strace, attributes", "ioctl(8, KVM_SET_MEMORY_ATTRIBUTES, {address=0x100000, size=0x200000,"
                            " attributes=KVM_MEMORY_ATTRIBUTE_PRIVATE, flags=0}) = 0", [CHANGE]),
+    ("strace, files", "ioctl(20, KVM_SET_MEMORY_ATTRIBUTES2, {offset=0x1000, size=0x2000, attributes=8, flags=0}) = 0",
+     [SetFileAttributes(20, 0x1000, 0x2000, 8)]),
     ("strace, cut calls", f"[pid 1] ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCTURE} <unfinished ...>\n"
                           "[pid 2] ioctl(9, KVM_RUN, 0 <unfinished ...>\n[pid 2] <... ioctl resumed>) = 0\n"
                           "[pid 1] <... ioctl resumed>)             = 0", [PLAIN]),
@@ -313,11 +315,13 @@ def test_a_guest_memfd_with_the_number_of_another_is_another_file(tmp_path):
     make = f"ioctl(4, KVM_CREATE_GUEST_MEMFD, {{size={MIB}, flags=0}}) = 12\n"
     text = "ioctl(3, KVM_CREATE_VM, 0x1) = 4\n" + make + bind(0) + "close(12) = 0\n" + make + bind(1)
     with trace_of(tmp_path, text) as trace:
-        files = [record.guest_memfd for record in trace]
-        assert files[0] == 12
-        assert files[1] != 12
+        made = [record.guest_memfd for record in trace if isinstance(record, CreateFile)]
+        bound = [record.guest_memfd for record in trace if isinstance(record, SetSlot)]
+        assert made == bound
+        assert bound[0] == 12
+        assert bound[1] != 12
         summary = replay(trace, machine_for(trace))
-    assert (summary.answers, summary.different) == ({"0": 2}, 0)
+    assert (summary.answers, summary.different) == ({"0": 4}, 0)
 
 
 # What QEMU does without a line --------------------------------------------------------------------------------

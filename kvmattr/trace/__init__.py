@@ -8,7 +8,16 @@
 from kvmattr.trace.files import replay_file, replay_files
 from kvmattr.trace.generators import GENERATORS
 from kvmattr.trace.native import line_of
-from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
+from kvmattr.trace.operations import (
+    CreateFile,
+    GetAttributes,
+    Machine,
+    PunchHole,
+    Record,
+    SetAttributes,
+    SetFileAttributes,
+    SetSlot,
+)
 from kvmattr.trace.reading import read
 from kvmattr.trace.recording import record
 from kvmattr.trace.replaying import Summary, machine_for, replay
@@ -18,10 +27,13 @@ from kvmattr.trace.writing import write
 
 __all__ = [
     "GENERATORS",
+    "CreateFile",
     "GetAttributes",
     "Machine",
+    "PunchHole",
     "Record",
     "SetAttributes",
+    "SetFileAttributes",
     "SetSlot",
     "Summary",
     "Trace",

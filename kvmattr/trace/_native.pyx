@@ -213,6 +213,10 @@ cdef bint is_native(const uint8_t *at) noexcept nogil:
         at += 3
     elif at[0] == b"s" and at[1] == b"l" and at[2] == b"o" and at[3] == b"t":
         at += 4
+    elif at[0] == b"g" and (memcmp(at + 1, b"mem", 3) == 0 or memcmp(at + 1, b"set", 3) == 0):
+        at += 4
+    elif at[0] == b"g" and at[1] == b"p" and memcmp(at + 2, b"unch", 4) == 0:
+        at += 6
     else:
         return False
     return is_space(at[0]) or at[0] == b"\n" or at[0] == b"#"

@@ -7,14 +7,26 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from time import perf_counter_ns
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr.memslots import Memslot
-from kvmattr.trace.operations import GET, RECORDED, SET, Block, SetSlot, records_of, stretches
+from kvmattr.trace.operations import (
+    FILE,
+    GET,
+    RECORDED,
+    SET,
+    Block,
+    CreateFile,
+    FileRecord,
+    PunchHole,
+    SetSlot,
+    records_of,
+    stretches,
+)
 from kvmattr.trace.trace import TraceError
 from kvmattr.vm import VM
 
@@ -78,6 +90,11 @@ class Answering:
                 for index in range(len(piece)):
                     address, size = piece["words"][index, :2].tolist()
                     done[start + index] = modelled[start + index] = self._get(address, size)
+            elif kind >= FILE:
+                for index, record in enumerate(records_of(piece)):
+                    answer = int(piece["answer"][index])
+                    done[start + index], modelled[start + index] = self._file(cast(FileRecord, record), answer)
+                self._print_errnos(done[start:stop], piece)
             else:
                 answers, lines = piece["answer"].tolist(), piece["line"].tolist()
                 for index, record in enumerate(records_of(piece)):
@@ -265,6 +282,50 @@ class Answering:
         finally:
             self.slot_ns += perf_counter_ns() - began
         return 0
+
+    def _file(self, record: FileRecord, answer: int) -> tuple[int, int]:
+        """One call that concerns a guest_memfd: how it went, and what the model says of it."""
+        try:
+            undo = self._change_file(record)
+        except OSError as error:
+            modelled = error.errno or errno.EINVAL
+            return (answer if answer > 0 and self._steered else modelled), modelled
+        if answer <= 0 or not self._steered:
+            return 0, 0
+        undo()
+        return answer, 0
+
+    def _change_file(self, record: FileRecord) -> Callable[[], None]:
+        """Make the call; what takes it back."""
+        if isinstance(record, CreateFile):
+            handle = self.vm.create_guest_memfd(record.size, record.flags)
+            before = self._guest_memfds.get(record.guest_memfd)
+            self._guest_memfds[record.guest_memfd] = handle
+
+            def uncreate() -> None:
+                self.vm.close_guest_memfd(handle)
+                if before is None:
+                    del self._guest_memfds[record.guest_memfd]
+                else:
+                    self._guest_memfds[record.guest_memfd] = before
+
+            return uncreate
+        handle = self._guest_memfd(record.guest_memfd)
+        if isinstance(record, PunchHole):
+            self.vm.punch_hole(handle, record.offset, record.size)
+            return lambda: None
+        attributes = self.vm.guest_memfd(handle).attributes
+        assert attributes is not None
+        start, stop = (min(byte >> uapi.PAGE_SHIFT, len(attributes)) for byte in
+                       (record.offset, record.offset + record.size))
+        runs = attributes.runs(start, stop).tolist()
+        self.vm.set_memory_attributes2(handle, *record[1:])
+
+        def unset() -> None:
+            for first, last, old in runs:
+                self.vm.set_memory_attributes2(handle, first << 12, (last - first) << 12, old)
+
+        return unset
 
     def _guest_memfd(self, recorded: int) -> int:
         """The machine's file for a recorded descriptor, made when first met: traces do not tell its size."""

@@ -20,8 +20,10 @@ _SECOND_NUMBERS = 1 << 20
 class GuestMemfd:
     """One guest_memfd file; `number` stands for it in the trace, and is its descriptor's wherever it can be."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, guest: Guest | None = None) -> None:
         self.number = number
+        #: The VM that it was made of, if a line tells.
+        self.guest = guest
 
 
 Entry = Guest | GuestMemfd
@@ -86,9 +88,26 @@ class Process:
         """KVM_CREATE_VM returned this descriptor."""
         self.files.put(file, self._owner.new_guest(self.pid, file, line))
 
-    def create_guest_memfd(self, file: int) -> None:
-        """KVM_CREATE_GUEST_MEMFD returned this descriptor."""
-        self.files.put(file, self._owner.new_guest_memfd(file))
+    def create_guest_memfd(self, file: int, guest: Guest) -> int:
+        """KVM_CREATE_GUEST_MEMFD of a VM returned this descriptor; the number that stands for the file."""
+        made = self._owner.new_guest_memfd(file, guest)
+        self.files.put(file, made)
+        return made.number
+
+    def known_file(self, file: int) -> GuestMemfd | None:
+        """The guest_memfd of a descriptor, if a line has made it one."""
+        found = self.files.get(file) or self._owner.elsewhere(file)
+        return found if isinstance(found, GuestMemfd) else None
+
+    def file_of_guest(self, file: int, line: int) -> tuple[int, Guest]:
+        """The number of a guest_memfd and the VM that it is of; one of its own where no line has made it."""
+        found = self.known_file(file)
+        if found is None:
+            found = self._owner.new_guest_memfd(file)
+            self.files.put(file, found)
+        if found.guest is None:
+            found.guest = self._owner.only_guest() or self._owner.unmade(self.pid, file, line)
+        return found.number, found.guest
 
     def close(self, file: int) -> bool:
         """Whether the closed descriptor was one of ours."""
@@ -173,10 +192,16 @@ class Descriptors:
             return True
         return False
 
-    def new_guest_memfd(self, file: int) -> GuestMemfd:
+    def only_guest(self) -> Guest | None:
+        """The VM, if there is one alone."""
+        guests = {entry for holders in self._index.values() for entry in holders if isinstance(entry, Guest)}
+        guests.update(self._unmade.values())
+        return guests.pop() if len(guests) == 1 else None
+
+    def new_guest_memfd(self, file: int, guest: Guest | None = None) -> GuestMemfd:
         """A new file, with its descriptor's number if no other file has it."""
         number = file
         if number in self._numbers:
             number = _SECOND_NUMBERS + len(self._numbers)
         self._numbers.add(number)
-        return GuestMemfd(number)
+        return GuestMemfd(number, guest)

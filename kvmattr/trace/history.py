@@ -11,7 +11,7 @@ from kvmattr import uapi
 from kvmattr.protection import Access
 from kvmattr.trace.answers import Answering
 from kvmattr.trace.moments import Until
-from kvmattr.trace.operations import IMPLIED, NO_TIME, SET, SLOT
+from kvmattr.trace.operations import FILE_SET, IMPLIED, NO_TIME, SET, SLOT
 from kvmattr.trace.text import time_text
 from kvmattr.trace.trace import Trace
 from kvmattr.vm import VM
@@ -40,7 +40,10 @@ def page_of(vm: VM, gfn: int) -> Page:
     slot = vm.memslots.lookup(gfn)
     if slot is None:
         return Page(None, False, vm.attributes[gfn])
-    return Page(slot.id, bool(slot.flags & uapi.KVM_MEM_READONLY), vm.attributes[gfn])
+    attributes, file = vm.attributes[gfn], slot.guest_memfd
+    if vm.profile.file_attributes and file is not None and not file.closed and file.attributes is not None:
+        attributes = file.attributes[gfn - slot.start + (slot.guest_memfd_offset >> uapi.PAGE_SHIFT)]
+    return Page(slot.id, bool(slot.flags & uapi.KVM_MEM_READONLY), attributes)
 
 
 def history(trace: Trace, answering: Answering, gfn: int, end: Until | None = None) -> Iterator[Change]:
@@ -56,7 +59,7 @@ def history(trace: Trace, answering: Answering, gfn: int, end: Until | None = No
         address = np.uint64(gfn << uapi.PAGE_SHIFT)
         # size is compared as the distance from the start, which cannot overflow.
         covers = (block["kind"] == SET) & (words[:, 0] <= address) & (address - words[:, 0] < words[:, 1])
-        looked_at = np.flatnonzero(covers | (block["kind"] >= SLOT)).tolist()
+        looked_at = np.flatnonzero(covers | ((block["kind"] >= SLOT) & (block["kind"] <= FILE_SET))).tolist()
         start = 0
         for index in looked_at:
             answering.apply(block[start:index + 1])

@@ -7,6 +7,9 @@
     set ADDR SIZE ATTRS FLAGS
     get ADDR SIZE
     slot ID FLAGS GPA SIZE [HVA [GUEST_MEMFD OFFSET]]
+    gmem GUEST_MEMFD SIZE FLAGS
+    gset GUEST_MEMFD OFFSET SIZE ATTRS FLAGS
+    gpunch GUEST_MEMFD OFFSET SIZE
 
 Numbers are decimal or 0x hexadecimal. `_native.pyx` is the quick road for the plain lines of a long trace;
 this module defines the format, and every line that the quick road does not take comes here.
@@ -15,20 +18,35 @@ this module defines the format, and every line that the quick road does not take
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvmattr.hosts import HOSTS
-from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
+from kvmattr.trace.operations import (
+    CreateFile,
+    GetAttributes,
+    Machine,
+    PunchHole,
+    Record,
+    SetAttributes,
+    SetFileAttributes,
+    SetSlot,
+)
 
 EXPECTED = {
     "set": "set ADDR SIZE ATTRS FLAGS",
     "get": "get ADDR SIZE",
     "slot": "slot ID FLAGS GPA SIZE [HVA [GUEST_MEMFD OFFSET]]",
+    "gmem": "gmem GUEST_MEMFD SIZE FLAGS",
+    "gset": "gset GUEST_MEMFD OFFSET SIZE ATTRS FLAGS",
+    "gpunch": "gpunch GUEST_MEMFD OFFSET SIZE",
     "vm": "vm PROFILE [private=0|1] [no_exec=0|1] [exec_only=0|1] [write_only=0|1] [phys_bits=N]"
           " [nr_memslots=N] [host=NAME]",
 }
 OPTIONS = ("private", "no_exec", "exec_only", "write_only", "phys_bits", "nr_memslots")
 _BOOLEAN = OPTIONS[:4]
+_COUNTS = {"set": (4,), "get": (2,), "slot": (4, 5, 7), "gmem": (3,), "gset": (5,), "gpunch": (3,)}
+_RECORDS: dict[str, Callable[..., Record]] = {
+    "get": GetAttributes, "slot": SetSlot, "gmem": CreateFile, "gset": SetFileAttributes, "gpunch": PunchHole}
 _LIMITS = {"ID": 2**32, "GUEST_MEMFD": 2**31}
 _SLOT_FLAGS_LIMIT = 2**32
 #: No number of ours has more digits, leading zeros aside; Python refuses to read some of thousands.
@@ -76,19 +94,19 @@ def parse(words: Sequence[str]) -> Record | Machine:
         return _machine(words[1:])
     names = EXPECTED[name].replace("[", "").replace("]", "").split()[1:]
     given = words[1:]
-    if len(given) not in {"set": (4,), "get": (2,), "slot": (4, 5, 7)}[name]:
+    if len(given) not in _COUNTS[name]:
         count = f"{len(given)} number{'' if len(given) == 1 else 's'}"
         raise Mismatch(f"expected {EXPECTED[name]!r}, found {count}")
     values: list[int] = []
     for word, what in zip(given, names, strict=False):
-        if what == "GUEST_MEMFD" and word == "-1":
+        if what == "GUEST_MEMFD" and word == "-1" and name == "slot":
             values.append(-1)
         else:
             limit = _SLOT_FLAGS_LIMIT if (name, what) == ("slot", "FLAGS") else _LIMITS.get(what, 2**64)
             values.append(number(word, what, limit))
     if name == "set":
         return SetAttributes(*values)
-    return GetAttributes(*values) if name == "get" else SetSlot(*values)
+    return _RECORDS[name](*values)
 
 
 def _machine(words: Sequence[str]) -> Machine:
@@ -129,6 +147,13 @@ def line_of(record: Record | Machine) -> str:
         options = (f"{name}={value}" for name, value in record.options.items())
         host = [] if record.host is None else [f"host={record.host}"]
         return " ".join(["vm", record.profile, *options, *host])
+    if isinstance(record, CreateFile):
+        return f"gmem {record.guest_memfd} {record.size:#x} {record.flags:#x}"
+    if isinstance(record, SetFileAttributes):
+        return (f"gset {record.guest_memfd} {record.offset:#x} {record.size:#x} {record.attributes:#x}"
+                f" {record.flags:#x}")
+    if isinstance(record, PunchHole):
+        return f"gpunch {record.guest_memfd} {record.offset:#x} {record.size:#x}"
     line = (f"slot {record.slot} {record.flags:#x} {record.guest_phys_addr:#x} {record.memory_size:#x}"
             f" {record.userspace_addr:#x}")
     if record.guest_memfd is None:

@@ -19,6 +19,12 @@ SLOT: Final = 2
 #: A slot call with a guest_memfd, which KVM has only in KVM_SET_USER_MEMORY_REGION2.
 SLOT2: Final = 3
 
+#: Calls that concern a guest_memfd file: its creation, KVM_SET_MEMORY_ATTRIBUTES2, a hole punched.
+FILE: Final = 4
+FILE_SET: Final = 5
+FILE_HOLE: Final = 6
+KINDS: Final = 7
+
 #: `answer` of an operation whose trace does not tell how it went.
 UNKNOWN: Final = -1
 #: The userspace address of a slot whose trace does not name one.
@@ -71,7 +77,34 @@ class SetSlot(NamedTuple):
     guest_memfd_offset: int = 0
 
 
-Record = SetAttributes | GetAttributes | SetSlot
+class CreateFile(NamedTuple):
+    """KVM_CREATE_GUEST_MEMFD; `guest_memfd` is the number that stands for the file in the trace."""
+
+    guest_memfd: int
+    size: int
+    flags: int = 0
+
+
+class SetFileAttributes(NamedTuple):
+    """KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd: bytes of the file."""
+
+    guest_memfd: int
+    offset: int
+    size: int
+    attributes: int
+    flags: int = 0
+
+
+class PunchHole(NamedTuple):
+    """fallocate with FALLOC_FL_PUNCH_HOLE on a guest_memfd."""
+
+    guest_memfd: int
+    offset: int
+    size: int
+
+
+FileRecord = CreateFile | SetFileAttributes | PunchHole
+Record = SetAttributes | GetAttributes | SetSlot | FileRecord
 
 
 class Machine(NamedTuple):
@@ -104,6 +137,10 @@ def row_of(record: Record, line: int, answer: int = UNKNOWN, origin: int = RECOR
         return (SET, origin, answer, -1, line, (*record, 0, 0), time)
     if isinstance(record, GetAttributes):
         return (GET, origin, answer, -1, line, (*record, 0, 0, 0, 0), time)
+    if not isinstance(record, SetSlot):
+        file, *numbers = record
+        kind = {CreateFile: FILE, SetFileAttributes: FILE_SET, PunchHole: FILE_HOLE}[type(record)]
+        return (kind, origin, answer, file, line, (*numbers, *(0,) * (6 - len(numbers))), time)
     *words, guest_memfd, offset = record
     if guest_memfd is None:
         return (SLOT, origin, answer, -1, line, (*words, 0), time)
@@ -119,6 +156,12 @@ def records_of(block: Block) -> Iterator[Record]:
             yield SetAttributes(*word[:4])
         elif kind == GET:
             yield GetAttributes(*word[:2])
+        elif kind == FILE:
+            yield CreateFile(int(block["guest_memfd"][index]), *word[:2])
+        elif kind == FILE_SET:
+            yield SetFileAttributes(int(block["guest_memfd"][index]), *word[:4])
+        elif kind == FILE_HOLE:
+            yield PunchHole(int(block["guest_memfd"][index]), *word[:2])
         else:
             slot = SetSlot(*word[:5])
             yield slot if kind == SLOT else slot._replace(

@@ -43,7 +43,7 @@ _REQUESTS = (
     b"0x4020ae46", b"0x40a0ae49", b"0x4020aed2", b"0xc080aed2", b"0xc040aed4", b"0xae01", b"0xae, 0x",
     b"0x4020AE46", b"0x40A0AE49", b"0x4020AED2", b"0xC080AED2", b"0xC040AED4", b"0xAE01")
 _OTHER_CALLS = (b" resumed>", b"close(", b"dup(", b"dup2(", b"dup3(", b"F_DUPFD", b"close_range(", b"clone(",
-                b"clone3(", b"fork(")
+                b"clone3(", b"fork(", b"FALLOC_FL_PUNCH_HOLE")
 _SIGNS = (b"EVENTS", b"events!", b"PERF_RECORD_LOST", b"Lost ", b"lost ", b"Dropped_Event", b"messages from",
           b"kernel messages", b"rate-limiting", b"message repeated",
           b"starting up libvirt", b"qemu-system-", b'"MESSAGE":[', b'"MESSAGE": [', b'"MESSAGE" : [')

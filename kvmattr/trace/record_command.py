@@ -31,7 +31,7 @@ from kvmattr.trace.files import replay_file
 HELP = "run a VMM and record its memslots and attributes"
 
 #: Calls that make, change, copy and close VMs, and those by which processes share descriptors.
-_CALLS = "ioctl,close,close_range,dup,dup2,dup3,fcntl,clone,clone3,fork,vfork"
+_CALLS = "ioctl,close,close_range,dup,dup2,dup3,fcntl,clone,clone3,fork,vfork,fallocate"
 _PID = re.compile(rb"[0-9]+")
 _STAMP = re.compile(rb"[0-9]+ +([0-9]{9,11})\.([0-9]{6}) ")
 #: As strace spells the request, by what it knows of it.

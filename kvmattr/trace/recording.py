@@ -20,7 +20,16 @@ from kvmattr.hosts import HOSTS, X86_64
 from kvmattr.operation import Operation
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.native import line_of
-from kvmattr.trace.operations import GetAttributes, Machine, Record, SetAttributes, SetSlot
+from kvmattr.trace.operations import (
+    CreateFile,
+    GetAttributes,
+    Machine,
+    PunchHole,
+    Record,
+    SetAttributes,
+    SetFileAttributes,
+    SetSlot,
+)
 from kvmattr.trace.writing import open_text
 from kvmattr.vm import VM
 
@@ -38,8 +47,11 @@ def record(vm: VM, path: str | os.PathLike[str]) -> Iterator[VM]:
     threads are recorded one at a time. A machine that is not recorded pays nothing: the recorder stands
     before the methods of this one.
 
-    ValueError for a profile of one's own, which no trace can name, for slots with a guest_memfd from before
-    the recording, whose file no trace has, and for a machine that is being recorded already.
+    Of guest_memfds a trace has their creation, KVM_SET_MEMORY_ATTRIBUTES2 and the holes that are punched; that one
+    is closed, linked or pinned it cannot say.
+
+    ValueError for a profile of one's own, which no trace can name, for slots whose guest_memfd is closed, and for a
+    machine that is being recorded already.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -75,13 +87,25 @@ def _present_state(vm: VM) -> Iterator[Record | Machine]:
     if vm.host not in HOSTS.values():
         raise ValueError(f"host {vm.host.name!r}: a trace can name {', '.join(HOSTS)} alone")
     yield Machine(profile.name, options, None if vm.host is X86_64 else vm.host.name)
+    files = vm.guest_memfds()
+    for handle, file in files:
+        yield CreateFile(handle, file.size, file.flags)
+        if profile.file_attributes and file.attributes is not None:
+            new = 0 if file.flags & uapi.GUEST_MEMFD_FLAG_INIT_SHARED else profile.private
+            for start, stop, attributes in file.attributes.iter_runs():
+                if attributes != new:
+                    yield SetFileAttributes(handle, start << uapi.PAGE_SHIFT, (stop - start) << uapi.PAGE_SHIFT,
+                                            attributes)
+    handles = {id(file): handle for handle, file in files}
     for slot in table:
         if slot.id >= table.nr_memslots:
             continue  # KVM's own, which no call makes
-        if slot.guest_memfd is not None:
-            raise ValueError(f"slot {slot.id}: its guest_memfd is older than the recording")
+        bound = handles.get(id(slot.guest_memfd))
+        if slot.guest_memfd is not None and bound is None:
+            raise ValueError(f"slot {slot.id}: its guest_memfd is closed, which no trace can say")
         number = slot.address_space << uapi.KVM_ADDRESS_SPACE_SHIFT | slot.id
-        yield SetSlot(number, slot.flags, slot.guest_phys_addr, slot.memory_size, slot.userspace_addr)
+        yield SetSlot(number, slot.flags, slot.guest_phys_addr, slot.memory_size, slot.userspace_addr, bound,
+                      slot.guest_memfd_offset if bound is not None else 0)
     for start, stop, attributes in vm.attributes.iter_runs():
         if attributes:
             yield SetAttributes(start << uapi.PAGE_SHIFT, (stop - start) << uapi.PAGE_SHIFT, attributes)
@@ -106,6 +130,11 @@ class _Recorder:
             "get_memory_attributes": _of_get,
             "set_user_memory_region": _of_region,
             "set_user_memory_region2": _of_region2,
+            "gmem_ioctl": _of_gmem_ioctl,
+            "set_memory_attributes2": _of_set2,
+            "set_memory_attributes2_many": _of_set2_many,
+            "fallocate_guest_memfd": _of_fallocate,
+            "punch_hole": _of_punch,
         }
 
     def start(self) -> None:
@@ -113,10 +142,12 @@ class _Recorder:
         for name, records_of in self._calls.items():
             setattr(self._vm, name, partial(self._call, getattr(self._vm, name), records_of))
         self._vm.restore = partial(self._restore, self._vm.restore)  # type: ignore[method-assign]
+        self._vm.create_guest_memfd = partial(  # type: ignore[method-assign]
+            self._create_file, self._vm.create_guest_memfd)
 
     def stop(self) -> None:
         """Record no more."""
-        for name in (*self._calls, "restore"):
+        for name in (*self._calls, "restore", "create_guest_memfd"):
             delattr(self._vm, name)
 
     def _call(self, method: Callable[..., Any], records_of: RecordsOf, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +166,7 @@ class _Recorder:
                 done = getattr(error, "done", 0)
                 refused = isinstance(error, OSError) and error.errno in _REPEATABLE
                 self._write(records[:done])
-                self._write(record for record in records[done:done + refused] if not _names_file(record))
+                self._write(records[done:done + refused])
                 raise
             finally:
                 self._inside = False
@@ -153,13 +184,15 @@ class _Recorder:
             for start, stop, _old, new in self._vm.attributes.diff(before).tolist():
                 self._write([SetAttributes(start << uapi.PAGE_SHIFT, (stop - start) << uapi.PAGE_SHIFT, new)])
 
+    def _create_file(self, method: Callable[..., int], size: int, flags: int = 0) -> int:
+        """A file is written when it is there: its handle is its number in the trace. The ioctl comes here, too."""
+        with self._lock:
+            handle = method(size, flags)
+            self._write([CreateFile(handle, index(size), index(flags))])
+            return handle
+
     def _write(self, records: Iterable[Record]) -> None:
         self._file.writelines(line_of(record) + "\n" for record in records)
-
-
-def _names_file(record: Record) -> bool:
-    """Whether the answer hangs on a guest_memfd, of which a trace has only the number."""
-    return isinstance(record, SetSlot) and record.guest_memfd not in (None, -1)
 
 
 # One function a method, with its signature: the records that it stands for.
@@ -218,7 +251,38 @@ def _of_ioctl(vm: VM, request: int, arg: Any = 0, mutate_flag: bool = True) -> l
             return [SetAttributes(fields[0], fields[1], others, Operation.AND)]
 
 
+def _of_set2(handle: int, offset: int, size: int, attributes: int, flags: int = 0) -> list[Record]:
+    return [SetFileAttributes(*(index(field) for field in (handle, offset, size, attributes, flags)))]
+
+
+def _of_set2_many(handle: int, records: Any) -> list[Record]:
+    array = np.ascontiguousarray(records)
+    if array.ndim != 1 or array.dtype != uapi.MEMORY_ATTRIBUTES2:
+        return []
+    words = array.view("<u8").reshape(-1, 16)
+    # A reserved word that is not 0 is refused, and no line has it.
+    return [SetFileAttributes(index(handle), *fields[:4]) for fields in words.tolist() if not any(fields[5:])]
+
+
+def _of_gmem_ioctl(handle: int, request: int, arg: Any = 0, mutate_flag: bool = True) -> list[Record]:
+    memory = memoryview(arg).cast("B")  # TypeError for an int
+    if index(request) & 0xFFFFFFFF != uapi.KVM_SET_MEMORY_ATTRIBUTES2 or len(memory) < _SET2.size:
+        return []
+    fields = _SET2.unpack_from(memory)
+    return [] if any(fields[5:]) else [SetFileAttributes(index(handle), *fields[:4])]
+
+
+def _of_fallocate(handle: int, mode: int, offset: int, size: int) -> list[Record]:
+    return _of_punch(handle, offset, size) if mode & uapi.FALLOC_FL_PUNCH_HOLE else []
+
+
+def _of_punch(handle: int, offset: int, size: int) -> list[Record]:
+    fields = index(handle), index(offset), index(size)
+    return [] if min(fields) < 0 else [PunchHole(*fields)]
+
+
 RecordsOf = Callable[..., list[Record]]
+_SET2 = struct.Struct("<16Q")
 _STRUCTURES = {
     uapi.KVM_SET_MEMORY_ATTRIBUTES: struct.Struct("<QQQQ"),
     uapi.KVM_GET_MEMORY_ATTRIBUTES: struct.Struct("<QQQQ"),

@@ -74,6 +74,8 @@ class Summary:
     rounds: int = 1
     #: The machine that replayed it.
     host: str = ""
+    #: Why the two sides were not compared, where that was asked for.
+    not_compared: str = ""
     #: What both sides would take of a kernel, where that was estimated.
     instructions: Estimate | None = None
     #: The same calls on a VM of the running kernel, where that was asked for.
@@ -84,7 +86,8 @@ def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = No
                 host: str | None = None) -> VM:
     """The machine that a trace is for: by its `vm` line, else by `abi` and `phys_bits`; `host` as the log shows.
 
-    Without either, a native trace speaks `rfc` and a log of a real VMM `linux`; a log that uses the second
+    Without either, a native trace speaks `rfc` and a log of a real VMM `linux`, and one that sets attributes of
+    guest_memfd files `gmem`; a log that uses the second
     address space is of a machine without private memory, since others have one, and if it binds guest_memfds
     all the same, of a kernel that lets such machines do so. ValueError for a contradiction.
 
@@ -95,7 +98,7 @@ def machine_for(trace: Trace, abi: str | None = None, phys_bits: int | None = No
     """
     line = trace.machine
     options: dict[str, int] = {} if line is None else dict(line.options)
-    named = abi or ("rfc" if not trace.is_log else
+    named = abi or ("gmem" if trace.file_conversions else "rfc" if not trace.is_log else
                     "linux-6.18" if trace.second_address_space and trace.guest_memfds else "linux")
     if line is not None:
         if abi not in (None, line.profile):
@@ -150,7 +153,7 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     why = found.why if found.host is vm.host else ""
     private = trace.default_private if vm.memslots.private_memory else 0
     summary = Summary(trace.name, vm.profile.name, trace.operations - trace.implied, trace.lines, trace.unrelated,
-                      trace.slot_calls, trace.attribute_calls, default_private=private,
+                      trace.slot_calls, trace.attribute_calls + trace.file_conversions, default_private=private,
                       not_done=trace.not_done, unread_count=trace.unread_count, unread=list(trace.unread),
                       note_count=trace.note_count, notes=list(trace.notes), mentions=trace.mentions,
                       recorded=trace.is_log and not model_answers, machine=vm.host.name, machine_why=why,
@@ -158,7 +161,10 @@ def replay(trace: Trace, vm: VM, *, answers: TextIO | None = None, compare: bool
     estimating = Estimating() if estimate else None
     watch = watch or estimating
     compared: _Nothing = _Nothing()
-    if compare and trace.attribute_calls + private:
+    if compare and trace.file_conversions:
+        # Attributes of files are seen through what is bound of them: no side of the mail's argument has that.
+        summary.not_compared = "its conversions are of guest_memfd files"
+    elif compare and trace.attribute_calls + private:
         compared = _Conversions(trace, watch)
     elif compare and trace.slot_calls:
         compared = _Slots(trace, watch or Watch())

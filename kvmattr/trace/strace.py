@@ -17,7 +17,7 @@ from kvmattr import uapi
 from kvmattr.trace.calls import Call, Incomplete, descriptor
 from kvmattr.trace.descriptors import Descriptors, Process
 from kvmattr.trace.native import Mismatch, clip, number
-from kvmattr.trace.operations import UNKNOWN, SetAttributes, SetSlot
+from kvmattr.trace.operations import UNKNOWN, CreateFile, PunchHole, SetAttributes, SetFileAttributes, SetSlot
 from kvmattr.trace.session import Guest
 
 _SLOT = "{slot=, flags=, guest_phys_addr=, memory_size=, userspace_addr=}"
@@ -37,13 +37,18 @@ _REQUESTS = {
 }
 _NAMES = frozenset(_REQUESTS.values())
 _FLAGS = {name: getattr(uapi, name) for name in (
-    "KVM_MEM_LOG_DIRTY_PAGES", "KVM_MEM_READONLY", "KVM_MEM_GUEST_MEMFD", "KVM_MEMORY_ATTRIBUTE_PRIVATE")}
+    "KVM_MEM_LOG_DIRTY_PAGES", "KVM_MEM_READONLY", "KVM_MEM_GUEST_MEMFD", "KVM_MEMORY_ATTRIBUTE_PRIVATE",
+    "GUEST_MEMFD_FLAG_MMAP", "GUEST_MEMFD_FLAG_INIT_SHARED")}
+#: fallocate that gives pages of a file back.
+_PUNCH = re.compile(r"fallocate\((?:[a-z]{1,10}=)?([0-9]{1,10}), (?:[a-z]{1,10}=)?"
+                    r"([A-Z_|]*FALLOC_FL_PUNCH_HOLE[A-Z_|]*|0x3), (?:[a-z]{1,10}=)?(0x[0-9a-f]{1,16}|[0-9]{1,19}), "
+                    r"(?:[a-z]{1,10}=)?(0x[0-9a-f]{1,16}|[0-9]{1,19})\)")
 #: Fields of the structures that say nothing, and those that come out of the call.
 _SILENT = re.compile(r"pad[0-9]*|reserved[0-9]*|error_offset")
 _DIRECTIONS = {"0": 0, "_IOC_NONE": 0, "_IOC_WRITE": 1, "_IOC_READ": 2, "_IOC_READ|_IOC_WRITE": 3}
 
-_CALL = re.compile(r"(?<![A-Za-z0-9_])(ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork)\(")
-_RESUMED = re.compile(r"<\.\.\. (ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork) resumed>")
+_CALL = re.compile(r"(?<![A-Za-z0-9_])(ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork|fallocate)\(")
+_RESUMED = re.compile(r"<\.\.\. (ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork|fallocate) resumed>")
 #: Cut by another thread's line, or by the end of strace itself.
 _UNFINISHED = re.compile(r"\s*<(?:unfinished|detached) \.\.\.>\s*\Z")
 _COMMENT = re.compile(r"/\*[^*]*\*/")
@@ -125,6 +130,8 @@ class Reader:
         process = self._descriptors.process(call.process)
         if call.name == "ioctl":
             return self._ioctl(call, process, line_number)
+        if call.name == "fallocate":
+            return self._fallocate(call, process)
         other = _OTHER_NAMESPACE.search(call.text)
         text = _bare(call.text)
         result = _RESULT.search(text)
@@ -148,6 +155,17 @@ class Reader:
             self._descriptors.child(process, value, shared="CLONE_FILES" in text)
             return True
         return False
+
+    def _fallocate(self, call: Completed, process: Process) -> tuple[Guest, Call] | bool:
+        text = _bare(call.text)
+        found, result = _PUNCH.match(text), _RESULT.search(text)
+        if found is None or result is None:
+            return False
+        known = process.known_file(int(found[1]))
+        if known is None or known.guest is None:
+            return False    # a hole in another file
+        record = PunchHole(known.number, int(found[3], 0), int(found[4], 0))
+        return known.guest, Call(record, _answer(result), pid=call.process)
 
     def _ioctl(self, call: Completed, process: Process, line_number: int) -> tuple[Guest, Call] | bool:
         text = _COMMENT.sub("", call.text)
@@ -174,19 +192,26 @@ class Reader:
             return True
         fields = dict(_FIELD.findall(text[opened:closed])) if 0 <= opened < closed else None
         if request == "KVM_CREATE_GUEST_MEMFD":
-            if result[1].isdecimal() and answer == 0:
-                process.create_guest_memfd(int(result[1][:10]))
-            return True
+            if not result[1].isdecimal() or answer:
+                return True
+            guest = process.guest(file, line_number)
+            made = process.create_guest_memfd(int(result[1][:10]), guest)
+            if fields is None or not {"size", "flags"} <= fields.keys():
+                return True     # a file of which no line tells the size
+            return guest, Call(CreateFile(made, _value(fields["size"], "size"), _value(fields["flags"], "flags")), 0,
+                               pid=call.process)
         if fields is None:
             given = text[:result.start()].rpartition(",")[2].strip()
             if answer == errno.EFAULT:
                 return True  # the kernel could not read the structure either: nothing happened
             raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found {clip(given)}:"
                            " what strace has not read cannot be replayed")
-        if request == "KVM_SET_MEMORY_ATTRIBUTES2":
-            raise Mismatch("KVM_SET_MEMORY_ATTRIBUTES2 sets attributes of a guest_memfd file: not replayed yet")
         notes = tuple(f"unknown field {clip(name)}" for name in fields
                       if f"{name}=" not in _EXPECTED[request] and _SILENT.fullmatch(name) is None)[:4]
+        if request == "KVM_SET_MEMORY_ATTRIBUTES2":
+            number, guest = process.file_of_guest(file, line_number)
+            words = [_value(_text(request, fields, name), name) for name in ("offset", "size", "attributes", "flags")]
+            return guest, Call(SetFileAttributes(number, *words), answer, notes=notes, pid=call.process)
         record = _record(request, fields, process)
         guest = process.guest(file, line_number)
         return guest, Call(record, answer, notes=notes, pid=call.process)
@@ -260,17 +285,26 @@ def _answer(result: re.Match[str]) -> int:
     return known
 
 
+def _text(request: str, fields: dict[str, str], name: str) -> str:
+    if name not in fields:
+        raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found no {name}")
+    return fields[name]
+
+
+def _value(text: str, name: str, limit: int = 2**64) -> int:
+    """A number, or flags by their names."""
+    value = 0
+    for word in text.split("|"):
+        value |= _FLAGS[word] if word in _FLAGS else number(word, name, limit)
+    return value
+
+
 def _record(request: str, fields: dict[str, str], process: Process) -> SetAttributes | SetSlot:
     def text(name: str) -> str:
-        if name not in fields:
-            raise Mismatch(f"expected {_EXPECTED[request]} in {request}, found no {name}")
-        return fields[name]
+        return _text(request, fields, name)
 
     def field(name: str, limit: int = 2**64) -> int:
-        value = 0
-        for word in text(name).split("|"):
-            value |= _FLAGS[word] if word in _FLAGS else number(word, name, limit)
-        return value
+        return _value(text(name), name, limit)
 
     if request == "KVM_SET_MEMORY_ATTRIBUTES":
         return SetAttributes(field("address"), field("size"), field("attributes"), field("flags"))

@@ -23,6 +23,8 @@ def _lines(summary: Summary) -> Iterator[str]:
     answers = {name if name != "0" else "success": count for name, count in summary.answers.items()}
     yield "answers: " + ", ".join(f"{name} {count:,}" for name, count in answers.items())
     yield from remarks(summary)
+    if summary.not_compared:
+        yield f"memslots and attributes are not compared: {summary.not_compared}"
     if summary.sides:
         yield ""
         yield from _table(summary)

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.trace.operations import (
     BLOCK_ROWS,
+    FILE,
+    FILE_SET,
     IMPLIED,
+    KINDS,
     ROW,
     SET,
     SLOT,
@@ -62,6 +65,9 @@ class Trace:
         self.implied = 0
         self.slot_calls = 0
         self.attribute_calls = 0
+        #: Calls that concern guest_memfd files, and those of them that set attributes.
+        self.file_calls = 0
+        self.file_conversions = 0
         #: Pages below the highest end that a slot call, or one that sets an attribute, names.
         self.slot_npages = 0
         self.attribute_npages = 0
@@ -111,12 +117,14 @@ class Trace:
         self.operations += len(block)
         implied = block["origin"] == IMPLIED
         self.implied += int(np.count_nonzero(implied))
-        kinds = np.bincount(block["kind"][~implied], minlength=4)
+        kinds = np.bincount(block["kind"][~implied], minlength=KINDS)
         self.attribute_calls += int(kinds[SET])
-        self.slot_calls += int(kinds[SLOT:].sum())
+        self.slot_calls += int(kinds[SLOT:FILE].sum())
+        self.file_calls += int(kinds[FILE:].sum())
+        self.file_conversions += int(kinds[FILE_SET])
         words = block["words"][(block["kind"] == SET) & (block["words"][:, 2] != 0)]
         self.attribute_npages = max(self.attribute_npages, _highest_end(words[:, 0], words[:, 1]))
-        slots = block[block["kind"] >= SLOT]
+        slots = block[(block["kind"] >= SLOT) & (block["kind"] < FILE)]
         words = slots["words"]
         self.slot_npages = max(self.slot_npages, _highest_end(words[:, 2], words[:, 3]))
         # A refused call shows nothing: machines with private memory refuse it for that.
