@@ -211,42 +211,8 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.update_many([0, 5, 7], [10, 6, 7], [1, 1, 2])
         1
         """
-        cdef Batch batch
-        cdef Change change
-        cdef uint8_t k, x
-        cdef Py_buffer starts_view, stops_view, k_view, x_view
         starts, stops = bound_arrays(starts, stops, self.map.pages)
-        if self.frozen:
-            raise_readonly()
-        memset(&batch, 0, sizeof(batch))
-        batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
-        if batch.step:
-            ks, xs = change_arrays(attributes, operation, mask, "starts", starts)
-            starts, stops, ks, xs = broadcast((starts, stops, ks, xs), ("starts", "stops", "attributes", "attributes"))
-            if starts.size == 0:
-                return 0
-            PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
-            PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
-            batch.k = <const uint8_t *>k_view.buf
-            batch.x = <const uint8_t *>x_view.buf
-        else:
-            change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
-            batch.k = &change.k
-            batch.x = &change.x
-            if starts.size == 0:
-                return 0
-        PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
-        batch.given_starts = <const uint64_t *>starts_view.buf
-        batch.given_stops = <const uint64_t *>stops_view.buf
-        try:
-            return run_batch(self, &batch, starts_view.len // 8)
-        finally:
-            PyBuffer_Release(&starts_view)
-            PyBuffer_Release(&stops_view)
-            if batch.step:
-                PyBuffer_Release(&k_view)
-                PyBuffer_Release(&x_view)
+        return self.update_each(starts, stops, attributes, operation, mask)
 
     def put(self, gfns, attributes, operation=0, mask=0xFF):
         """Update single pages in order, in one call without the GIL; the number of operations that changed one.
@@ -258,38 +224,51 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.put([1, 3, 3], [7, 7, 8]), m.run_count
         (3, 5)
         """
-        cdef Batch batch
-        cdef Change change
-        cdef Py_buffer gfns_view, k_view, x_view
         given = integer_array(gfns, "gfns")
         gfns = gfn_cells(given)
         if gfns.size:
             check_gfns(given, gfns, self.map.pages)
+        return self.update_each(gfns, None, attributes, operation, mask)
+
+    cdef object update_each(self, starts, stops, attributes, operation, mask):
+        """update_many, or put where there are no stops; starts and stops are checked cells."""
+        cdef Batch batch
+        cdef Change change
+        cdef Py_buffer starts_view, stops_view, k_view, x_view
+        cdef bint ranges = stops is not None
         if self.frozen:
             raise_readonly()
         memset(&batch, 0, sizeof(batch))
         batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
         if batch.step:
-            ks, xs = change_arrays(attributes, operation, mask, "gfns", gfns)
-            gfns, ks, xs = broadcast((gfns, ks, xs), ("gfns", "attributes", "attributes"))
-            if gfns.size == 0:
-                return 0
-            PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
-            PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
-            batch.k = <const uint8_t *>k_view.buf
-            batch.x = <const uint8_t *>x_view.buf
+            name = "starts" if ranges else "gfns"
+            ks, xs = change_arrays(attributes, operation, mask, name, starts)
+            if ranges:
+                starts, stops, ks, xs = broadcast((starts, stops, ks, xs), (name, "stops", "attributes", "attributes"))
+            else:
+                starts, ks, xs = broadcast((starts, ks, xs), (name, "attributes", "attributes"))
         else:
             change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
             batch.k = &change.k
             batch.x = &change.x
-            if gfns.size == 0:
-                return 0
-        PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
-        batch.given_starts = <const uint64_t *>gfns_view.buf
+        if starts.size == 0:
+            return 0
+        if batch.step:
+            PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
+            PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
+            batch.k = <const uint8_t *>k_view.buf
+            batch.x = <const uint8_t *>x_view.buf
+        PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
+        batch.given_starts = <const uint64_t *>starts_view.buf
+        if ranges:
+            PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
+            batch.given_stops = <const uint64_t *>stops_view.buf
         try:
-            return run_batch(self, &batch, gfns_view.len // 8)
+            return run_batch(self, &batch, starts_view.len // 8)
         finally:
-            PyBuffer_Release(&gfns_view)
+            PyBuffer_Release(&starts_view)
+            if ranges:
+                PyBuffer_Release(&stops_view)
             if batch.step:
                 PyBuffer_Release(&k_view)
                 PyBuffer_Release(&x_view)
