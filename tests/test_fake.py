@@ -516,6 +516,8 @@ def test_a_guest_memfd_in_a_recording_is_its_number(tmp_path):
     made = re.search(r"KVM_CREATE_GUEST_MEMFD, \{size=0x100000, flags=0x0\}\) = (\d+)<anon_inode:\[kvm-gmem\]>", text)
     assert f"guest_memfd={made[1]}}}) = 0" in text
     assert "guest_memfd=-1}) = -1 EBADF (Bad file descriptor)" in text
+    assert f"fallocate({made[1]}<anon_inode:[kvm-gmem]>, 0x3, 0, 4096) = 0\n" in text
+    assert f"fallocate({made[1]}<anon_inode:[kvm-gmem]>, 0x3, 0, 1) = -1 EINVAL (Invalid argument)\n" in text
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("true", 0)])

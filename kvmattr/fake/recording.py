@@ -134,6 +134,11 @@ class Recording:
         if asked.request != uapi.KVM_RUN:
             self._line(channel.pid, f"{self._ioctl(made, asked)} = {result_of(result, error)}")
 
+    def fallocated(self, channel: Channel, made: Made, mode: int, offset: int, size: int, error: int) -> None:
+        """fallocate(2) was answered."""
+        result = result_of(-1 if error else 0, error)
+        self._line(channel.pid, f"fallocate({made.number}<{made.kind}>, {mode:#x}, {offset}, {size}) = {result}")
+
     def closed(self, made: Numbered) -> None:
         """The last descriptor of a file is gone."""
         self._line(made.pid, f"close({made.number}<{made.kind}>) = 0")

@@ -41,6 +41,9 @@ class Recorder(Protocol):
     def answered(self, channel: Channel, made: Made, asked: Asked, result: int, error: int) -> None:
         """A call was answered."""
 
+    def fallocated(self, channel: Channel, made: Made, mode: int, offset: int, size: int, error: int) -> None:
+        """fallocate(2) was answered."""
+
     def closed(self, made: Made) -> None:
         """The last descriptor of a file is gone."""
 
@@ -352,15 +355,18 @@ class Server:
             self._send(channel, REPLY.pack(made.file.size, 0, 0, 0, self.kept.host.page_size))
             return
         self.calls += 1
+        refused, memory = 0, None
+        mode, offset, size = (_signed(word) for word in words[:3])
         try:
             if kind == Kind.MMAP:
                 memory = made.file.map(*words[:4])
-                self._send(channel, REPLY.pack(0, 0, 0, 0, 0), memory)
             else:
-                made.file.fallocate(_signed(words[0]), _signed(words[1]), _signed(words[2]))
-                self._send(channel, REPLY.pack(0, 0, 0, 0, 0))
+                made.file.fallocate(mode, offset, size)
         except OSError as error:
-            self._send(channel, REPLY.pack(-1, error.errno or errno.EINVAL, 0, 0, 0))
+            refused = error.errno or errno.EINVAL
+        if kind == Kind.FALLOCATE and self._recorder is not None:
+            self._recorder.fallocated(channel, made, mode, offset, size, refused)
+        self._send(channel, REPLY.pack(-1 if refused else 0, refused, 0, 0, 0), memory)
 
     def _reply_file(self, channel: Channel, file: File, parent: Made | None, asked: Asked) -> None:
         """Reply with a descriptor of a new file."""
