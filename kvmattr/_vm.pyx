@@ -342,8 +342,6 @@ cdef class Machine:
 
     cdef object observing(self):
         """The observer, in a section: without the GIL it may be taken away between the look and the reference."""
-        if not self.observed:
-            return None
         with cython.critical_section(self):
             observer = self.heard_by
         return observer
@@ -616,9 +614,10 @@ cdef class Machine:
         cdef bint entered
         cdef Outcome outcome
         self.check_call()
-        observer = self.observing()
-        if observer is not None:
-            observer("set", record.address, record.size, record.attributes, record.last)
+        if self.observed:
+            observer = self.observing()
+            if observer is not None:
+                observer("set", record.address, record.size, record.attributes, record.last)
         outcome = INVALID if self.set_errno(record) else UNCHANGED
         if outcome == UNCHANGED:
             self.enter()
@@ -1001,14 +1000,14 @@ cdef class Machine:
         cdef bint entered = map_enter(self.map)
         cdef uint64_t end = map_run_stop(self.map, gfn, stop)
         map_leave(self.map, entered)
-        return self.equal_in_file(gfn, end, slot)
+        return self.equal_in_file(gfn, end, slot) if self.file_attributes else end
 
     cdef uint64_t equal_in_file(self, uint64_t gfn, uint64_t stop, const Slot *slot) noexcept nogil:
-        """The same of the attributes that belong to the guest_memfd alone."""
+        """The same of the attributes of the guest_memfd alone, where those belong to it."""
         cdef bint entered
         cdef uint64_t page
         cdef Map *map
-        if self.file_attributes and slot.flags & GUEST_MEMFD_OPEN:
+        if slot.flags & GUEST_MEMFD_OPEN:
             map = <Map *>slot.extra.file_map
             page = (slot.guest_memfd_offset >> PAGE_SHIFT) + (gfn - slot.start)
             entered = map_enter(map)
@@ -1112,31 +1111,26 @@ cdef class Machine:
         """
         cdef uint64_t gfn = field(gpa, U64, "gpa") >> PAGE_SHIFT
         cdef const Slot *slot
-        cdef int highest = 1
+        cdef int level, highest = 1
+        cdef uint64_t block, askew, pages = PAGES_PER_BLOCK
         cdef uint64_t *inside
+        cdef bint entered
         self.check_made()
         inside = kvmattr_gate_enter(&self.memslots.gate)
         slot = slot_at(&self.memslots.spaces[0], gfn)
         if slot is not NULL:
-            highest = self.level_in(gfn, slot)
+            askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
+            entered = map_enter(self.map)
+            for level in range(2, MAPPING_LEVELS + 1):
+                block = gfn & ~(pages - 1)
+                if (askew & (pages - 1) or block < slot.start or block + pages > slot.stop
+                        or not map_block_is_uniform(self.map, block, level)
+                        or self.file_attributes and self.equal_in_file(block, block + pages, slot) < block + pages):
+                    break
+                highest = level
+                pages *= PAGES_PER_BLOCK
+            map_leave(self.map, entered)
         kvmattr_gate_leave(inside)
-        return highest
-
-    cdef int level_in(self, uint64_t gfn, const Slot *slot) noexcept nogil:
-        """The level of the largest page that may map a gfn of a memslot."""
-        cdef int level, highest = 1
-        cdef uint64_t block, pages = PAGES_PER_BLOCK
-        cdef uint64_t askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
-        cdef bint entered = map_enter(self.map)
-        for level in range(2, MAPPING_LEVELS + 1):
-            block = gfn & ~(pages - 1)
-            if (askew & (pages - 1) or block < slot.start or block + pages > slot.stop
-                    or not map_block_is_uniform(self.map, block, level)
-                    or self.equal_in_file(block, block + pages, slot) < block + pages):
-                break
-            highest = level
-            pages *= PAGES_PER_BLOCK
-        map_leave(self.map, entered)
         return highest
 
 
