@@ -115,7 +115,7 @@ cdef void blocks_know_firsts(Map *map, const uint64_t *gfns, uint64_t firsts) no
         slot = &map.root
         level = map.level
         while level > 2:
-            slot = &node_at(map.family, entry_handle(slot[0]))[(gfn >> (9 * (level - 2))) & 511]
+            slot = &node_at(map.family, entry_handle(slot[0]))[index_of(gfn, level)]
             level -= 1
         slot[0] = entry_make(entry_handle(slot[0]), entry_k(slot[0]), entry_x(slot[0]), entry_varying(slot[0]),
                              leaf_raw(map.family, entry_handle(slot[0]), 0) & entry_k(slot[0]) ^ entry_x(slot[0]))

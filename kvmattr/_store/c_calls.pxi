@@ -45,19 +45,19 @@ cdef int get_composed(const Map *map, uint64_t gfn) noexcept nogil:
     if level > 4 or level > 2 and not leads_to_node(e):
         return get_apart(map, gfn)
     if level == 4:
-        toggle = <uint8_t>(e >> 40)
-        keep = <uint8_t>(e >> 32)
+        toggle = <uint8_t>(e >> KVMATTR_X)
+        keep = <uint8_t>(e >> KVMATTR_K)
         e = node_at(family, entry_handle(e))[gfn >> level_shift(3)]
         if not leads_to_node(e):
             return get_apart(map, gfn)
     if level > 2:
-        toggle ^= <uint32_t>(e >> 40) & keep
-        keep &= <uint32_t>(e >> 32)
+        toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
+        keep &= <uint32_t>(e >> KVMATTR_K)
         e = node_at(family, entry_handle(e))[(gfn >> level_shift(2)) & 511]
     if is_line(entry_handle(e)):
         return get_apart(map, gfn)
-    toggle ^= <uint32_t>(e >> 40) & keep
-    keep &= <uint32_t>(e >> 32)
+    toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
+    keep &= <uint32_t>(e >> KVMATTR_K)
     return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & keep) ^ toggle)
 
 
@@ -100,7 +100,8 @@ cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
         e = node_at(family, entry_handle(e))[(gfn >> shift) & 511]
     if is_line(entry_handle(e)):
         return get_apart(map, gfn)
-    return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & <uint32_t>(e >> 32)) ^ <uint32_t>(e >> 40))
+    return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & <uint32_t>(e >> KVMATTR_K))
+                     ^ <uint32_t>(e >> KVMATTR_X))
 
 
 cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attributes, size_t count) noexcept nogil:

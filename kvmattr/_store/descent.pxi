@@ -7,16 +7,16 @@ cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t 
     while level > 2:
         if handle == 0:
             return <uint8_t>((entry_x(e) & keep) ^ toggle)
-        toggle ^= <uint32_t>(e >> 40) & keep
-        keep &= <uint32_t>(e >> 32)
+        toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
+        keep &= <uint32_t>(e >> KVMATTR_K)
         if not is_node(handle):
             return <uint8_t>((run_list_raw(family, handle, page & (level_span(level) - 1)) & keep) ^ toggle)
         kvmattr_count_visit(family)
         e = kvmattr_foreseen(family.bias, handle)[index_of(page, level)]
         handle = entry_handle(e)
         level -= 1
-    toggle ^= <uint32_t>(e >> 40) & keep
-    keep &= <uint32_t>(e >> 32)
+    toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
+    keep &= <uint32_t>(e >> KVMATTR_K)
     return <uint8_t>((leaf_raw(family, handle, page & 511) & keep) ^ toggle)
 
 

@@ -188,7 +188,7 @@ cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varyin
         slot[0] = entry_make(handle, varying, entry_x(slot[0]), varying, entry_first(slot[0]))
     else:
         handle = leaf_own(family, handle)
-        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << 48
+        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
     if not field_put(map, slot, gfn, value):
         loose = True
     if loose:
@@ -223,8 +223,8 @@ cdef inline Entry *way_own(Map *map, uint64_t gfn, int end, uint8_t varying, bin
         info.loosened += 1
         if info.loosened >= LOOSE_UPDATES:
             loose[0] = True
-        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << 48
-        slot = &node_at(family, handle)[(gfn >> (9 * (level - 2))) & 511]
+        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
+        slot = &node_at(family, handle)[index_of(gfn, level)]
         level -= 1
     return slot
 

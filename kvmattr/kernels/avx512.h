@@ -74,7 +74,7 @@ KVMATTR_AVX512 static uint8_t kvmattr_summary_avx512(const uint64_t *entries)
         _mm512_or_si512(_mm512_or_si512(any[0], any[1]), _mm512_or_si512(any[2], any[3])));
     uint64_t unlike = (uint64_t)_mm512_reduce_or_epi64(
         _mm512_or_si512(_mm512_or_si512(differ[0], differ[1]), _mm512_or_si512(differ[2], differ[3])));
-    return (uint8_t)((all >> 48) | (unlike >> 56));
+    return (uint8_t)((all >> KVMATTR_V) | (unlike >> KVMATTR_F));
 }
 
 KVMATTR_AVX512 static int kvmattr_apply_avx512(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)
@@ -105,16 +105,16 @@ KVMATTR_AVX512 static uint64_t kvmattr_count_avx512(const uintptr_t *bias, const
         left[i] = 0;
     for (int i = 0; i < 512; i += 8) {
         __m512i entry = _mm512_loadu_si512(entries + i);
-        __m512i first = _mm512_xor_si512(_mm512_and_si512(_mm512_srli_epi64(entry, 56), keep), toggle);
-        __m512i varying = _mm512_and_si512(_mm512_and_si512(_mm512_srli_epi64(entry, 48), keep), masked);
+        __m512i first = _mm512_xor_si512(_mm512_and_si512(_mm512_srli_epi64(entry, KVMATTR_F), keep), toggle);
+        __m512i varying = _mm512_and_si512(_mm512_and_si512(_mm512_srli_epi64(entry, KVMATTR_V), keep), masked);
         __mmask8 mixed = _mm512_test_epi64_mask(varying, low);
         __mmask8 differ = _mm512_test_epi64_mask(first, masked);
         sum += 512 * (unsigned)__builtin_popcount((uint8_t)(~mixed & ~differ));
         __mmask8 lines = _mm512_mask_test_epi64_mask(mixed, entry, line);
         __mmask8 wide = _mm512_mask_test_epi64_mask(mixed & ~lines, entry, wider);
         left[i >> 6] |= (uint64_t)lines << (i & 63);
-        __m512i zero = _mm512_xor_si512(_mm512_and_si512(_mm512_srli_epi64(entry, 40), keep), toggle);
-        __m512i one = _mm512_xor_si512(zero, _mm512_and_si512(_mm512_srli_epi64(entry, 32), keep));
+        __m512i zero = _mm512_xor_si512(_mm512_and_si512(_mm512_srli_epi64(entry, KVMATTR_X), keep), toggle);
+        __m512i one = _mm512_xor_si512(zero, _mm512_and_si512(_mm512_srli_epi64(entry, KVMATTR_K), keep));
         __mmask8 bitmaps = mixed & ~lines & ~wide;
         /* Masked bits vary, so at most one of the two values matches. */
         __mmask8 where_one = bitmaps & _mm512_testn_epi64_mask(one, masked);
@@ -149,7 +149,7 @@ KVMATTR_AVX512 static int kvmattr_list_changes_avx512(const uintptr_t *bias, con
         uint64_t entry = entries[i];
         if (i + 12 < n)
             kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));
-        uint8_t both = (uint8_t)(entry >> 48) & k, first = (uint8_t)(((entry >> 56) & k) ^ x);
+        uint8_t both = (uint8_t)(entry >> KVMATTR_V) & k, first = (uint8_t)(((entry >> KVMATTR_F) & k) ^ x);
         if (both && (entry & KVMATTR_TAG))
             break;
         const uint64_t *words = kvmattr_words(bias, both ? (uint32_t)entry : 0);

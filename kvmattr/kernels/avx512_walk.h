@@ -64,7 +64,7 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_enter(const kvmattr_walk *walk, co
 {
     const __m512i span = _mm512_set1_epi64((long long)walk->span), in_node = _mm512_set1_epi64(KVMATTR_IN_NODE);
     const uint64_t *root = kvmattr_words(walk->bias, (uint32_t)walk->root);
-    const __m128i shift = _mm_cvtsi32_si128(9 * (walk->level - 2));
+    const __m128i shift = _mm_cvtsi32_si128(KVMATTR_LEVEL_SHIFT(walk->level - 1));
     uint64_t beyond = 0;
     __m512i all = _mm512_setzero_si512();
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
@@ -95,7 +95,7 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, con
 {
     const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), none = _mm512_set1_epi64(KVMATTR_NO_OPERATION);
     const __m512i looked_at = _mm512_set1_epi64(KVMATTR_OPERATION | KVMATTR_IN_NODE);
-    const __m128i shift = _mm_cvtsi32_si128(9 * (level - 2));
+    const __m128i shift = _mm_cvtsi32_si128(KVMATTR_LEVEL_SHIFT(level - 1));
     __m512i different = _mm512_setzero_si512();
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
@@ -157,8 +157,8 @@ typedef struct kvmattr_above {
 KVMATTR_AVX512 static inline void kvmattr_above_root(kvmattr_above *above, uint64_t root)
 {
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        above->keep[v] = _mm512_set1_epi64((uint8_t)(root >> 32));
-        above->toggle[v] = _mm512_set1_epi64((uint8_t)(root >> 40));
+        above->keep[v] = _mm512_set1_epi64((uint8_t)(root >> KVMATTR_K));
+        above->toggle[v] = _mm512_set1_epi64((uint8_t)(root >> KVMATTR_X));
     }
 }
 
@@ -167,8 +167,8 @@ KVMATTR_AVX512 static inline void kvmattr_above_entries(kvmattr_above *above, co
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
         above->toggle[v] = _mm512_xor_si512(above->toggle[v],
-                                            _mm512_and_si512(_mm512_srli_epi64(entry, 40), above->keep[v]));
-        above->keep[v] = _mm512_and_si512(above->keep[v], _mm512_srli_epi64(entry, 32));
+                                            _mm512_and_si512(_mm512_srli_epi64(entry, KVMATTR_X), above->keep[v]));
+        above->keep[v] = _mm512_and_si512(above->keep[v], _mm512_srli_epi64(entry, KVMATTR_K));
     }
 }
 
@@ -233,7 +233,7 @@ KVMATTR_AVX512 static void kvmattr_take_group_lines(const uint64_t *gfns, const 
     uint8_t keeps[KVMATTR_GROUP], toggles[KVMATTR_GROUP];
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i entry = _mm512_load_si512(arrived->group.entries + KVMATTR_LANES * v);
-        __m512i keep = _mm512_srli_epi64(entry, 32), toggle = _mm512_srli_epi64(entry, 40);
+        __m512i keep = _mm512_srli_epi64(entry, KVMATTR_K), toggle = _mm512_srli_epi64(entry, KVMATTR_X);
         if (arrived->operates) {
             keep = _mm512_and_si512(keep, above->keep[v]);
             toggle = _mm512_xor_si512(_mm512_and_si512(toggle, above->keep[v]), above->toggle[v]);
@@ -262,7 +262,8 @@ KVMATTR_AVX512 static inline void kvmattr_read_words(const kvmattr_walk *walk, c
                                          kvmattr_by_tag(entry, 1, 3, 15, 255, 0));
         __m512i raw = _mm512_mul_epu32(field, kvmattr_by_tag(entry, 0xff, 0x55, 0x11, 1, 0));
         /* (raw & k) ^ x */
-        __m512i value = _mm512_ternarylogic_epi64(raw, _mm512_srli_epi64(entry, 32), _mm512_srli_epi64(entry, 40), 0x6a);
+        __m512i value = _mm512_ternarylogic_epi64(raw, _mm512_srli_epi64(entry, KVMATTR_K),
+                                                  _mm512_srli_epi64(entry, KVMATTR_X), 0x6a);
         if (arrived->operates)
             value = _mm512_xor_si512(_mm512_and_si512(value, arrived->above.keep[v]), arrived->above.toggle[v]);
         kvmattr_store_low(out + KVMATTR_LANES * v, value);
@@ -392,7 +393,8 @@ KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const
         }
         /* What is cleared of k, how x and F turn: (entry & ~keep) ^ toggle, where toggle stands at x and F. */
         __m512i turned = _mm512_ternarylogic_epi64(
-            entry, keep, _mm512_or_si512(_mm512_slli_epi64(toggle, 40), _mm512_slli_epi64(toggle, 56)), 0x9a);
+            entry, keep, _mm512_or_si512(_mm512_slli_epi64(toggle, KVMATTR_X), _mm512_slli_epi64(toggle, KVMATTR_F)),
+            0x9a);
         /* As kvmattr_field_update: clear in the lower half, flip in the upper one, each folded to a field, repeated. */
         __m512i bytes = _mm512_shuffle_epi8(turned, k_and_x), folded = bytes;
         const __m512i by = kvmattr_by_tag(entry, 4, 4, 4, 0, 0), by2 = kvmattr_by_tag(entry, 2, 2, 0, 0, 0);

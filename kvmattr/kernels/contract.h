@@ -6,7 +6,7 @@
  * the test suite runs under each set that the machine has (KVMATTR_SIMD=portable, avx2 or avx512).
  *
  * Words: a *block* is 512 pages, held as 512 bytes (one attribute byte a page) or as 8 words of bits;
- * an *entry* is the tree's 64-bit word, handle:32 | k:8 | x:8 | V:8 | F:8 from the low end up.
+ * an *entry* is the tree's 64-bit word (entry.h).
  */
 #ifndef KVMATTR_KERNELS_CONTRACT_H
 #define KVMATTR_KERNELS_CONTRACT_H
@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "entry.h"
 
 #define KVMATTR_BLOCK 512
 #define KVMATTR_SEGMENTS 32

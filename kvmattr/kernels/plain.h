@@ -163,7 +163,7 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
         } else if (tag == 0) {                                                                               \
             kvmattr_expand_##NAME(words, k, x, out);                                                         \
         } else if (tag == 1) {                                                                               \
-            const uint8_t *cells = (const uint8_t *)words;      /* four pages in each: made into vectors */ \
+            const uint8_t *cells = (const uint8_t *)words;      /* four pages in each: made into vectors */  \
             for (int i = 0; i < KVMATTR_BLOCK / 4; i++) {                                                    \
                 uint32_t c = cells[i];                                                                       \
                 c = (c | c << 12) & 0x000f000f;                                                              \
@@ -224,8 +224,8 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
     TARGET static inline uint64_t kvmattr_count_leaf_##NAME(const uintptr_t *bias, uint64_t entry, uint8_t k,\
                                                             uint8_t x, uint8_t want, uint8_t mask)           \
     {                                                                                                        \
-        uint8_t both = (uint8_t)(entry >> 32) & k & mask;                                                    \
-        uint8_t wanted = (uint8_t)(((entry >> 40) & k) ^ x ^ want) & mask;                                   \
+        uint8_t both = (uint8_t)(entry >> KVMATTR_K) & k & mask;                                             \
+        uint8_t wanted = (uint8_t)(((entry >> KVMATTR_X) & k) ^ x ^ want) & mask;                            \
         int wide = (int)(entry & 3);                                                                         \
         uint8_t fields = kvmattr_fold(wide, wanted);                                                         \
         if ((fields & both) != wanted)                                                                       \
@@ -237,7 +237,7 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
 KVMATTR_FIELDS(portable, )
 
 /* Also recompiled for AVX2. */
-#define KVMATTR_SUMS(NAME, TARGET)                                                                          \
+#define KVMATTR_SUMS(NAME, TARGET)                                                                           \
     TARGET static uint8_t kvmattr_summary_##NAME(const uint64_t *entries)                                    \
     {                                                                                                        \
         uint64_t first = entries[0], any = 0, differ = 0;                                                    \
@@ -245,7 +245,7 @@ KVMATTR_FIELDS(portable, )
             any |= entries[i];                                                                               \
             differ |= entries[i] ^ first;                                                                    \
         }                                                                                                    \
-        return (uint8_t)((any >> 48) | (differ >> 56));                                                      \
+        return (uint8_t)((any >> KVMATTR_V) | (differ >> KVMATTR_F));                                        \
     }                                                                                                        \
     TARGET static int kvmattr_apply_##NAME(uint64_t *entries, size_t n, uint64_t keep, uint64_t toggle)      \
     {                                                                                                        \
@@ -276,8 +276,8 @@ KVMATTR_FIELDS(portable, )
         for (int i = 0; i < 512; i++) {                                                                      \
             uint64_t entry = entries[i];                                                                     \
             uint32_t handle = (uint32_t)entry;                                                               \
-            uint8_t first = (uint8_t)((((entry >> 56) & k) ^ x ^ want) & mask);                              \
-            uint8_t varying = (uint8_t)(entry >> 48) & k & mask;                                             \
+            uint8_t first = (uint8_t)((((entry >> KVMATTR_F) & k) ^ x ^ want) & mask);                       \
+            uint8_t varying = (uint8_t)(entry >> KVMATTR_V) & k & mask;                                      \
             left[i >> 6] &= ~((uint64_t)1 << (i & 63));                                                      \
             if (varying == 0) {                                                                              \
                 sum += first ? 0 : 512;                                                                      \
@@ -304,8 +304,8 @@ KVMATTR_SUMS(portable, )
             uint64_t entry = entries[i];                                                                     \
             if (i + 12 < n)                                                                                  \
                 kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));                            \
-            uint8_t both = (uint8_t)(entry >> 48) & k, first = (uint8_t)(((entry >> 56) & k) ^ x);           \
-            if (both && (entry & KVMATTR_TAG))                                                                  \
+            uint8_t both = (uint8_t)(entry >> KVMATTR_V) & k, first = (uint8_t)(((entry >> KVMATTR_F) & k) ^ x);\
+            if (both && (entry & KVMATTR_TAG))                                                               \
                 break;                                                                                       \
             const uint64_t *words = kvmattr_words(bias, both ? (uint32_t)entry : 0);                         \
             uint64_t before = words[0] & 1, zero = before;                                                   \
@@ -339,11 +339,11 @@ KVMATTR_CHANGES(portable, )
         for (int i = 0; i < n; i++, out += KVMATTR_BLOCK) {                                                  \
             uint64_t entry = entries[i];                                                                     \
             const uint64_t *words = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);           \
-            uint8_t keep = (uint8_t)(entry >> 32) & k, toggle = (uint8_t)(((entry >> 40) & k) ^ x);          \
+            uint8_t keep = (uint8_t)(entry >> KVMATTR_K) & k, toggle = (uint8_t)(((entry >> KVMATTR_X) & k) ^ x);\
             if (i + 6 < n)                                                                                   \
                 kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 6]));                             \
-            if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
-                memset(out, (uint8_t)(((entry >> 56) & k) ^ x), KVMATTR_BLOCK);                              \
+            if (((uint8_t)(entry >> KVMATTR_V) & k) == 0)                                                    \
+                memset(out, (uint8_t)(((entry >> KVMATTR_F) & k) ^ x), KVMATTR_BLOCK);                       \
             else if ((entry & KVMATTR_TAG) == 0)    /* the commonest, and no longer than a call */           \
                 kvmattr_expand_##NAME(words, keep, toggle, out);                                             \
             else                                                                                             \
@@ -362,19 +362,19 @@ KVMATTR_CHANGES(portable, )
             uint32_t handle = (uint32_t)entry;                                                               \
             if (i + 12 < n)                                                                                  \
                 kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));                            \
-            first[i] = last[i] = (uint8_t)(((entry >> 56) & k) ^ x);                                         \
-            if (((uint8_t)(entry >> 48) & k) == 0)                                                           \
+            first[i] = last[i] = (uint8_t)(((entry >> KVMATTR_F) & k) ^ x);                                  \
+            if (((uint8_t)(entry >> KVMATTR_V) & k) == 0)                                                    \
                 continue;                                                                                    \
             if (handle & KVMATTR_LINE) {                                                                     \
                 left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
                 continue;                                                                                    \
             }                                                                                                \
             const uint64_t *words = kvmattr_words(bias, handle & ~(uint32_t)KVMATTR_TAG);                    \
-            uint8_t kept = (uint8_t)(entry >> 32) & k;                                                       \
+            uint8_t kept = (uint8_t)(entry >> KVMATTR_K) & k;                                                \
             int wide = (int)(handle & 3);                                                                    \
             sum += kvmattr_inside_##NAME(words, wide, kvmattr_fold(wide, kept));                             \
             last[i] = (uint8_t)((kvmattr_field_raw(words, wide, KVMATTR_BLOCK - 1) & kept) ^                 \
-                                ((entry >> 40) & k) ^ x);                                                    \
+                                ((entry >> KVMATTR_X) & k) ^ x);                                             \
         }                                                                                                    \
         return sum;                                                                                          \
     }

@@ -54,13 +54,13 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
         all |= gfns[i];
         entries[i] = root;
         if (levels > 2)
-            entries[i] = top[kvmattr_by_itself((gfns[i] >> (9 * (levels - 2))) & 511)];
+            entries[i] = top[kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(levels - 1)) & 511)];
     }
     if (all >= span)            /* a power of two */
         for (int i = 0; i < n; i++)
             group->astray |= (uint64_t)(gfns[i] >= span) << i;
     if (levels > 2 && (root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION)
-        kvmattr_operate(group, n, (uint8_t)(root >> 32), (uint8_t)(root >> 40));
+        kvmattr_operate(group, n, (uint8_t)(root >> KVMATTR_K), (uint8_t)(root >> KVMATTR_X));
     for (int level = levels - 1; level > 2; level--) {
         uint64_t different = 0;
         for (int i = 0; i < n; i++)
@@ -69,8 +69,8 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
             if (!group->operates)
                 kvmattr_operate(group, n, 0xff, 0);
             for (int i = 0; i < n; i++) {
-                group->toggle[i] ^= (uint8_t)(entries[i] >> 40) & group->keep[i];
-                group->keep[i] &= (uint8_t)(entries[i] >> 32);
+                group->toggle[i] ^= (uint8_t)(entries[i] >> KVMATTR_X) & group->keep[i];
+                group->keep[i] &= (uint8_t)(entries[i] >> KVMATTR_K);
             }
         }
         if (different & KVMATTR_IN_NODE)
@@ -81,7 +81,7 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
                 }
         for (int i = 0; i < n; i++)
             entries[i] = kvmattr_words(bias, (uint32_t)entries[i])
-                [kvmattr_by_itself((gfns[i] >> (9 * (level - 2))) & 511)];
+                [kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(level - 1)) & 511)];
     }
 }
 
@@ -122,7 +122,7 @@ static void kvmattr_ruler_of(const kvmattr_walk *walk, kvmattr_ruler *ruler)
     memset(ruler->starts, 0xff, sizeof ruler->starts);
     memcpy(ruler->starts, list->starts, sizeof(uint64_t) * (size_t)(runs - 1));
     for (int i = 0; i < runs; i++)
-        ruler->values[i] = (uint8_t)((values[i] & (walk->root >> 32)) ^ (walk->root >> 40));
+        ruler->values[i] = (uint8_t)((values[i] & (walk->root >> KVMATTR_K)) ^ (walk->root >> KVMATTR_X));
     ruler->starts[runs - 1] = walk->span;
     ruler->values[runs] = walk->rest;
     for (int i = 0; i < 8; i++)
@@ -164,7 +164,7 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
     for (int i = 0; i < n; i++) {
         uint64_t word = *(const uint64_t *)kvmattr_by_itself((uintptr_t)where[i]), entry = group.entries[i];
         uint64_t field = word >> (gfns[i] << (entry & 3) & 63) & kvmattr_field_masks[entry & 3];
-        out[i] = (uint8_t)(((entry >> 32) & (field * kvmattr_field_repeats[entry & 3])) ^ (entry >> 40));
+        out[i] = (uint8_t)(((entry >> KVMATTR_K) & (field * kvmattr_field_repeats[entry & 3])) ^ (entry >> KVMATTR_X));
     }
     if (group.operates)
         for (int i = 0; i < n; i++)
@@ -174,8 +174,8 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
         if (!group.operates)
             kvmattr_operate(&group, n, 0xff, 0);
         for (int i = 0; i < n; i++) {
-            k[i] = (uint8_t)(group.entries[i] >> 32) & group.keep[i];
-            x[i] = (uint8_t)(((group.entries[i] >> 40) & group.keep[i]) ^ group.toggle[i]);
+            k[i] = (uint8_t)(group.entries[i] >> KVMATTR_K) & group.keep[i];
+            x[i] = (uint8_t)(((group.entries[i] >> KVMATTR_X) & group.keep[i]) ^ group.toggle[i]);
         }
         kvmattr_take_lines(walk, gfns, group.entries, lines, k, x, out);
     }
@@ -205,9 +205,9 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
         uint8_t keep = ks[i * step], toggle = xs[i * step], clear, flip;
         int wide = (int)(entry & 3);
         uint64_t field = kvmattr_field_masks[wide] << (gfn << wide & 63);
-        int other = !kvmattr_field_update(wide, (uint8_t)(entry >> 32), (uint8_t)(entry >> 40), keep, toggle, &clear, &flip);
+        int other = !kvmattr_field_update(wide, (uint8_t)(entry >> KVMATTR_K), (uint8_t)(entry >> KVMATTR_X), keep, toggle, &clear, &flip);
         /* What the first page's value turns by must be among what varies: then every other page's is. */
-        other |= (((entry >> 56) & (uint8_t)~keep) ^ toggle) & ~(entry >> 48) & 0xff;
+        other |= (((entry >> KVMATTR_F) & (uint8_t)~keep) ^ toggle) & ~(entry >> KVMATTR_V) & 0xff;
         located->where[i] = kvmattr_word_of(walk->bias, entry, gfn);
         kvmattr_prefetch_soon(located->where[i]);
         located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);
