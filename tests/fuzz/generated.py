@@ -19,6 +19,7 @@ import numpy as np
 from kvmattr import VM, AttributeMap, uapi
 from kvmattr.profiles import PROFILES
 from kvmattr.trace import TraceError, read
+from tests.fuzz.contents import contents
 from tests.reference import DenseMap
 
 
@@ -420,4 +421,5 @@ def trace(chance: random.Random) -> int:
     return 1
 
 
-TARGETS: dict[str, Callable[[random.Random], int]] = {"ioctl": ioctl, "arrays": arrays, "trace": trace}
+TARGETS: dict[str, Callable[[random.Random], int]] = {
+    "ioctl": ioctl, "arrays": arrays, "trace": trace, "contents": contents}
