@@ -398,6 +398,7 @@ cdef bint block_runs(const Family *family, Entry e, BlockRuns *runs) noexcept no
         before = words[i]
     if kernels.popcount(changes, 8) >= LINE_RUNS:
         return False
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
     runs.count = 0
     block_runs_append(runs, 0, value)
     for i in range(8):
@@ -437,6 +438,7 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan) noexcept nogil:
         release(family, handle)
         slot[0] = entry_uniform(runs.values[0])
         return
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
     runs_relate(runs, vary)
     plan_tag(plan, runs.count, vary)
     handle = leaf_instead(family, handle, plan.tag)
@@ -466,7 +468,6 @@ cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, ui
             slot[0] = leaf_store(family, entry_handle(slot[0]), block)
         return
     if block_runs(family, slot[0], &old):
-        kvmattr_count_pages(family, PAGES_PER_BLOCK)
         block_runs_update(&old, lo, hi, k, x, &plan.runs)
         if plan.runs.count <= LINE_RUNS:
             runs_store(family, slot, &plan)

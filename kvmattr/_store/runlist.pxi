@@ -195,8 +195,10 @@ cdef bint run_list_put(Family *family, Entry *slot, uint64_t lo, uint64_t hi, ui
     cdef uint8_t first_value = entry_first(e), varying
     cdef int count = 1, now
     one_value[0] = first_value
-    if handle:
-        count = run_list_at(family, handle, &starts, &values).count
+    if handle:                      # which the caller has opened
+        count = (<const Record *>address_of(family, handle)).count
+        starts = <const uint64_t *>(<const uint8_t *>address_of(family, handle) + sizeof(Record))
+        values = <const uint8_t *>(starts + count - 1)
     splice_plan(&splice, values, count, first, last, first and starts[first - 1] == lo,
                 hi == (starts[last] if last < count - 1 else span), lo, hi, value)
     now = count + splice.added - splice.gone

@@ -79,7 +79,6 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     if is_line(handle):
         return in_other_block(map, e, gfn, k, x)
     # A uniform block has the handle 0 and reads as a leaf of zeros, of which k = 0 leaves nothing; no value fits it.
-    kvmattr_count_pages(family, 1)
     wide = wide_of(handle)
     bit = <uint32_t>(gfn & 511) << wide
     where = leaf_at(family, handle) + (bit >> 6)
@@ -87,6 +86,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     old = (<uint8_t>(field * kvmattr_field_repeats[wide]) & entry_k(e)) ^ entry_x(e)
     new = (old & k) ^ x
     if new == old:
+        kvmattr_count_pages(family, 1)
         return UPDATE_UNCHANGED
     turned = new ^ entry_x(e)
     folded = kvmattr_fold(wide, turned)
@@ -94,6 +94,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
         shared = True
     if (folded & entry_k(e)) != turned or (new ^ entry_first(e)) & ~entry_varying(e) or shared:
         return in_other_block(map, e, gfn, k, x)
+    kvmattr_count_pages(family, 1)
     field = (field ^ (folded & kvmattr_field_masks[wide])) << (bit & 63)
     where[0] ^= field
     if gfn & 511 == 0:
