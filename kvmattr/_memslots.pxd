@@ -158,6 +158,7 @@ cdef class MemslotTable:
     cdef bint guest_memfd_needs_mmap
     cdef object resolve_guest_memfd
     cdef dict guest_memfds      # the structure's ``slot`` -> the GuestMemfd that was bound to it
+    cdef bint owned             # by a VM, whose lock then guards every change
     cdef kvmattr_gate gate      # who changes the spaces closes it, who looks without the table's section passes it
 
 

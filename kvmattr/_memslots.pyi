@@ -83,7 +83,10 @@ class GuestMemfd:
     def unpin(self, offset: int, size: int = 4096) -> None:
         """Hold the pages once less; ValueError, and nothing is changed, if one is not held."""
     def close(self) -> None:
-        """Close the file: its memslots stay, immutable, and have no private memory any more."""
+        """Close the file: its memslots stay, immutable, and have no private memory any more.
+
+        RuntimeError for a file of a VM: its `close_guest_memfd` does this, under its lock.
+        """
 
 @final
 class MemslotTable:
@@ -168,7 +171,8 @@ class MemslotTable:
         Raises OSError with KVM's errno, in KVM's order: EINVAL for flags, ids, alignment, ranges and what a
         slot cannot change into, EEXIST for an overlap, EBADF for a closed descriptor, EINVAL for a
         guest_memfd that does not fit, EINVAL beyond ``phys_bits``, ENOMEM. ValueError or TypeError
-        for what does not fit its field. A call that raises has changed nothing.
+        for what does not fit its field. RuntimeError for the memslots of a VM: its own calls change them, under its
+        lock. A call that raises has changed nothing.
 
         O(log memslots), plus the metadata of a slot that is created or moved: 4 bytes each 2 MiB. Source:
         __kvm_set_memory_region in virt/kvm/kvm_main.c.
@@ -178,17 +182,33 @@ class MemslotTable:
         Traceback (most recent call last):
         OSError: [Errno 22] [0x10000000000, 0x10000001000) ends beyond the guest's 40 physical address bits
         """
+    def _set_region(
+        self,
+        slot: SupportsIndex,
+        flags: SupportsIndex,
+        guest_phys_addr: SupportsIndex,
+        memory_size: SupportsIndex,
+        userspace_addr: SupportsIndex = 0,
+        *,
+        region2: bool = False,
+        guest_memfd: int = -1,
+        guest_memfd_offset: SupportsIndex = 0,
+    ) -> None:
+        """`set_region` for the VM that has the table, under its lock."""
     def own_regions(self, regions: Iterable[tuple[int, int]]) -> None:
         """Make KVM's own memslots, ``(guest_phys_addr, memory_size)`` each, numbered from nr_memslots on.
 
         At most three, in every address space. OSError: EEXIST over a memslot or if they are there already,
-        EINVAL, ENOMEM, having changed nothing. Source: __x86_set_memory_region in arch/x86/kvm/x86.c.
+        EINVAL, ENOMEM, and RuntimeError for the memslots of a VM, having changed nothing. Source:
+        __x86_set_memory_region in arch/x86/kvm/x86.c.
 
         >>> table = MemslotTable()
         >>> table.own_regions([(0xFEE00000, 4096)])
         >>> table.lookup(0xFEE00).id
         32764
         """
+    def _own_regions(self, regions: Iterable[tuple[int, int]]) -> None:
+        """`own_regions` for the VM that has the table, under its lock."""
     def lookup(self, gfn: SupportsIndex, address_space: SupportsIndex = 0) -> Memslot | None:
         """The `Memslot` that holds a gfn, or None. O(log memslots); at once for the slot found last.
 

@@ -297,6 +297,7 @@ cdef class Machine:
         self.store = AttributeMap()
         self.attributes = self.store._readonly_view()
         self.memslots = memslots
+        memslots.owned = True
         self.supported = profile.supported(private)
         self.private_bit = profile.private
         self.mail_calls = profile.mail_calls

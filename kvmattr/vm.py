@@ -265,7 +265,7 @@ class VM(Machine):
         observer = self.observer
         if observer is not None:
             observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        self._locked(self.memslots.set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        self._locked(self.memslots._set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr)
         return 0
 
     def set_user_memory_region2(
@@ -291,7 +291,7 @@ class VM(Machine):
         if observer is not None:
             observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd,
                      guest_memfd_offset)
-        self._locked(self.memslots.set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
+        self._locked(self.memslots._set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
                      guest_memfd=guest_memfd, guest_memfd_offset=guest_memfd_offset)
         return 0
 
@@ -466,7 +466,7 @@ class VM(Machine):
     def _make_irqchip(self) -> None:
         if self._irqchip:
             raise OSError(EEXIST, "this VM has its irqchip already")
-        self.memslots.own_regions(self.host.irqchip_memslots)
+        self.memslots._own_regions(self.host.irqchip_memslots)
         self._irqchip = True
 
     def _ioctl_create_irqchip(self, arg: Any, mutate_flag: bool) -> int:

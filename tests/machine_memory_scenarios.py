@@ -231,6 +231,7 @@ SCENARIOS: dict[str, Callable[[World], Any]] = {
     "VM.gmem_ioctl": in_file,
     "VM.fail_page": with_file(lambda vm, handle: vm.fail_page(handle, PAGE)),
     "VM.link_guest_memfd": with_file(lambda vm, handle: VM(GMEM).link_guest_memfd(handle) != handle),
+    "VM.guest_memfds": with_file(lambda vm, handle: [file.size for _, file in vm.guest_memfds()]),
     "VM.guest_memfd": with_file(lambda vm, handle: vm.guest_memfd(handle).size),
     "VM.is_private": lambda w: w.vm.is_private(7 * PAGE),
     "VM.set_memory_attributes2": with_file(lambda vm, handle: vm.set_memory_attributes2(handle, PAGE, 9 * PAGE, 8)),

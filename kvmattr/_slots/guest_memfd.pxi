@@ -72,7 +72,12 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
         self.pages.unpin(offset, size)
 
     def close(self):
-        """Close the file: its memslots stay, immutable, and have no private memory any more."""
+        """Close the file: its memslots stay, immutable, and have no private memory any more.
+
+        RuntimeError for a file of a VM: its `close_guest_memfd` does this, under its lock.
+        """
+        if self.table.owned:
+            raise RuntimeError("this guest_memfd is a VM's: its close_guest_memfd closes it, under its lock")
         self.shut()
 
     cdef void shut(self) noexcept:

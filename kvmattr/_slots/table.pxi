@@ -96,6 +96,45 @@ cdef SlotSet *space_of(MemslotTable table, object address_space) except NULL:
     return &table.spaces[between(address_space, 0, table.address_spaces - 1, "address_space")]
 
 
+cdef int refuse_owned(MemslotTable table) except -1:
+    """A VM's memslots change under its lock alone, or a batch beside walks a tree that changes."""
+    if table.owned:
+        raise RuntimeError("these memslots are a VM's: its set_user_memory_region changes them, under its lock")
+    return 0
+
+
+cdef int region_set(MemslotTable table, slot, flags, guest_phys_addr, memory_size, userspace_addr, bint region2,
+                    guest_memfd, guest_memfd_offset) except -1:
+    """One call of `MemslotTable.set_region`: its fields checked in KVM's order, then one change."""
+    cdef uint32_t number = field(slot, 32, "slot")
+    cdef uint32_t flag_bits = field(flags, 32, "flags")
+    cdef uint64_t address = field(guest_phys_addr, 64, "guest_phys_addr")
+    cdef uint64_t nbytes = field(memory_size, 64, "memory_size")
+    cdef uint64_t host = field(userspace_addr, 64, "userspace_addr")
+    cdef uint64_t offset = field(guest_memfd_offset, 64, "guest_memfd_offset")
+    cdef SlotSet *slots
+    cdef uint16_t index
+    cdef Slot new
+
+    check_fields(table, number, flag_bits, address, nbytes, host, offset, region2)
+    slots = &table.spaces[number >> ADDRESS_SPACE_SHIFT]
+    index = (number & 0xFFFF) + 1
+    if nbytes == 0:
+        region_delete(table, slots, index, number)
+        return 0
+    memset(&new, 0, sizeof(Slot))
+    new.start = address >> PAGE_SHIFT
+    new.stop = new.start + (nbytes >> PAGE_SHIFT)
+    new.flags = flag_bits
+    new.userspace_addr = host
+    if slots.records[index].stop == 0:
+        new.guest_memfd_offset = offset if flag_bits & GUEST_MEMFD else 0
+        region_create(table, slots, index, number, &new, guest_memfd)
+    else:
+        region_modify(table, slots, index, &new)
+    return 0
+
+
 @cython.final
 cdef class MemslotTable:
     """MemslotTable(nr_memslots=32764, *, phys_bits=52, address_spaces=1, private_memory=False, metadata='tdp', \
@@ -200,7 +239,8 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         Raises OSError with KVM's errno, in KVM's order: EINVAL for flags, ids, alignment, ranges and what a
         slot cannot change into, EEXIST for an overlap, EBADF for a closed descriptor, EINVAL for a
         guest_memfd that does not fit, EINVAL beyond ``phys_bits``, ENOMEM. ValueError or TypeError
-        for what does not fit its field. A call that raises has changed nothing.
+        for what does not fit its field. RuntimeError for the memslots of a VM: its own calls change them, under its
+        lock. A call that raises has changed nothing.
 
         O(log memslots), plus the metadata of a slot that is created or moved: 4 bytes each 2 MiB. Source:
         __kvm_set_memory_region in virt/kvm/kvm_main.c.
@@ -210,45 +250,36 @@ The memslots of a VM, with the rules, the errnos and the costs of KVM's own tabl
         Traceback (most recent call last):
         OSError: [Errno 22] [0x10000000000, 0x10000001000) ends beyond the guest's 40 physical address bits
         """
-        cdef uint32_t number = field(slot, 32, "slot")
-        cdef uint32_t flag_bits = field(flags, 32, "flags")
-        cdef uint64_t address = field(guest_phys_addr, 64, "guest_phys_addr")
-        cdef uint64_t nbytes = field(memory_size, 64, "memory_size")
-        cdef uint64_t host = field(userspace_addr, 64, "userspace_addr")
-        cdef uint64_t offset = field(guest_memfd_offset, 64, "guest_memfd_offset")
-        cdef SlotSet *slots
-        cdef uint16_t index
-        cdef Slot new
+        refuse_owned(self)
+        region_set(self, slot, flags, guest_phys_addr, memory_size, userspace_addr, region2, guest_memfd,
+                   guest_memfd_offset)
 
-        check_fields(self, number, flag_bits, address, nbytes, host, offset, region2)
-        slots = &self.spaces[number >> ADDRESS_SPACE_SHIFT]
-        index = (number & 0xFFFF) + 1
-        if nbytes == 0:
-            region_delete(self, slots, index, number)
-            return
-        memset(&new, 0, sizeof(Slot))
-        new.start = address >> PAGE_SHIFT
-        new.stop = new.start + (nbytes >> PAGE_SHIFT)
-        new.flags = flag_bits
-        new.userspace_addr = host
-        if slots.records[index].stop == 0:
-            new.guest_memfd_offset = offset if flag_bits & GUEST_MEMFD else 0
-            region_create(self, slots, index, number, &new, guest_memfd)
-        else:
-            region_modify(self, slots, index, &new)
+    @cython.critical_section
+    def _set_region(self, slot, flags, guest_phys_addr, memory_size, userspace_addr=0, *, bint region2=False,
+                    guest_memfd=-1, guest_memfd_offset=0):
+        """`set_region` for the VM that has the table, under its lock."""
+        region_set(self, slot, flags, guest_phys_addr, memory_size, userspace_addr, region2, guest_memfd,
+                   guest_memfd_offset)
 
     @cython.critical_section
     def own_regions(self, regions):
         """Make KVM's own memslots, ``(guest_phys_addr, memory_size)`` each, numbered from nr_memslots on.
 
         At most three, in every address space. OSError: EEXIST over a memslot or if they are there already,
-        EINVAL, ENOMEM, having changed nothing. Source: __x86_set_memory_region in arch/x86/kvm/x86.c.
+        EINVAL, ENOMEM, and RuntimeError for the memslots of a VM, having changed nothing. Source:
+        __x86_set_memory_region in arch/x86/kvm/x86.c.
 
         >>> table = MemslotTable()
         >>> table.own_regions([(0xFEE00000, 4096)])
         >>> table.lookup(0xFEE00).id
         32764
         """
+        refuse_owned(self)
+        own_create_all(self, list(regions))
+
+    @cython.critical_section
+    def _own_regions(self, regions):
+        """`own_regions` for the VM that has the table, under its lock."""
         own_create_all(self, list(regions))
 
     def lookup(self, gfn, address_space=0):
