@@ -12,7 +12,7 @@ import pytest
 
 from kvmattr import cli
 from kvmattr.bridges import kvm
-from kvmattr.trace import kernel_tracing, read, record_command
+from kvmattr.trace import kernel_tracing, read, record_command, record_preloaded
 
 RECORD = [sys.executable, "-m", "kvmattr", "record"]
 needs_kvm = pytest.mark.skipif(kvm.missing() is not None, reason=str(kvm.missing()))
@@ -55,6 +55,43 @@ def test_a_vmm_is_recorded_and_its_exit_code_passed_on(tmp_path):
         assert (trace.slot_calls, trace.operations) == (3, 3)
 
 
+@needs_kvm
+@pytest.mark.parametrize(("words", "path"), [(["--by", "library"], None), ([], "/nowhere")],
+                         ids=["asked for", "strace is not installed"])
+def test_a_vmm_is_recorded_by_the_preloaded_library(tmp_path, words, path):
+    output = tmp_path / "made.strace"
+    environment = os.environ if path is None else {**os.environ, "PATH": path}
+    done = subprocess.run([*RECORD, *words, "-o", str(output), "--", sys.executable, "-c", VMM], input="and its input",
+                          capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "from the command and its input\n"
+    assert re.search(rf"^kvmattr record: {re.escape(str(output))}, \d+ calls, without those of KVM_RUN$", done.stderr,
+                     re.MULTILINE), done.stderr
+    assert "3 operations (3 slot calls, 0 conversions)" in done.stderr
+    assert "answers: success 3" in done.stderr
+    with read(output) as trace:
+        assert (trace.slot_calls, trace.operations) == (3, 3)
+
+
+@needs_kvm
+def test_a_program_that_never_opens_kvm_through_the_library_is_told(tmp_path):
+    done = subprocess.run([*RECORD, "--by", "library", "-o", str(tmp_path / "x"), "--", sys.executable, "-c", ""],
+                          capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert f"kvmattr record: {sys.executable} never opened /dev/kvm through the C library; `--by strace` sees every " \
+           "call\n" in done.stderr
+
+
+@needs_kvm
+def test_a_recording_of_the_library_that_cannot_be_written(tmp_path, capfd):
+    place = tmp_path / "none" / "x"
+    assert cli.main(["record", "--by", "library", "-o", str(place), "--", sys.executable, "-c", ""]) == 2
+    assert capfd.readouterr().err == f"kvmattr record: {place} cannot be written: No such file or directory\n"
+    assert cli.main(["record", "--by", "library", "--events", "--", sys.executable, "-c", ""]) == 2
+    assert capfd.readouterr().err == (
+        "kvmattr record: --events: the kernel's events come beside strace's lines alone; the library reads the calls\n")
+
+
 @needs_tracing
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGUSR1, 6), (signal.SIGHUP, 128 + 1)])
 def test_signals_reach_the_command(tmp_path, number, code):
@@ -73,9 +110,16 @@ def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
     assert cli.main(["record"]) == 2
     assert capsys.readouterr().err == "kvmattr record: expected -- COMMAND ...\n"
     monkeypatch.setattr(record_command.shutil, "which", lambda name: None)
-    assert cli.main(["record", "--", "true"]) == 2
+    no_strace = "kvmattr record: strace not found: install the package strace of your system (apt-get install strace)"
+    assert cli.main(["record", "--by", "strace", "--", "true"]) == 2
+    assert capsys.readouterr().err == f"{no_strace}\n"
+    monkeypatch.setattr(record_command.shutil, "which", lambda name: name if name == "vmm" else None)
+    monkeypatch.setattr(record_preloaded, "cannot", lambda name: f"{name}: it is linked statically")
+    assert cli.main(["record", "--", "vmm"]) == 2
     assert capsys.readouterr().err == (
-        "kvmattr record: strace not found: install the package strace of your system (apt-get install strace)\n")
+        f"{no_strace}; the preloaded library cannot stand in: vmm: it is linked statically\n")
+    assert cli.main(["record", "--by", "library", "--", "vmm"]) == 2
+    assert capsys.readouterr().err == "kvmattr record: vmm: it is linked statically\n"
     monkeypatch.setattr(record_command.shutil, "which", lambda name: name if name == "strace" else None)
     assert cli.main(["record", "--", "no-such-vmm"]) == 127
     assert capsys.readouterr().err == "kvmattr record: no-such-vmm: command not found\n"

@@ -1,10 +1,11 @@
 """Run a VMM, record what it asks of KVM, and say what that cost by memslots and would by attributes.
 
-`kvmattr record -- qemu-system-x86_64 -accel kvm ...` runs the command under strace, which must be installed. The
-recording is an strace log that `kvmattr replay` and `kvmattr show` read. The command keeps its terminal; signals reach
-it, and its exit code is this one's. Calls of KVM_RUN, which say nothing of memory, are left out of the recording.
-strace does not read the structure of KVM_SET_MEMORY_ATTRIBUTES: where the kernel has an event for that and lets us
-record it, the events stand in the recording, by their time, in place of those calls.
+`kvmattr record -- qemu-system-x86_64 -accel kvm ...` runs the command under strace or, where that is not installed,
+with the library of `kvmattr shadow` preloaded (`--by`). The recording is an strace log that `kvmattr replay` and
+`kvmattr show` read. The command keeps its terminal; signals reach it, and its exit code is this one's. Calls of
+KVM_RUN, which say nothing of memory, are left out of the recording. strace does not read the structure of
+KVM_SET_MEMORY_ATTRIBUTES, and the library does: under strace, where the kernel has an event for that and lets us record
+it, the events stand in the recording, by their time, in place of those calls.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from io import RawIOBase
 from pathlib import Path
 
 from kvmattr.measure.forwarding import forwarding
-from kvmattr.trace import kernel_tracing
+from kvmattr.measure.writing import CannotWrite
+from kvmattr.trace import kernel_tracing, record_preloaded
 from kvmattr.trace.files import replay_file
 
 HELP = "run a VMM and record its memslots and attributes"
@@ -37,12 +39,16 @@ _STAMP = re.compile(rb"[0-9]+ +([0-9]{9,11})\.([0-9]{6}) ")
 #: As strace spells the request, by what it knows of it.
 _CONVERSION = re.compile(rb", (?:KVM_SET_MEMORY_ATTRIBUTES\b|_IOC\(_IOC_WRITE, 0xae, 0xd2, 0x20\)|0x4020aed2\b)")
 _NO_COMMAND = 127
+_NO_STRACE = "strace not found: install the package strace of your system (apt-get install strace)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvmattr record`."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE",
                         help="the recording (default: the command's name, the time and .strace)")
+    parser.add_argument("--by", choices=("strace", "library"), help="what catches the calls: strace sees every program;"
+                        " our preloaded library reads each structure, needs no strace, costs microseconds a call, and"
+                        " sees what is called through the C library (default: strace if it is installed)")
     parser.add_argument("--events", action=argparse.BooleanOptionalAction, help="record the kernel's event of a"
                         " conversion, too (default: where the kernel has it and permits it)")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help="what to run")
@@ -53,15 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
     words: list[str] = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not words:
         return _wrong("expected -- COMMAND ...")
-    if shutil.which("strace") is None:
-        return _wrong("strace not found: install the package strace of your system (apt-get install strace)")
+    strace = shutil.which("strace") is not None
+    if arguments.by == "strace" and not strace:
+        return _wrong(_NO_STRACE)
     if shutil.which(words[0]) is None:
         print(f"kvmattr record: {words[0]}: command not found", file=sys.stderr)
         return _NO_COMMAND
+    if arguments.by == "library" or not strace:
+        return _by_library(arguments, words)
     absent = kernel_tracing.missing() if arguments.events in (None, True) else "--no-events"
     if arguments.events and absent is not None:
         return _wrong(f"--events: {absent}")
-    output = arguments.output or Path(f"{Path(words[0]).name}-{time.strftime('%Y%m%d-%H%M%S')}.strace")
+    output = _output(arguments, words)
     try:
         with output.open("wb", buffering=0) as file:
             code, copied = _recorded(words, file, events=absent is None)
@@ -79,6 +88,32 @@ def run(arguments: argparse.Namespace) -> int:
               f" the kernel's events were not recorded: {absent}", file=sys.stderr)
     _summarize(output)
     return code
+
+
+def _by_library(arguments: argparse.Namespace, words: list[str]) -> int:
+    why = record_preloaded.cannot(words[0])
+    if why is not None:
+        return _wrong(why if arguments.by else f"{_NO_STRACE}; the preloaded library cannot stand in: {why}")
+    if arguments.events:
+        return _wrong("--events: the kernel's events come beside strace's lines alone; the library reads the calls")
+    output = _output(arguments, words)
+    try:
+        code, told, failed = record_preloaded.recorded(words, output)
+    except CannotWrite as error:
+        return _wrong(str(error))
+    except OSError as error:
+        return _wrong(f"{words[0]}: {error.strerror}")
+    if failed is not None:
+        unwritten = _wrong(f"{failed}: the recording is not whole")
+        return code or unwritten
+    for line in told:
+        print(f"kvmattr record: {line}", file=sys.stderr)
+    _summarize(output)
+    return code
+
+
+def _output(arguments: argparse.Namespace, words: list[str]) -> Path:
+    return arguments.output or Path(f"{Path(words[0]).name}-{time.strftime('%Y%m%d-%H%M%S')}.strace")
 
 
 def _recorded(words: list[str], file: RawIOBase, *, events: bool) -> tuple[int, _Copy]:
