@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ from kvmattr.fake.wire import CALL, LARGEST, REPLY, UNREADABLE, VERSION, Kind, Q
 _CREDENTIALS = struct.Struct("iII")
 #: Of the descriptors that we may have, how many one process's connections and files may take.
 _SHARE = 0.5
+#: So long after a call the next one is waited for awake: to be woken takes longer on an idle processor.
+_WAKEFUL_NS = 100_000
 _DONTWAIT = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)    # the latter is not everywhere
 #: The number of a descriptor that is none of ours, beyond any number of a file.
 FOREIGN = 1 << 30
@@ -154,8 +157,16 @@ class Server:
         """Answer until :meth:`stop`, or until ``done`` says so where nothing is left to answer."""
         listener, woken, channels = self._listener.fileno(), self._woken.fileno(), self._channels
         poll, message = self._epoll.poll, self._message
+        wakeful = 0     # until then nobody sleeps: the next call of a program that calls again and again is near
         while not self._stop:
-            events = poll(0.5)
+            events = poll(0)
+            if events:
+                wakeful = time.monotonic_ns() + _WAKEFUL_NS
+            elif time.monotonic_ns() < wakeful:
+                os.sched_yield()
+                continue
+            else:
+                events = poll(0.5)
             for descriptor, _event in events:
                 channel = channels.get(descriptor)
                 if channel is not None:

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -181,6 +182,9 @@ static int send_all(int descriptor, struct call *call, const void *given, size_t
     return 0;
 }
 
+/* Looks for an answer before a thread sleeps: about 100 us. */
+enum { WAKEFUL_TRIES = 150 };
+
 static int receive(int descriptor, struct exchange *each)
 {
     union {
@@ -190,10 +194,15 @@ static int receive(int descriptor, struct exchange *each)
     struct iovec parts[2] = {{&each->reply, sizeof each->reply}, {each->taken, each->room}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = each->room ? 2 : 1, .msg_control = &control,
                              .msg_controllen = sizeof control};
+    int flags = each->keep_on_exec ? 0 : MSG_CMSG_CLOEXEC, tries = 0;
     ssize_t got;
-    do
-        got = recvmsg(descriptor, &message, each->keep_on_exec ? 0 : MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+    /* The answer comes within microseconds: to sleep until then, and be woken, takes longer on an idle processor. */
+    do {
+        message.msg_controllen = sizeof control;
+        got = recvmsg(descriptor, &message, tries < WAKEFUL_TRIES ? flags | MSG_DONTWAIT : flags);
+        if (got < 0 && errno == EAGAIN)
+            sched_yield();
+    } while (got < 0 && (errno == EINTR || (errno == EAGAIN && tries++ < WAKEFUL_TRIES)));
     if (got < 0 && errno == EFAULT)
         return -1; /* as KVM, which could not copy its answer out */
     if (got < (ssize_t)sizeof each->reply)
