@@ -30,10 +30,10 @@ import numpy as np  # noqa: E402
 
 from bench.against_numpy import get, runs  # noqa: E402
 from bench.guest import TINY, Guest, Pages, same  # noqa: E402
+from bench.report import show  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
 from kvmattr import AttributeMap  # noqa: E402
-from kvmattr.measure import writing  # noqa: E402
-from kvmattr.measure.machine import Load, describe, in_words  # noqa: E402
+from kvmattr.measure.machine import Load  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 
 ROUNDS = 12
@@ -226,14 +226,7 @@ def main() -> None:
         limits = [*content.limits, content.megabytes]
         rows.append([content.name, *map(cell, measured, limits)])
         print(f"{content.name}: done", file=sys.stderr, flush=True)
-    text = "\n".join([
-        fitted(["store / numpy, limit", *COLUMNS, "MB"], rows, 190), "", "* over its limit",
-        f"{in_words(describe())}; {AttributeMap(1).stats()['kernels']}",
-        "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in Load.now().since(load).items()),
-    ])
-    print(text)
-    if words.results:
-        writing.write(f"{words.results}.txt", text + "\n")
+    show(fitted(["store / numpy, limit", *COLUMNS, "MB"], rows, 190), "* over its limit", load, words.results)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 import numpy as np  # noqa: E402
 
 from bench.guest import Gfns, Guest  # noqa: E402
+from bench.report import show  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
 from kvmattr import VM, AttributeMap, uapi  # noqa: E402
-from kvmattr.measure import writing  # noqa: E402
-from kvmattr.measure.machine import Load, describe, in_words  # noqa: E402
+from kvmattr.measure.machine import Load  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 from kvmattr.study._xarray import XArray  # noqa: E402
 
@@ -126,14 +126,8 @@ def main() -> None:
             rows.append([f"{turn}, k = {earlier:,}",
                          *(f"{value:.2g}{'' if value <= LIMIT else ' *'}" for value in measured)])
             print(f"{rows[-1][0]}: done", file=sys.stderr, flush=True)
-    text = "\n".join([
-        fitted(["store / xarray", "put", "update_many", "write", "SET batch"], rows, 100), "", f"* over {LIMIT:g}",
-        f"{in_words(describe())}; {AttributeMap(1).stats()['kernels']}",
-        "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in Load.now().since(load).items()),
-    ])
-    print(text)
-    if words.results:
-        writing.write(f"{words.results}.txt", text + "\n")
+    show(fitted(["store / xarray", "put", "update_many", "write", "SET batch"], rows, 100), f"* over {LIMIT:g}", load,
+         words.results)
 
 
 if __name__ == "__main__":
