@@ -1,9 +1,11 @@
 """The command line: what it says, writes and returns."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import signal as signals
 import subprocess
 import sys
 
@@ -211,7 +213,7 @@ class TestNothingIsLost:
     @pytest.mark.parametrize(("signal", "code"), [("TERM", 143), ("HUP", 129), ("INT", 130)])
     def test_signals_keep_what_is_done(self, signal, code, tmp_path):
         path = tmp_path / "a.json"
-        words = "scaling --rounds 20 --scenario conversion --backend numpy"
+        words = "scaling --rounds 100 --scenario conversion --backend numpy"
         done = kvmattr(f"kvmattr {words} --json {path} & pid=$!; "
                        f"until [ -s {path} ]; do sleep 0.05; done; kill -{signal} $(pgrep -P $pid); wait $pid")
         assert done.returncode == code, done.stderr
@@ -221,6 +223,21 @@ class TestNothingIsLost:
         assert 1 <= len(record["results"]) < 7
         assert "conversion (model)" in done.stdout
         assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+    def test_a_signal_that_a_library_clears_ends_the_run(self, tmp_path, capsys, monkeypatch):
+        real = runner.run_unit
+
+        def clearing(unit, options):
+            with contextlib.suppress(KeyboardInterrupt):
+                signals.raise_signal(signals.SIGTERM)
+            return real(unit, options)
+        monkeypatch.setattr(runner, "run_unit", clearing)
+        path = tmp_path / "a.json"
+        assert cli.main([*BRIEF, "--scenario", "conversion", "--backend", "numpy", "--json", str(path)]) == 143
+        record = json.loads(path.read_text())
+        assert record["interrupted"] is True
+        assert len(record["results"]) == 1
+        assert "ended by SIGTERM: 1 of " in capsys.readouterr().err
 
     def test_a_directory_that_vanishes_in_the_run(self, tmp_path, capsys, monkeypatch):
         gone, kept = tmp_path / "gone", tmp_path / "a.csv"

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from kvmattr.measure import ending
-from kvmattr.measure.ending import ReaderGone, Terminated, check_reader, exit_code, reason, signals_interrupt
+from kvmattr.measure.ending import ReaderGone, Terminated, check, exit_code, reason, signals_interrupt
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 KVMATTR = [sys.executable, "-m", "kvmattr"]
 
 
 @pytest.mark.parametrize(("number", "code", "words"), [
-    (signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGHUP, 129, "ended by SIGHUP")])
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM"),
+    (signal.SIGHUP, 129, "ended by SIGHUP")])
 def test_signals_interrupt_as_ctrl_c_does(number, code, words):
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt) as raised, signals_interrupt():
         signal.raise_signal(number)
-    assert isinstance(raised.value, Terminated)
+    assert isinstance(raised.value, Terminated) is (number != signal.SIGINT)
     assert (exit_code(raised.value), reason(raised.value)) == (code, words)
     assert signal.getsignal(number) is before
+
+
+def test_what_a_library_clears_is_raised_again():
+    class Loses(type):
+        """As an enum's class before Python 3.12: its attributes are looked up in Python, where signals arrive."""
+
+        def __getattr__(cls, name):
+            signal.raise_signal(signal.SIGTERM)
+            raise AttributeError(name)
+
+    class Lost(int, metaclass=Loses):
+        pass
+
+    with signals_interrupt():
+        with contextlib.suppress(KeyboardInterrupt):    # numpy's own silence, where it is silent
+            assert (np.zeros(3, np.uint8) == Lost(0)).all()
+        with pytest.raises(Terminated, match="ended by SIGTERM"):
+            check()
+    with signals_interrupt():
+        check()
+
+
+def test_a_sigint_that_somebody_else_handles_stays_his():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with signals_interrupt():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
 
 
 def test_what_is_ignored_stays_ignored():
@@ -51,16 +85,16 @@ def test_another_thread_changes_nothing():
 
 
 def test_the_reader_is_looked_for(capfd, monkeypatch):
-    check_reader()
+    check()
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(ending.sys, "stdout", stream)
-        check_reader()
+        check()
         os.close(reader)
         with pytest.raises(ReaderGone, match="ended by its reader, who closed the pipe"):
-            check_reader()
+            check()
     monkeypatch.setattr(ending.sys, "stdout", None)
-    check_reader()
+    check()
 
 
 def run(command: str) -> subprocess.CompletedProcess[str]:

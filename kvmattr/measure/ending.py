@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
-#: Signals that ask a process to end, beside SIGINT, which Python turns into KeyboardInterrupt itself.
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: Signals that ask a process to end.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: What the last signal raised within signals_interrupt().
+_asked: KeyboardInterrupt | None = None
 
 
 class Terminated(KeyboardInterrupt):
@@ -56,12 +58,19 @@ def reason(interrupt: KeyboardInterrupt) -> str:
 def signals_interrupt() -> Iterator[None]:
     """Within it SIGTERM and SIGHUP raise :class:`Terminated` where Ctrl-C would raise KeyboardInterrupt.
 
-    A signal that is ignored stays so (``nohup``). Only in the main thread; elsewhere nothing changes.
+    What they raise can be lost on its way: numpy, which looks for ``__array__`` at an enum member, clears every
+    error that comes up there. So it is remembered, and :func:`check` raises it again.
+
+    A signal that is ignored stays so (``nohup``), and so does a SIGINT that somebody else handles. Only in the
+    main thread; elsewhere nothing changes.
     """
+    global _asked
     before = {}
     if threading.current_thread() is threading.main_thread():
+        _asked = None
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            handler = signal.getsignal(number)
+            if handler is signal.default_int_handler or (number != signal.SIGINT and handler is not signal.SIG_IGN):
                 before[number] = signal.signal(number, _raise)
     try:
         yield
@@ -70,8 +79,13 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check_reader() -> None:
-    """Raise :class:`ReaderGone` if standard output is a pipe whose reader has gone."""
+def check() -> None:
+    """Raise what a signal asked for and nobody heard; :class:`ReaderGone` if the reader of standard output has gone.
+
+    For long work, between its parts.
+    """
+    if _asked is not None:
+        raise _asked
     if sys.stdout is None or not hasattr(select, "poll"):
         return
     try:
@@ -105,4 +119,6 @@ def abandon_output() -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise Terminated(number)
+    global _asked
+    _asked = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+    raise _asked

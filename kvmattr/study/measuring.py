@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 
-from kvmattr.measure import text
-from kvmattr.measure.ending import ReaderGone, check_reader
+from kvmattr.measure import ending, text
 from kvmattr.measure.machine import Load, describe
 from kvmattr.measure.status import Advance
 from kvmattr.study import runner, scenarios
@@ -41,11 +40,11 @@ def measure(plan: Plan, *, executor: Executor | None = None, done: Callable[[Rep
                                            started=lambda unit: advance(label(unit))):
                 results += unit_results
                 done(report(len(results) < plan.cells))
-                check_reader()
+                ending.check()
     except KeyboardInterrupt as error:
         interrupt = error
     except BrokenPipeError:     # of the progress: what a backend raises ends in its cell
-        interrupt = ReaderGone()
+        interrupt = ending.ReaderGone()
     return report(interrupt is not None), interrupt
 
 

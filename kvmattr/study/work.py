@@ -105,7 +105,7 @@ class Reference:
         """Do the updates in order; all their edges must be among those given on construction."""
         values = self._values
         first, last = np.searchsorted(self._edges, batch.starts), np.searchsorted(self._edges, batch.stops)
-        if (last - first == 1).all() and (batch.operations == Operation.WRITE).all():
+        if (last - first == 1).all() and (batch.operations == int(Operation.WRITE)).all():
             values[first] = batch.attributes    # one element each; of several writes to one, the last stays
             return self
         for low, high, attributes, operation in zip(first.tolist(), last.tolist(), batch.attributes,

@@ -34,7 +34,7 @@ ROW_BYTES = 200
 
 def is_one_bit(batch: Batch) -> bool:
     """Whether these updates WRITE 0 or 1: all that a backend with one attribute and no operations can express."""
-    return bool((batch.attributes <= 1).all() and (batch.operations == Operation.WRITE).all())
+    return bool((batch.attributes <= 1).all() and (batch.operations == int(Operation.WRITE)).all())
 
 
 class Backend(ABC):
