@@ -1,11 +1,13 @@
 """`kvmattr replay --on-kvm`: a recording's calls on a VM of the running kernel, beside the recorded answers."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from kvmattr import VM, cli
+from kvmattr import VM, cli, uapi
 from kvmattr.bridges import kvm
 from kvmattr.trace import SetAttributes, SetSlot, read
 from kvmattr.trace.on_kvm import on_kvm, on_kvm_text
@@ -57,7 +59,52 @@ def test_what_this_kernel_has_no_vm_for_is_counted(monkeypatch, tmp_path):
     with read(trace) as made:
         result = on_kvm(made, VM("linux"))
     assert (result.calls, result.not_run, result.different) == (1, 1, 0)
-    assert ": 1 call, 1 not run, because it has no VM for them" in next(on_kvm_text(result))
+    assert ": 1 call, 1 not run, because it has no VM or file for them" in next(on_kvm_text(result))
+
+
+FILES = """vm gmem
+gmem 12 0x200000 0x0
+gmem 13 0x1001 0x0
+slot 0 0x4 0x0 0x100000 0x7f0000000000 12 0x0
+gpunch 12 0x1000 0x1000
+gpunch 12 0x1800 0x1000
+gset 12 0x0 0x1000 0x8 0x0
+"""
+
+
+@needs_kvm
+def test_calls_on_files_are_issued_too(monkeypatch, tmp_path, capsys):
+    trace = tmp_path / "x.trace"
+    trace.write_text(FILES)
+    with kvm.KernelVM() as vm:
+        try:
+            os.close(vm.ioctl(uapi.KVM_CREATE_GUEST_MEMFD, bytearray(uapi.kvm_create_guest_memfd(0x1000, 0))))
+        except OSError as error:
+            pytest.skip(f"the running kernel makes no guest_memfd for a default VM: {error}")
+    monkeypatch.setattr(kvm, "private_vm_type", lambda: None)
+    with read(trace) as made:
+        result = on_kvm(made, VM("gmem"))
+    # No kernel has KVM_SET_MEMORY_ATTRIBUTES2 yet; the model has.
+    assert (result.calls, result.not_run, result.answers) == (6, 0, {"0": 3, "EINVAL": 2, "ENOTTY": 1})
+    assert result.differences == [(7, "", "0", "ENOTTY")]
+
+
+@needs_kvm
+def test_calls_on_a_file_that_this_kernel_does_not_make_are_counted(monkeypatch, tmp_path):
+    trace = tmp_path / "x.trace"
+    trace.write_text(FILES)
+    plain = kvm.KernelVM.ioctl
+
+    def ioctl(vm, request, arg=0):
+        if request == uapi.KVM_CREATE_GUEST_MEMFD:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return plain(vm, request, arg)
+
+    monkeypatch.setattr(kvm.KernelVM, "ioctl", ioctl)
+    with read(trace) as made:
+        result = on_kvm(made, VM("gmem"))
+    assert (result.calls, result.not_run, result.answers) == (2, 4, {"ENOTTY": 2})
+    assert ": 2 calls, 4 not run, because it has no VM or file for them" in next(on_kvm_text(result))
 
 
 def test_the_mails_attributes_are_not_the_kernels(tmp_path, capsys):

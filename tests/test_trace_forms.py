@@ -384,3 +384,36 @@ def test_numbers_that_fit_no_clock_and_no_row(tmp_path, line):
     with trace_of(tmp_path, line) as trace:
         assert len(trace) == 1
         replay(trace, machine_for(trace))
+
+
+CREATED = "ioctl(3, KVM_CREATE_VM, 0x1) = 4\n"
+SET2 = "KVM_SET_MEMORY_ATTRIBUTES2, {offset=0, size=4096, attributes=0x8, flags=0}"
+
+
+@pytest.mark.parametrize(("line", "what"), [
+    (f"ioctl(4, {SET2}) = -1 ENOTTY (Inappropriate ioctl for device)", "KVM_SET_MEMORY_ATTRIBUTES2 on descriptor 4"),
+    (f"ioctl(9, {SET2}) = -1 ENOTTY (Inappropriate ioctl for device)", "KVM_SET_MEMORY_ATTRIBUTES2 on descriptor 9"),
+    ("ioctl(4, _IOC(_IOC_READ|_IOC_WRITE, 0xae, 0xd2, 0x80), 0x7ffe) = -1 ENOTTY (Inappropriate ioctl for device)",
+     "KVM_SET_MEMORY_ATTRIBUTES2 on descriptor 4"),
+    (f"ioctl(3, KVM_SET_USER_MEMORY_REGION, {STRUCTURE}) = -1 ENOTTY (Inappropriate ioctl for device)",
+     "KVM_SET_USER_MEMORY_REGION on descriptor 3"),
+    ("ioctl(3, KVM_CREATE_GUEST_MEMFD, {size=0x1000, flags=0}) = -1 ENOTTY (Inappropriate ioctl for device)",
+     "KVM_CREATE_GUEST_MEMFD on descriptor 3")])
+def test_a_descriptor_that_does_not_know_a_request_is_no_second_vm(tmp_path, line, what):
+    with trace_of(tmp_path, CREATED + line + "\n" + region(4, 0)) as trace:
+        assert [record.slot for record in trace] == [0]
+        assert trace.unread == []
+        assert trace.notes == [(2, f"{what}, which is none that has it: ENOTTY, nothing changed")]
+
+
+def test_a_descriptor_that_is_closed_is_no_second_vm(tmp_path):
+    line = region(4, 1, result="-1 EBADF (Bad file descriptor)")
+    with trace_of(tmp_path, CREATED + region(4, 0) + "close(4) = 0\n" + line) as trace:
+        assert [record.slot for record in trace] == [0]
+        assert [told.line for told in trace.notes] == [4]
+
+
+def test_attributes_of_a_file_on_a_vm_that_went_well_are_not_read(tmp_path):
+    with trace_of(tmp_path, f"{CREATED}{region(4, 0)}ioctl(4, {SET2}) = 0\n{region(4, 1)}") as trace:
+        assert [record.slot for record in trace] == [0, 1]
+        assert trace.unread == [(3, "descriptor 4 is a VM, not a guest_memfd")]

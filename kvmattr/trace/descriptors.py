@@ -101,13 +101,22 @@ class Process:
 
     def file_of_guest(self, file: int, line: int) -> tuple[int, Guest]:
         """The number of a guest_memfd and the VM that it is of; one of its own where no line has made it."""
-        found = self.known_file(file)
+        found = self.files.get(file) or self._owner.elsewhere(file)
+        if isinstance(found, Guest):
+            raise Mismatch(f"descriptor {file} is a VM, not a guest_memfd")
         if found is None:
             found = self._owner.new_guest_memfd(file)
             self.files.put(file, found)
         if found.guest is None:
             found.guest = self._owner.only_guest() or self._owner.unmade(self.pid, file, line)
         return found.number, found.guest
+
+    def takes(self, file: int, *, of_vm: bool) -> bool:
+        """Whether a line has made or used this descriptor as a VM or, not `of_vm`, as a guest_memfd."""
+        found = self.files.get(file) or self._owner.elsewhere(file)
+        if found is None:
+            return of_vm and self._owner.is_unmade(file)
+        return isinstance(found, Guest if of_vm else GuestMemfd)
 
     def close(self, file: int) -> bool:
         """Whether the closed descriptor was one of ours."""
@@ -184,6 +193,10 @@ class Descriptors:
             self._unmade[file] = self.new_guest(pid, file, 0)
             self._unmade[file].first_line = line
         return self._unmade[file]
+
+    def is_unmade(self, file: int) -> bool:
+        """Whether a descriptor is of a VM that no line has made."""
+        return file in self._unmade
 
     def forget_unmade(self, pid: int | None, file: int) -> bool:
         """Close a descriptor of a VM that no line has made; whether the process is the one that used it."""

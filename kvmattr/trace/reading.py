@@ -27,7 +27,7 @@ from kvmattr.trace.opening import Damaged, pieces
 from kvmattr.trace.operations import BLOCK_ROWS, ROW, Machine, row_of
 from kvmattr.trace.session import Guest
 from kvmattr.trace.times import Clock
-from kvmattr.trace.trace import Trace, TraceError
+from kvmattr.trace.trace import KEPT, Trace, TraceError
 
 #: A text longer than this is no call of ours, whatever it names.
 _LONGEST = 1 << 14
@@ -169,7 +169,7 @@ class Parser:
         self._unnamed: Guest | None = None
         self._clock = Clock()
         self._descriptors = Descriptors(self._new_guest)
-        self._strace = strace.Reader(self._descriptors)
+        self._strace = strace.Reader(self._descriptors, self._file.tell_note)
         self._held: _Held | None = None
 
     def close(self) -> None:
@@ -517,6 +517,8 @@ class Parser:
             trace.tell_unread(*told)
         trace.unread_count += self._file.unread_count - len(self._file.unread)
         trace.unread.sort()
+        trace.notes = sorted([*self._file.notes, *trace.notes])[:KEPT]
+        trace.note_count += self._file.note_count
         trace.mentions, trace.host = self._file.mentions, self._file.host
         return trace
 

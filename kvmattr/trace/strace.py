@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kvmattr import uapi
@@ -45,6 +46,8 @@ _PUNCH = re.compile(r"fallocate\((?:[a-z]{1,10}=)?([0-9]{1,10}), (?:[a-z]{1,10}=
                     r"(?:[a-z]{1,10}=)?(0x[0-9a-f]{1,16}|[0-9]{1,19})\)")
 #: Fields of the structures that say nothing, and those that come out of the call.
 _SILENT = re.compile(r"pad[0-9]*|reserved[0-9]*|error_offset")
+#: Answers of a descriptor that does not know the request, or of none.
+_NOT_ITS_FILE = (errno.ENOTTY, errno.EBADF)
 _DIRECTIONS = {"0": 0, "_IOC_NONE": 0, "_IOC_WRITE": 1, "_IOC_READ": 2, "_IOC_READ|_IOC_WRITE": 3}
 
 _CALL = re.compile(r"(?<![A-Za-z0-9_])(ioctl|close_range|close|dup[23]?|fcntl|clone3?|v?fork|fallocate)\(")
@@ -79,8 +82,10 @@ class Completed(NamedTuple):
 class Reader:
     """Reads strace's lines; remembers the calls that have begun and not yet returned, at most one a thread."""
 
-    def __init__(self, descriptors: Descriptors) -> None:
+    def __init__(self, descriptors: Descriptors, note: Callable[[int, str], None]) -> None:
         self._descriptors = descriptors
+        #: Says something of a line that is no VM's.
+        self._note = note
         self._begun: dict[int | None, tuple[str, str, int]] = {}
 
     @property
@@ -186,6 +191,10 @@ class Reader:
         if result is None:
             raise Incomplete("expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no result")
         answer = _answer(result)
+        if answer in _NOT_ITS_FILE and not process.takes(file, of_vm=request != "KVM_SET_MEMORY_ATTRIBUTES2"):
+            self._note(line_number, f"{request} on descriptor {file}, which is none that has it:"
+                       f" {errno.errorcode[answer]}, nothing changed")
+            return True
         if request == "KVM_CREATE_VM":
             if result[1].isdecimal() and answer == 0:
                 process.create_guest(int(result[1][:10]), line_number)
