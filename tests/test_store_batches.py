@@ -118,6 +118,20 @@ def test_put_finds_pages_again_when_their_leaves_are_moved_meanwhile(Map):
     assert (m.to_numpy(0, 3 * gib) == dense).all()
 
 
+def test_put_finds_pages_again_when_a_leaf_is_copied_that_only_a_dead_node_shares(Map):
+    """An array that was written to another block leaves the old node to be taken apart later: its leaves count twice."""
+    m = Map(1 << 18)
+    block = np.arange(512).astype(np.uint8) % 32
+    for at in range(3, 512, 7):
+        m[at * 512:(at + 1) * 512] = block
+    for at in range(3, 512, 7):
+        m[512:1024] = block % (at % 30 + 1)
+        gfns = np.arange(at * 512 + 10, at * 512 + 13, dtype=np.uint64)
+        assert m.put(gfns, np.array([0x40, 3, 9], np.uint8)) == 3       # the first has a bit that did not vary there
+        assert m.take(gfns).tolist() == [0x40, 3, 9]
+    m.validate()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64, np.uint64, ">u8"])
 def test_put_takes_any_integer_type_and_stride(Map, dtype):
     m = Map(128)

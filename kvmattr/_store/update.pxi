@@ -189,6 +189,10 @@ cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varyin
         slot[0] = entry_make(handle, varying, entry_x(slot[0]), varying, entry_first(slot[0]))
     else:
         handle = leaf_own(family, handle)
+        if family.maps.next == NULL and handle != entry_handle(slot[0]):
+            # Only a node that is dead and not yet taken apart has the other leaf too. Whoever located pages in it must
+            # look again: in a family of one map they are written where they are.
+            family.rearranged += 1
         slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
     if not field_put(map, slot, gfn, value):
         loose = True
