@@ -119,7 +119,7 @@ def test_put_finds_pages_again_when_their_leaves_are_moved_meanwhile(Map):
 
 
 def test_put_finds_pages_again_when_a_leaf_is_copied_that_only_a_dead_node_shares(Map):
-    """An array that was written to another block leaves the old node to be taken apart later: its leaves count twice."""
+    """An array written to another block leaves the old node to be taken apart later: its leaves count twice."""
     m = Map(1 << 18)
     block = np.arange(512).astype(np.uint8) % 32
     for at in range(3, 512, 7):
