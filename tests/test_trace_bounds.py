@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from kvmattr.trace import TraceError, machine_for, opening, read, replay, replaying, sides
@@ -53,6 +54,40 @@ def test_lines_of_a_mebibyte_end_in_seconds_of_computing(tmp_path):
     program = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n" + PROGRAM
     done = subprocess.run([sys.executable, "-c", program, *map(str, paths)], capture_output=True, check=False)
     assert (done.returncode, done.stderr.decode()[-500:]) == (0, "")
+
+
+#: A line of 16 kB of each is read by its calls, and not by its calls times its length.
+CALLS = [
+    "kvm_convert_memory ", "kvm_convert_memory start 0 size 0x1000 shared_to_private ", "kvm_convert_memory gpa= size= ",
+    "kvm_vm_set_mem_attributes: 0 -- 1 [0x8] ", "kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x1000 ua=0x0 ret=0 ",
+    "1.1 kvm_convert_memory start 0 size 0x1000 shared_to_private ", "gpa=1 size=1 ",
+]
+
+
+def test_lines_full_of_calls_end_in_a_second_of_computing(tmp_path):
+    """A bomb of a kilobyte unpacks to four times that: up to 60 s where a call looked through all of its line."""
+    paths = []
+    for index, unit in enumerate(CALLS):
+        paths.append(tmp_path / str(index))
+        line = "kvm_convert_memory " + unit * (16_000 // len(unit)) + "\n"
+        paths[-1].write_text(line * ((1 << 18) // len(line)))
+    program = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (15, 15))\n" + PROGRAM
+    done = subprocess.run([sys.executable, "-c", program, *map(str, paths)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr.decode()[-500:]) == (0, "")
+
+
+def test_a_call_before_one_that_the_next_lines_go_on_with_is_taken_once(tmp_path):
+    text = ("7@1.000000:kvm_convert_memory start 0x1000 size 0x1000 shared_to_private 7@2.000000:kvm_set_user_memory Slot#0"
+            " flags=0x0\n gpa=0x0\n size=0x100000 ua=0x0 ret=0\n")
+    with trace_of(tmp_path, text) as trace:
+        assert [type(record).__name__ for record in trace] == ["SetAttributes", "SetSlot"]
+        assert np.concatenate([block["time"] for block in trace.blocks()]).tolist() == [10**9, 2 * 10**9]
+
+
+def test_a_character_of_html_with_thousands_of_digits_is_text(tmp_path):
+    line = "kvm_convert_memory start 0x1000 size 0x1000 shared_to_private &lt;&#" + "1" * 5000 + ";&#x41;&gt;\n"
+    with trace_of(tmp_path, line) as trace:
+        assert len(trace) == 1
 
 
 def error_of(tmp_path, data):

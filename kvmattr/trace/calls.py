@@ -32,12 +32,14 @@ class Call(NamedTuple):
 class Incomplete(Mismatch):
     """A call that ends with the line before it is whole, so that the next line may go on with it.
 
-    `call`: what the line means if the next one does not.
+    `call`: what the line means if the next one does not. `begin`: where in the line the call's text begins, with what
+    stands between it and the one before.
     """
 
     def __init__(self, text: str, call: Call | None = None) -> None:
         super().__init__(text)
         self.call = call
+        self.begin = 0
 
 
 def descriptor(text: str) -> int:

@@ -17,6 +17,8 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b
 _SPELLED_ESCAPES = re.compile(r"\\(?:x1b|u001[bB]|033|e)\[[0-9;]*[A-Za-z]")
 _QUOTES = re.compile(r"(?:[ \t]?>)+[ \t]?")
 _SOFT = re.compile(r"=([0-9A-F]{2})")
+# No longer than what HTML has: a number of thousands of digits is none.
+_ENTITY = re.compile(r"&(?:[A-Za-z]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 # The prefixes, each from the start of a line: Kubernetes' container logs, docker compose, journald and syslog.
 _CRI = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(?:Z|[+-][0-9:]+) (stdout|stderr) ([FP]) ")
 _COMPOSE = re.compile(r"[\w.-]{1,80} {1,40}\| ")
@@ -62,7 +64,7 @@ def plain(text: str) -> str:
     if "=3D" in text:
         text = _SOFT.sub(lambda found: chr(int(found[1], 16)), text)
     if "&lt;" in text or "&gt;" in text or "&quot;" in text:
-        text = html.unescape(text)
+        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
     return text.rstrip("\r\n\0")
 
 

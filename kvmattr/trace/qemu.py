@@ -39,7 +39,9 @@ _VALUE = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|[0-9]+)(?![A-Za-z0-9_])")
 _PLAIN = re.compile(r'[^"\\\x1b\r]*')
 
 _SLOT_SHAPE = re.compile(r"\s+(?:(AddrSpace|Slot)#|[0-9.]+\s+pid=[0-9]|(?:flags|gpa|size|ua|as|slot)=)|:\s*\{")
-_SOME_FIELDS = re.compile(r"\bgpa=.{1,80}\bsize=.{1,80}\bua=|\bstart 0x[0-9a-fA-F]+,? size 0x")
+#: Fields of the slot event, to be found in this order and near each other, and of the other one.
+_SOME_FIELDS = re.compile(r"\b(?:(gpa|size|ua)=|start 0x[0-9a-fA-F]{1,16},? size 0x)")
+_NEAR = 80
 _CONVERT_SHAPE = re.compile(r"\s+(?:start[\s=]|[0-9.]+\s+pid=[0-9])|:\s*\{")
 _CONVERT_TEXT = re.compile(r"\s+start\s+(\S+)\s+size\s+(\S+)\s+(\w+)")
 _DIRECTIONS = {"shared_to_private": uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE, "private_to_shared": 0}
@@ -62,9 +64,27 @@ def is_event(name: str, rest: str, *, alone: bool) -> bool:
     return bool(word or alone) and any(first.startswith(word) for first in _FIRST[name])
 
 
-def has_fields(text: str, rest: str) -> bool:
-    """Whether a line that is no event has its fields all the same, or begins a list of them on lines of their own."""
-    return _SOME_FIELDS.search(text) is not None or rest.strip() == ":"
+def has_fields(text: str) -> bool:
+    """Whether a line that is no event has its fields all the same.
+
+    >>> has_fields("gpa=0x0 and size=0x1000 ua=0x0"), has_fields("size=0x1000 gpa=0x0 ua=0x0")
+    (True, False)
+    """
+    # One pass: an expression for all three would try each first one with each second one.
+    gpa = size = -_NEAR - 1
+    for found in _SOME_FIELDS.finditer(text):
+        if found[1] is None or (found[1] == "ua" and found.start() - size <= _NEAR):
+            return True
+        if found[1] == "gpa":
+            gpa = found.end()
+        elif found[1] == "size" and found.start() - gpa <= _NEAR:
+            size = found.end()
+    return False
+
+
+def begins_list(rest: str) -> bool:
+    """Whether what follows the name begins a list of its fields on lines of their own."""
+    return rest.strip() == ":"
 
 
 def parse(name: str, rest: str) -> Call:

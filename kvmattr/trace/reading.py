@@ -24,7 +24,7 @@ from kvmattr.trace import _native, kernel_event, layers, native, qemu, strace
 from kvmattr.trace.calls import Call, Incomplete
 from kvmattr.trace.descriptors import Descriptors
 from kvmattr.trace.opening import Damaged, pieces
-from kvmattr.trace.operations import BLOCK_ROWS, ROW, Machine, row_of
+from kvmattr.trace.operations import BLOCK_ROWS, NO_TIME, ROW, Machine, row_of
 from kvmattr.trace.session import Guest
 from kvmattr.trace.times import Clock
 from kvmattr.trace.trace import KEPT, Trace, TraceError
@@ -128,7 +128,10 @@ def _read(file: BufferedReader, parser: Parser, progress: Callable[[int], Any] |
 
 
 class _Held:
-    """The beginning of a call that the next line may go on with. `partial`: it surely does, without a space."""
+    """The beginning of a call that the next line may go on with. `partial`: it surely does, without a space.
+
+    `text`: from the end of the line's last whole call on.
+    """
 
     def __init__(self, text: str, raw: str, line: int, incomplete: Incomplete, partial: bool) -> None:
         self.text = text
@@ -137,6 +140,11 @@ class _Held:
         self.incomplete = incomplete
         self.partial = partial
         self.lines = 1
+
+
+def _thread(before: str) -> int | None:
+    found = _TASK.search(before)
+    return int(found[1]) if found is not None else None
 
 
 class Parser:
@@ -220,7 +228,7 @@ class Parser:
                 self._unread(line, str(mismatch))
                 continue
             if not isinstance(found, bool):
-                self._apply(found[1], found[0], line, ("", ""))
+                self._apply(found[1], found[0], line, NO_TIME)
         self._flush()
         chosen = self._chosen()
         chosen.lines, chosen.unrelated = self.line - 1, self._unrelated
@@ -327,7 +335,7 @@ class Parser:
         try:
             return self._calls(text, raw)
         except Incomplete as incomplete:
-            self._held = _Held(text, raw, self.line, incomplete, partial)
+            self._held = _Held(text[incomplete.begin:], raw, self.line, incomplete, partial)
         except native.Mismatch as mismatch:
             self._unread(self.line, str(mismatch))
         return True
@@ -340,16 +348,18 @@ class Parser:
         if "message repeated" in text and (repeated := _REPEATED.search(text)) is not None:
             self._unread(self.line, f"this call was made {repeated[1]} times, and is read once")
         echo = _ECHO.search(text)
+        has_fields: dict[bool, bool] = {}
+        done, thread, time = 0, None, NO_TIME
         ours = False
         for index, found in enumerate(events):
             stop = events[index + 1].start() if index + 1 < len(events) else len(text)
-            before, rest = text[:found.start()], text[found.end():stop]
-            alone = raw.strip() == found[1] or _QEMU_PREFIX.fullmatch(before) is not None
-            name = found[1]
-            is_event = kernel_event.is_event(rest) if name == kernel_event.EVENT else \
-                qemu.is_event(name, rest, alone=alone)
-            if not is_event and (kernel_event.has_fields(text) if name == kernel_event.EVENT else
-                                 qemu.has_fields(text, rest)):
+            rest, name = text[found.end():stop], found[1]
+            of_kernel = name == kernel_event.EVENT
+            alone = index == 0 and (raw.strip() == name or _QEMU_PREFIX.fullmatch(text, 0, found.start()) is not None)
+            is_event = kernel_event.is_event(rest) if of_kernel else qemu.is_event(name, rest, alone=alone)
+            if not is_event and of_kernel not in has_fields:
+                has_fields[of_kernel] = (kernel_event if of_kernel else qemu).has_fields(text)
+            if not is_event and (has_fields[of_kernel] or (not of_kernel and qemu.begins_list(rest))):
                 self._unread(self.line, f"{name} with its fields, in a form that is not known")
             elif not is_event:
                 self._file.mentions += 1
@@ -360,24 +370,30 @@ class Parser:
                     call = kernel_event.parse(rest) if name == kernel_event.EVENT else qemu.parse(name, rest)
                 except Incomplete as incomplete:
                     if index + 1 == len(events):
+                        incomplete.begin = events[index - 1].end() if index else 0
                         raise
                     if incomplete.call is None:
                         raise native.Mismatch(str(incomplete)) from None
                     call = incomplete.call
-                self._event(call, self.line, (before, raw))
+                # Of what stands before it, and where that has none, of the call before.
+                before = text[done:found.start()]
+                thread = _thread(before) or thread
+                later = self._time(before) if done else self._time(before, raw)
+                time = later if later != NO_TIME else time
+                done = found.start()
+                self._event(call, self.line, thread, time)
             ours = True
         return ours
 
-    def _event(self, call: Call, line: int, where: tuple[str, str]) -> None:
+    def _event(self, call: Call, line: int, thread: int | None, time: int) -> None:
         """Take an event, which names no VM: that of its thread where strace has told, else one of its own."""
-        thread = _TASK.search(where[0])
-        known = self._descriptors.guest_of(int(thread[1])) if thread is not None else None
+        known = self._descriptors.guest_of(thread) if thread is not None else None
         if known is not None:
-            self._apply(call, known, line, where)
+            self._apply(call, known, line, time)
             return
         if self._unnamed is None:
             self._unnamed = self._new_guest(None, None, 0)
-        self._apply(call, self._unnamed, line, where)
+        self._apply(call, self._unnamed, line, time)
 
     def _strace_line(self, text: str, raw: str) -> bool:
         if " resumed>" in text and not self._strace.waits and _OURS.search(text) is None and "{" not in text:
@@ -388,7 +404,7 @@ class Parser:
         found = self._strace.read(text, self.line)
         if not isinstance(found, bool):
             at = text.find("ioctl")
-            self._apply(found[1], found[0], self.line, (text[:at] if at >= 0 else text, raw))
+            self._apply(found[1], found[0], self.line, self._time(text[:at] if at >= 0 else text, raw))
             if len(_STRUCTURE.findall(text)) > 1:
                 self._unread(self.line, "another call stands in this line behind the first: not read")
             return True
@@ -422,7 +438,11 @@ class Parser:
         self._unread(self.line, f"{number}events or lines were lost here")
         return True
 
-    def _apply(self, call: Call, guest: Guest, line: int, where: tuple[str, str]) -> None:
+    def _time(self, *texts: str) -> int:
+        """When a line was written, by the first of these texts that tells; a native trace has no times."""
+        return self._clock.read(*texts) if self._is_log is not False else NO_TIME
+
+    def _apply(self, call: Call, guest: Guest, line: int, time: int) -> None:
         self._settle(is_log=True)
         self._before = self.line
         if self._strict and call.notes:
@@ -434,7 +454,7 @@ class Parser:
             if self._filled == BLOCK_ROWS:
                 self._flush()
             return
-        guest.apply(call, line, self._clock.read(*where))
+        guest.apply(call, line, time)
 
     def _unread(self, line: int, text: str) -> None:
         if self._strict or self._is_log is False:
@@ -476,7 +496,7 @@ class Parser:
         if held.incomplete.call is None:
             self._unread(held.line, str(held.incomplete))
         else:
-            self._event(held.incomplete.call, held.line, (held.text, held.raw))
+            self._event(held.incomplete.call, held.line, _thread(held.text), self._time(held.text, held.raw))
 
     # VMs ---------------------------------------------------------------------------------------------------
 
