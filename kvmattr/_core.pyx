@@ -85,7 +85,8 @@ export, diff                                pages and runs in address order, and
 locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
 batch, bitmap                               many pages, many ranges
-arguments, records, serial, saving          what Python hands in and gets: checks, arrays, bytes, files
+arguments, records, arrays, given           what Python hands in and gets: checks, runs, pages, batches
+facts, serial, saving                       stats() and validate(); bytes; files
 attribute_map                               the Python face
 for_cython, c_handles, c_calls, c_cursors,  what Cython, C and C++ call, and the table behind the capsule
 capi
@@ -276,6 +277,9 @@ include "_store/batch.pxi"
 include "_store/bitmap.pxi"
 include "_store/arguments.pxi"
 include "_store/records.pxi"
+include "_store/facts.pxi"
+include "_store/arrays.pxi"
+include "_store/given.pxi"
 include "_store/serial.pxi"
 include "_store/saving.pxi"
 include "_store/attribute_map.pxi"

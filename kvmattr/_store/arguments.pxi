@@ -79,6 +79,19 @@ cdef int gfn_or_end(object value, uint64_t pages, uint64_t *result) except -1:
     return 0
 
 
+cdef object bounds_of(slice key, uint64_t pages):
+    """The bounds of m[a:b]: step 1, not clamped, nothing counted from the end."""
+    if key.step is not None and key.step != 1:
+        raise ValueError(f"slice step {key.step}: need 1")
+    return (0 if key.start is None else key.start), (pages if key.stop is None else key.stop)
+
+
+cdef object array_key(object key):
+    if isinstance(key, (list, np.ndarray)):
+        return key
+    raise TypeError(f"index must be an integer, a slice or an array of integers, not {type(key).__name__}")
+
+
 # ---- arrays ----
 
 cdef object bit_words(object bits):

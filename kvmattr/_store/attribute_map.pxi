@@ -1,39 +1,7 @@
 # AttributeMap: the Python face of a Map. It checks what comes in, holds the mutex where it must, and turns
-# results of the tree into exceptions and arrays; everything else is below.
-
-cdef enum:
-    BULK_PAGES = 1 << 14        # below that a read is over sooner than the GIL is given up and taken again
-    ITERATED_RUNS = 1024        # runs fetched at a time by iter_runs: 17 KB on the stack
+# results of the tree into exceptions; arrays in and out are those of given, arrays and records.
 
 cdef object BARE = object()     # makes an AttributeMap without a map, to be filled by share()
-
-
-cdef uint64_t run_batch(AttributeMap self, Batch *batch, size_t count) except? 0xffffffffffffffff:
-    """A whole batch, with the GIL given up; what was done when it was stopped is `done` of the exception."""
-    cdef bint sound = True
-    cdef size_t upto
-    count_entering(self.map.family, CALL_PUT if batch.given_stops == NULL else CALL_UPDATE_MANY, count)
-    family_announce(self.map.family, 1)
-    try:
-        if not batch_open(batch, count):
-            raise MemoryError(f"out of memory for a batch of {count} operations: nothing has changed")
-        while batch.done < count:
-            upto = batch.done + BATCH_SLICE
-            upto = upto if upto < count else count
-            with nogil:
-                sound = batch_run(self.map, batch, upto)
-            if not sound:
-                raise MemoryError(f"out of memory after {batch.done} of {count} operations")
-            PyErr_CheckSignals()
-    except BaseException as stopped:        # whatever a signal handler raises
-        stopped.done = batch.done
-        raise
-    finally:
-        family_announce(self.map.family, -1)
-        free(batch.starts)
-    if KVMATTR_DEBUG_BUILD:
-        self.audit()
-    return batch.changed
 
 
 cdef AttributeMap share(const Map *source, bint readonly):
@@ -110,14 +78,6 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         if self.map != NULL and self.owner is None:
             map_free(self.map)
 
-    cdef int audit(self) except -1:
-        """validate() after an operation of the debug build, which may not fail for want of memory."""
-        try:
-            self.validate()
-        except MemoryError:
-            pass
-        return 0
-
     # ---- update ----
 
     cdef bint change(self, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x) except -1:
@@ -133,8 +93,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         family_leave(family, entered)
         if result < 0:
             raise MemoryError(f"out of memory for an update of [{lo}, {hi}): nothing has changed")
-        if KVMATTR_DEBUG_BUILD:
-            self.audit()
+        audit_change(map)
         return result
 
     def write(self, start, stop, attributes, /):
@@ -212,7 +171,9 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         1
         """
         starts, stops = bound_arrays(starts, stops, self.map.pages)
-        return self.update_each(starts, stops, attributes, operation, mask)
+        if self.frozen:
+            raise_readonly()
+        return update_each(self.map, starts, stops, attributes, operation, mask)
 
     def put(self, gfns, attributes, operation=0, mask=0xFF):
         """Update single pages in order, in one call without the GIL; the number of operations that changed one.
@@ -228,50 +189,9 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         gfns = gfn_cells(given)
         if gfns.size:
             check_gfns(given, gfns, self.map.pages)
-        return self.update_each(gfns, None, attributes, operation, mask)
-
-    cdef object update_each(self, starts, stops, attributes, operation, mask):
-        """update_many, or put where there are no stops; starts and stops are checked cells."""
-        cdef Batch batch
-        cdef Change change
-        cdef Py_buffer starts_view, stops_view, k_view, x_view
-        cdef bint ranges = stops is not None
         if self.frozen:
             raise_readonly()
-        memset(&batch, 0, sizeof(batch))
-        batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
-        if batch.step:
-            name = "starts" if ranges else "gfns"
-            ks, xs = change_arrays(attributes, operation, mask, name, starts)
-            if ranges:
-                starts, stops, ks, xs = broadcast((starts, stops, ks, xs), (name, "stops", "attributes", "attributes"))
-            else:
-                starts, ks, xs = broadcast((starts, ks, xs), (name, "attributes", "attributes"))
-        else:
-            change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
-            batch.k = &change.k
-            batch.x = &change.x
-        if starts.size == 0:
-            return 0
-        if batch.step:
-            PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
-            PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
-            batch.k = <const uint8_t *>k_view.buf
-            batch.x = <const uint8_t *>x_view.buf
-        PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
-        batch.given_starts = <const uint64_t *>starts_view.buf
-        if ranges:
-            PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
-            batch.given_stops = <const uint64_t *>stops_view.buf
-        try:
-            return run_batch(self, &batch, starts_view.len // 8)
-        finally:
-            PyBuffer_Release(&starts_view)
-            if ranges:
-                PyBuffer_Release(&stops_view)
-            if batch.step:
-                PyBuffer_Release(&k_view)
-                PyBuffer_Release(&x_view)
+        return update_each(self.map, gfns, None, attributes, operation, mask)
 
     def put_bitmap(self, start, bits, attributes, operation=0, mask=0xFF, npages=None):
         """Update the pages whose bit is 1; the number of pages that changed. Without the GIL.
@@ -285,73 +205,18 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.put_bitmap(8, b"\\x05", 3), m.runs(8, 12)["attributes"].tolist()
         (2, [3, 0, 3, 0])
         """
-        cdef uint64_t lo, hi
+        cdef uint64_t lo
         cdef int64_t count
         cdef Change change
-        cdef Py_buffer view
-        cdef BitmapBatch batch
-        cdef bint sound = True
         words = bit_words(bits)
-        if npages is None:
-            count = INT64_MAX
-        elif kvmattr_integer(npages, &count) or count < 0:
-            raise ValueError(f"npages {shown(npages)}: need 0 or more")
+        count = bits_that_count(npages)
         gfn_or_end(start, self.map.pages, &lo)
         if not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask)):
-            return self.put_selected(lo, words, attributes, operation, mask, npages)
+            return self.put(*cells_of_bits(lo, words, attributes, operation, mask, npages))
         change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
         if self.frozen:
             raise_readonly()
-        if words.size == 0:
-            return 0
-        PyObject_GetBuffer(words, &view, PyBUF_SIMPLE)
-        try:
-            batch.words = <const uint64_t *>view.buf
-            batch.count = view.len // 8
-            hi = last_bit(batch.words, batch.count)         # one past the last set bit
-            if hi > <uint64_t>count:
-                raise ValueError(f"bit {hi - 1} is set beyond npages {npages}")
-            if hi > self.map.pages - lo:
-                raise ValueError(f"bit {hi - 1} is set: gfn {lo + hi - 1} is outside [0, {self.map.pages})")
-            batch.start = lo
-            batch.bits = hi
-            batch.k = change.k
-            batch.x = change.x
-            batch.at = 0
-            batch.done = 0
-            batch.changed = 0
-            family_announce(self.map.family, 1)
-            try:
-                while batch.at < batch.bits:
-                    with nogil:
-                        sound = bitmap_run(self.map, &batch)
-                    if not sound:
-                        raise MemoryError(f"out of memory after {batch.done} operations")
-                    PyErr_CheckSignals()
-            except BaseException as stopped:        # whatever a signal handler raises
-                stopped.done = batch.done
-                raise
-            finally:
-                count_entering(self.map.family, CALL_PUT, batch.done)
-                family_announce(self.map.family, -1)
-        finally:
-            PyBuffer_Release(&view)
-        if KVMATTR_DEBUG_BUILD:
-            self.audit()
-        return batch.changed
-
-    cdef object put_selected(self, uint64_t start, words, attributes, operation, mask, npages):
-        """put_bitmap with arrays: a cell of theirs for each bit. Goes the way of ``put``, page by page."""
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-        chosen = np.flatnonzero(bits)
-        length = int(chosen.max()) + 1 if chosen.size else 0
-        arrays = [array.ravel() for array in broadcast([np.asarray(values) for values in (attributes, operation, mask)],
-                                                       ("attributes", "operation", "mask"))]
-        count = len(arrays[0]) if npages is None else int(npages)
-        if length > count:
-            raise ValueError(f"bit {length - 1} is set beyond npages {count}")
-        arrays = [np.broadcast_to(array, (count,))[chosen] for array in arrays]
-        return self.put(chosen.astype(np.uint64) + np.uint64(start), *arrays)
+        return put_bits(self.map, lo, words, count, change)
 
     def fill(self, attributes, /):
         """Give every page these attributes. Cost: constant, plus freeing what was stored, in later calls.
@@ -372,43 +237,6 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
     def clear(self):
         """Give every page the default again. Cost: as ``fill``."""
         self.fill(self.map.default)
-
-    cdef int assign(self, uint64_t lo, uint64_t hi, object values) except -1:
-        """The pages [lo, hi) from an array: one operation, built aside and swung in."""
-        cdef Py_buffer view
-        cdef Map aside
-        cdef bint entered
-        cdef int result = 0
-        values = byte_array(values, "attributes")
-        if values.shape != (hi - lo,):
-            try:
-                values = np.broadcast_to(values, (hi - lo,))
-            except ValueError:
-                raise ValueError(f"cannot write an array of shape {values.shape} to a range of {hi - lo} "
-                                 "pages") from None
-        if self.frozen:
-            raise_readonly()
-        if lo == hi:
-            return 0
-        values = np.ascontiguousarray(values)
-        PyObject_GetBuffer(values, &view, PyBUF_SIMPLE)
-        entered = family_enter(self.map.family)
-        count_call(self.map.family, CALL_ASSIGN, hi - lo)
-        if not map_holds(self.map, lo, hi, <const uint8_t *>view.buf):
-            map_share(&aside, self.map)
-            result = map_store(&aside, lo, hi, <const uint8_t *>view.buf)
-            if result < 0:
-                map_drop(&aside)
-            else:
-                map_swing(self.map, &aside)
-                family_settle(self.map.family)
-        family_leave(self.map.family, entered)
-        PyBuffer_Release(&view)
-        if result < 0:
-            raise MemoryError(f"out of memory for a write to [{lo}, {hi}): nothing has changed")
-        if KVMATTR_DEBUG_BUILD:
-            self.audit()
-        return 0
 
     # ---- look up ----
 
@@ -449,43 +277,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.take([9, 10, 19, 20])
         array([0, 3, 3, 0], dtype=uint8)
         """
-        cdef Py_buffer gfns_view, out_view
-        cdef Map pinned
-        cdef kvmattr_walk walk
-        cdef size_t count
-        cdef bint checked = out is not None
-        cdef size_t done
-        cdef uint64_t wrong
-        given = integer_array(gfns, "gfns")
-        gfns = gfn_cells(given)
-        count = gfns.size
-        # An array of the caller's is not touched unless all gfns are right. One of ours may be thrown away half
-        # written, so there the check goes along with the walk and reads the gfns only once.
-        if count and checked:
-            check_gfns(given, gfns, self.map.pages)
-        out = output_array(out, count, given.shape)
-        if count == 0:
-            return out
-        if checked and np.may_share_memory(gfns, out):
-            gfns = gfns.copy()
-        PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(np.asarray(out) if checked else out, &out_view, PyBUF_WRITABLE)
-        count_entering(self.map.family, CALL_TAKE, count)
-        pin(&pinned, self.map)
-        walk = walk_of(&pinned)
-        if count < BULK_PAGES:
-            done = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
-                              pinned.pages, checked, &wrong)
-        else:
-            with nogil:
-                done = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count,
-                                  pinned.pages, checked, &wrong)
-        unpin(&pinned)
-        PyBuffer_Release(&gfns_view)
-        PyBuffer_Release(&out_view)
-        if done < count:
-            raise_gfn(cell_given(given, done, wrong), self.map.pages)
-        return out
+        return take_array(self.map, gfns, out)
 
     def to_numpy(self, start, stop, out=None):
         """The attributes of the pages [start, stop) as a uint8 array, without the GIL.
@@ -497,26 +289,8 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         array([2, 2, 2], dtype=uint8)
         """
         cdef uint64_t lo, hi
-        cdef Py_buffer view
-        cdef Map pinned
-        cdef bint entered
         range_of(start, stop, self.map.pages, &lo, &hi)
-        out = output_array(out, hi - lo, hi - lo)
-        if lo == hi:
-            return out
-        PyObject_GetBuffer(np.asarray(out), &view, PyBUF_WRITABLE)
-        count_entering(self.map.family, CALL_TO_NUMPY, hi - lo)
-        if hi - lo < 64 * BULK_PAGES:
-            entered = family_enter(self.map.family)
-            map_pages(self.map, lo, hi, <uint8_t *>view.buf)
-            family_leave(self.map.family, entered)
-        else:
-            pin(&pinned, self.map)
-            with nogil:
-                map_pages(&pinned, lo, hi, <uint8_t *>view.buf)
-            unpin(&pinned)
-        PyBuffer_Release(&view)
-        return out
+        return pages_array(self.map, lo, hi, out)
 
     def bitmap(self, start, stop, mask=0xFF):
         """Which pages of [start, stop) have any bit of ``mask``: packed little-endian bits, padding 0.
@@ -529,21 +303,8 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         array([56,  0], dtype=uint8)
         """
         cdef uint64_t lo, hi
-        cdef uint8_t masked
-        cdef Py_buffer view
-        cdef Map pinned
         range_of(start, stop, self.map.pages, &lo, &hi)
-        masked = byte_of(mask, "mask")
-        words = np.empty((hi - lo + 63) // 64, "<u8")
-        if words.size:
-            PyObject_GetBuffer(words, &view, PyBUF_WRITABLE)
-            count_entering(self.map.family, CALL_BITMAP, hi - lo)
-            pin(&pinned, self.map)
-            with nogil:
-                map_bitmap(&pinned, lo, hi, masked, <uint64_t *>view.buf)
-            unpin(&pinned)
-            PyBuffer_Release(&view)
-        return words.view(np.uint8)[:(hi - lo + 7) // 8]
+        return bits_array(self.map, lo, hi, byte_of(mask, "mask"))
 
     def uniform(self, start, stop, /):
         """The one value of the pages [start, stop), or None if they are mixed or the range is empty.
@@ -642,15 +403,8 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         array([0, 9], dtype=uint8)
         """
         cdef uint64_t lo, hi
-        cdef uint8_t[256] seen
-        cdef Map pinned
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
-        count_entering(self.map.family, CALL_VALUES, hi - lo)
-        pin(&pinned, self.map)
-        with nogil:
-            map_values(&pinned, lo, hi, seen)
-        unpin(&pinned)
-        return np.array([value for value in range(256) if seen[value]], np.uint8)
+        return values_array(self.map, lo, hi)
 
     def run(self, gfn, /):
         """The run that holds a page, the widest range with its value: a named tuple ``(start, stop, attributes)``.
@@ -680,17 +434,8 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         [(0, 10, 0), (10, 20, 3), (20, 1000, 0)]
         """
         cdef uint64_t lo, hi
-        cdef Map pinned
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
-        if lo == hi:
-            return np.empty(0, RUN_DTYPE)
-        pin(&pinned, self.map)
-        try:
-            result = runs_array(&pinned, lo, hi)
-        finally:
-            unpin(&pinned)
-        count_entering(self.map.family, CALL_RUNS, len(result))
-        return result
+        return runs_array(self.map, lo, hi)
 
     def iter_runs(self, start=0, stop=None):
         """The runs of [start, stop) one by one as ``(start, stop, attributes)``, in bounded memory.
@@ -705,19 +450,6 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
         count_entering(self.map.family, CALL_RUNS, 0)
         return iterate_runs(share(self.map, True), lo, hi)
-
-    cdef list some_runs(self, uint64_t lo, uint64_t hi):
-        """The first runs of [lo, hi), at most ITERATED_RUNS, as tuples."""
-        cdef RunRecord[ITERATED_RUNS] runs
-        cdef RunSink sink = sink_into(runs, ITERATED_RUNS)
-        cdef Map pinned
-        cdef Py_ssize_t i, count
-        pin(&pinned, self.map)          # another thread's batch may move what this map alone holds
-        map_runs(&pinned, lo, hi, &sink)
-        unpin(&pinned)
-        count = sink.out - runs
-        count_items(self.map.family, CALL_RUNS, count)
-        return [(runs[i].start, runs[i].stop, runs[i].attributes) for i in range(count)]
 
     @property
     def run_count(self):
@@ -815,8 +547,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         count_entering(self.map.family, CALL_RESTORE, 0)
         if map_restore(self.map, source.map) < 0:
             raise MemoryError("out of memory for the other map's content: nothing has changed")
-        if KVMATTR_DEBUG_BUILD:
-            self.audit()
+        audit_change(self.map)
 
     def diff(self, other, start=0, stop=None):
         """Where this map differs from another of as many pages, as runs ``start, stop, old, new``.
@@ -831,41 +562,13 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         """
         cdef AttributeMap source = other_map(self, other, "diff with")
         cdef uint64_t lo, hi
-        cdef Map old, new
-        cdef Records records
-        cdef DiffSink sink
         range_of(start, self.map.pages if stop is None else stop, self.map.pages, &lo, &hi)
-        memset(&records, 0, sizeof(records))
-        sink.emit = emit_diff
-        sink.context = &records
-        pin(&old, source.map)
-        pin(&new, self.map)
-        with nogil:
-            maps_diff(&old, &new, lo, hi, &sink)
-        unpin(&new)
-        unpin(&old)
-        result = records_array(&records, sizeof(DiffRecord), DIFF_DTYPE)
-        count_entering(self.map.family, CALL_DIFF, len(result))
-        return result
+        return diff_array(source.map, self.map, lo, hi)
 
     def __eq__(self, other):
-        cdef Map old, new
-        cdef DiffSink sink
-        cdef bint found = False
         if not isinstance(other, AttributeMap):
             return NotImplemented
-        if (<AttributeMap>other).map.pages != self.map.pages:
-            return False
-        count_entering(self.map.family, CALL_DIFF, 0)
-        sink.emit = emit_found
-        sink.context = &found
-        pin(&old, (<AttributeMap>other).map)
-        pin(&new, self.map)
-        with nogil:
-            maps_diff(&old, &new, 0, new.pages, &sink)
-        unpin(&new)
-        unpin(&old)
-        return not found
+        return maps_equal((<AttributeMap>other).map, self.map)
 
     def __copy__(self):
         return self.copy()
@@ -887,16 +590,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> AttributeMap.from_runs(m.runs()) == m
         True
         """
-        if not (isinstance(runs, np.ndarray) and runs.dtype.names):
-            rows = [tuple(row) for row in runs]
-            if any(len(row) != 3 for row in rows):
-                raise ValueError("runs must be rows of (start, stop, attributes)")
-            starts, stops, attributes = zip(*rows) if rows else ((), (), ())
-        else:
-            missing = {"start", "stop", "attributes"} - set(runs.dtype.names)
-            if missing:
-                raise ValueError(f"runs lack the fields {', '.join(sorted(missing))}: need start, stop, attributes")
-            starts, stops, attributes = runs["start"], runs["stop"], runs["attributes"]
+        starts, stops, attributes = run_columns(runs)
         if npages is None:
             npages = int(max(stops)) if len(stops) else 0
         result = AttributeMap(npages, default)
@@ -914,7 +608,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         if attributes.ndim != 1:
             raise ValueError(f"attributes must be a 1-d array, not of shape {attributes.shape}")
         cdef AttributeMap result = AttributeMap(len(attributes), default)
-        result.assign(0, len(attributes), attributes)
+        assign_array(result.map, 0, len(attributes), attributes)
         return result
 
     # ---- as bytes ----
@@ -928,24 +622,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> AttributeMap.from_bytes(m.to_bytes()) == m
         True
         """
-        body = self.body()
-        return serial_header(self.map, body) + body
-
-    cdef bytes body(self):
-        cdef Writer writer
-        cdef Map pinned
-        cdef bint sound
-        count_entering(self.map.family, CALL_TO_BYTES, 0)
-        pin(&pinned, self.map)
-        with nogil:
-            sound = write_map(&pinned, &writer)
-        unpin(&pinned)
-        try:
-            if not sound:
-                raise MemoryError("out of memory for the map's bytes")
-            return (<char *>writer.out.data)[:writer.out.count] if writer.out.count else b""
-        finally:
-            free(writer.out.data)
+        return map_bytes_of(self.map)
 
     @classmethod
     def from_bytes(cls, data, /):
@@ -954,24 +631,13 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         Raises ValueError, telling what is wrong, for anything that is damaged, cut short, or of another format.
         """
         cdef AttributeMap result
-        cdef Py_buffer view
-        cdef size_t where = 0
-        cdef ReadResult trouble = READ_SOUND
         data = memoryview(data)
         # Only bytes stay as they are: of anything else what is checked and what is read must be one copy.
         if not isinstance(data.obj, bytes):
             data = memoryview(data.tobytes())
         pages, default, body = serial_parse(data.cast("B"))
         result = AttributeMap(pages, default)
-        if pages or len(body):
-            PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
-            with nogil:
-                trouble = read_map(result.map, <const uint8_t *>view.buf, view.len, &where)
-            PyBuffer_Release(&view)
-        if trouble == READ_NO_MEMORY:
-            raise MemoryError("out of memory for a saved map")
-        if trouble != READ_SOUND:
-            raise ValueError(f"saved AttributeMap is damaged: {READ_TROUBLE[trouble]} (byte {where} of the body)")
+        read_body(result.map, body)
         return result
 
     def __reduce_ex__(self, protocol):
@@ -1027,7 +693,10 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
             if is_scalar(value):
                 self.change(lo, hi, 0, byte_of(value, "attributes"))
             else:
-                self.assign(lo, hi, value)
+                value = values_for(value, hi - lo)
+                if self.frozen:
+                    raise_readonly()
+                assign_array(self.map, lo, hi, value)
         else:
             self.put(array_key(key), value)
 
@@ -1093,12 +762,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
     @property
     def nbytes(self):
         """Bytes of live nodes and leaves, each once for the whole family, plus the map itself."""
-        cdef bint entered = family_enter(self.map.family)
-        cdef uint64_t live
-        family_tidy(self.map.family)
-        live = self.map.family.counters.live_bytes
-        family_leave(self.map.family, entered)
-        return live + sizeof(Map) + sizeof(Family)
+        return map_bytes(self.map)
 
     def stats(self):
         """What the map's family holds and has done, as a dict of ints (``kernels`` a str).
@@ -1117,75 +781,21 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> AttributeMap(1000).stats()["nodes"]
         0
         """
-        cdef Family *family = self.map.family
-        cdef Counters counters
-        cdef Called[CALLS] called
-        cdef Map *each
-        cdef uint64_t maps = 0
-        cdef uint64_t visited = family.counters.nodes_visited
-        cdef uint64_t compared = family.counters.pages_compared
-        runs = self.runs_in_all()
-        size = self.nbytes
-        entered = family_enter(family)
-        family.counters.nodes_visited = visited
-        family.counters.pages_compared = compared
-        counters = family.counters
-        memcpy(called, family.called, sizeof(called))
-        each = family.maps
-        while each != NULL:
-            maps += 1
-            each = each.next
-        slack = arena_slack(family)
-        height = self.map.level - 1
-        family_leave(family, entered)
-        result = {
-            "bytes": size,
-            "slack": slack,
-            "runs": runs,
-            "height": height,
-            "maps": maps,
-            "nodes": counters.nodes,
-            "bitmap_leaves": counters.leaves[0],
-            "two_bit_leaves": counters.leaves[1],
-            "four_bit_leaves": counters.leaves[2],
-            "byte_leaves": counters.leaves[3],
-            "run_lines": counters.run_lines,
-            "run_lists": counters.run_lists,
-            "node_allocations": counters.node_allocations,
-            "node_frees": counters.node_frees,
-            "node_copies": counters.node_copies,
-            "leaf_allocations": counters.leaf_allocations,
-            "leaf_frees": counters.leaf_frees,
-            "leaf_conversions": counters.leaf_conversions,
-            "kernels": kernels.name.decode(),
-        }
-        add_calls(result, called)
-        if KVMATTR_COUNTING_BUILD:
-            result["nodes_visited"] = visited
-            result["pages_compared"] = compared
-        return result
+        cdef Counters asked = self.map.family.counters
+        return map_facts(self.map, self.runs_in_all(), &asked)
 
     def validate(self):
         """Compute every invariant of the whole family anew; AssertionError names the first that is broken.
 
         Cost: everything that the family holds. For tests and for whoever suspects memory corruption.
         """
-        cdef Audit audit
-        cdef bint entered = family_enter(self.map.family)
-        cdef bint sound = audit_family(&audit, self.map.family)
-        family_leave(self.map.family, entered)
-        if sound:
-            return
-        if audit.broken == NULL:
-            raise MemoryError("out of memory for validate()")
-        raise AssertionError(f"broken invariant: {audit.broken.decode()} "
-                             f"(level {audit.broken_level}, gfn {audit.broken_gfn})")
+        raise_broken(self.map)
 
 
 def iterate_runs(AttributeMap snapshot, start, stop):
     """The generator behind iter_runs: a few thousand runs at a time."""
     while start < stop:
-        runs = snapshot.some_runs(start, stop)
+        runs = some_runs(snapshot.map, start, stop)
         yield from runs
         start = runs[len(runs) - 1][1]
 
@@ -1194,19 +804,6 @@ def rebuild(data, frozen):
     """Unpickle: the map that was pickled, read-only if it was."""
     result = AttributeMap.from_bytes(data)
     return result.snapshot() if frozen else result
-
-
-cdef object bounds_of(slice key, uint64_t pages):
-    """The bounds of m[a:b]: step 1, not clamped, nothing counted from the end."""
-    if key.step is not None and key.step != 1:
-        raise ValueError(f"slice step {key.step}: need 1")
-    return (0 if key.start is None else key.start), (pages if key.stop is None else key.stop)
-
-
-cdef object array_key(object key):
-    if isinstance(key, (list, np.ndarray)):
-        return key
-    raise TypeError(f"index must be an integer, a slice or an array of integers, not {type(key).__name__}")
 
 
 def _mark_protocols():

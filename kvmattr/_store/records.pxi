@@ -5,10 +5,24 @@
 cdef enum:
     RUNS_IN_LEAF = 8
     RUNS_COLLECTED = 1 << 18        # 4.5 MB, of which only what is written becomes memory
+    ITERATED_RUNS = 1024            # runs fetched at a time by iter_runs: 17 KB on the stack
 
 
-cdef object runs_array(const Map *pinned, uint64_t lo, uint64_t hi):
-    """The runs of [lo, hi), not empty. It is pinned, so others may write to the map meanwhile."""
+cdef object runs_array(const Map *map, uint64_t lo, uint64_t hi):
+    """The runs of [lo, hi)."""
+    cdef Map pinned                 # others may write to the map meanwhile
+    if lo == hi:
+        return np.empty(0, RUN_DTYPE)
+    pin(&pinned, map)
+    try:
+        array = pinned_runs(&pinned, lo, hi)
+    finally:
+        unpin(&pinned)
+    count_entering(map.family, CALL_RUNS, len(array))
+    return array
+
+
+cdef object pinned_runs(const Map *pinned, uint64_t lo, uint64_t hi):
     cdef uint64_t room
     cdef RunRecord *few = NULL
     cdef Py_buffer view
@@ -36,6 +50,20 @@ cdef object runs_array(const Map *pinned, uint64_t lo, uint64_t hi):
         return array
     finally:
         free(few)
+
+
+cdef list some_runs(const Map *map, uint64_t lo, uint64_t hi):
+    """The first runs of [lo, hi), at most ITERATED_RUNS, as tuples."""
+    cdef RunRecord[ITERATED_RUNS] runs
+    cdef RunSink sink = sink_into(runs, ITERATED_RUNS)
+    cdef Map pinned
+    cdef Py_ssize_t i, count
+    pin(&pinned, map)               # another thread's batch may move what this map alone holds
+    map_runs(&pinned, lo, hi, &sink)
+    unpin(&pinned)
+    count = sink.out - runs
+    count_items(map.family, CALL_RUNS, count)
+    return [(runs[i].start, runs[i].stop, runs[i].attributes) for i in range(count)]
 
 
 cdef inline uint64_t leaf_count(Family *family) noexcept nogil:
@@ -106,3 +134,41 @@ cdef object records_array(Records *records, size_t width, object dtype):
         return array
     finally:
         free(records.data)
+
+
+cdef object diff_array(const Map *before, const Map *after, uint64_t lo, uint64_t hi):
+    """Where two maps of as many pages differ within [lo, hi)."""
+    cdef Records records
+    cdef DiffSink sink
+    cdef Map old, new
+    memset(&records, 0, sizeof(records))
+    sink.emit = emit_diff
+    sink.context = &records
+    pin(&old, before)
+    pin(&new, after)
+    with nogil:
+        maps_diff(&old, &new, lo, hi, &sink)
+    unpin(&new)
+    unpin(&old)
+    array = records_array(&records, sizeof(DiffRecord), DIFF_DTYPE)
+    count_entering(after.family, CALL_DIFF, len(array))
+    return array
+
+
+cdef bint maps_equal(const Map *one, const Map *other) noexcept:
+    """Whether two maps have as many pages and hold the same."""
+    cdef DiffSink sink
+    cdef Map old, new
+    cdef bint found = False
+    if one.pages != other.pages:
+        return False
+    count_entering(other.family, CALL_DIFF, 0)
+    sink.emit = emit_found
+    sink.context = &found
+    pin(&old, one)
+    pin(&new, other)
+    with nogil:
+        maps_diff(&old, &new, 0, new.pages, &sink)
+    unpin(&new)
+    unpin(&old)
+    return not found

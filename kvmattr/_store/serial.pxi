@@ -337,3 +337,39 @@ cdef tuple serial_parse(object data):
     if zlib.crc32(body) != body_crc:
         raise ValueError("saved AttributeMap is damaged: the checksum does not match")
     return pages, default, body
+
+
+cdef bytes map_bytes_of(Map *map):
+    """to_bytes: the header and what write_map writes."""
+    cdef Writer writer
+    cdef Map pinned
+    cdef bint sound
+    count_entering(map.family, CALL_TO_BYTES, 0)
+    pin(&pinned, map)
+    with nogil:
+        sound = write_map(&pinned, &writer)
+    unpin(&pinned)
+    try:
+        if not sound:
+            raise MemoryError("out of memory for the map's bytes")
+        body = (<char *>writer.out.data)[:writer.out.count] if writer.out.count else b""
+    finally:
+        free(writer.out.data)
+    return serial_header(map, body) + body
+
+
+cdef int read_body(Map *map, object body) except -1:
+    """What read_map reads, from the bytes after the header, into a new map."""
+    cdef Py_buffer view
+    cdef size_t where = 0
+    cdef ReadResult trouble = READ_SOUND
+    if map.pages or len(body):
+        PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+        with nogil:
+            trouble = read_map(map, <const uint8_t *>view.buf, view.len, &where)
+        PyBuffer_Release(&view)
+    if trouble == READ_NO_MEMORY:
+        raise MemoryError("out of memory for a saved map")
+    if trouble != READ_SOUND:
+        raise ValueError(f"saved AttributeMap is damaged: {READ_TROUBLE[trouble]} (byte {where} of the body)")
+    return 0

@@ -1,0 +1,184 @@
+# Arrays that Python gives: updates of many pages and ranges, packed bits, values for a range, rows of runs.
+
+cdef uint64_t run_batch(Map *map, Batch *batch, size_t count) except? 0xffffffffffffffff:
+    """A whole batch, with the GIL given up; what was done when it was stopped is `done` of the exception."""
+    cdef bint sound = True
+    cdef size_t upto
+    count_entering(map.family, CALL_PUT if batch.given_stops == NULL else CALL_UPDATE_MANY, count)
+    family_announce(map.family, 1)
+    try:
+        if not batch_open(batch, count):
+            raise MemoryError(f"out of memory for a batch of {count} operations: nothing has changed")
+        while batch.done < count:
+            upto = batch.done + BATCH_SLICE
+            upto = upto if upto < count else count
+            with nogil:
+                sound = batch_run(map, batch, upto)
+            if not sound:
+                raise MemoryError(f"out of memory after {batch.done} of {count} operations")
+            PyErr_CheckSignals()
+    except BaseException as stopped:        # whatever a signal handler raises
+        stopped.done = batch.done
+        raise
+    finally:
+        family_announce(map.family, -1)
+        free(batch.starts)
+    audit_change(map)
+    return batch.changed
+
+
+cdef object update_each(Map *map, starts, stops, attributes, operation, mask):
+    """update_many, or put where there are no stops; starts and stops are checked cells."""
+    cdef Batch batch
+    cdef Change change
+    cdef Py_buffer starts_view, stops_view, k_view, x_view
+    cdef bint ranges = stops is not None
+    memset(&batch, 0, sizeof(batch))
+    batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
+    if batch.step:
+        name = "starts" if ranges else "gfns"
+        ks, xs = change_arrays(attributes, operation, mask, name, starts)
+        if ranges:
+            starts, stops, ks, xs = broadcast((starts, stops, ks, xs), (name, "stops", "attributes", "attributes"))
+        else:
+            starts, ks, xs = broadcast((starts, ks, xs), (name, "attributes", "attributes"))
+    else:
+        change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
+        batch.k = &change.k
+        batch.x = &change.x
+    if starts.size == 0:
+        return 0
+    if batch.step:
+        PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
+        batch.k = <const uint8_t *>k_view.buf
+        batch.x = <const uint8_t *>x_view.buf
+    PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
+    batch.given_starts = <const uint64_t *>starts_view.buf
+    if ranges:
+        PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
+        batch.given_stops = <const uint64_t *>stops_view.buf
+    try:
+        return run_batch(map, &batch, starts_view.len // 8)
+    finally:
+        PyBuffer_Release(&starts_view)
+        if ranges:
+            PyBuffer_Release(&stops_view)
+        if batch.step:
+            PyBuffer_Release(&k_view)
+            PyBuffer_Release(&x_view)
+
+
+cdef uint64_t put_bits(Map *map, uint64_t start, words, uint64_t count, Change change) except? 0xffffffffffffffff:
+    """Update the pages start + i of which bit i is set; so many bits count."""
+    cdef Py_buffer view
+    cdef BitmapBatch batch
+    cdef bint sound = True
+    if words.size == 0:
+        return 0
+    memset(&batch, 0, sizeof(batch))
+    PyObject_GetBuffer(words, &view, PyBUF_SIMPLE)
+    try:
+        batch.words = <const uint64_t *>view.buf
+        batch.count = view.len // 8
+        batch.start = start
+        batch.bits = last_bit(batch.words, batch.count)
+        batch.k = change.k
+        batch.x = change.x
+        if batch.bits > count:
+            raise ValueError(f"bit {batch.bits - 1} is set beyond npages {count}")
+        if batch.bits > map.pages - start:
+            raise ValueError(f"bit {batch.bits - 1} is set: gfn {start + batch.bits - 1} is outside [0, {map.pages})")
+        family_announce(map.family, 1)
+        try:
+            while batch.at < batch.bits:
+                with nogil:
+                    sound = bitmap_run(map, &batch)
+                if not sound:
+                    raise MemoryError(f"out of memory after {batch.done} operations")
+                PyErr_CheckSignals()
+        except BaseException as stopped:        # whatever a signal handler raises
+            stopped.done = batch.done
+            raise
+        finally:
+            count_entering(map.family, CALL_PUT, batch.done)
+            family_announce(map.family, -1)
+    finally:
+        PyBuffer_Release(&view)
+    audit_change(map)
+    return batch.changed
+
+
+cdef int64_t bits_that_count(npages) except -1:
+    cdef int64_t count
+    if npages is None:
+        return INT64_MAX
+    if kvmattr_integer(npages, &count) or count < 0:
+        raise ValueError(f"npages {shown(npages)}: need 0 or more")
+    return count
+
+
+cdef tuple cells_of_bits(uint64_t start, words, attributes, operation, mask, npages):
+    """put_bitmap with arrays, a cell of theirs for each bit, as the arguments of ``put``."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    chosen = np.flatnonzero(bits)
+    length = int(chosen.max()) + 1 if chosen.size else 0
+    arrays = [array.ravel() for array in broadcast([np.asarray(values) for values in (attributes, operation, mask)],
+                                                   ("attributes", "operation", "mask"))]
+    count = len(arrays[0]) if npages is None else int(npages)
+    if length > count:
+        raise ValueError(f"bit {length - 1} is set beyond npages {count}")
+    return (chosen.astype(np.uint64) + np.uint64(start), *[np.broadcast_to(array, (count,))[chosen]
+                                                           for array in arrays])
+
+
+cdef int assign_array(Map *map, uint64_t lo, uint64_t hi, values) except -1:
+    """The pages [lo, hi) from an array that was checked: one operation, built aside and swung in."""
+    cdef Py_buffer view
+    cdef Map aside
+    cdef bint entered
+    cdef int result = 0
+    if lo == hi:
+        return 0
+    values = np.ascontiguousarray(values)
+    PyObject_GetBuffer(values, &view, PyBUF_SIMPLE)
+    entered = family_enter(map.family)
+    count_call(map.family, CALL_ASSIGN, hi - lo)
+    if not map_holds(map, lo, hi, <const uint8_t *>view.buf):
+        map_share(&aside, map)
+        result = map_store(&aside, lo, hi, <const uint8_t *>view.buf)
+        if result < 0:
+            map_drop(&aside)
+        else:
+            map_swing(map, &aside)
+            family_settle(map.family)
+    family_leave(map.family, entered)
+    PyBuffer_Release(&view)
+    if result < 0:
+        raise MemoryError(f"out of memory for a write to [{lo}, {hi}): nothing has changed")
+    audit_change(map)
+    return 0
+
+
+cdef object values_for(values, uint64_t pages):
+    """uint8 values for so many pages: of as many cells, or of what broadcasts to them."""
+    values = byte_array(values, "attributes")
+    if values.shape == (pages,):
+        return values
+    try:
+        return np.broadcast_to(values, (pages,))
+    except ValueError:
+        raise ValueError(f"cannot write an array of shape {values.shape} to a range of {pages} pages") from None
+
+
+cdef tuple run_columns(runs):
+    """Starts, stops and attributes of an array as runs() gives it, or of rows of three."""
+    if isinstance(runs, np.ndarray) and runs.dtype.names:
+        missing = {"start", "stop", "attributes"} - set(runs.dtype.names)
+        if missing:
+            raise ValueError(f"runs lack the fields {', '.join(sorted(missing))}: need start, stop, attributes")
+        return runs["start"], runs["stop"], runs["attributes"]
+    rows = [tuple(row) for row in runs]
+    if any(len(row) != 3 for row in rows):
+        raise ValueError("runs must be rows of (start, stop, attributes)")
+    return tuple(zip(*rows)) if rows else ((), (), ())
