@@ -356,7 +356,7 @@ def clang(words: list[str]) -> None:
 
 COMMANDS = {function.__name__: function
             for function in (study, test, lint, stubs, bench, gate, debug, asan, locking, simd, pages, freethreaded,
-                             arm64, fuzz, kernel, docs, wheel, sdist, clang)}
+                             arm64, fuzz, kernel, selftests, docs, wheel, sdist, clang)}
 
 
 def main() -> None:

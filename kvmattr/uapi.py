@@ -170,7 +170,44 @@ KVM_X86_SW_PROTECTED_VM = 1
 # Structures ------------------------------------------------------------------------------------------------
 
 
-class kvm_memory_attributes(ctypes.Structure):
+class _Arguments:
+    """The signature of a structure's constructor, made of its fields when it is asked for."""
+
+    def __get__(self, structure: object, kind: type[_Structure]) -> object:
+        import inspect  # most programs never ask
+
+        fields = [inspect.Parameter(field[0], inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                                    default=0 if issubclass(field[1], ctypes._SimpleCData) else ())
+                  for field in kind._fields_]
+        return inspect.Signature([*fields, *(inspect.Parameter(field[0], inspect.Parameter.KEYWORD_ONLY, default=0)
+                                             for union in kind._unions().values() for field in union._fields_)])
+
+
+class _Structure(ctypes.Structure):
+    """What the structures have in common: they show their numbers in hexadecimal, and have a signature.
+
+    >>> kvm_memory_attributes(0x1000, 0x2000, KVM_MEM_ATTR_PRIVATE)
+    kvm_memory_attributes(address=0x1000, size=0x2000, attributes=0x1, operation=0x0, flags=0x0)
+    >>> kvm_memory_attributes2(offset=0x5000, size=0x1000)
+    kvm_memory_attributes2(offset=0x5000, size=0x1000, attributes=0x0, flags=0x0, error_offset=0x0)
+    """
+
+    __signature__ = _Arguments()
+
+    @classmethod
+    def _unions(cls) -> dict[str, type[ctypes.Union]]:
+        """The unions whose fields are named as if they were the structure's own."""
+        return {field[0]: field[1] for field in cls._fields_
+                if field[0] in getattr(cls, "_anonymous_", ()) and issubclass(field[1], ctypes.Union)}
+
+    def __repr__(self) -> str:
+        unions = self._unions()
+        numbers = [unions[field[0]]._fields_[0][0] if field[0] in unions else field[0] for field in self._fields_
+                   if field[0] in unions or issubclass(field[1], ctypes._SimpleCData)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name):#x}' for name in numbers)})"
+
+
+class kvm_memory_attributes(_Structure):
     """The mail's argument of KVM_SET_MEMORY_ATTRIBUTES and KVM_GET_MEMORY_ATTRIBUTES (32 bytes)."""
 
     _fields_ = (
@@ -182,7 +219,7 @@ class kvm_memory_attributes(ctypes.Structure):
     )
 
 
-class linux_kvm_memory_attributes(ctypes.Structure):
+class linux_kvm_memory_attributes(_Structure):
     """The same 32 bytes as Linux 6.8 merged them: no operation, one u64 of flags that must be 0."""
 
     _fields_ = (
@@ -193,7 +230,7 @@ class linux_kvm_memory_attributes(ctypes.Structure):
     )
 
 
-class kvm_userspace_memory_region(ctypes.Structure):
+class kvm_userspace_memory_region(_Structure):
     """The argument of KVM_SET_USER_MEMORY_REGION (32 bytes)."""
 
     _fields_ = (
@@ -205,7 +242,7 @@ class kvm_userspace_memory_region(ctypes.Structure):
     )
 
 
-class kvm_userspace_memory_region2(ctypes.Structure):
+class kvm_userspace_memory_region2(_Structure):
     """The argument of KVM_SET_USER_MEMORY_REGION2 (160 bytes); the first 32 are the older structure."""
 
     _fields_ = (
@@ -221,13 +258,13 @@ class kvm_userspace_memory_region2(ctypes.Structure):
     )
 
 
-class supported_memory_attributes(ctypes.Structure):
+class supported_memory_attributes(_Structure):
     """The u64 that KVM_SUPPORTED_MEMORY_ATTRIBUTES fills; the mail leaves its layout open."""
 
     _fields_ = (("attributes", ctypes.c_uint64),)
 
 
-class kvm_enc_region(ctypes.Structure):
+class kvm_enc_region(_Structure):
     """The argument of KVM_MEMORY_ENCRYPT_REG_REGION and KVM_MEMORY_ENCRYPT_UNREG_REGION (16 bytes)."""
 
     _fields_ = (
@@ -236,7 +273,7 @@ class kvm_enc_region(ctypes.Structure):
     )
 
 
-class kvm_create_guest_memfd(ctypes.Structure):
+class kvm_create_guest_memfd(_Structure):
     """The argument of KVM_CREATE_GUEST_MEMFD (64 bytes)."""
 
     _fields_ = (
@@ -250,7 +287,7 @@ class _offset_or_address(ctypes.Union):
     _fields_ = (("offset", ctypes.c_uint64), ("address", ctypes.c_uint64))
 
 
-class kvm_memory_attributes2(ctypes.Structure):
+class kvm_memory_attributes2(_Structure):
     """The argument of KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd (128 bytes): a range of the file in bytes.
 
     ``error_offset`` comes out: where in the file a call without success got stuck.
@@ -267,7 +304,7 @@ class kvm_memory_attributes2(ctypes.Structure):
     )
 
 
-class kvm_pre_fault_memory(ctypes.Structure):
+class kvm_pre_fault_memory(_Structure):
     """The argument of a vCPU's KVM_PRE_FAULT_MEMORY (64 bytes); what is left to do comes out."""
 
     _fields_ = (
@@ -278,7 +315,7 @@ class kvm_pre_fault_memory(ctypes.Structure):
     )
 
 
-class kvm_enable_cap(ctypes.Structure):
+class kvm_enable_cap(_Structure):
     """The argument of KVM_ENABLE_CAP (104 bytes)."""
 
     _fields_ = (
@@ -312,7 +349,7 @@ class _run_exit(ctypes.Union):
                 ("memory_fault", _run_memory_fault), ("padding", ctypes.c_uint8 * 256))
 
 
-class kvm_run(ctypes.Structure):
+class kvm_run(_Structure):
     """What a vCPU's first mapped page begins with: why KVM_RUN returned. The exits that the model has."""
 
     _fields_ = (

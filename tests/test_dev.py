@@ -1,6 +1,7 @@
 """dev.py's own manners: help, mistyped commands."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -51,3 +52,18 @@ def test_a_python_with_a_gil_is_refused(option):
                            "needed\n")
     done = run("freethreaded", option, "/nowhere/python")
     assert (done.returncode, done.stderr) == (1, "dev.py: /nowhere/python: No such file or directory\n")
+
+
+def test_every_command_that_is_written_down_exists():
+    """In its own help, in the documents, in CI and in messages; and the help tells all that there are."""
+    commands = set(re.search(r"the commands are (.*)$", run("zzzzzz").stderr)[1].split(", "))
+    assert set(re.findall(r"^    python3 dev\.py (\w+)", run().stdout, re.MULTILINE)) == commands
+    root = DEV.parent
+    places = [root / name for name in ("README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml",
+                                       ".github/workflows/docs.yml", ".github/workflows/wheels.yml")]
+    for pattern in ("docs/*.md", "bench/*.md", "kvmattr/**/*.py", "tests/**/*.py", "emulation/*.py"):
+        places += sorted(root.glob(pattern))
+    named = {(place.name, word) for place in places if place.exists() and place.name != "test_dev.py"
+             for word in re.findall(r"(?:python3 |[`\"'])dev\.py (\w+)", place.read_text())}
+    assert len(named) > 20
+    assert {each for each in named if each[1] not in commands} == set()

@@ -13,7 +13,7 @@ from kvmattr.gate import builds, cache, instructions, stages
 from kvmattr.gate.counting import COUNTERS
 from kvmattr.gate.process import Worker
 from kvmattr.gate.stages import Gate, installed
-from kvmattr.gate.verdict import CannotTell, Report, Verdict
+from kvmattr.gate.verdict import CannotTell, Judgement, Verdict
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,14 +109,14 @@ def ask(times):
 def convert(times):
     return Work(lambda: [vm.set_memory_attributes(0, 4096, i % 2) for i in range(times)], [vm.attributes], times)
 """)
-    report = Report()
-    stages.judge_base(report, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
-    found = {finding.cell: finding for finding in report.findings}
+    judgement = Judgement()
+    stages.judge_base(judgement, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
+    found = {finding.cell: finding for finding in judgement.findings}
     assert found["ask/100"].verdict is Verdict.REGRESSION, found["ask/100"].text
     assert "; again in reverse order: " in found["ask/100"].text
     assert found["convert/100"].verdict is not Verdict.REGRESSION, found["convert/100"].text
     git("commit", "--quiet", "--all", "--message=head")
-    again = Report()
+    again = Judgement()
     stages.judge_base(again, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
     assert again.exit_code in (0, 3)
     assert not again.of(Verdict.REGRESSION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 from kvmattr.cli import main
 from kvmattr.gate import history, repository
 from kvmattr.gate.stages import installed
-from kvmattr.gate.verdict import Report, Usage
+from kvmattr.gate.verdict import Judgement, Usage
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "gate.md"
@@ -77,7 +78,7 @@ def ran(command: str, place: Path, environment: dict[str, str]) -> subprocess.Co
 def test_from_pip_install_to_the_first_red_build(tmp_path: Path, shell: dict[str, str]) -> None:
     """Every file and every command of the guide, in its order; what it promises of an exit code and of a line."""
     project = fresh(tmp_path / "project", shell)
-    said, commands = "", 0
+    said, commands, times = "", 0, ""
     for language, text in blocks(section("Your project")):
         if language == "python":
             (project / text.partition("\n")[0].removeprefix("# ")).write_text(text)
@@ -87,11 +88,37 @@ def test_from_pip_install_to_the_first_red_build(tmp_path: Path, shell: dict[str
                 code = int(line.partition("# exit ")[2] or 0)
                 assert done.returncode == code, (line, done.stdout, done.stderr)
                 said, commands = done.stdout, commands + 1
+                times += said if "--base" in line else ""
         else:
             for line in text.splitlines():
                 assert line in said
     assert commands == 8
     assert "Failed: cost: calls 512, at most 1" in said
+    # "it takes more than 50 times as long"
+    assert float(re.search(r"inflate-block/16777216: ([\d.]+)x the base's time", times)[1]) > 50
+    # The other commands, on a tree without the regression: none is a mistake, and none finds one.
+    assert ran("git checkout -q balloon.py", project, shell).returncode == 0
+    [threshold, each, plot] = "".join(text for title in ("Thresholds", "History")
+                                      for _, text in blocks(section(title))).splitlines()
+    for line in (threshold, each, each, plot):
+        done = ran(line, project, shell)
+        assert done.returncode in (0, 3 if line == threshold else 0), (line, done.stdout, done.stderr)
+    assert (project / "gate_history.svg").exists() is (importlib.util.find_spec("matplotlib") is not None)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_pytest_benchmark(tmp_path: Path, shell: dict[str, str]) -> None:
+    """As it stands there, in a worktree of the base beside the project. What differs between equal sides is noise."""
+    pytest.importorskip("pytest_benchmark")
+    project = project_of(tmp_path / "project", shell)
+    (project / "test_speed.py").write_text(
+        "from balloon import Balloon\n\ndef test_inflating(benchmark):\n"
+        "    benchmark.pedantic(Balloon(1 << 24).inflate, (512, 1024), rounds=20, iterations=20)\n")
+    ran("git add . && git commit -qm two && git checkout -qb topic", project, shell)
+    [recipe] = [text for language, text in blocks(section("Files of other tools")) if language == "sh"]
+    done = ran(recipe, project, {**shell, "PYTEST_PLUGINS": "pytest_benchmark.plugin"})
+    assert re.search(r"^files +1 (pass|regression|undecided)$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert (tmp_path / "base" / "base5.json").exists()
 
 
 @pytest.mark.slow
@@ -137,7 +164,7 @@ def test_the_shell_recipe_is_one(tmp_path: Path, shell: dict[str, str]) -> None:
         assert ran(recipe, tmp_path, shell).returncode == code
 
 
-GATE = "kvmattr gate --no-build --scenarios gate_scenarios.py --baseline gate_baseline.json --base HEAD"
+GATE = "kvmattr gate --no-build --base HEAD"
 GIVEN = "        return self.given\n\n    def deflate"
 SLOWER = (GIVEN, f"        sum(range(300))\n{GIVEN}")
 
@@ -189,8 +216,7 @@ def test_bases_of_a_project_that_cannot_be_had(tmp_path: Path, shell: dict[str, 
                                                told: str) -> None:
     project = project_of(tmp_path / "project", shell)
     ran("git tag empty $(git commit-tree -m empty $(git mktree </dev/null))", project, shell)
-    done = ran(f"kvmattr gate --no-build --scenarios gate_scenarios.py --baseline gate_baseline.json {words}", project,
-               shell)
+    done = ran(f"kvmattr gate --no-build {words}", project, shell)
     assert done.returncode == code, done.stdout + done.stderr
     assert re.search(told, done.stdout + done.stderr), done.stdout + done.stderr
 
@@ -209,8 +235,7 @@ def test_a_history_of_commits(tmp_path: Path, shell: dict[str, str], monkeypatch
     pytest.importorskip("matplotlib")
     project = project_of(tmp_path / "project", shell)
     monkeypatch.chdir(project)
-    gate = ["gate", "--no-build", "--scenarios", "gate_scenarios.py", "--baseline", "gate_baseline.json", "--history",
-            "gate.jsonl"]
+    gate = ["gate", "--no-build", "--history", "gate.jsonl"]
     assert main(gate) == 0
     Path("gate.jsonl").write_text(Path("gate.jsonl").read_text().rstrip("\n"))     # a run that was killed
     balloon = Path("balloon.py").read_text()
@@ -242,4 +267,4 @@ def test_histories_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert told in captured.out + captured.err
     assert main(["gate", "--plot-history", "gate.svg"]) == 2
     assert "--plot-history PICTURE draws --history FILE" in capsys.readouterr().err
-    assert Report().exit_code == 3
+    assert Judgement().exit_code == 3

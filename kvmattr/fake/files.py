@@ -23,7 +23,7 @@ from kvmattr.profiles import Profile
 from kvmattr.vm import VM
 
 
-class Asked(NamedTuple):
+class Ioctl(NamedTuple):
     """One ioctl as a program made it."""
 
     #: Of whom: equal for all that share an address space.
@@ -86,7 +86,7 @@ class File:
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
 
-    def ioctl(self, asked: Asked) -> Answering:
+    def ioctl(self, asked: Ioctl) -> Answering:
         """Answer a request, or raise OSError with KVM's errno."""
         raise OSError(ENOTTY, "no ioctl")
 
@@ -106,7 +106,7 @@ class File:
     def closed(self) -> None:
         """Its last descriptor is gone."""
 
-    def _answer_by(self, kept: State, asked: Asked) -> Answering | None:
+    def _answer_by(self, kept: State, asked: Ioctl) -> Answering | None:
         """What the file's kept state answers, None for what it does not know."""
         request, structure = asked.request, asked.structure
         answering: Answering | None = None
@@ -124,7 +124,7 @@ class File:
             self.kept.without_effect[self.kind, request] += 1
         return answering
 
-    def _missing(self, asked: Asked, otherwise: int = ENOTTY) -> OSError:
+    def _missing(self, asked: Ioctl, otherwise: int = ENOTTY) -> OSError:
         """A request that this file does not have: counted, unless it is another file's."""
         if asked.request in _KNOWN:
             return OSError(otherwise, f"request {asked.request:#x}: not of {self.kind}")
@@ -142,7 +142,7 @@ class System(File):
 
     kind = "/dev/kvm"
 
-    def ioctl(self, asked: Asked) -> Answer:
+    def ioctl(self, asked: Ioctl) -> Answer:
         """The version, capabilities, VMs and the size of a vCPU's mapping (``virt/kvm/kvm_main.c``, kvm_dev_ioctl)."""
         argument = asked.argument
         match asked.request:
@@ -158,7 +158,7 @@ class System(File):
                 if argument not in self.kept.types:
                     raise OSError(EINVAL, f"VM type {argument:#x}: must be one of KVM_CAP_VM_TYPES")
                 vm = self.kept.make(private=argument == uapi.KVM_X86_SW_PROTECTED_VM)
-                return Answer(file=Machine(self.kept, vm, asked.process))
+                return Answer(file=VMFile(self.kept, vm, asked.process))
         if asked.structure is not None:
             answer = state.system(asked.request, asked.structure, self.kept.phys_bits)
             if answer is not None:
@@ -166,7 +166,7 @@ class System(File):
         raise self._missing(asked, EINVAL)
 
 
-class Machine(File):
+class VMFile(File):
     """A VM."""
 
     kind = "anon_inode:kvm-vm"
@@ -181,12 +181,12 @@ class Machine(File):
         kept.vms.append(vm)
         kept.guests.append(self.guest)
 
-    def check_process(self, asked: Asked) -> None:
+    def check_process(self, asked: Ioctl) -> None:
         """KVM answers the address space that made the VM, and nobody else."""
         if asked.process != self.process:
             raise OSError(EIO, "the VM was made by another process")
 
-    def ioctl(self, asked: Asked) -> Answering:
+    def ioctl(self, asked: Ioctl) -> Answering:
         """The model's calls, and those that make files."""
         self.check_process(asked)
         request, structure = asked.request, asked.structure
@@ -254,12 +254,12 @@ class GuestMemory(File):
 
     kind = "anon_inode:[kvm-gmem]"
 
-    def __init__(self, machine: Machine, handle: int, flags: int) -> None:
+    def __init__(self, machine: VMFile, handle: int, flags: int) -> None:
         super().__init__(machine.kept)
         self.machine, self.handle, self.flags = machine, handle, flags
         self._memory: int | None = None
 
-    def ioctl(self, asked: Asked) -> Answer:
+    def ioctl(self, asked: Ioctl) -> Answer:
         """KVM_SET_MEMORY_ATTRIBUTES2 in a profile whose attributes are of files; nobody asks whose process it is."""
         profile = self.machine.vm.profile
         if asked.request != uapi.KVM_SET_MEMORY_ATTRIBUTES2 or not profile.file_attributes:
@@ -319,7 +319,7 @@ class Vcpu(File):
 
     kind = "anon_inode:kvm-vcpu"
 
-    def __init__(self, machine: Machine, number: int) -> None:
+    def __init__(self, machine: VMFile, number: int) -> None:
         super().__init__(machine.kept)
         self.machine, self.number = machine, number
         size = uapi.KVM_VCPU_PAGES * machine.kept.host.page_size
@@ -328,7 +328,7 @@ class Vcpu(File):
         self._run = uapi.kvm_run.from_buffer(self._mapped)
         self._state = State(of_vcpu=True)
 
-    def ioctl(self, asked: Asked) -> Answering:
+    def ioctl(self, asked: Ioctl) -> Answering:
         """KVM_RUN, and KVM_PRE_FAULT_MEMORY where the profile has it."""
         self.machine.check_process(asked)
         if asked.request == uapi.KVM_RUN:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import IO, Protocol
 
 from kvmattr import uapi
-from kvmattr.fake.files import Asked
+from kvmattr.fake.files import Ioctl
 from kvmattr.fake.server import Channel, Made
 from kvmattr.measure.writing import CannotWrite, Place, opened
 
@@ -51,7 +51,7 @@ def name_of(request: int) -> str:
             f" {hex(size) if size else 0})")
 
 
-def argument_of(asked: Asked) -> str:
+def argument_of(asked: Ioctl) -> str:
     """The third argument as a log shows it: the structure's fields where it has been read."""
     known = _STRUCTURES.get(asked.request)
     if known is None or asked.structure is None:
@@ -121,7 +121,7 @@ class Recording:
         """Let what was written stand."""
         self._write(None)
 
-    def made(self, channel: Channel, parent: Made | None, asked: Asked, made: Made) -> None:
+    def made(self, channel: Channel, parent: Made | None, asked: Ioctl, made: Made) -> None:
         """A call made a file."""
         kind = made.kind
         if parent is None:
@@ -129,7 +129,7 @@ class Recording:
         else:
             self._line(channel.pid, f"{self._ioctl(parent, asked)} = {made.number}<{kind}>")
 
-    def answered(self, channel: Channel, made: Made, asked: Asked, result: int, error: int) -> None:
+    def answered(self, channel: Channel, made: Made, asked: Ioctl, result: int, error: int) -> None:
         """A call was answered."""
         if asked.request != uapi.KVM_RUN:
             self._line(channel.pid, f"{self._ioctl(made, asked)} = {result_of(result, error)}")
@@ -147,7 +147,7 @@ class Recording:
         """A call that was answered elsewhere, with its time since 1970."""
         self._line(pid, text, nanoseconds)
 
-    def _ioctl(self, made: Made, asked: Asked) -> str:
+    def _ioctl(self, made: Made, asked: Ioctl) -> str:
         return f"ioctl({made.number}<{made.kind}>, {name_of(asked.request)}, {argument_of(asked)})"
 
     def _line(self, pid: int, text: str, nanoseconds: int | None = None) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from kvmattr import uapi
-from kvmattr.fake.files import Answer, Asked, Asking, Failed, File, Kept, System
+from kvmattr.fake.files import Answer, Asking, Failed, File, Ioctl, Kept, System
 from kvmattr.fake.state import Ask
 from kvmattr.fake.wire import CALL, LARGEST, REPLY, UNREADABLE, VERSION, Kind, Question
 
@@ -38,10 +38,10 @@ FOREIGN = 1 << 30
 class Recorder(Protocol):
     """Who is told of each call and its answer."""
 
-    def made(self, channel: Channel, parent: Made | None, asked: Asked, made: Made) -> None:
+    def made(self, channel: Channel, parent: Made | None, asked: Ioctl, made: Made) -> None:
         """A call made a file."""
 
-    def answered(self, channel: Channel, made: Made, asked: Asked, result: int, error: int) -> None:
+    def answered(self, channel: Channel, made: Made, asked: Ioctl, result: int, error: int) -> None:
         """A call was answered."""
 
     def fallocated(self, channel: Channel, made: Made, mode: int, offset: int, size: int, error: int) -> None:
@@ -79,7 +79,7 @@ class Channel:
         self.process: object = None
         self.shadow = False
         #: A call that waits for the answer to its question.
-        self.asking: tuple[Generator[Ask, Any, Answer], Made, Asked] | None = None
+        self.asking: tuple[Generator[Ask, Any, Answer], Made, Ioctl] | None = None
 
 
 class Made:
@@ -275,7 +275,7 @@ class Server:
         elif kind == Kind.IOCTL:
             self._ioctl(channel, flags, number, words, got)
         elif kind == Kind.OPEN:
-            self._reply_file(channel, self._system, None, Asked(channel.process, 0, words[0], None))
+            self._reply_file(channel, self._system, None, Ioctl(channel.process, 0, words[0], None))
         elif kind in (Kind.FALLOCATE, Kind.MMAP, Kind.STAT):
             self._other(channel, kind, number, words)
         else:
@@ -297,7 +297,7 @@ class Server:
         structure = None if flags & UNREADABLE else self._buffer[CALL.size:got]
         if structure is not None and (len(structure) != size or size != uapi.size_of(request)):
             raise Cut
-        asked = Asked(channel.process, request, argument, structure, descriptor)
+        asked = Ioctl(channel.process, request, argument, structure, descriptor)
         try:
             answering = made.file.ioctl(asked)
         except OSError as error:
@@ -308,7 +308,7 @@ class Server:
             else:
                 self._go_on(channel, answering, made, asked, None)
 
-    def _go_on(self, channel: Channel, asking: Asking, made: Made, asked: Asked, found: object) -> None:
+    def _go_on(self, channel: Channel, asking: Asking, made: Made, asked: Ioctl, found: object) -> None:
         """Let a call that asks have what it asked for, up to its answer or its next question."""
         try:
             question = asking.send(found)
@@ -337,7 +337,7 @@ class Server:
             asked = asked._replace(bound=FOREIGN if other is None else other.number)
         self._go_on(channel, asking, made, asked, found)
 
-    def _finish(self, channel: Channel, made: Made, asked: Asked, answer: Answer) -> None:
+    def _finish(self, channel: Channel, made: Made, asked: Ioctl, answer: Answer) -> None:
         if answer.file is not None:
             self._reply_file(channel, answer.file, made, asked)
             return
@@ -350,7 +350,7 @@ class Server:
             self._send(channel, REPLY.pack(0, 0, Question.ROOM, 0, len(answer.out)))
         self._send(channel, REPLY.pack(answer.result, 0, 0, 0, len(answer.out)) + answer.out)
 
-    def _fail(self, channel: Channel, made: Made, asked: Asked, error: OSError) -> None:
+    def _fail(self, channel: Channel, made: Made, asked: Ioctl, error: OSError) -> None:
         number = error.errno or errno.EINVAL
         if self._recorder is not None:
             self._recorder.answered(channel, made, asked, -1, number)
@@ -379,7 +379,7 @@ class Server:
             self._recorder.fallocated(channel, made, mode, offset, size, refused)
         self._send(channel, REPLY.pack(-1 if refused else 0, refused, 0, 0, 0), memory)
 
-    def _reply_file(self, channel: Channel, file: File, parent: Made | None, asked: Asked) -> None:
+    def _reply_file(self, channel: Channel, file: File, parent: Made | None, asked: Ioctl) -> None:
         """Reply with a descriptor of a new file."""
         refused = errno.ENFILE if self._is_greedy(channel.owner) else 0
         ours = theirs = -1

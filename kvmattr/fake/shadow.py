@@ -19,7 +19,7 @@ import numpy as np
 
 from kvmattr import uapi
 from kvmattr.bridges import kvm
-from kvmattr.fake.files import Asked, Kept
+from kvmattr.fake.files import Ioctl, Kept
 from kvmattr.fake.recording import Recording, argument_of, name_of, result_of
 from kvmattr.fake.server import FOREIGN, Channel
 from kvmattr.fake.wire import Kind
@@ -70,7 +70,7 @@ class Difference(NamedTuple):
         return f"call {self.call}: {self.text}: kernel {self.kernel}, model {self.model}"
 
 
-class Seen(NamedTuple):
+class Answered(NamedTuple):
     """One call that the kernel has answered."""
 
     request: int
@@ -121,7 +121,7 @@ class Shadow:
         rest = data[_SEEN.size:]
         if len(rest) != 2 * size:
             raise ValueError("a structure of another size than the message says")
-        seen = Seen(words[0], words[1], words[2], result, error, bytearray(rest[:size]) if size else None,
+        seen = Answered(words[0], words[1], words[2], result, error, bytearray(rest[:size]) if size else None,
                     bytearray(rest[size:]) if size else None, made, bound, time, nanoseconds)
         if noting:
             self.noting.append(noting)
@@ -135,7 +135,7 @@ class Shadow:
 
     # Calls ---------------------------------------------------------------------------------------------------
 
-    def _seen(self, channel: Channel, number: int, seen: Seen) -> None:
+    def _seen(self, channel: Channel, number: int, seen: Answered) -> None:
         if seen.request == 0:
             twin = self._new(channel, seen.made, "/dev/kvm")
             self._write(channel, seen, f'openat(AT_FDCWD, "/dev/kvm", O_RDWR) = {twin.number}<{twin.kind}>')
@@ -157,16 +157,16 @@ class Shadow:
         if made is None:
             self._compare(channel, twin_of, asked, seen)
 
-    def _asked(self, channel: Channel, seen: Seen) -> Asked:
+    def _asked(self, channel: Channel, seen: Answered) -> Ioctl:
         bound = None
         if seen.request == uapi.KVM_SET_USER_MEMORY_REGION2 and seen.structure is not None:
             region = uapi.kvm_userspace_memory_region2.from_buffer(seen.structure)
             if region.flags & uapi.KVM_MEM_GUEST_MEMFD:
                 file = self._twins.get(seen.bound)
                 bound = -1 if seen.error == errno.EBADF else FOREIGN if file is None else file.number
-        return Asked(channel.process, seen.request, seen.argument, seen.structure, seen.descriptor, bound)
+        return Ioctl(channel.process, seen.request, seen.argument, seen.structure, seen.descriptor, bound)
 
-    def _make(self, channel: Channel, parent: Twin, seen: Seen) -> Twin:
+    def _make(self, channel: Channel, parent: Twin, seen: Answered) -> Twin:
         """A call that made a file."""
         if seen.request == uapi.KVM_CREATE_VM:
             vm = self.kept.make(private=seen.argument != uapi.KVM_X86_DEFAULT_VM)
@@ -189,7 +189,7 @@ class Shadow:
         self._twins[number] = twin
         return twin
 
-    def _compare(self, channel: Channel, twin: Twin, asked: Asked, seen: Seen) -> None:
+    def _compare(self, channel: Channel, twin: Twin, asked: Ioctl, seen: Answered) -> None:
         why = self._why_not(twin, seen)
         if why is not None:
             self.passed[why] += 1
@@ -203,7 +203,7 @@ class Shadow:
             name = str if seen.request == uapi.KVM_CHECK_EXTENSION else answer_name
             self._differ(seen, name(kernel), name(model), argument_of(asked))
 
-    def _why_not(self, twin: Twin, seen: Seen) -> str | None:
+    def _why_not(self, twin: Twin, seen: Answered) -> str | None:
         if seen.error in _NOT_FORESEEN:
             return f"the kernel said {errno_name(seen.error)}"
         if seen.request == uapi.KVM_CHECK_EXTENSION:
@@ -214,7 +214,7 @@ class Shadow:
             return "KVM_PRE_FAULT_MEMORY, which hangs on the host's memory"
         return None
 
-    def _model(self, channel: Channel, twin: Twin, seen: Seen) -> int | None:
+    def _model(self, channel: Channel, twin: Twin, seen: Answered) -> int | None:
         """The model's answer, -errno for an error; None where it has none."""
         request, structure = seen.request, seen.structure
         if request == uapi.KVM_CHECK_EXTENSION:
@@ -235,7 +235,7 @@ class Shadow:
             structure = self._bound(seen)
         return self._asked_of(vm, seen, lambda: vm.ioctl(request, seen.argument if structure is None else structure))
 
-    def _asked_of(self, vm: VM, seen: Seen, ask: Callable[[], int | bytes]) -> int:
+    def _asked_of(self, vm: VM, seen: Answered, ask: Callable[[], int | bytes]) -> int:
         """Ask, and take back what the kernel has refused."""
         before = vm.snapshot()
         slot = None if seen.structure is None else int.from_bytes(seen.structure[:4], "little")
@@ -250,7 +250,7 @@ class Shadow:
                 vm.set_user_memory_region(slot, 0, 0)
         return answer
 
-    def _of_file(self, vm: VM, twin: Twin, seen: Seen) -> int:
+    def _of_file(self, vm: VM, twin: Twin, seen: Answered) -> int:
         if seen.request != uapi.KVM_SET_MEMORY_ATTRIBUTES2 or not vm.profile.file_attributes:
             return -errno.ENOTTY
         if seen.structure is None:
@@ -263,7 +263,7 @@ class Shadow:
         except OSError as error:
             return -(error.errno or errno.EINVAL)
 
-    def _bound(self, seen: Seen) -> bytearray:
+    def _bound(self, seen: Answered) -> bytearray:
         """The structure with the model's handle in place of the program's descriptor."""
         assert seen.structure is not None
         region = uapi.kvm_userspace_memory_region2.from_buffer_copy(seen.structure)
@@ -275,7 +275,7 @@ class Shadow:
                 region.guest_memfd = 0xFFFFFFFF if seen.error == errno.EBADF else self.kept.other_descriptor
         return bytearray(region)
 
-    def _fallocate(self, channel: Channel, twin: Twin, seen: Seen) -> None:
+    def _fallocate(self, channel: Channel, twin: Twin, seen: Answered) -> None:
         if seen.structure is None or seen.out is None:
             return
         mode, offset, size = struct.unpack("<Qqq", bytes(seen.structure + seen.out))
@@ -304,7 +304,7 @@ class Shadow:
         if self._recording is not None:
             self._recording.closed(twin)
 
-    def _differ(self, seen: Seen, kernel: str, model: str, argument: str = "") -> None:
+    def _differ(self, seen: Answered, kernel: str, model: str, argument: str = "") -> None:
         call = argument if seen.request == Kind.FALLOCATE else f"{name_of(seen.request)} {argument}".rstrip()
         difference = Difference(self.calls, call, kernel, model)
         self.differences.append(difference)
@@ -312,14 +312,14 @@ class Shadow:
 
     # The recording -------------------------------------------------------------------------------------------
 
-    def _record(self, channel: Channel, twin: Twin, asked: Asked, seen: Seen, made: Twin | None) -> None:
+    def _record(self, channel: Channel, twin: Twin, asked: Ioctl, seen: Answered, made: Twin | None) -> None:
         if self._recording is None:
             return
         answer = f"{made.number}<{made.kind}>" if made is not None else result_of(seen.result, seen.error)
         self._write(channel, seen, f"ioctl({twin.number}<{twin.kind}>, {name_of(asked.request)}, {argument_of(asked)})"
                                    f" = {answer}")
 
-    def _write(self, channel: Channel, seen: Seen, line: str) -> None:
+    def _write(self, channel: Channel, seen: Answered, line: str) -> None:
         if self._recording is not None:
             self._recording.raw(channel.pid, f"{line} <{seen.nanoseconds / 1e9:.9f}>", seen.time)
 

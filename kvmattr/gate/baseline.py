@@ -13,7 +13,7 @@ from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, SLOPED
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.scenario import GROWTH
 from kvmattr.gate.slopes import slope
-from kvmattr.gate.verdict import Report, Usage, Verdict
+from kvmattr.gate.verdict import Judgement, Usage, Verdict
 from kvmattr.measure import checked, writing
 from kvmattr.measure.checked import BadField, Field
 from kvmattr.measure.text import digits
@@ -114,36 +114,36 @@ def fitted(calls: dict[str, int], counts: dict[str, int], operations: dict[str, 
             for name, cells in series.items() if len(cells) > 1}
 
 
-def judge_exact(report: Report, check: str, expected: dict[str, int], measured: dict[str, int],
+def judge_exact(judgement: Judgement, check: str, expected: dict[str, int], measured: dict[str, int],
                 limits: Limits) -> None:
     """Every number of the baseline against what was measured, exactly."""
     for key in sorted(measured.keys() & expected.keys(), key=_by_size):
         now, then = measured[key], expected[key]
         if now == then:
-            report.add(check, key, Verdict.PASS, str(now), now, then)
+            judgement.add(check, key, Verdict.PASS, str(now), now, then)
             continue
         text = f"{now}, the baseline has {then}{_change(now, then)}"
         verdict = Verdict.REGRESSION if now > then else Verdict.BETTER
         if verdict is Verdict.BETTER and check != "memory" and limits.working(key.rsplit("/", 1)[0]):
             verdict, text = Verdict.REGRESSION, f"{text}; it must do its work (fail if faster)"
-        report.add(check, key, verdict, text, now, then)
+        judgement.add(check, key, verdict, text, now, then)
 
 
-def judge_calls(report: Report, expected: Baseline, measured: Baseline, cells: set[str], limits: Limits) -> None:
+def judge_calls(judgement: Judgement, expected: Baseline, measured: Baseline, cells: set[str], limits: Limits) -> None:
     """The calls of these SCENARIO/SIZE cells, which both sides have: a kind that one side has not was not called
     there."""
     if expected.calls is None:
-        report.add("missing", "calls", Verdict.UNDECIDED,
-                   "the baseline is from before calls were counted: --update-baseline adds them")
+        judgement.add("missing", "calls", Verdict.UNDECIDED,
+                      "the baseline is from before calls were counted: --update-baseline adds them")
         return
     now, then = measured.calls or {}, expected.calls
     keys = {key for key in now.keys() | then.keys() if key.rsplit("/", 1)[0] in cells}
-    found = Report()
+    found = Judgement()
     judge_exact(found, "calls", {key: then.get(key, 0) for key in keys}, {key: now.get(key, 0) for key in keys}, limits)
     for each in found.findings:
         if each.verdict in (Verdict.REGRESSION, Verdict.BETTER) and each.cell.endswith("_calls"):
             each = dataclasses.replace(each, text=each.text + _a_call(each.cell, now, then))
-        report.findings.append(each)
+        judgement.findings.append(each)
 
 
 def _a_call(key: str, now: dict[str, int], then: dict[str, int]) -> str:
@@ -156,7 +156,7 @@ def _a_call(key: str, now: dict[str, int], then: dict[str, int]) -> str:
     return ""
 
 
-def judge_presence(report: Report, expected: set[str], measured: set[str]) -> None:
+def judge_presence(judgement: Judgement, expected: set[str], measured: set[str]) -> None:
     """What only one side has was not judged, and a gate that judges nothing must not be green. Not so for the
     counters of the counting build: where one side was made without it, the verdict says so."""
     expected_extra, measured_extra = ({key for key in side if key.rsplit("/", 1)[1] in COUNTING_ONLY}
@@ -164,17 +164,17 @@ def judge_presence(report: Report, expected: set[str], measured: set[str]) -> No
     words = " and ".join(name.replace("_", " ") for name in COUNTING_ONLY)
     if not measured_extra:
         expected = expected - expected_extra
-        report.not_judged.append(f"{words} (only a counting build counts them: --source DIR)")
+        judgement.not_judged.append(f"{words} (only a counting build counts them: --source DIR)")
     elif not expected_extra:
         measured = measured - measured_extra
-        report.not_judged.append(f"{words} (the baseline has none: --update-baseline adds them)")
+        judgement.not_judged.append(f"{words} (the baseline has none: --update-baseline adds them)")
     for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}, key=_by_size):
-        report.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
+        judgement.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
     for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}, key=_by_size):
-        report.add("missing", cell, Verdict.UNDECIDED, "not in the baseline: --update-baseline accepts it")
+        judgement.add("missing", cell, Verdict.UNDECIDED, "not in the baseline: --update-baseline accepts it")
 
 
-def judge_slopes(report: Report, expected: dict[str, float], measured: dict[str, float],
+def judge_slopes(judgement: Judgement, expected: dict[str, float], measured: dict[str, float],
                  growth: dict[str, str]) -> None:
     """Each slope against the growth that its scenario declares, and against the baseline's."""
     for key, now in sorted(measured.items()):
@@ -182,12 +182,12 @@ def judge_slopes(report: Report, expected: dict[str, float], measured: dict[str,
         limit = GROWTH[declared] if declared else float("inf")
         then = expected.get(key)
         if now >= limit:
-            report.add("slopes", key, Verdict.REGRESSION,
-                       f"{now:.3f}; declared {declared} allows less than {limit}", now, then)
+            judgement.add("slopes", key, Verdict.REGRESSION,
+                          f"{now:.3f}; declared {declared} allows less than {limit}", now, then)
         elif then is not None and now > then + _SLOPE_CHANGE:
-            report.add("slopes", key, Verdict.REGRESSION, f"{now:.3f}, the baseline has {then:.3f}", now, then)
+            judgement.add("slopes", key, Verdict.REGRESSION, f"{now:.3f}, the baseline has {then:.3f}", now, then)
         elif declared or then is not None:
-            report.add("slopes", key, Verdict.PASS, f"{now:.3f}", now, then)
+            judgement.add("slopes", key, Verdict.PASS, f"{now:.3f}", now, then)
 
 
 def _by_size(key: str) -> list[tuple[int, str]]:

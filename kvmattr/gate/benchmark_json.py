@@ -16,7 +16,7 @@ from kvmattr.gate import time_files
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.time_files import TimeFile, Times
 from kvmattr.gate.timing import Pairs, judge
-from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
+from kvmattr.gate.verdict import CannotTell, Judgement, Usage, Verdict
 
 #: The findings' check. It is not "time": files were judged once, and cannot be measured again.
 CHECK = "files"
@@ -31,14 +31,14 @@ _STRETCHES = 20
 BETWEEN_RUNS = 1.05
 
 
-def judge_files(report: Report, base: Sequence[Path], head: Sequence[Path], limits: Limits, *,
+def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path], limits: Limits, *,
                 same_machine: bool = False) -> None:
     """Judge every benchmark; Usage for files that are none, CannotTell for files of different machines unless the
     caller knows better."""
     if not base or len(base) != len(head):
         raise Usage(f"{len(base)} files of the base and {len(head)} of the head: they are paired one to one")
     theirs, ours = [time_files.read(path) for path in base], [time_files.read(path) for path in head]
-    _check_machines(report, [*theirs, *ours], same_machine)
+    _check_machines(judgement, [*theirs, *ours], same_machine)
     expected = set.intersection(*(set(each.times) for each in theirs))
     measured = set.intersection(*(set(each.times) for each in ours))
     if not expected & measured:
@@ -46,32 +46,33 @@ def judge_files(report: Report, base: Sequence[Path], head: Sequence[Path], limi
     limits.check({name: each.times[name].group for each in ours for name in each.times})
     for name in sorted(expected | measured):
         if name not in measured or name not in expected:
-            report.add("missing", name, Verdict.UNDECIDED,
-                       f"not in every file of the {'head' if name in expected else 'base'}")
+            judgement.add("missing", name, Verdict.UNDECIDED,
+                          f"not in every file of the {'head' if name in expected else 'base'}")
             continue
         trouble = next((f"{each.path}: {each.times[name].wrong}" for each in [*theirs, *ours]
                         if each.times[name].wrong), None)
         if trouble is not None:
-            report.add(CHECK, name, Verdict.UNDECIDED, f"{trouble}: there is no ratio of that")
+            judgement.add(CHECK, name, Verdict.UNDECIDED, f"{trouble}: there is no ratio of that")
             continue
-        report.add(CHECK, name, *_judged(name, [each.times[name] for each in ours],
-                                         [each.times[name] for each in theirs], limits))
+        judgement.add(CHECK, name, *_judged(name, [each.times[name] for each in ours],
+                                            [each.times[name] for each in theirs], limits))
     if len(base) < FEWEST_PAIRS:
-        report.notes.append(f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what "
-                            "differs between two runs can hardly be told from what differs between the refs, so the "
-                            f"limit is {BETWEEN_RUNS:g} times as wide; {FEWEST_PAIRS} files each say more")
+        judgement.notes.append(
+            f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what differs between "
+            "two runs can hardly be told from what differs between the refs, so the limit is "
+            f"{BETWEEN_RUNS:g} times as wide; {FEWEST_PAIRS} files each say more")
 
 
-def _check_machines(report: Report, files: list[TimeFile], same_machine: bool) -> None:
+def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: bool) -> None:
     found = [f"{other.path}: {word} is {other.machine[word]!r}, in {first.path} it is {first.machine[word]!r}"
              for word, first, other in time_files.differences(files)]
     if found and same_machine:
-        report.notes.extend(f"{text} (--same-machine)" for text in found)
+        judgement.notes.extend(f"{text} (--same-machine)" for text in found)
     elif found:
         raise CannotTell(f"{'; '.join(found)}. Times of two machines or interpreters cannot be compared; measure both "
                          "sides in one job, or say --same-machine if it is one")
     if not any(each.machine for each in files):
-        report.notes.append("the files do not say on which machine they were made")
+        judgement.notes.append("the files do not say on which machine they were made")
 
 
 def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> tuple[Verdict, str, float | None]:

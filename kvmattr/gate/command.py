@@ -2,10 +2,10 @@
 
 Exit codes: 0 pass, 1 regression, 2 usage, 3 could not tell.
 
-  kvmattr gate                              against bench/baseline.json, in kvmattr's source tree
+  kvmattr gate                              gate_scenarios.py here, against gate_baseline.json
   kvmattr gate --base main                  and the time against another commit
-  kvmattr gate --scenarios FILE.py          a project's own scenarios, against its own --baseline
   kvmattr gate --update-baseline            accept what is measured now
+  kvmattr gate --scenarios FILE.py --baseline FILE.json      under other names
   kvmattr gate --selftest                   plant regressions and see them caught
   kvmattr gate --judge-json HEAD... --against BASE...    files of pytest-benchmark, asv or hyperfine of two refs
 """
@@ -24,20 +24,25 @@ from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.project import Project
 from kvmattr.gate.selftest import prove, selftest
 from kvmattr.gate.stages import Gate
-from kvmattr.gate.verdict import EXIT_USAGE, CannotTell, Report, Usage, Verdict
+from kvmattr.gate.verdict import EXIT_USAGE, CannotTell, Judgement, Usage, Verdict
 from kvmattr.measure import writing
 from kvmattr.measure.status import overwritten
 
 HELP = "fail a build in CI when code has become slower"
+
+#: What a project's files are called where no option names them, and where kvmattr's own numbers lie.
+SCENARIOS, BASELINE, OWN_BASELINE = Path("gate_scenarios.py"), Path("gate_baseline.json"), Path("bench/baseline.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``kvmattr gate``."""
     parser.add_argument("--scenarios", action="append", metavar="WHAT",
                         help="a .py file, the name of an entry point in 'kvmattr.gate', or 'own' (may be "
-                        "repeated; default: own in kvmattr's source tree, else all entry points)")
-    parser.add_argument("--baseline", type=Path, default=Path("bench/baseline.json"), metavar="FILE",
-                        help="the file with the numbers that were accepted (default: %(default)s)")
+                        f"repeated; default: {SCENARIOS} where it lies in the current directory, else own in kvmattr's "
+                        "source tree, else all entry points)")
+    parser.add_argument("--baseline", type=Path, metavar="FILE",
+                        help=f"the file with the numbers that were accepted (default: {BASELINE}; bench/baseline.json "
+                        "for kvmattr's own)")
     parser.add_argument("--update-baseline", action="store_true",
                         help="accept what is measured now: write the baseline")
     parser.add_argument("--base", metavar="REF", help="also judge the time against this git ref: of the project in "
@@ -79,35 +84,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Judge, print, write; the exit code."""
-    report = Report()
+    judgement = Judgement()
     try:
         _at_odds(arguments)
         if arguments.prove:
-            prove(_gate(arguments), arguments.prove, report)
+            prove(_gate(arguments), arguments.prove, judgement)
         elif arguments.selftest:
-            selftest(_gate(arguments), report)
+            selftest(_gate(arguments), judgement)
         else:
-            _judge(report, arguments)
+            _judge(judgement, arguments)
     except Usage as error:
         return _usage(error)
     except writing.CannotWrite as error:
         return _usage(Usage(str(error)))
     except CannotTell as error:
-        report.add("gate", "all", Verdict.UNDECIDED, str(error))
+        judgement.add("gate", "all", Verdict.UNDECIDED, str(error))
     except KeyboardInterrupt:
         # What was judged before is worth having; cli.main tells of the rest and exits with 130.
-        report.add("gate", "all", Verdict.UNDECIDED, "interrupted")
+        judgement.add("gate", "all", Verdict.UNDECIDED, "interrupted")
         with contextlib.suppress(Usage):
-            _tell(report, arguments)
+            _tell(judgement, arguments)
         raise
     except Exception as error:      # Python's own exit code for it would be 1, and that means a regression
         traceback.print_exc()
-        report.add("gate", "all", Verdict.UNDECIDED, f"the gate itself failed: {type(error).__name__}: {error}")
+        judgement.add("gate", "all", Verdict.UNDECIDED, f"the gate itself failed: {type(error).__name__}: {error}")
     try:
-        _tell(report, arguments)
+        _tell(judgement, arguments)
     except Usage as error:
         return _usage(error)
-    return report.exit_code
+    return judgement.exit_code
 
 
 def _usage(error: Usage) -> int:
@@ -141,18 +146,19 @@ def _at_odds(arguments: argparse.Namespace) -> None:
         raise Usage("--same-machine is for --judge-json HEAD... --against BASE...")
 
 
-def _judge(report: Report, arguments: argparse.Namespace) -> None:
+def _judge(judgement: Judgement, arguments: argparse.Namespace) -> None:
     if arguments.plot_history:
-        report.add("history", str(arguments.history), Verdict.PASS,
-                   history.plot(arguments.history, arguments.plot_history))
+        judgement.add("history", str(arguments.history), Verdict.PASS,
+                      history.plot(arguments.history, arguments.plot_history))
         return
     if arguments.judge_json:
-        benchmark_json.judge_files(report, arguments.against, arguments.judge_json, _limits(arguments),
+        benchmark_json.judge_files(judgement, arguments.against, arguments.judge_json, _limits(arguments),
                                    same_machine=arguments.same_machine)
         return
     gate = _gate(arguments)
+    accepted = arguments.baseline or (OWN_BASELINE if list(gate.scenarios) == [loading.OWN] else BASELINE)
     # A baseline that cannot be read is told before minutes are spent on building.
-    expected = None if arguments.update_baseline else Baseline.read(arguments.baseline)
+    expected = None if arguments.update_baseline else Baseline.read(accepted)
     if expected is not None and arguments.instructions and not (arguments.base or expected.instructions):
         raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
                     "--base REF counts both sides now")
@@ -164,22 +170,22 @@ def _judge(report: Report, arguments: argparse.Namespace) -> None:
                 repository.checkout(project.directory, arguments.base)
             elif gate.source:
                 builds.checkout(gate.source, arguments.base)
-    found = stages.measure(gate, report, with_claims=not arguments.update_baseline)
+    found = stages.measure(gate, judgement, with_claims=not arguments.update_baseline)
     if expected is None:
         if arguments.instructions:
             stages.count_instructions(gate, found.now)
-        _update(report, arguments.baseline, found)
+        _update(judgement, accepted, found)
         return
-    stages.judge_counts(report, gate, expected, found)
+    stages.judge_counts(judgement, gate, expected, found)
     if project is not None:
-        stages.judge_project(report, gate, project, arguments.base, with_instructions=arguments.instructions)
+        stages.judge_project(judgement, gate, project, arguments.base, with_instructions=arguments.instructions)
     elif arguments.base:
-        stages.judge_base(report, gate, arguments.base, with_instructions=arguments.instructions)
+        stages.judge_base(judgement, gate, arguments.base, with_instructions=arguments.instructions)
     elif arguments.instructions:
-        stages.judge_stored_instructions(report, gate, expected)
+        stages.judge_stored_instructions(judgement, gate, expected)
     if arguments.history:
         history.append(arguments.history, project.directory if project is not None else gate.source or Path.cwd(),
-                       found.now, report)
+                       found.now, judgement)
 
 
 def _project(arguments: argparse.Namespace, gate: Gate) -> Project | None:
@@ -196,10 +202,11 @@ def _gate(arguments: argparse.Namespace) -> Gate:
     source = builds.source_tree(arguments.source or Path.cwd())
     if arguments.source and source is None:
         raise Usage(f"--source {arguments.source}: not in a source tree of kvmattr")
-    scenarios = arguments.scenarios or ([loading.OWN] if source else loading.registered())
+    scenarios = arguments.scenarios or ([str(SCENARIOS)] if SCENARIOS.is_file() else
+                                        [loading.OWN] if source else loading.registered())
     if not scenarios:
-        raise CannotTell("no cells: no --scenarios, no entry point in 'kvmattr.gate', and not in kvmattr's "
-                         "source tree")
+        raise CannotTell(f"no cells: no --scenarios, no {SCENARIOS} here, no entry point in 'kvmattr.gate', and not in "
+                         "kvmattr's source tree")
     return Gate(scenarios, None if arguments.no_build else source, _limits(arguments))
 
 
@@ -210,46 +217,46 @@ def _limits(arguments: argparse.Namespace) -> limits.Limits:
         raise Usage(str(error)) from None
 
 
-def _update(report: Report, path: Path, found: stages.Measured) -> None:
+def _update(judgement: Judgement, path: Path, found: stages.Measured) -> None:
     """Accept what was measured, unless it is less than it should be."""
     for cell, error in found.failed.items():
-        report.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
-    stages.judge_growth(report, found)
-    if report.of(Verdict.REGRESSION, Verdict.UNDECIDED):
-        report.notes.append(f"{path} was not written")
+        judgement.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
+    stages.judge_growth(judgement, found)
+    if judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED):
+        judgement.notes.append(f"{path} was not written")
         return
     if not found.counted and path.exists() and Baseline.read(path).counted:
         raise Usage(f"{path} has what only a counting build counts, this one does not: it was not written. --source "
                     "DIR makes a counting build; without one, remove the file first")
     if path.exists() and not found.now.instructions and Baseline.read(path).instructions:
-        report.notes.append("the instruction counts of the old baseline were dropped: --instructions with "
-                            "--update-baseline stores new ones")
+        judgement.notes.append("the instruction counts of the old baseline were dropped: --instructions with "
+                               "--update-baseline stores new ones")
     found.now.write(path)
-    report.add("baseline", str(path), Verdict.PASS, f"{len(found.now.calls or ())} calls, {len(found.now.counts)} "
-               f"counts, {len(found.now.bytes)} bytes and {len(found.now.slopes)} slopes written")
+    judgement.add("baseline", str(path), Verdict.PASS, f"{len(found.now.calls or ())} calls, {len(found.now.counts)} "
+                  f"counts, {len(found.now.bytes)} bytes and {len(found.now.slopes)} slopes written")
 
 
 def _in_github() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
-def _tell(report: Report, arguments: argparse.Namespace) -> None:
-    """Print and write the report; Usage if a file cannot be written."""
+def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
+    """Print and write the judgement; Usage if a file cannot be written."""
     overwritten()
     if arguments.selftest or arguments.prove:   # they have printed a line a case
-        print(*(finding.text for finding in report.findings if finding.check == "gate"), report.summary, sep="\n",
+        print(*(finding.text for finding in judgement.findings if finding.check == "gate"), judgement.summary, sep="\n",
               flush=True)
     else:
-        print(output.table(report), flush=True)
-    if _in_github() and (errors := output.github_errors(report)):
+        print(output.table(judgement), flush=True)
+    if _in_github() and (errors := output.github_errors(judgement)):
         print(errors, flush=True)
     try:
         for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit)):
             if place:
                 _directory_of(place)
-                writing.write(place, text(report))
+                writing.write(place, text(judgement))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-            writing.write(summary, output.markdown(report), append=True)
+            writing.write(summary, output.markdown(judgement), append=True)
     except OSError as error:
         raise Usage(f"the report cannot be written: {error}") from None
 

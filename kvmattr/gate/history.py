@@ -11,20 +11,20 @@ from typing import Any
 
 from kvmattr.gate import repository
 from kvmattr.gate.baseline import Baseline
-from kvmattr.gate.verdict import CannotTell, Report, Usage
+from kvmattr.gate.verdict import CannotTell, Judgement, Usage
 from kvmattr.measure import figures, writing
 
 SCHEMA = 1
 _NUMBERS = ("calls", "counts", "bytes", "times")
 
 
-def append(place: Path, directory: Path, now: Baseline, report: Report) -> None:
+def append(place: Path, directory: Path, now: Baseline, judgement: Judgement) -> None:
     """Add a run's numbers to a history file. CannotWrite as the file system does."""
     line = json.dumps({
         "schema": SCHEMA, "commit": repository.head(directory),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "exit_code": report.exit_code, "calls": now.calls or {}, "counts": now.counts, "bytes": now.bytes,
-        "times": {each.cell: each.measured for each in report.findings
+        "exit_code": judgement.exit_code, "calls": now.calls or {}, "counts": now.counts, "bytes": now.bytes,
+        "times": {each.cell: each.measured for each in judgement.findings
                   if each.check == "time" and each.measured is not None and math.isfinite(each.measured)},
     }, sort_keys=True)
     ended = True

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvmattr.gate.process import CellError, Side, Worker, without_randomisation
-from kvmattr.gate.verdict import CannotTell, Report, Verdict
+from kvmattr.gate.verdict import CannotTell, Judgement, Verdict
 
 #: Instructions of the same work in two builds may differ by this much.
 TOLERANCE = 0.005
@@ -59,16 +59,16 @@ def timed_cells(worker: Worker) -> list[tuple[str, int]]:
     return [(each["name"], each["sizes"][-1]) for each in worker.loaded["scenarios"] if each["timed"]]
 
 
-def judge(report: Report, expected: dict[str, int], measured: dict[str, int]) -> None:
+def judge(judgement: Judgement, expected: dict[str, int], measured: dict[str, int]) -> None:
     """Both ways: fewer instructions than the tolerance allows are told as better."""
     for cell in sorted(expected.keys() & measured.keys()):
         ratio = measured[cell] / expected[cell]
         text = f"{measured[cell]} instructions, {expected[cell]} before ({100 * (ratio - 1):+.3f} %)"
         verdict = (Verdict.REGRESSION if ratio > 1 + TOLERANCE
                    else Verdict.BETTER if ratio < 1 - TOLERANCE else Verdict.PASS)
-        report.add("instructions", cell, verdict, text, measured[cell], expected[cell])
+        judgement.add("instructions", cell, verdict, text, measured[cell], expected[cell])
     for cell in sorted(expected.keys() ^ measured.keys()):
         side = "only the base or the baseline has it" if cell in expected else "only this run has it"
-        report.add("instructions", cell, Verdict.UNDECIDED, f"{side}: there is nothing to compare with")
+        judgement.add("instructions", cell, Verdict.UNDECIDED, f"{side}: there is nothing to compare with")
     if not expected and not measured:
-        report.add("instructions", "all", Verdict.UNDECIDED, "no cell could be counted")
+        judgement.add("instructions", "all", Verdict.UNDECIDED, "no cell could be counted")

@@ -1,4 +1,4 @@
-"""A report for people, machines and CI: table, JSON, Markdown, JUnit XML, GitHub annotations."""
+"""A judgement written down for people, machines and CI: table, JSON, Markdown, JUnit XML, GitHub annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from itertools import groupby
 
-from kvmattr.gate.verdict import Finding, Report, Verdict
+from kvmattr.gate.verdict import Finding, Judgement, Verdict
 
 #: Table and step summary tell this many findings of one check and count the rest; JSON and JUnit have all.
 _SHOWN = 20
@@ -39,10 +39,10 @@ _ADVICE = {
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def by_check(report: Report) -> Iterator[tuple[str, list[Finding]]]:
+def by_check(judgement: Judgement) -> Iterator[tuple[str, list[Finding]]]:
     """The findings of each check, checks in the order of their weight."""
-    order = list(dict.fromkeys([*_ORDER, *(finding.check for finding in report.findings)]))
-    for check, group in groupby(sorted(report.findings, key=lambda finding: order.index(finding.check)),
+    order = list(dict.fromkeys([*_ORDER, *(finding.check for finding in judgement.findings)]))
+    for check, group in groupby(sorted(judgement.findings, key=lambda finding: order.index(finding.check)),
                                 key=lambda finding: finding.check):
         yield check, list(group)
 
@@ -52,53 +52,53 @@ def _tally(findings: list[Finding]) -> str:
     return ", ".join(f"{number} {verdict.value}" for verdict, number in counted.items() if number)
 
 
-def table(report: Report) -> str:
+def table(judgement: Judgement) -> str:
     """For people: one line a check, then what did not simply pass and the few that are always told."""
     lines = []
-    for check, findings in by_check(report):
+    for check, findings in by_check(judgement):
         lines.append(f"{check:12}  {_tally(findings)}")
         told = [each for each in findings if each.verdict in _TOLD or check in _ALWAYS_TOLD]
         told.sort(key=lambda each: _TOLD.index(each.verdict) if each.verdict in _TOLD else len(_TOLD))
         lines += [f"  {each.verdict.value:10}  {each.cell}: {each.text}" for each in told[:_SHOWN]]
         if len(told) > _SHOWN:
             lines.append(f"  ... and {len(told) - _SHOWN} more (--json has all)")
-    lines += [f"note: {note}" for note in report.notes]
-    lines += [f"to do: {advice}" for advice in _advice(report)]
-    return "\n".join([*lines, report.summary])
+    lines += [f"note: {note}" for note in judgement.notes]
+    lines += [f"to do: {advice}" for advice in _advice(judgement)]
+    return "\n".join([*lines, judgement.summary])
 
 
-def _advice(report: Report) -> Iterator[str]:
-    for check, findings in by_check(report):
+def _advice(judgement: Judgement) -> Iterator[str]:
+    for check, findings in by_check(judgement):
         if check in _ADVICE and any(finding.verdict is Verdict.REGRESSION for finding in findings):
             yield f"{check}: {_ADVICE[check]}"
-    if any(finding.check in ("calls", "counts", "memory") for finding in report.of(Verdict.BETTER)):
+    if any(finding.check in ("calls", "counts", "memory") for finding in judgement.of(Verdict.BETTER)):
         yield "better than the baseline: --update-baseline keeps it, and then it cannot creep back unseen"
 
 
-def as_json(report: Report) -> str:
+def as_json(judgement: Judgement) -> str:
     """For machines: everything."""
     return json.dumps({
-        "verdict": report.summary.partition(":")[0].lower(),
-        "exit_code": report.exit_code,
-        "not_judged": report.not_judged,
-        "notes": report.notes,
+        "verdict": judgement.summary.partition(":")[0].lower(),
+        "exit_code": judgement.exit_code,
+        "not_judged": judgement.not_judged,
+        "notes": judgement.notes,
         "findings": [{**dataclasses.asdict(finding), "verdict": finding.verdict.value}
-                     for finding in report.findings],
+                     for finding in judgement.findings],
     }, indent=1) + "\n"
 
 
-def markdown(report: Report) -> str:
+def markdown(judgement: Judgement) -> str:
     """For a CI step's summary."""
-    lines = [f"### kvmattr gate: {report.summary}", "", "| check | cells |", "|---|---|"]
-    lines += [f"| {check} | {_tally(findings)} |" for check, findings in by_check(report)]
-    told = [*report.of(Verdict.REGRESSION), *report.of(Verdict.UNDECIDED), *report.of(Verdict.BETTER)]
+    lines = [f"### kvmattr gate: {judgement.summary}", "", "| check | cells |", "|---|---|"]
+    lines += [f"| {check} | {_tally(findings)} |" for check, findings in by_check(judgement)]
+    told = [*judgement.of(Verdict.REGRESSION), *judgement.of(Verdict.UNDECIDED), *judgement.of(Verdict.BETTER)]
     if told:
         lines += ["", "| | check | cell | what |", "|---|---|---|---|"]
         lines += [f"| {finding.verdict.value} | {finding.check} | `{finding.cell}` | {_cell(finding.text)} |"
                   for finding in told[:_SHOWN]]
     if len(told) > _SHOWN:
         lines += ["", f"... and {len(told) - _SHOWN} more."]
-    lines += ["", *(f"* {note}" for note in [*report.notes, *_advice(report)])]
+    lines += ["", *(f"* {note}" for note in [*judgement.notes, *_advice(judgement)])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -106,10 +106,10 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def junit(report: Report) -> str:
+def junit(judgement: Judgement) -> str:
     """JUnit XML: one suite a check, one case a cell; a regression is a failure, a doubt an error."""
     suites = ET.Element("testsuites", name="kvmattr gate")
-    for check, findings in by_check(report):
+    for check, findings in by_check(judgement):
         suite = ET.SubElement(suites, "testsuite", name=check, tests=str(len(findings)), skipped="0",
                               failures=str(sum(each.verdict is Verdict.REGRESSION for each in findings)),
                               errors=str(sum(each.verdict is Verdict.UNDECIDED for each in findings)))
@@ -128,13 +128,13 @@ def _xml(text: str) -> str:
     return _NOT_XML.sub("?", text)
 
 
-def github_errors(report: Report) -> str:
+def github_errors(judgement: Judgement) -> str:
     """Workflow commands of GitHub Actions, one line a finding that does not pass."""
-    told = [*report.of(Verdict.REGRESSION), *report.of(Verdict.UNDECIDED)]
+    told = [*judgement.of(Verdict.REGRESSION), *judgement.of(Verdict.UNDECIDED)]
     lines = [github_error(f"kvmattr gate: {finding.check}",
                           f"{finding.verdict.value}: {finding.cell}: {finding.text}") for finding in told[:_SHOWN]]
     if len(told) > _SHOWN:
-        lines.append(github_error("kvmattr gate", f"... and {len(told) - _SHOWN} more: {report.summary}"))
+        lines.append(github_error("kvmattr gate", f"... and {len(told) - _SHOWN} more: {judgement.summary}"))
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from kvmattr.gate import builds
 from kvmattr.gate.process import start
 from kvmattr.gate.stages import Gate, Measured, Pair, installed, judge_counts, judge_times, measure
-from kvmattr.gate.verdict import EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED, CannotTell, Report, Verdict
+from kvmattr.gate.verdict import EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED, CannotTell, Judgement, Verdict
 from kvmattr.measure.machine import cpu_model
 from kvmattr.measure.table import fitted
 
@@ -89,9 +89,9 @@ class Tally:
         return [self.case.words, *exits, f"{self.right} of {self.runs}", took]
 
 
-def selftest(gate: Gate, report: Report) -> None:
+def selftest(gate: Gate, judgement: Judgement) -> None:
     """Run every case once and print what came of it; each is a finding."""
-    reference = measure(gate, Report(), with_claims=False)
+    reference = measure(gate, Judgement(), with_claims=False)
     for case in CASES:
         judged = _judged(gate, case, reference, None)
         right = _right(case, judged, None)
@@ -100,13 +100,13 @@ def selftest(gate: Gate, report: Report) -> None:
         print(f"{'ok' if right else 'NOT OK':6}  {case.words}: {text}", flush=True)
         if not right:
             _explain(judged)
-        report.add("selftest", case.words, Verdict.PASS if right else Verdict.REGRESSION, text)
+        judgement.add("selftest", case.words, Verdict.PASS if right else Verdict.REGRESSION, text)
 
 
-def prove(gate: Gate, runs: int, report: Report) -> None:
+def prove(gate: Gate, runs: int, judgement: Judgement) -> None:
     """Every case so many times under load; prints one line a case, and each wrong judgement when it happens.
     Ctrl-C or SIGTERM: the line tells the runs that were made."""
-    reference = measure(gate, Report(), with_claims=False)
+    reference = measure(gate, Judgement(), with_claims=False)
     _copies(gate.source).shifted()      # builds are made before the load is on
     tallies = [Tally(case) for case in CASES]
     begun, finished = time.monotonic(), 0
@@ -130,23 +130,23 @@ def prove(gate: Gate, runs: int, report: Report) -> None:
         for tally in tallies:
             verdict = (Verdict.UNDECIDED if not tally.runs else
                        Verdict.PASS if tally.right == tally.runs else Verdict.REGRESSION)
-            report.add("proof", tally.case.words, verdict,
-                       f"{tally.right} of {tally.runs} runs judged rightly: {tally.exits[EXIT_PASS]} pass, "
-                       f"{tally.exits[EXIT_REGRESSION]} red, {tally.exits[EXIT_UNDECIDED]} could not tell")
+            judgement.add("proof", tally.case.words, verdict,
+                          f"{tally.right} of {tally.runs} runs judged rightly: {tally.exits[EXIT_PASS]} pass, "
+                          f"{tally.exits[EXIT_REGRESSION]} red, {tally.exits[EXIT_UNDECIDED]} could not tell")
 
 
 def _run(gate: Gate, tally: Tally, reference: Measured, number: int) -> None:
     where = _scenario_for(tally.case, reference, number)
     begun = time.monotonic()
-    report = _judged(gate, tally.case, reference, where)
+    judgement = _judged(gate, tally.case, reference, where)
     tally.seconds.append(time.monotonic() - begun)
-    tally.exits[report.exit_code] += 1
-    if _right(tally.case, report, where):
+    tally.exits[judgement.exit_code] += 1
+    if _right(tally.case, judgement, where):
         tally.right += 1
     else:
         print(f"NOT OK  run {number + 1}, {tally.case.words}{f', in {where}' if where else ''}: "
-              f"exit {report.exit_code}", flush=True)
-        _explain(report)
+              f"exit {judgement.exit_code}", flush=True)
+        _explain(judgement)
 
 
 def _scenario_for(case: Case, reference: Measured, number: int) -> str | None:
@@ -165,27 +165,27 @@ def _can_grow(scenario: dict[str, Any], reference: Measured) -> bool:
     return scenario["growth"] == "constant" and len(operations) == 1
 
 
-def _explain(report: Report) -> None:
-    told = report.of(Verdict.REGRESSION, Verdict.UNDECIDED)
+def _explain(judgement: Judgement) -> None:
+    told = judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED)
     for finding in told[:_SHOWN]:
         print(f"          {finding.verdict.value}: {finding.check} {finding.cell}: {finding.text}", flush=True)
     if len(told) > _SHOWN:
         print(f"          ... and {len(told) - _SHOWN} more", flush=True)
 
 
-def _judged(gate: Gate, case: Case, reference: Measured, where: str | None) -> Report:
-    """The gate's own report on the tree with a case planted, in one scenario or in all."""
-    report = Report()
+def _judged(gate: Gate, case: Case, reference: Measured, where: str | None) -> Judgement:
+    """The gate's own judgement on the tree with a case planted, in one scenario or in all."""
+    judgement = Judgement()
     plant = f"{case.plant}@{where}" if case.plant and where else case.plant
     planted = dataclasses.replace(gate, plant=plant)
     try:
         if case.timed:
-            judge_times(report, planted, _copies(gate.source))
+            judge_times(judgement, planted, _copies(gate.source))
         else:
-            judge_counts(report, planted, reference.now, measure(planted, report))
+            judge_counts(judgement, planted, reference.now, measure(planted, judgement))
     except CannotTell as error:
-        report.add("missing", "all", Verdict.UNDECIDED, str(error))
-    return report
+        judgement.add("missing", "all", Verdict.UNDECIDED, str(error))
+    return judgement
 
 
 def _copies(source: Path | None) -> Pair:
@@ -196,11 +196,11 @@ def _copies(source: Path | None) -> Pair:
     return Pair(plain, builds.build(source, twin=True), plain, lambda: builds.build(source, shifted=True))
 
 
-def _right(case: Case, report: Report, where: str | None) -> bool:
+def _right(case: Case, judgement: Judgement, where: str | None) -> bool:
     """The exit code is right, and the check that has to see it has seen it, in the scenario where it is."""
-    caught = [finding for finding in report.of(Verdict.REGRESSION, Verdict.UNDECIDED)
+    caught = [finding for finding in judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED)
               if finding.check == case.check and (where is None or finding.cell.startswith(f"{where}/"))]
-    return report.exit_code in case.exits and (not case.check or bool(caught))
+    return judgement.exit_code in case.exits and (not case.check or bool(caught))
 
 
 @contextlib.contextmanager

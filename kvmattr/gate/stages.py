@@ -14,7 +14,7 @@ from kvmattr.gate.baseline import Baseline
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.process import CellError, Side, Worker, without_randomisation
 from kvmattr.gate.project import Project
-from kvmattr.gate.verdict import CannotTell, Report, Usage, Verdict
+from kvmattr.gate.verdict import CannotTell, Judgement, Usage, Verdict
 from kvmattr.measure.status import overwritten
 
 
@@ -59,7 +59,7 @@ class Measured:
         return {f"{each['name']}/{size}": each["group"] for each in self.scenarios for size in each["sizes"]}
 
 
-def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured:
+def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Measured:
     """Calls, counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
     never faster."""
     found = Measured()
@@ -91,35 +91,36 @@ def measure(gate: Gate, report: Report, *, with_claims: bool = True) -> Measured
         found.now.calls = calls
         found.now.slopes = baselines.fitted(calls, found.now.counts, found.operations)
         if with_claims:
-            claims.judge_claims(report, worker)
+            claims.judge_claims(judgement, worker)
     if unseen:
-        report.notes.append(f"no maps, so nothing is counted: {', '.join(unseen)} (judged by time alone, with --base)")
+        judgement.notes.append(f"no maps, so nothing is counted: {', '.join(unseen)} (judged by time alone, with "
+                               "--base)")
     if not found.now.counts and not found.failed:
         raise CannotTell("no cells: the scenarios have no maps to count, or there are no scenarios")
     return found
 
 
-def judge_counts(report: Report, gate: Gate, expected: Baseline, found: Measured) -> None:
+def judge_counts(judgement: Judgement, gate: Gate, expected: Baseline, found: Measured) -> None:
     """Calls, counts, slopes and memory against the baseline; what could not be measured is a doubt."""
     limits = gate.limits.with_declared(found.scenarios)
     limits.check(found.cells)
     for cell, error in found.failed.items():
-        report.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
+        judgement.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
     now = found.now
     both = {key.rsplit("/", 1)[0] for key in expected.counts} & {key.rsplit("/", 1)[0] for key in now.counts}
-    baselines.judge_calls(report, expected, now, both, limits)
-    baselines.judge_exact(report, "counts", expected.counts, now.counts, limits)
-    baselines.judge_slopes(report, expected.slopes, now.slopes, found.growth)
+    baselines.judge_calls(judgement, expected, now, both, limits)
+    baselines.judge_exact(judgement, "counts", expected.counts, now.counts, limits)
+    baselines.judge_slopes(judgement, expected.slopes, now.slopes, found.growth)
     held = now.bytes if expected.calls is not None else {
         key: value for key, value in now.bytes.items() if not key.endswith("/maps")}     # older than this number
-    baselines.judge_exact(report, "memory", expected.bytes, held, limits)
-    baselines.judge_presence(report, _not_failed(expected.counts.keys() | expected.bytes.keys(), found),
+    baselines.judge_exact(judgement, "memory", expected.bytes, held, limits)
+    baselines.judge_presence(judgement, _not_failed(expected.counts.keys() | expected.bytes.keys(), found),
                              now.counts.keys() | held.keys())
 
 
-def judge_growth(report: Report, found: Measured) -> None:
+def judge_growth(judgement: Judgement, found: Measured) -> None:
     """Slopes against what the scenarios declare: no baseline is needed for that."""
-    baselines.judge_slopes(report, {}, found.now.slopes, found.growth)
+    baselines.judge_slopes(judgement, {}, found.now.slopes, found.growth)
 
 
 def _not_failed(keys: set[str], found: Measured) -> set[str]:
@@ -140,7 +141,7 @@ class Pair:
 _PADDING = {"KVMATTR_GATE_PADDING": "x" * 1000}
 
 
-def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
+def judge_times(judgement: Judgement, gate: Gate, pair: Pair) -> None:
     """Each timed cell against the base, the twin as control; a suspect has to be slower twice, the second
     time in fresh processes, in reverse order, and with the shifted base as control: what its layout alone
     changes widens the threshold."""
@@ -163,9 +164,9 @@ def judge_times(report: Report, gate: Gate, pair: Pair) -> None:
                 verdict = Verdict.REGRESSION if again is Verdict.REGRESSION else Verdict.UNDECIDED
                 verdicts[cell] = verdict, f"{verdicts[cell][1]}; again in reverse order: {text}", ratio
     for (name, size), (verdict, text, ratio) in verdicts.items():
-        report.add("time", f"{name}/{size}", verdict, text, ratio)
+        judgement.add("time", f"{name}/{size}", verdict, text, ratio)
     if not any(verdict is not Verdict.UNDECIDED for verdict, _, _ in verdicts.values()):
-        report.add("time", "all", Verdict.UNDECIDED, "no cell could be timed against the base")
+        judgement.add("time", "all", Verdict.UNDECIDED, "no cell could be timed against the base")
 
 
 def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
@@ -186,42 +187,42 @@ def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
                           must_work=limits.working(f"{name}/{size}"))
 
 
-def judge_base(report: Report, gate: Gate, ref: str, *, with_instructions: bool) -> None:
+def judge_base(judgement: Judgement, gate: Gate, ref: str, *, with_instructions: bool) -> None:
     """Time, and instructions if asked for, against a git ref: both plain builds side by side."""
     if gate.source is None:
         raise CannotTell(f"--base {ref} needs kvmattr's sources in a git repository (--source)")
     base_sources = builds.checkout(gate.source, ref)
-    _judge_pair(report, gate, ref, Pair(
+    _judge_pair(judgement, gate, ref, Pair(
         builds.build(gate.source), builds.build(base_sources), builds.build(base_sources, twin=True),
         lambda: builds.build(base_sources, shifted=True)), with_instructions=with_instructions)
 
 
-def judge_project(report: Report, gate: Gate, project: Project, ref: str, *, with_instructions: bool) -> None:
+def judge_project(judgement: Judgement, gate: Gate, project: Project, ref: str, *, with_instructions: bool) -> None:
     """The same of a project that embeds kvmattr: its code at both commits, one kvmattr."""
-    _judge_pair(report, gate, ref, Pair(
+    _judge_pair(judgement, gate, ref, Pair(
         project.head(), project.base(ref), project.base(ref, twin=True),
         lambda: project.base(ref, shifted=True)), with_instructions=with_instructions)
 
 
-def _judge_pair(report: Report, gate: Gate, ref: str, pair: Pair, *, with_instructions: bool) -> None:
+def _judge_pair(judgement: Judgement, gate: Gate, ref: str, pair: Pair, *, with_instructions: bool) -> None:
     try:
-        judge_times(report, gate, pair)
+        judge_times(judgement, gate, pair)
     except Usage as error:
         # The scenarios were loaded with the head before: it is the base that they do not fit.
         raise CannotTell(f"--base {ref}: the scenarios cannot be loaded with it: {error}") from None
     if with_instructions:
-        instructions.judge(report, instructions.count(pair.base, gate.scenarios),
+        instructions.judge(judgement, instructions.count(pair.base, gate.scenarios),
                            instructions.count(pair.head, gate.scenarios))
 
 
-def judge_stored_instructions(report: Report, gate: Gate, expected: Baseline) -> None:
+def judge_stored_instructions(judgement: Judgement, gate: Gate, expected: Baseline) -> None:
     """Instruction counts against those of the baseline, which must be of this interpreter."""
     if expected.interpreter != instructions.interpreter():
         raise CannotTell(f"the baseline's instruction counts are of {expected.interpreter}, this is "
                          f"{instructions.interpreter()}")
     now = Baseline()
     count_instructions(gate, now)
-    instructions.judge(report, expected.instructions, now.instructions)
+    instructions.judge(judgement, expected.instructions, now.instructions)
 
 
 def count_instructions(gate: Gate, now: Baseline) -> None:

@@ -40,8 +40,8 @@ class Finding:
 
 
 @dataclass
-class Report:
-    """All findings of a run, notes on them, and in words what was not judged: the verdict says that."""
+class Judgement:
+    """What a run came to: its findings, notes on them, and in words what was not judged: the verdict says that."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
