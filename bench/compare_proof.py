@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Is `kvmattr compare` right? Unchanged code, quiet against loaded, and a planted change, on this machine.
 
-    python bench/compare_proof.py --out bench/results/compare-proof.txt      a quarter of an hour on a quiet machine
+    python bench/compare_proof.py --out bench/results/compare-proof.txt      some five minutes on a quiet machine
 
 Runs of one unchanged build are taken in turns: one as the machine is, one while every CPU copies memory, and one
 in which some look-ups and queries take 1.3 times their CPU time. Each is a process of its own. Then 20 comparisons
@@ -146,8 +146,8 @@ def told(found: dict[str, list[Report]], runs: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="where the outcome is written, beside standard output")
-    parser.add_argument("--runs", type=int, default=5, help="runs a side (default: %(default)s)")
-    parser.add_argument("--spare", type=int, default=5, help="more runs of each kind, to draw from (%(default)s)")
+    parser.add_argument("--runs", type=int, default=10, help="runs a side (default: %(default)s)")
+    parser.add_argument("--spare", type=int, default=10, help="more runs of each kind, to draw from (%(default)s)")
     parser.add_argument("--keep", type=Path, help="a directory for the reports")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--plant", action="store_true", help=argparse.SUPPRESS)

@@ -11,7 +11,7 @@ from kvmattr.measure import extras
 from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
 from kvmattr.study import backends, runner, scenarios, table
-from kvmattr.study.arm import Arm
+from kvmattr.study.arm import Arm, Work
 from kvmattr.study.backends import Backend
 from kvmattr.study.report import Report
 from kvmattr.study.results import Result, comparisons
@@ -46,6 +46,20 @@ class TestWork:
         assert np.array_equal(reference.lookup(np.arange(1000, dtype=np.uint64)), dense)
         pages = np.arange(1000, dtype=np.uint64)
         assert np.array_equal(reference.runs(), coalesced(pages, pages + np.uint64(1), dense))
+
+    def test_a_question_about_ranges_is_answered_as_page_by_page(self):
+        random = np.random.default_rng(4)
+        starts = random.integers(0, 900, 60).astype(np.uint64)
+        batch = Batch(starts, starts + random.integers(1, 90, 60).astype(np.uint64),
+                      random.integers(0, 2, 60).astype(np.uint8), np.zeros(60, np.uint8))
+        reference = Reference(1000, batch).apply(batch)
+        dense = reference.lookup(np.arange(1000, dtype=np.uint64))
+        starts = random.integers(0, 990, 500).astype(np.uint64)
+        asked = Batch(starts, starts + random.integers(1, 10, 500).astype(np.uint64),
+                      random.integers(0, 3, 500).astype(np.uint8), np.zeros(500, np.uint8))
+        wanted = [bool((dense[start:stop] == attributes).all()) for start, stop, attributes, _ in asked.rows()]
+        assert 20 < sum(wanted) < 480
+        assert reference.has(asked).tolist() == wanted
 
     def test_pages_to_runs(self):
         gfns = np.array([0, 1, 5, 9], np.uint64)
@@ -134,7 +148,7 @@ class Array(Backend):
 
 
 def _result(backend: type[Backend], seconds: float = 30, workload: Workload | None = None) -> Result:
-    tested = Arm(backend, SCENARIO, 49, workload or _workload(), seconds)
+    tested = Arm(backend, SCENARIO, 49, Work(workload or _workload()), seconds)
     tested.open()
     if tested.alive:
         tested.warm_up(0.001)
@@ -188,7 +202,7 @@ class TestHowACellEnds:
 
             def close(self):
                 Full.closed += 1
-        tested = Arm(Full, SCENARIO, 49, _workload(), 30)
+        tested = Arm(Full, SCENARIO, 49, Work(_workload()), 30)
         tested.open()
         assert Full.closed == 1
         tested.close()
@@ -264,7 +278,7 @@ class TestHowACellEnds:
         whole = scenarios.ALL["whole"]
         tebibytes = 4 * scenarios.TIB
         workload = whole.make(tebibytes, np.random.default_rng(1))
-        tested = Arm(backends.ALL["xarray"], whole, tebibytes, workload, 30)
+        tested = Arm(backends.ALL["xarray"], whole, tebibytes, Work(workload), 30)
         tested.open()
         tested.close()
         assert tested.result().status == "refused"
@@ -386,6 +400,42 @@ class TestRunner:
         assert [result.status for result in results] == ["ok", "ok"]
         # Setup, warm-up and five empty calls of each come first; the last of each is the check's.
         assert turns[-8:-2] == ["first", "second", "second", "first", "first", "second"]
+
+    @pytest.mark.parametrize(("seconds", "samples"), [(10.0, 7), (1e-9, 3)])
+    def test_short_rounds_are_more(self, seconds, samples, monkeypatch):
+        monkeypatch.setattr(backends, "ALL", {"array": Array})
+        monkeypatch.setitem(scenarios.ALL, "conversion", SCENARIO)
+        (result, ) = runner.run_unit(Unit("conversion", 49, ("array", )), Options(3, seconds, 30, most=7))
+        assert (result.status, len(result.samples)) == ("ok", samples)
+
+    def test_an_interruption_while_the_rounds_are_chosen_makes_them_no_shorter(self):
+        class Interrupted(Array):
+            def update(self, prepared):
+                super().update(prepared)
+                time.sleep(0.003)       # three times as long as a round should be, and no time of the CPU
+        assert _result(Interrupted).operations == 8
+
+    def test_every_arm_gets_the_same_arrays_and_its_own_copy(self, monkeypatch):
+        class Spoils(Array):
+            name = "spoils"
+
+            def update(self, prepared):
+                super().update(prepared)
+                prepared.attributes[:] = 77
+
+        def make(size, random):
+            def argument(index, operations):
+                pages = random.choice(900, operations // 2, replace=False)      # another one at every call
+                return Batch.joined(Batch.of(pages, 1, 1), Batch.of(pages, 1, 0))
+            return Workload(1000, Batch.empty(), "update", argument, 8)
+        monkeypatch.setattr(backends, "ALL", {"spoils": Spoils, "array": Array})
+        monkeypatch.setitem(scenarios.ALL, "conversion", Scenario(
+            "conversion", "?", (), "earlier conversions", "ns", (1, ), (), make))
+        made = []
+        monkeypatch.setattr(arm_module, "Reference", lambda *arguments: made.append(1) or Reference(*arguments))
+        results = runner.run_unit(Unit("conversion", 1, ("spoils", "array")), Options(3, 10.0, 30))
+        assert [result.status for result in results] == ["ok", "ok"]
+        assert len(made) == 1       # both did the same
 
     def test_units_keep_their_backends_together(self):
         units = runner.plan(["conversion", "rmw"], ["store", "memslots", "store-get-write"], quick=True)

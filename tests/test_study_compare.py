@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from kvmattr import cli
-from kvmattr.measure.statistics import Variance, moderated, student_quantile, student_tail
+from kvmattr.measure.statistics import Variance, chance, half_width, moderated, stepped, student_tail
 from kvmattr.study import comparing
 from kvmattr.study.comparing import compare
 from kvmattr.study.report import Report
@@ -53,14 +54,43 @@ class TestStudent:
     def test_tail_and_quantile(self, t, freedom, tail):
         assert student_tail(t, freedom) == pytest.approx(tail, rel=1e-3)
         assert student_tail(-t, freedom) == student_tail(t, freedom)
-        assert student_quantile(tail, freedom) == pytest.approx(t, rel=1e-3)
+        assert half_width(1, freedom, 0, tail) == pytest.approx(t, rel=1e-3)
 
     def test_the_middle(self):
         for freedom in (1, 2, 7, 8):
             assert student_tail(0, freedom) == pytest.approx(1)
 
     def test_far_out(self):
-        assert student_quantile(0.05 / 400, 1) == pytest.approx(5093, rel=1e-3)
+        assert half_width(1, 1, 0, 0.05 / 400) == pytest.approx(5093, rel=1e-3)
+
+
+class TestBeyondAMargin:
+    def test_the_interval_and_the_chance_say_the_same(self):
+        for difference, error, freedom, margin in itertools.product((0.0, 0.1, 0.3, -0.5), (0.01, 0.1), (3, 20),
+                                                                    (0.0, 0.05, 0.2)):
+            for level in (0.05, 0.001):
+                half = half_width(error, freedom, margin, level)
+                assert (abs(difference) - half > margin) == (chance(difference, error, freedom, margin) < level)
+
+    def test_of_changes_as_large_as_the_margin_no_more_are_called_larger_than_the_level(self):
+        random = np.random.default_rng(0)
+        for true in (0.0, 0.1):
+            groups = random.normal(0, 0.1, (2000, 2, 5)) + np.array([[0.0], [true]])
+            errors = np.sqrt(groups.var(axis=2, ddof=1).sum(axis=1) / 5)
+            apart = groups.mean(axis=2)[:, 1] - groups.mean(axis=2)[:, 0]
+            called = sum(chance(one, error, 8, 0.1) < 0.05 for one, error in zip(apart, errors, strict=True))
+            assert called <= 0.06 * len(groups)
+            assert called >= 0.03 * len(groups) or true == 0
+
+    def test_nothing_varies(self):
+        assert (chance(0.2, 0, 5, 0.1), chance(0.1, 0, 5, 0.1), half_width(0, 5, 0.1, 0.05)) == (0, 1, 0)
+
+    def test_a_level_is_shared_out(self):
+        chances = dict(zip("abcde", (0.5, 0.011, 0.001, 0.012, 0.9), strict=True))
+        # By equal parts, 0.01 each, one would have been told; after it the others have more.
+        assert stepped(chances, 0.05) == pytest.approx(
+            {"c": 0.01, "b": 0.0125, "d": 0.05 / 3, "a": 0.025, "e": 0.025})
+        assert stepped({}, 0.05) == {}
 
 
 class TestProof:

@@ -179,17 +179,56 @@ def trigamma(twice: int) -> float:
     return at_start - sum(4 / step ** 2 for step in range(2 - twice % 2, twice, 2))
 
 
-@functools.lru_cache(64)
-def student_quantile(tail: float, freedom: int) -> float:
-    """The t that is passed, on either side, with the probability ``tail``; the inverse of :func:`student_tail`.
+def chance(difference: float, error: float, freedom: int, margin: float) -> float:
+    """How probable so large a difference is, at most, while the true one is no larger than ``margin`` either way.
 
-    >>> round(student_quantile(0.05, 8), 3)
-    2.306
+    ``error``: the standard error of the difference, with so many degrees of freedom. With a margin of 0 this is the
+    t-test of both sides. With one, a change must be shown to lie beyond it (McCarthy and Smyth, 2009: "treat").
+
+    >>> round(chance(2.306, 1.0, 8, 0.0), 4), round(chance(2.306, 1.0, 8, 1.0), 4)
+    (0.05, 0.1193)
     """
-    low, high = 0.0, 1.0
-    while student_tail(high, freedom) > tail:
+    if error == 0:
+        return 0.0 if abs(difference) > margin else 1.0
+    return sum(_above((abs(difference) + side) / error, freedom) for side in (-margin, margin))
+
+
+def half_width(error: float, freedom: int, margin: float, level: float) -> float:
+    """Half of the interval that lies beyond ``margin`` exactly where :func:`chance` is below ``level``.
+
+    >>> round(half_width(1.0, 8, 0.0, 0.05), 3), round(half_width(1.0, 8, 10.0, 0.05), 3)
+    (2.306, 1.86)
+    """
+    if error == 0:
+        return 0.0
+    low, high = 0.0, error
+    while chance(margin + high, error, freedom, margin) > level:
         low, high = high, high * 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if student_tail(middle, freedom) > tail else (low, middle)
+        low, high = (middle, high) if chance(margin + middle, error, freedom, margin) > level else (low, middle)
     return high
+
+
+def stepped(chances: Mapping[Key, float], level: float) -> dict[Key, float]:
+    """The level that each of several tests is judged at, so that all are right together with 1 - ``level`` (Holm).
+
+    The most improbable is judged at a part of the level for each test; once it is told, one fewer is left to err.
+    Those that are not told share the level of the first of them.
+
+    >>> stepped({"a": 0.001, "b": 0.02, "c": 0.04}, 0.06)
+    {'a': 0.02, 'b': 0.03, 'c': 0.06}
+    >>> stepped({"a": 0.03, "b": 0.02, "c": 0.001}, 0.03)
+    {'a': 0.015, 'b': 0.015, 'c': 0.01}
+    """
+    levels, reached = dict[Key, float](), 0
+    for tested, key in enumerate(sorted(chances, key=lambda each: chances[each])):
+        if tested == reached and chances[key] <= level / (len(chances) - tested):
+            reached += 1
+        levels[key] = level / (len(chances) - min(tested, reached))
+    return {key: levels[key] for key in chances}
+
+
+def _above(t: float, freedom: int) -> float:
+    """The probability that Student's t is above ``t``."""
+    return student_tail(t, freedom) / 2 if t >= 0 else 1 - student_tail(t, freedom) / 2

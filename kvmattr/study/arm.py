@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,16 +37,47 @@ _INTERRUPTIBLE = 1e5
 _EMPTY: dict[str, Any] = {"update": Batch.empty(), "has": Batch.empty(), "lookup": np.empty(0, np.uint64)}
 
 
+class Work:
+    """The work of a unit. All its arms get the same arrays, and the reference does once what several arms did."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.argument = functools.cache(workload.argument)
+        self._outcomes: dict[tuple[int, ...], tuple[list[Any], Reference, Any]] = {}
+
+    @functools.cached_property
+    def half(self) -> Callable[[int], Any]:
+        """Half a round of so many operations: where rounds convert and convert back, it leaves something."""
+        def make(operations: int) -> Any:
+            whole = self.argument(0, operations)
+            return whole.part(0, len(whole) // 2 | 1)
+        return functools.cache(make)
+
+    def outcome(self, done: list[Any]) -> tuple[Reference, Any]:
+        """The reference after the setup and these arguments, and the right answer to the last one (None: no answer)."""
+        key = tuple(map(id, done))      # the arguments are kept beside it: no other one gets their place
+        if key not in self._outcomes:
+            batches = [argument for argument in done if isinstance(argument, Batch)]
+            reference = Reference(self.workload.npages, self.workload.setup, *batches).apply(self.workload.setup)
+            # A question changes nothing, and only the last answer was kept.
+            changing, wanted = self.workload.action in ("update", "migrate"), None
+            for argument in done if changing else done[-1:]:
+                wanted = answer(reference, self.workload.action, argument)
+            self._outcomes[key] = done, reference, wanted
+        return self._outcomes[key][1:]
+
+
 class Arm:
     """Runs a workload on one backend. ``alive`` until something ended it; ``result`` says what came out."""
 
-    def __init__(self, backend: type[Backend], scenario: Scenario, size: int, workload: Workload,
-                 seconds: float) -> None:
+    def __init__(self, backend: type[Backend], scenario: Scenario, size: int, work: Work, seconds: float) -> None:
         self._class = backend
         self._scenario = scenario
         self._size = size
-        self._workload = workload
+        self._work, self._workload = work, work.workload
         self._seconds = seconds
+        #: Whether nothing but this thread does the work, so that its CPU time says what it takes.
+        self._alone = backend.kind != "kernel" and not backend.elsewhere
         self._spent = 0.0
         self._backend: Backend | None = None
         self._done: list[Any] = []
@@ -52,7 +85,7 @@ class Arm:
         #: One a round: what it took (of bytes: how many), and the yardstick just before it.
         self._rounds: list[tuple[Took, Took]] = []
         self._bytes: list[float] = []
-        self._operations = workload.operations
+        self._operations = work.workload.operations
         self._empty_seconds: float | None = None
         self._status = "ok"
         self._note = ""
@@ -73,15 +106,20 @@ class Arm:
                 self._backend = self._class(self._workload.npages)
                 self._set_up()
 
+    @property
+    def seconds_in_rounds(self) -> float:
+        """Wall time of the rounds so far."""
+        return sum(took.wall for took, _ in self._rounds) / 1e9
+
     def warm_up(self, round_seconds: float) -> None:
         """Find how many operations fit a round, which also brings code and data into the caches."""
         if self._workload.whole:
             # Where rounds alternate, this is the odd one: it finds nothing to undo, and round 0 comes next.
-            self._whole_round(self._workload.argument(1, self._operations))
+            self._whole_round(self._work.argument(1, self._operations))
         else:
             operations = 2
             while self.alive:
-                took = self._timed(self._workload.argument(0, operations)).wall / 1e9
+                took = self._calibrating(self._work.argument(0, operations), round_seconds)
                 if took * 2 > round_seconds or operations >= self._workload.operations:
                     break
                 operations = min(operations * 4, self._workload.operations)
@@ -102,9 +140,9 @@ class Arm:
             return
         fixed = yardstick()
         if self._operations >= _WORTH_WARMING and not self._workload.whole:
-            self._timed(self._workload.argument(index, self._operations // 16 * 2))
+            self._timed(self._work.argument(index, self._operations // 16 * 2))
         if self.alive:
-            took = self._timed(self._workload.argument(index, self._operations))
+            took = self._timed(self._work.argument(index, self._operations))
             if self.alive:
                 self._rounds.append((took, fixed))
                 if self._scenario.unit == "bytes":
@@ -116,8 +154,7 @@ class Arm:
             return
         if self._workload.action == "update":
             # Rounds convert and convert back: half a round more leaves what doing nothing would not.
-            last = self._workload.argument(0, self._operations)
-            self._timed(last.part(0, len(last) // 2 | 1))
+            self._timed(self._work.half(self._operations))
         if self.alive:
             with self._ending_here(None, "in the check: "):
                 self._compare()
@@ -139,8 +176,7 @@ class Arm:
         wall = [took.wall / self._operations for took, _ in rounds]
         if rounds:
             median = float(np.median(wall)) * self._operations
-            alone = self._class.kind != "kernel" and not self._class.elsewhere
-            clock = "cpu" if alone and median >= _INTERRUPTIBLE else "wall"
+            clock = "cpu" if self._alone and median >= _INTERRUPTIBLE else "wall"
             if self._empty_seconds is not None:
                 overhead = self._empty_seconds * 1e9 / median
         is_size = self._scenario.unit == "bytes"
@@ -167,18 +203,13 @@ class Arm:
 
     def _compare(self) -> None:
         assert self._backend is not None
-        batches = [done for done in self._done if isinstance(done, Batch)]
-        reference = Reference(self._workload.npages, self._workload.setup, *batches)
-        reference.apply(self._workload.setup)
-        wanted = None
-        for done in self._done:
-            wanted = answer(reference, self._workload.action, done)
+        reference, wanted = self._work.outcome(self._done)
         if wanted is not None and not np.array_equal(wanted, self._answer):
             self._wrong(f"{self._workload.action} gave {_short(self._answer)}, should be {_short(wanted)}")
             return
         runs = self._backend.runs()
         if runs is None:
-            self._probe(reference, batches)
+            self._probe(reference, [done for done in self._done if isinstance(done, Batch)])
         elif not np.array_equal(runs, reference.runs()):
             self._wrong(f"its state is {_short(runs)}, should be {_short(reference.runs())}")
 
@@ -238,6 +269,16 @@ class Arm:
             if took < _PART_SECONDS:
                 part *= 2
 
+    def _calibrating(self, argument: Any, round_seconds: float) -> float:
+        """Seconds of a round, for the number of operations that fit one: an interruption must not make them few."""
+        took = self._timed(argument)
+        if self._alone:
+            return took.cpu / 1e9
+        seconds = took.wall / 1e9
+        if self.alive and round_seconds / 2 < seconds < 8 * round_seconds:
+            seconds = min(seconds, self._timed(argument).wall / 1e9)
+        return seconds
+
     def _timed(self, argument: Any) -> Took:
         assert self._backend is not None
         call = getattr(self._backend, self._workload.action)
@@ -245,7 +286,9 @@ class Arm:
         took = Took(0.0, 0.0)
         with self._ending_here(reached):
             try:
-                self._answer, took = timed(call, *([] if argument is None else [self._prepared(argument)]))
+                # A copy of its own: as warm for each arm, and what a backend does to it changes nobody else's.
+                own = [] if argument is None else [self._prepared(copy.deepcopy(argument))]
+                self._answer, took = timed(call, *own)
             except Failed as failure:
                 self._fail(failure, reached)
                 return took

@@ -1,14 +1,15 @@
 """Two states of something, several runs of each: which cells changed, by how much, and which cannot be told.
 
 A run's own rounds say nothing of the next run: between runs of unchanged code a machine moves a ratio by more
-than its interval within one run. So a run counts as **one** number a cell: the logarithm of its fastest round,
-divided by the fastest reading of the yardstick (fixed work in user space, read in each of the same rounds).
-Whatever disturbs a round makes it slower, so the fastest ones of two runs differ least. A run that lies far above
-the others of its side was disturbed as a whole: one in five may be set aside, and is told. How the numbers vary is
-taken from the runs of one side, of both, and of those that are given as unchanged. Few runs show that badly, many
-cells show it well: each cell's variance is drawn towards what cells have in the middle, as far as the cells agree
-(Smyth's moderated t, 2004). Student's interval, widened for the number of cells (Bonferroni), must lie beyond a
-margin before a change is called one.
+than its interval within one run. So a run counts as **one** number a cell: the logarithm of the fastest tenth of
+its rounds, divided by that of the yardstick (fixed work in user space, read in each of the same rounds). Whatever
+disturbs a round makes it slower, so the fastest ones of two runs differ least; a tenth of them is the same of many
+rounds and of few. A run that lies far above the others of its side was disturbed as a whole: one in five may be
+set aside, and is told. How the numbers vary is taken from the runs of one side, of both, and of those that are given
+as unchanged. Few runs show that badly, many cells show it well: each cell's variance is drawn towards what cells have
+in the middle, as far as the cells agree (Smyth's moderated t, 2004). A change is called one where chance would
+show so large a difference of a smaller change than the margin (McCarthy and Smyth's treat, 2009) too rarely, at a
+level that is shared out among the cells (Holm, 1979).
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from kvmattr.measure.statistics import Variance, moderated, student_quantile
+from kvmattr.measure.statistics import Variance, chance, half_width, moderated, stepped
 from kvmattr.study.report import Report
 from kvmattr.study.results import FLOOR, Result
 
 #: A cell of fewer samples says nothing of its run.
 LEAST_SAMPLES = 5
-#: All verdicts of a comparison are right together with this probability.
-_CONFIDENCE = 0.95
+#: A verdict of a comparison is wrong, whichever it is, with this probability.
+_LEVEL = 0.05
+#: The part of a run's rounds that is looked at: what is slower may be disturbed.
+_FASTEST = 0.1
 #: So many times slower or faster is no change: code that merely lies elsewhere in memory does as much.
 MARGIN = 1.05
 #: Others' CPUs, on average, by which the two sides may differ, and the margin where they differ more: what load
@@ -122,19 +125,49 @@ def compare(a: Sequence[Report], b: Sequence[Report], same: Sequence[Report] = (
     disturbed = _without_disturbed(judged)
     variances = moderated({place: variance for place, groups in judged.items()
                            if (variance := _variance(groups)) is not None})
-    rows, apart = [], 0
-    for place in places:
-        cells_a, cells_b = sides[0][place], sides[1][place]
-        loads = _loads(cells_a), _loads(cells_b)
-        loaded = abs(loads[1] - loads[0]) > LOAD and place in judged
-        apart += loaded
-        rows.append(_row(cells_a, cells_b, values[place], place in judged, variances.get(place), len(judged),
-                         LOAD_MARGIN if loaded else MARGIN, disturbed.get(place, ""), _floor(sides, place)))
-    return Compared(rows, list(_warnings(a, b, apart, len(judged))))
+    loaded = {place for place in judged
+              if abs(_loads(sides[0][place]) - _loads(sides[1][place])) > LOAD}
+    tests = {place: _Test.of(judged[place], variance, math.log(LOAD_MARGIN if place in loaded else MARGIN))
+             for place, variance in variances.items()}
+    levels = stepped({place: test.chance for place, test in tests.items()}, _LEVEL)
+    rows = [_row(sides[0][place], sides[1][place], judged.get(place), tests.get(place), levels.get(place, 0.0),
+                 disturbed.get(place, ""), _floor(sides, place)) for place in places]
+    return Compared(rows, list(_warnings(a, b, len(loaded), len(judged))))
 
 
-def _row(a: list[Result], b: list[Result], groups: list[list[float]], judged: bool,
-         variance: Variance | None, number: int, margin: float, disturbed: str, floor_ratio: float | None) -> Row:
+@dataclass(frozen=True)
+class _Test:
+    """The difference of two sides in one cell: logarithms, with the standard error and its degrees of freedom."""
+
+    difference: float
+    error: float
+    freedom: int
+    margin: float
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[float]], variance: Variance, margin: float) -> _Test:
+        error = math.sqrt(variance.value * (1 / len(groups[0]) + 1 / len(groups[1])))
+        return cls(_difference(groups), error, variance.freedom, margin)
+
+    @property
+    def chance(self) -> float:
+        return chance(self.difference, self.error, self.freedom, self.margin)
+
+    def verdict(self, level: float) -> tuple[str, float, float]:
+        """The verdict and the interval, whose end beyond the margin is the verdict."""
+        half = half_width(self.error, self.freedom, self.margin, level)
+        low, high = self.difference - half, self.difference + half
+        verdict = ("slower" if low > self.margin else "faster" if high < -self.margin else
+                   "same" if low >= -math.log(SEEN) and high <= math.log(SEEN) else "open")
+        return verdict, math.exp(min(low, 700)), math.exp(min(high, 700))
+
+
+def _difference(groups: Sequence[Sequence[float]]) -> float:
+    return float(np.mean(groups[1]) - np.mean(groups[0]))
+
+
+def _row(a: list[Result], b: list[Result], groups: list[list[float]] | None, test: _Test | None, level: float,
+         disturbed: str, floor_ratio: float | None) -> Row:
     one = a[0]
     shown = [_median(cells) for cells in (a, b)]
 
@@ -149,17 +182,13 @@ def _row(a: list[Result], b: list[Result], groups: list[list[float]], judged: bo
         ratio = (shown[1] or 0.0) / max(shown[0] or 0.0, 1.0)
         verdict = "slower" if ratio > _BYTES_MARGIN else "faster" if ratio < 1 / _BYTES_MARGIN else "same"
         return row(verdict, {"slower": "more", "faster": "less"}.get(verdict, ""), ratio, ratio, ratio)
-    if not judged:
+    if groups is None:
         return row("open", _why_not(a, b) or "no yardstick: measured by an older version")
-    difference = float(np.mean(groups[1]) - np.mean(groups[0]))
-    if variance is None:
-        return row("open", "one run a side says nothing of the next: give several, or --same", math.exp(difference))
-    error = math.sqrt(variance.value * (1 / len(groups[0]) + 1 / len(groups[1])))
-    half = student_quantile((1 - _CONFIDENCE) / number, variance.freedom) * error
-    low, high = math.exp(min(difference - half, 700)), math.exp(min(difference + half, 700))
-    verdict = ("slower" if low > margin else "faster" if high < 1 / margin else
-               "same" if low >= 1 / SEEN and high <= SEEN else "open")
-    return row(verdict, disturbed, math.exp(difference), low, high)
+    ratio = math.exp(min(_difference(groups), 700))
+    if test is None:
+        return row("open", "one run a side says nothing of the next: give several, or --same", ratio)
+    verdict, low, high = test.verdict(level)
+    return row(verdict, disturbed, ratio, low, high)
 
 
 def _ends(a: list[Result], b: list[Result]) -> tuple[str, str] | None:
@@ -206,7 +235,7 @@ def _value(cell: Result) -> float | None:
     """The one number of a run."""
     if cell.status != "ok" or not cell.yardstick:
         return None
-    return math.log(min(cell.samples) / min(cell.yardstick))
+    return math.log(float(np.quantile(cell.samples, _FASTEST)) / float(np.quantile(cell.yardstick, _FASTEST)))
 
 
 def _without_disturbed(judged: dict[Place, list[list[float]]]) -> dict[Place, str]:

@@ -24,8 +24,9 @@ def measure(plan: Plan, *, executor: Executor | None = None, done: Callable[[Rep
     """
     machine, before = describe(), Load.now()
     options, results = plan.options, list[Result]()
-    method = {"rounds": options.rounds, "round_seconds": options.round_seconds,
-              "cell_seconds": options.cell_seconds, "order": "forwards and backwards in turn",
+    method = {"rounds": options.rounds, "most": max(options.rounds, options.most),
+              "round_seconds": options.round_seconds, "cell_seconds": options.cell_seconds,
+              "order": "forwards and backwards in turn",
               "clock": f"perf_counter_ns, resolution {time.get_clock_info('perf_counter').resolution:g} s; CPU time "
                        "of the thread for models and libraries in rounds of 0.1 ms or more",
               "yardstick": "1,000 steps of fixed work in user space, just before each sample"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvmattr.measure import text
 from kvmattr.study import backends, registry, scenarios
-from kvmattr.study.runner import QUICK, Forecast, Options, Unit, forecast, plan
+from kvmattr.study.runner import FULL, QUICK, Forecast, Options, Unit, forecast, plan
 
 #: What a quick run leaves out: peers that answer other questions, and the variant of a row that is there already.
 NOT_QUICK = ("kvm-memslots-vcpu", "mprotect", "unicorn", "pyroaring", "sortedcontainers")
@@ -35,8 +35,9 @@ def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | No
     registry.load(files)
     _known("scenario", scenario_names or (), list(scenarios.ALL))
     _known("backend", backend_names or (), list(backends.ALL))
-    options = QUICK if quick else Options()
-    options = Options(rounds or options.rounds, options.round_seconds, seconds or options.cell_seconds)
+    options = QUICK if quick else FULL
+    options = Options(rounds or options.rounds, options.round_seconds, seconds or options.cell_seconds,
+                      rounds or options.most)
     names = list(scenario_names or scenarios.ALL)
     chosen = list(backend_names or [name for name in backends.ALL if not (quick and name in NOT_QUICK)])
     units, whole = plan(names, chosen, quick, files), plan(names, chosen, False, files)
