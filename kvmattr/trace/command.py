@@ -65,7 +65,10 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
                         " space ends elsewhere (default: as the log shows)")
     parser.add_argument("--vm", type=int, metavar="N", help="of a log of several VMs the Nth, as the error that lists"
                         " them counts")
-    parser.add_argument("--pid", type=int, metavar="P", help="of a log of several VMs the one of this process")
+    parser.add_argument("--pid", type=int, action="append", metavar="P", help="of a log of several VMs the one of this"
+                        " process or thread; may be given more than once")
+    parser.add_argument("--one-vm", action="store_true", help="QEMU's and the kernel's events, which name no VM, are of"
+                        " one, whatever speaks against it")
     parser.add_argument("--strict", action="store_true", help="a line that names one of our calls and is not read is an"
                         " error, an answer that differs from the recorded one exit code 1")
     parser.add_argument("--model-answers", action="store_true", help="the model's answers decide what happens, not the"
@@ -76,7 +79,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those that `read` takes."""
-    names = ("strict", "vm", "pid", "default_private")
+    names = ("strict", "vm", "pid", "one_vm", "default_private")
     return {name: getattr(arguments, name) for name in names}
 
 

@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from kvmattr.trace.native import Mismatch
+from kvmattr.trace.operations import UNKNOWN, Record
+from kvmattr.trace.owners import NewGuest, Owners
 from kvmattr.trace.session import Guest
+from kvmattr.trace.sources import Source
 
 #: Numbers for guest_memfds whose descriptor's number was another file's before.
 _SECOND_NUMBERS = 1 << 20
@@ -99,7 +102,7 @@ class Process:
         found = self.files.get(file) or self._owner.elsewhere(file)
         return found if isinstance(found, GuestMemfd) else None
 
-    def file_of_guest(self, file: int, line: int) -> tuple[int, Guest]:
+    def file_of_guest(self, file: int, line: int) -> tuple[int, Guest | None]:
         """The number of a guest_memfd and the VM that it is of; one of its own where no line has made it."""
         found = self.files.get(file) or self._owner.elsewhere(file)
         if isinstance(found, Guest):
@@ -108,7 +111,7 @@ class Process:
             found = self._owner.new_guest_memfd(file)
             self.files.put(file, found)
         if found.guest is None:
-            found.guest = self._owner.only_guest() or self._owner.unmade(self.pid, file, line)
+            found.guest = self._owner.only_guest() or self._owner.unmade(self.pid, file, None, UNKNOWN, line)
         return found.number, found.guest
 
     def takes(self, file: int, *, of_vm: bool) -> bool:
@@ -135,12 +138,16 @@ class Process:
             self.files.put(copy, found)
         return found is not None
 
-    def guest(self, file: int, line: int) -> Guest:
-        """The VM of a descriptor; one of its own where no line has made it."""
-        found = self.files.get(file) or self._owner.elsewhere(file, f"process {self.pid}")
+    def guest(self, file: int, record: Record | None, answer: int, line: int) -> Guest | None:
+        """The VM of a descriptor; one of its own where no line has made it, None where `Owners` has none to give."""
+        found, owner = self.files.get(file), self._owner
+        if found is None and not owner.is_unmade(file, self.pid):
+            found = owner.elsewhere(file, f"process {self.pid}")
+            if isinstance(found, Guest) and found.contradicts(record, answer) is not None and not owner.gaps:
+                found = None    # what another process has by this descriptor is another VM
         if isinstance(found, GuestMemfd):
             raise Mismatch(f"descriptor {file} is a guest_memfd, not a VM")
-        return found if found is not None else self._owner.unmade(self.pid, file, line)
+        return found if found is not None else owner.unmade(self.pid, file, record, answer, line)
 
     def guest_memfd(self, file: int) -> int:
         """The number that stands for the file of a descriptor in REGION2."""
@@ -154,13 +161,19 @@ class Process:
 
 
 class Descriptors:
-    """The tables of all processes of a log. `new_guest(pid, file, line)` makes a VM and numbers it."""
+    """The tables of all processes of a log. `new_guest(pid, file, line)` makes a VM and numbers it.
 
-    def __init__(self, new_guest: Callable[[int | None, int | None, int], Guest]) -> None:
+    `owners(file)` gives the VMs of a descriptor that no line has made.
+    """
+
+    def __init__(self, new_guest: NewGuest, owners: Callable[[int], Owners]) -> None:
         self.new_guest = new_guest
+        self._owners = owners
+        #: Whether lines of the log are known to be lost.
+        self.gaps = False
         self._processes: dict[int | None, Process] = {}
         self._index: Index = {}
-        self._unmade: dict[int, Guest] = {}
+        self._unmade: dict[int, Owners] = {}
         self._numbers: set[int] = set()
 
     def process(self, pid: int | None) -> Process:
@@ -187,28 +200,33 @@ class Descriptors:
                            "vfork,dup,dup2,dup3,fcntl")
         return found[0] if len(found) == 1 else None
 
-    def unmade(self, pid: int | None, file: int, line: int) -> Guest:
+    def unmade(self, pid: int | None, file: int, record: Record | None, answer: int, line: int) -> Guest | None:
         """The VM of a descriptor that no line has made."""
         if file not in self._unmade:
-            self._unmade[file] = self.new_guest(pid, file, 0)
-            self._unmade[file].first_line = line
-        return self._unmade[file]
+            self._unmade[file] = self._owners(file)
+        return self._unmade[file].guest(Source(thread=pid), record, answer, line, gaps=self.gaps)
 
-    def is_unmade(self, file: int) -> bool:
-        """Whether a descriptor is of a VM that no line has made."""
-        return file in self._unmade
+    def is_unmade(self, file: int, pid: int | None = None) -> bool:
+        """Whether a descriptor is of a VM that no line has made; with `pid`, whether that thread has used it."""
+        return file in self._unmade and (pid is None or self._unmade[file].knows(Source(thread=pid)))
 
     def forget_unmade(self, pid: int | None, file: int) -> bool:
         """Close a descriptor of a VM that no line has made; whether the process is the one that used it."""
-        if file in self._unmade and self._unmade[file].pid == pid:
+        guests = self._unmade[file].guests if file in self._unmade else []
+        if guests and guests[-1].pid == pid:
             del self._unmade[file]
             return True
         return False
 
+    def finish(self, tell: Callable[[str], None]) -> None:
+        """Tell what could not be decided."""
+        for owners in self._unmade.values():
+            owners.finish(tell)
+
     def only_guest(self) -> Guest | None:
         """The VM, if there is one alone."""
         guests = {entry for holders in self._index.values() for entry in holders if isinstance(entry, Guest)}
-        guests.update(self._unmade.values())
+        guests.update(guest for owners in self._unmade.values() for guest in owners.guests)
         return guests.pop() if len(guests) == 1 else None
 
     def new_guest_memfd(self, file: int, guest: Guest | None = None) -> GuestMemfd:

@@ -21,9 +21,15 @@ _SOFT = re.compile(r"=([0-9A-F]{2})")
 _ENTITY = re.compile(r"&(?:[A-Za-z]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 # The prefixes, each from the start of a line: Kubernetes' container logs, docker compose, journald and syslog.
 _CRI = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(?:Z|[+-][0-9:]+) (stdout|stderr) ([FP]) ")
-_COMPOSE = re.compile(r"[\w.-]{1,80} {1,40}\| ")
+_COMPOSE = re.compile(r"([\w.-]{1,80}) {1,40}\| ")
+_KUBECTL = re.compile(r"\[((?:pod|container)/[\w./-]{1,255})\] ")
 _SYSLOG = re.compile(r"(?:<[0-9]{1,3}>)?(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+"
-                     r"(?:Z|[+-][0-9:]+))\s[\w.-]{1,255}\s(?!kvm_)[^\s\[\]:]{1,80}(?:\[[0-9]{1,10}\])?:\s")
+                     r"(?:Z|[+-][0-9:]+))\s([\w.-]{1,255})\s(?!kvm_)([^\s\[\]:]{1,80})(?:\[([0-9]{1,10})\])?:\s")
+#: The fields of JSON lines that name whose they are: journald's, docker's, those of Kubernetes and of runtimes.
+_NAMES = frozenset((
+    "_PID", "SYSLOG_PID", "_SYSTEMD_UNIT", "_HOSTNAME", "CONTAINER_ID_FULL", "CONTAINER_ID", "CONTAINER_NAME", "pid",
+    "qemuPid", "qemu_pid", "hostname", "host", "container_id", "container_name", "containerID", "docker_id", "pod",
+    "pod_name", "pod_id", "sandbox", "sandbox_id", "vm", "vm_id", "domain", "instance"))
 #: Quoted-printable cuts lines so that they have at most 76 characters, the equals sign at their end included.
 _SOFT_COLUMNS = range(70, 77)
 _JSON_DEPTH = 8
@@ -34,10 +40,14 @@ _COLOURS = re.compile(rb"\x1b\[[0-9;:]*[mK]|\\(?:x1b|u001[bB]|033|e)\[[0-9;]*[mK
 
 
 class Text(NamedTuple):
-    """A line without its layers. `partial`: who passed it on says that the next line goes on with it."""
+    """A line without its layers. `partial`: who passed it on says that the next line goes on with it.
+
+    `names`: how those that passed it on name whose line it was: a kind and a name each.
+    """
 
     text: str
     partial: bool = False
+    names: tuple[tuple[str, str], ...] = ()
 
 
 def uncoloured(text: bytes) -> bytes:
@@ -79,31 +89,47 @@ def texts(line: str) -> Iterator[Text]:
     line = plain(line)
     if soft:
         # Quoted-printable: the line was cut where it stands.
-        yield Text(without_prefix(line[:-1]), True)
+        text, names = without_prefix(line[:-1])
+        yield Text(text, True, names)
         return
     found = _json_object(line)
     if found is not None:
         # Some write their message twice, as text and as a field: one line is one call.
-        yield from map(Text, dict.fromkeys(_strings(found, 0)))
+        given: dict[str, str] = {}
+        strings = list(dict.fromkeys(_strings(found, 0, given)))
+        names = tuple(given.items())
+        for text in strings:
+            yield Text(text, names=names)
         return
     cri = _CRI.match(line)
     if cri is not None:
         yield Text(line[cri.end():], cri[2] == "P")
     else:
-        yield Text(without_prefix(line))
+        text, names = without_prefix(line)
+        yield Text(text, names=names)
 
 
-def without_prefix(line: str) -> str:
-    """A line without the prefixes of mail, docker compose, syslog and journald.
+def without_prefix(line: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A line without the prefixes of mail, docker compose, kubectl, syslog and journald; whom these name.
 
     >>> without_prefix("> > Jan 01 10:00:00 host qemu[7]: kvm")
-    'kvm'
+    ('kvm', (('host', 'host'), ('qemu', '7')))
+    >>> without_prefix("vm-1  | kvm")
+    ('kvm', (('container', 'vm-1'),))
     """
-    for prefix in (_QUOTES, _COMPOSE, _SYSLOG):
+    names: tuple[tuple[str, str], ...] = ()
+    found = _QUOTES.match(line)
+    if found is not None:
+        line = line[found.end():]
+    for prefix in (_COMPOSE, _KUBECTL):
         found = prefix.match(line)
         if found is not None:
-            line = line[found.end():]
-    return line
+            line, names = line[found.end():], (*names, ("container", found[1]))
+    found = _SYSLOG.match(line)
+    if found is not None:
+        # Only a tag with a number tells one writer from the next.
+        line, names = line[found.end():], (*names, ("host", found[1]), *(((found[2], found[3]),) if found[3] else ()))
+    return line, names
 
 
 def _json_object(line: str) -> dict[str, Any] | None:
@@ -118,7 +144,7 @@ def _json_object(line: str) -> dict[str, Any] | None:
     return {"": found} if isinstance(found, list) else found
 
 
-def _strings(value: Any, depth: int) -> Iterator[str]:
+def _strings(value: Any, depth: int, names: dict[str, str]) -> Iterator[str]:
     if isinstance(value, list) and value and all(isinstance(item, int) and 0 <= item < 256 for item in value):
         # journalctl's way with a message that is not all printable.
         value = bytes(value).decode(errors="replace")
@@ -129,7 +155,12 @@ def _strings(value: Any, depth: int) -> Iterator[str]:
             if inner is None:
                 yield text
             else:
-                yield from _strings(inner, depth + 1)
-    elif isinstance(value, dict | list) and depth < _JSON_DEPTH:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item, depth + 1)
+                yield from _strings(inner, depth + 1, names)
+    elif isinstance(value, dict) and depth < _JSON_DEPTH:
+        for name, item in value.items():
+            if name in _NAMES and isinstance(item, str | int):
+                names.setdefault(name, str(item))
+            yield from _strings(item, depth + 1, names)
+    elif isinstance(value, list) and depth < _JSON_DEPTH:
+        for item in value:
+            yield from _strings(item, depth + 1, names)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from kvmattr.trace.calls import Call, Incomplete
 from kvmattr.trace.descriptors import Descriptors
 from kvmattr.trace.opening import Damaged, pieces
 from kvmattr.trace.operations import BLOCK_ROWS, NO_TIME, ROW, Machine, row_of
+from kvmattr.trace.owners import Owners
 from kvmattr.trace.session import Guest
+from kvmattr.trace.sources import Source, source_of
 from kvmattr.trace.times import Clock
 from kvmattr.trace.trace import KEPT, Trace, TraceError
 
@@ -35,6 +37,9 @@ _LONGEST = 1 << 14
 _MOST_LINES = 8
 #: Comments with one of our names that are kept until it is known whether the file is a log.
 _MOST_COMMENTS = 10_000
+
+#: Threads of a VM that are listed.
+_LISTED = 8
 
 # What a line must hold for Python to look at it.
 _NAMES = (b"kvm_set_user_memory", b"kvm_convert_memory", b"kvm_vm_set_mem_attributes")
@@ -68,8 +73,6 @@ _LOST = re.compile(r"\[LOST (?:([0-9]{1,18}) )?EVENTS\]|\[(?:([0-9]{1,18}) )?EVE
 _REPEATED = re.compile(r"message repeated ([0-9]{1,18}) times")
 _HOST = re.compile(r"qemu-system-(aarch64|s390x|x86_64|i386)")
 _HOSTS = {"aarch64": "arm64", "s390x": "s390", "x86_64": "x86-64", "i386": "x86-64"}
-#: The thread before an event of the kernel, as ftrace writes it.
-_TASK = re.compile(r"-([0-9]{1,10})\s+(?:\(\s*[0-9-]+\)\s+)?\[[0-9]{3,4}\]\s")
 _QEMU_PREFIX = re.compile(r"\s*[0-9]{1,10}@[0-9.]{1,30}:")
 # How a line goes on that a mail program has cut: with a field of the call, or its end.
 _GOES_ON = re.compile(
@@ -80,15 +83,17 @@ _FORMATS = "formats: native, QEMU's trace log, strace, kvm_vm_set_mem_attributes
 
 
 def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = None, *, strict: bool = False,
-         vm: int | None = None, pid: int | None = None, default_private: bool | None = None) -> Trace:
+         vm: int | None = None, pid: int | Sequence[int] | None = None, one_vm: bool = False,
+         default_private: bool | None = None) -> Trace:
     """Read the trace in `path`, or standard input for `-`; gzip, xz and zstd are known by their first bytes.
 
     The formats are recognised line by line: native, QEMU's trace log, strace, the kernel's trace event. Lines
     that name none of our calls are counted in `unrelated`. In a log, a line that names one and cannot be read
-    is told in `unread`, with `strict` an error. `vm` (as numbered in the error that lists them) or `pid` pick
-    one VM of several. `default_private`: whether the VMM sets memslots with a guest_memfd PRIVATE without a
-    line (None: as the QEMU does that writes such a line). `progress` is called with the number of lines so
-    far, once a piece of 1 MiB.
+    is told in `unread`, with `strict` an error. `vm` (as numbered in the error that lists them) or `pid`, a process or
+    thread or several, pick one VM of several; `one_vm`: the events of QEMU and of the kernel, which name no VM, are
+    of one, whatever speaks against it. `default_private`: whether the VMM sets memslots with a guest_memfd PRIVATE
+    without a line (None: as the QEMU does that writes such a line). `progress` is called with the number of lines
+    so far, once a piece of 1 MiB.
 
     Raises TraceError, with file, line and what was expected, for a damaged native line, for a file without
     any call, for a log of several VMs without a choice, and for damaged or boundless compressed data; OSError
@@ -105,7 +110,7 @@ def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = N
     [SetAttributes(address=4096, size=4096, attributes=1, flags=0), GetAttributes(address=0, size=8192)]
     """
     name = "<stdin>" if os.fspath(path) == "-" else os.fspath(path)
-    parser = Parser(name, strict=strict, vm=vm, pid=pid, default_private=default_private)
+    parser = Parser(name, strict=strict, vm=vm, pid=pid, one_vm=one_vm, default_private=default_private)
     if name == "<stdin>":
         with open(sys.stdin.fileno(), "rb", closefd=False) as file:
             return _read(file, parser, progress)
@@ -127,13 +132,20 @@ def _read(file: BufferedReader, parser: Parser, progress: Callable[[int], Any] |
         raise
 
 
+class _Line(NamedTuple):
+    """A line as it stands in the file, and whose it is by those that passed it on."""
+
+    text: str
+    names: tuple[tuple[str, str], ...] = ()
+
+
 class _Held:
     """The beginning of a call that the next line may go on with. `partial`: it surely does, without a space.
 
     `text`: from the end of the line's last whole call on.
     """
 
-    def __init__(self, text: str, raw: str, line: int, incomplete: Incomplete, partial: bool) -> None:
+    def __init__(self, text: str, raw: _Line, line: int, incomplete: Incomplete, partial: bool) -> None:
         self.text = text
         self.raw = raw
         self.line = line
@@ -142,20 +154,17 @@ class _Held:
         self.lines = 1
 
 
-def _thread(before: str) -> int | None:
-    found = _TASK.search(before)
-    return int(found[1]) if found is not None else None
-
-
 class Parser:
     """Text in, rows out. `line` is the number of the next line."""
 
-    def __init__(self, name: str, *, strict: bool = False, vm: int | None = None, pid: int | None = None,
+    def __init__(self, name: str, *, strict: bool = False, vm: int | None = None,
+                 pid: int | Sequence[int] | None = None, one_vm: bool = False,
                  default_private: bool | None = None) -> None:
         self.name = name
         self.line = 1
         self._strict = strict
-        self._vm, self._pid = vm, pid
+        self._vm = vm
+        self._pids = frozenset(() if pid is None else (pid,) if isinstance(pid, int) else pid)
         self._default_private = default_private
         self._native = Trace(name)
         self._rows = np.zeros(BLOCK_ROWS, dtype=ROW)
@@ -173,10 +182,11 @@ class Parser:
         #: What is told of the file, whichever of its VMs is chosen.
         self._file = Trace(name)
         self._guests: list[Guest] = []
-        #: The VM of events that name none: QEMU's and the kernel's.
-        self._unnamed: Guest | None = None
+        #: The VMs of events, QEMU's and the kernel's, which name none.
+        self._owners = Owners(self._new_guest, pids=self._pids, one=one_vm)
         self._clock = Clock()
-        self._descriptors = Descriptors(self._new_guest)
+        self._descriptors = Descriptors(
+            self._new_guest, lambda file: Owners(self._new_guest, file, pids=self._pids, one=one_vm))
         self._strace = strace.Reader(self._descriptors, self._file.tell_note)
         self._held: _Held | None = None
 
@@ -319,10 +329,10 @@ class Parser:
         """Whether a line of a log has anything to do with us."""
         ours = False
         for text in layers.texts(raw):
-            ours |= self._text(text.text, raw, text.partial)
+            ours |= self._text(text.text, _Line(raw, text.names), text.partial)
         return ours
 
-    def _text(self, text: str, raw: str, partial: bool) -> bool:
+    def _text(self, text: str, raw: _Line, partial: bool) -> bool:
         if len(text) > _LONGEST:
             if _OURS.search(text) is None:
                 return False
@@ -340,22 +350,23 @@ class Parser:
             self._unread(self.line, str(mismatch))
         return True
 
-    def _calls(self, text: str, raw: str) -> bool:
+    def _calls(self, text: str, raw: _Line) -> bool:
         """Apply what a text has of calls; whether it has anything to do with us."""
         events = list(_EVENT.finditer(text))
         if not events:
-            return self._sign(text) or self._strace_line(text, raw)
+            return self._sign(text) or self._strace_line(text, raw.text)
         if "message repeated" in text and (repeated := _REPEATED.search(text)) is not None:
             self._unread(self.line, f"this call was made {repeated[1]} times, and is read once")
         echo = _ECHO.search(text)
         has_fields: dict[bool, bool] = {}
-        done, thread, time = 0, None, NO_TIME
+        done, source, time = 0, Source(raw.names), NO_TIME
         ours = False
         for index, found in enumerate(events):
             stop = events[index + 1].start() if index + 1 < len(events) else len(text)
             rest, name = text[found.end():stop], found[1]
             of_kernel = name == kernel_event.EVENT
-            alone = index == 0 and (raw.strip() == name or _QEMU_PREFIX.fullmatch(text, 0, found.start()) is not None)
+            alone = index == 0 and (raw.text.strip() == name
+                                    or _QEMU_PREFIX.fullmatch(text, 0, found.start()) is not None)
             is_event = kernel_event.is_event(rest) if of_kernel else qemu.is_event(name, rest, alone=alone)
             if not is_event and of_kernel not in has_fields:
                 has_fields[of_kernel] = (kernel_event if of_kernel else qemu).has_fields(text)
@@ -377,23 +388,24 @@ class Parser:
                     call = incomplete.call
                 # Of what stands before it, and where that has none, of the call before.
                 before = text[done:found.start()]
-                thread = _thread(before) or thread
-                later = self._time(before) if done else self._time(before, raw)
+                whose = source_of(before, rest, raw.names)
+                source = whose if whose != Source(raw.names) else source
+                later = self._time(before) if done else self._time(before, raw.text)
                 time = later if later != NO_TIME else time
                 done = found.start()
-                self._event(call, self.line, thread, time)
+                self._event(call, self.line, source, time)
             ours = True
         return ours
 
-    def _event(self, call: Call, line: int, thread: int | None, time: int) -> None:
-        """Take an event, which names no VM: that of its thread where strace has told, else one of its own."""
-        known = self._descriptors.guest_of(thread) if thread is not None else None
+    def _event(self, call: Call, line: int, source: Source, time: int) -> None:
+        """Take an event, which names no VM: that of its thread where strace has told, else as its source tells."""
+        known = self._descriptors.guest_of(source.thread) if source.thread is not None else None
         if known is not None:
             self._apply(call, known, line, time)
             return
-        if self._unnamed is None:
-            self._unnamed = self._new_guest(None, None, 0)
-        self._apply(call, self._unnamed, line, time)
+        owner = self._owners.guest(source, call.record, call.answer, line, gaps=self._descriptors.gaps)
+        if owner is not None:
+            self._apply(call, owner, line, time)
 
     def _strace_line(self, text: str, raw: str) -> bool:
         if " resumed>" in text and not self._strace.waits and _OURS.search(text) is None and "{" not in text:
@@ -424,8 +436,8 @@ class Parser:
         host = _HOST.search(text)
         if host is not None and self._file.host is None:
             self._file.host = _HOSTS[host[1]]
-        if "starting up libvirt" in text and self._unnamed is not None and self._unnamed.calls:
-            self._unnamed = None
+        if "starting up libvirt" in text:
+            self._owners.begin_again()
         repeated = _REPEATED.search(text)
         if repeated is not None and self._before == self.line - 1:
             self._unread(self.line, f"the call of the line before was made {repeated[1]} more times")
@@ -460,6 +472,7 @@ class Parser:
         if self._strict or self._is_log is False:
             raise TraceError(f"{self.name}:{line}: {text}")
         self._file.tell_unread(line, text)
+        self._descriptors.gaps = True
 
     def _goes_on(self, line: str) -> bool:
         """Whether this line goes on with the call that the one before has begun."""
@@ -496,7 +509,13 @@ class Parser:
         if held.incomplete.call is None:
             self._unread(held.line, str(held.incomplete))
         else:
-            self._event(held.incomplete.call, held.line, _thread(held.text), self._time(held.text, held.raw))
+            found = _EVENT.search(held.text)
+            before, rest = ("", held.text) if found is None else (held.text[:found.start()], held.text[found.end():])
+            try:
+                self._event(held.incomplete.call, held.line, source_of(before, rest, held.raw.names),
+                            self._time(held.text, held.raw.text))
+            except native.Mismatch as mismatch:
+                self._unread(held.line, str(mismatch))
 
     # VMs ---------------------------------------------------------------------------------------------------
 
@@ -516,20 +535,21 @@ class Parser:
         candidates = [guest for guest in self._guests if guest.calls]
         if self._vm is not None:
             candidates = [guest for guest in candidates if guest.number == self._vm]
-        if self._pid is not None:
-            candidates = [guest for guest in candidates if self._pid in guest.pids]
+        if self._pids:
+            candidates = [guest for guest in candidates if not self._pids.isdisjoint(guest.pids)]
         if len(candidates) != 1:
             few = [guest for guest in self._guests if guest.calls]
             listed = "; ".join(_description(guest) for guest in few[:10])
             more = f"; and {len(few) - 10} more" if len(few) > 10 else ""
-            asked = [f"--vm {self._vm}"] * (self._vm is not None) + [f"--pid {self._pid}"] * (self._pid is not None)
+            asked = [f"--vm {self._vm}"] * (self._vm is not None) + [f"--pid {pid}" for pid in sorted(self._pids)]
             found = f"{len(few)} VMs" if not asked else f"{len(candidates) or 'none'} for {' '.join(asked)}"
-            # Lines of QEMU's events may come of several VMs, and nothing in them says so.
-            unnamed = any(guest.pid is None and guest.file is None for guest in few)
-            kernel = ("; events of QEMU and of the kernel name no VM: those of several in one log cannot be told apart,"
-                      " record each in a log of its own") if asked and unnamed else ""
+            # QEMU's and the kernel's events name no VM.
+            unnamed = any(guest.file is None for guest in few)
+            one = "; --one-vm takes QEMU's and the kernel's events as of one VM" if unnamed else ""
             raise TraceError(f"{self.name}: expected calls of one VM, found {found}: choose by --vm or --pid:"
-                             f" {listed}{more}{kernel}")
+                             f" {listed}{more}{one}")
+        for owners in (self._owners, self._descriptors):
+            owners.finish(lambda text: self._file.tell_note(0, text))
         trace = candidates[0].finish()
         if self._native.operations:
             trace.tell_note(0, f"{self._native.operations} native lines in a log: not applied")
@@ -554,4 +574,10 @@ def _description(guest: Guest) -> str:
     made = f"made on line {guest.made_on}" if guest.made_on else f"first on line {guest.first_line}"
     process = f" by process {guest.pid}" if guest.pid is not None else ""
     file = f", descriptor {guest.file}" if guest.file is not None else ""
-    return f"VM {guest.number} {made}{process}{file}, {guest.calls} call{'' if guest.calls == 1 else 's'}"
+    threads = sorted(guest.pids) if guest.pid is None else []
+    threaded = (f" by thread{'s' * (len(threads) > 1)} {', '.join(map(str, threads[:_LISTED]))}"
+                f"{' ...' * (len(threads) > _LISTED)}") if threads else ""
+    named = "".join(f", {kind} {native.clip(name)}" for kind, name in list(guest.names.items())[:_LISTED])
+    why = f" ({guest.why})" if guest.why else ""
+    return (f"VM {guest.number} {made}{process}{threaded}{file}{named}, {guest.calls}"
+            f" call{'' if guest.calls == 1 else 's'}{why}")

@@ -14,7 +14,17 @@ import numpy as np
 
 from kvmattr import uapi
 from kvmattr.trace.calls import ASKED, Call
-from kvmattr.trace.operations import IMPLIED, NO_TIME, RECORDED, ROW, UNKNOWN, SetAttributes, SetSlot, row_of
+from kvmattr.trace.operations import (
+    IMPLIED,
+    NO_TIME,
+    RECORDED,
+    ROW,
+    UNKNOWN,
+    Record,
+    SetAttributes,
+    SetSlot,
+    row_of,
+)
 from kvmattr.trace.trace import Trace
 
 #: Rows are handed on in blocks of so many.
@@ -28,6 +38,7 @@ class _Slot(NamedTuple):
     start: int
     stop: int
     guest_memfd: bool
+    userspace_addr: int
 
 
 class Guest:
@@ -47,6 +58,9 @@ class Guest:
         #: The processes or threads that have made calls on it.
         self.pids: set[int] = set() if pid is None else {pid}
         self.calls = 0
+        #: What its lines call it, by kind of name; what shows that it is not the VM before.
+        self.names: dict[str, str] = {}
+        self.why: str | None = None
         self.trace = Trace(name)
         self.trace.is_log = True
         self._default_private = default_private
@@ -54,7 +68,9 @@ class Guest:
         self._slots: dict[int, _Slot] = {}
         # The same in order of address, an address space each.
         self._places: dict[int, list[tuple[int, int]]] = {}
-        self._seen_slots = False
+        #: Whether its log has memslots.
+        self.has_slots = False
+        self._first_slot: int | None = None
 
     def apply(self, call: Call, line: int, time: int = NO_TIME) -> None:
         """Take one recorded call."""
@@ -86,6 +102,27 @@ class Guest:
         else:
             self._add(row_of(record, line, call.answer, RECORDED, time))
 
+    def contradicts(self, record: Record | None, answer: int) -> str | None:
+        """What a call that KVM took would not have been in this VM, in words; None where nothing speaks against it.
+
+        KVM takes no other size and no other userspace address for a memslot that exists, and none over another.
+        """
+        if answer != 0 or not isinstance(record, SetSlot) or record.memory_size == 0:
+            return None
+        start, stop = record.guest_phys_addr, record.guest_phys_addr + record.memory_size
+        known = self._slots.get(record.slot)
+        if known is not None and (known.stop - known.start != record.memory_size
+                                  or known.userspace_addr != record.userspace_addr):
+            return f"slot {record.slot} is made again elsewhere, and no line has deleted it"
+        over = next((slot for slot in self._over(record.slot, start, stop) if slot.number != record.slot), None)
+        if over is not None:
+            return f"slot {record.slot} is made over slot {over.number}, which no line has deleted"
+        return None
+
+    def begins_again(self, record: SetSlot) -> bool:
+        """Whether a call that contradicts makes the memslot that a VM of this kind makes first."""
+        return record.slot == self._first_slot
+
     def finish(self) -> Trace:
         """The whole trace."""
         self._flush()
@@ -105,7 +142,7 @@ class Guest:
             return "its size is 0"
         if start % _HOST_PAGE or stop % _HOST_PAGE:
             return "it is not of whole pages"
-        if not self._seen_slots:
+        if not self.has_slots:
             self.trace.tell_once("no memslot in the log before its conversions: each is taken as done")
             return None
         slot = self._first_in(start, stop)
@@ -125,7 +162,7 @@ class Guest:
         return None
 
     def _slot(self, record: SetSlot, line: int) -> None:
-        self._seen_slots = True
+        self.has_slots = True
         known = self._remove(record.slot)
         start, stop = record.guest_phys_addr, record.guest_phys_addr + record.memory_size
         if record.memory_size == 0:
@@ -134,18 +171,21 @@ class Guest:
                 self.trace.tell_note(line, f"slot {record.slot} is deleted, which no line made: the log begins in the"
                                      " middle")
             return
-        places = self._places.setdefault(record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT, [])
+        if self._first_slot is None:
+            self._first_slot = record.slot
         # KVM takes no slot over another one, so what is there must have been deleted.
-        at = max(bisect_right(places, (start, 1 << 64)) - 1, 0)
-        over = []
-        for place in places[at:bisect_left(places, (stop, 0))]:
-            if self._slots[place[1]].stop > start:
-                over.append(place[1])
-        for number in over:
-            self._remove(number)
+        for slot in self._over(record.slot, start, stop):
+            self._remove(slot.number)
         guest_memfd = bool(record.flags & uapi.KVM_MEM_GUEST_MEMFD)
-        self._slots[record.slot] = _Slot(record.slot, start, stop, guest_memfd)
-        insort(places, (start, record.slot))
+        self._slots[record.slot] = _Slot(record.slot, start, stop, guest_memfd, record.userspace_addr)
+        insort(self._places.setdefault(record.slot >> uapi.KVM_ADDRESS_SPACE_SHIFT, []), (start, record.slot))
+
+    def _over(self, number: int, start: int, stop: int) -> list[_Slot]:
+        """The memslots of this slot's address space that have addresses of a range."""
+        places = self._places.get(number >> uapi.KVM_ADDRESS_SPACE_SHIFT, [])
+        at = max(bisect_right(places, (start, 1 << 64)) - 1, 0)
+        slots = (self._slots[place[1]] for place in places[at:bisect_left(places, (stop, 0))])
+        return [slot for slot in slots if slot.stop > start]
 
     def _remove(self, number: int) -> bool:
         slot = self._slots.pop(number, None)

@@ -203,7 +203,9 @@ class Reader:
         if request == "KVM_CREATE_GUEST_MEMFD":
             if not result[1].isdecimal() or answer:
                 return True
-            guest = process.guest(file, line_number)
+            guest = process.guest(file, None, answer, line_number)
+            if guest is None:
+                return True
             made = process.create_guest_memfd(int(result[1][:10]), guest)
             if fields is None or not {"size", "flags"} <= fields.keys():
                 return True     # a file of which no line tells the size
@@ -220,10 +222,11 @@ class Reader:
         if request == "KVM_SET_MEMORY_ATTRIBUTES2":
             number, guest = process.file_of_guest(file, line_number)
             words = [_value(_text(request, fields, name), name) for name in ("offset", "size", "attributes", "flags")]
-            return guest, Call(SetFileAttributes(number, *words), answer, notes=notes, pid=call.process)
+            return guest is None or (
+                guest, Call(SetFileAttributes(number, *words), answer, notes=notes, pid=call.process))
         record = _record(request, fields, process)
-        guest = process.guest(file, line_number)
-        return guest, Call(record, answer, notes=notes, pid=call.process)
+        guest = process.guest(file, record, answer, line_number)
+        return guest is None or (guest, Call(record, answer, notes=notes, pid=call.process))
 
 
 def thread_of(prefix: str) -> int | None:
