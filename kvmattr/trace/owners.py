@@ -116,7 +116,8 @@ class Owners:
                 self._remember(known, source)
             return known
         if len(self._guests) == _MOST:
-            raise Mismatch(f"a call {_words(source)} behind those of {_MOST:,} VMs, which are the most that one log may have")
+            raise Mismatch(f"a call {_words(source)} behind those of {_MOST:,} VMs, which are the most that one log may"
+                           " have")
         reasons = [self._against(guest, source, record, answer) for guest in self._guests]
         fitting = [guest for guest, why in zip(self._guests, reasons, strict=True) if why is None]
         if len(fitting) > 1:
