@@ -81,7 +81,7 @@ pages, slabs, references, family, compact   memory: the arena's pages, records, 
 leaf, runlist, node                         encodings: mixed blocks, few runs, 512 entries
 descent, query                              look-up of one page, search, count, values
 change, update                              the change of a range; the one door for a page or a range
-export, diff                                pages and runs in address order, and what differs
+export, diff, ruler                         pages and runs in address order, what differs, few runs as a ruler
 locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
 batch, bitmap                               many pages, many ranges
@@ -99,7 +99,7 @@ get                                tree_get (descent)                           
 write, or_, and_, update           map_update (update): a page by page_update, a range  height + two leaves
                                    by map_would_change, map_change, entry_update
 put, m[gfn] = v                    page_update; many at once: put_located (batch)       height
-take                               kernels.take (kernels/contract.h)                    height a page
+take                               kernels.take (kernels/contract.h), read_off          height a page
 all, any, find, uniform, run       map_search (query)                                   height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
 to_numpy, runs                     entry_pages, entry_runs (export)                     what it writes
@@ -177,7 +177,13 @@ cdef extern from "kernels/choose.h" nogil:
         int nsegments
         intptr_t ahead
         uint8_t rest
-        uint8_t (*get)(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil
+
+    enum: KVMATTR_RULER_RUNS
+    ctypedef struct kvmattr_ruler:
+        uint64_t *starts
+        uint8_t *values
+        int runs
+    void kvmattr_ruler_close(kvmattr_ruler *ruler) noexcept nogil
 
     ctypedef struct kvmattr_change_list:
         uint64_t *bits
@@ -240,6 +246,8 @@ cdef extern from "kernels/choose.h" nogil:
                        size_t step, uint64_t last, kvmattr_located *located) noexcept nogil
         uint64_t (*lost)(const kvmattr_located *located, int start, int n) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
+        void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out,
+                         size_t n) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)
@@ -268,6 +276,7 @@ include "_store/change.pxi"
 include "_store/update.pxi"
 include "_store/export.pxi"
 include "_store/diff.pxi"
+include "_store/ruler.pxi"
 include "_store/locking.pxi"
 include "_store/maps.pxi"
 include "_store/assign.pxi"

@@ -23,7 +23,7 @@ static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static const kvmattr_kernels *set;
 static int failures;
 /* What the rounds have met: nothing is proved of what they never do. */
-static int written, unchanged, away, lost, slow, left_blocks, cut_lists;
+static int written, unchanged, away, lost, listed, beyond, left_blocks, cut_lists;
 
 #define CHECK(condition, ...)                                              \
     do {                                                                   \
@@ -379,15 +379,23 @@ static void test_list_changes(void)
 
 /* ---- walks ---- */
 
-static uint8_t slow_road(const kvmattr_walk *walk, uint64_t gfn)
+/* The level of the run list that a page's way leads to, or 0. */
+static int level_of_list(const kvmattr_walk *walk, uint64_t gfn)
 {
-    slow++;
-    return gfn >= walk->span ? walk->rest : value_of(walk->root, walk->level, gfn);
+    uint64_t entry = walk->root;
+    int level = walk->level;
+    if (gfn >= walk->span)
+        return 0;
+    while (level > 2 && (uint32_t)entry && (entry & 511) == 0) {
+        entry = kvmattr_words(bias, (uint32_t)entry)[gfn >> (9 * (level - 2)) & 511];
+        level--;
+    }
+    return level > 2 && (uint32_t)entry ? level : 0;
 }
 
 static kvmattr_walk some_walk(int pending)
 {
-    kvmattr_walk walk = {bias, 0, 0, 2 + (int)below(4), 3 + (int)below(2) * 20, 0, byte(), slow_road};
+    kvmattr_walk walk = {bias, 0, 0, 2 + (int)below(4), 3 + (int)below(2) * 20, 0, byte()};
     arena_empty();
     walk.root = some_subtree(walk.level, pending);
     while (walk.level > 2 && below(8) && (walk.root & 0xffffffff) % 512 != 0)       /* mostly a node */
@@ -396,7 +404,7 @@ static kvmattr_walk some_walk(int pending)
     return walk;
 }
 
-/* A page, mostly of a block that is mixed where the root is a node. */
+/* A page, mostly of a block that is mixed or of a run list where the root is a node. */
 static uint64_t some_gfn(const kvmattr_walk *walk, uint64_t pages)
 {
     uint64_t gfn = below(pages);
@@ -407,7 +415,7 @@ static uint64_t some_gfn(const kvmattr_walk *walk, uint64_t pages)
             entry = kvmattr_words(bias, (uint32_t)entry)[at >> (9 * (level - 2)) & 511];
             level--;
         }
-        if (level == 2 && (uint32_t)entry)
+        if ((uint32_t)entry && (level == 2 || level < walk->level))
             break;
         gfn = below(pages);
         if (level > 2 || tries > 10)
@@ -429,9 +437,39 @@ static void test_take(void)
     set->take(&walk, gfns, out, n);
     for (size_t i = 0; i < n; i++) {
         uint8_t value = gfns[i] >= walk.span ? walk.rest : value_of(walk.root, walk.level, gfns[i]);
+        int level = level_of_list(&walk, gfns[i]);
+        listed += level && level < walk.level;
+        beyond += gfns[i] >= walk.span;
         CHECK(out[i] == value, "take: page %zu of %zu, level %d", i, n, walk.level);
     }
     CHECK(out[n] == 0xaa, "take writes beyond %zu pages", n);
+}
+
+static void test_read_off(void)
+{
+    enum { MOST = 300 };
+    static uint64_t gfns[MOST];
+    static uint8_t out[MOST + 1];
+    static kvmattr_ruler ruler;
+    static const int counts[] = {1, 2, 7, 8, 9, 63, 64, 65, 200, KVMATTR_RULER_RUNS - 1, KVMATTR_RULER_RUNS};
+    int runs = counts[below(sizeof counts / sizeof *counts)];
+    uint64_t step = 1 + (below(2) ? below(3) : below(((uint64_t)1 << 52) / (uint64_t)runs)), pages = step * (uint64_t)runs;
+    size_t n = below(MOST);
+    memset(&ruler, 0xee, sizeof ruler);
+    ruler.runs = runs;
+    for (int i = 0; i < runs; i++)
+        ruler.values[i] = byte();
+    for (int i = 0; i < runs - 1; i++)
+        ruler.starts[i] = step * (uint64_t)(i + 1);
+    kvmattr_ruler_close(&ruler);
+    for (size_t i = 0; i < n; i++)
+        gfns[i] = least(below(3) ? below(pages) : step * below((uint64_t)runs + 1) - below(2), pages - 1);
+    out[n] = 0xaa;
+    set->read_off(&ruler, gfns, 0, out, n);
+    for (size_t i = 0; i < n; i++)
+        CHECK(out[i] == ruler.values[gfns[i] / step], "read_off: gfn %llu of %d runs of %llu", (unsigned long long)gfns[i],
+              runs, (unsigned long long)step);
+    CHECK(out[n] == 0xaa, "read_off writes beyond %zu pages", n);
 }
 
 /* Whether the change of a page is the write of a field; *block is then its block's entry. */
@@ -543,22 +581,23 @@ static int run(const char *name, uint64_t seed)
         printf("%s: not of this machine\n", name);
         return 0;
     }
-    failures = written = unchanged = away = lost = slow = left_blocks = cut_lists = 0;
+    failures = written = unchanged = away = lost = listed = beyond = left_blocks = cut_lists = 0;
     state = seed * 0x9e3779b97f4a7c15ULL | 1;
     for (int round = 0; round < 300; round++) {
         test_blocks();
         test_words();
         test_list_changes();
         test_take();
+        test_read_off();
         test_locate();
         if (round % 10 == 0)
             test_node();
     }
-    if (!failures && !(written > 50 && unchanged > 50 && away > 100 && lost > 2 && slow > 100 && left_blocks > 10
+    if (!failures && !(written > 50 && unchanged > 50 && away > 100 && lost > 2 && listed > 100 && beyond > 100 && left_blocks > 10
                        && cut_lists > 10)) {
         failures = 1;
-        printf("%s: the rounds met too little of something: written %d, unchanged %d, away %d, lost %d, slow %d, left %d, "
-               "cut %d\n", name, written, unchanged, away, lost, slow, left_blocks, cut_lists);
+        printf("%s: the rounds met too little of something: written %d, unchanged %d, away %d, lost %d, listed %d, beyond %d, left %d, "
+               "cut %d\n", name, written, unchanged, away, lost, listed, beyond, left_blocks, cut_lists);
     }
     if (failures)
         printf("%s: %d failures with seed %llu\n", name, failures, (unsigned long long)seed);

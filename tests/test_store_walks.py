@@ -106,6 +106,36 @@ def test_take_of_many_pages_is_get_of_each(content: Callable[[], AttributeMap], 
     assert m.take(gfns).tolist() == [m.get(gfn) for gfn in gfns.tolist()]
 
 
+def few_ranges(count: int, begin: int, span: int, seed: int) -> AttributeMap:
+    """So many runs, between `begin` and `span` pages after it but for the first and the last, written range by range."""
+    m = AttributeMap(1 << 52, 7)
+    rng = np.random.default_rng(seed)
+    ends = begin + np.sort(rng.choice(span, count - 1, replace=False)).astype(np.int64)
+    for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+        m[start:stop] = number % 5
+    if count > 1:
+        m[int(ends[-1]):] = 6
+    assert m.run_count == count
+    return m
+
+
+@pytest.mark.parametrize(("begin", "span"), [(1, 3000), (1, 1 << 24), (1 << 45, 1 << 21), ((1 << 52) - (1 << 30), 1 << 29),
+                                             (1, 1 << 51)])
+@pytest.mark.parametrize("runs", [1, 2, 8, 9, 57, 64, 65, 300, 511, 512, 513, 900])
+def test_take_from_a_guest_of_few_ranges(runs: int, begin: int, span: int) -> None:
+    m = few_ranges(runs, begin, span, runs)
+    for _ in range(3):
+        for count in (1, 100, 200, 20_000):
+            gfns = interesting(m, count)
+            found = m.runs()
+            wanted = found["attributes"][np.searchsorted(found["start"], gfns, "right") - 1]
+            assert np.array_equal(m.take(gfns), wanted)
+            assert wanted[-50:].tolist() == [m.get(gfn) for gfn in gfns[-50:].tolist()]
+        # And again after some pages were converted, and with something waiting above them.
+        m.put(interesting(m, 20), 3)
+        m.or_(begin, begin + span // 2, 8)
+
+
 @pytest.mark.parametrize("operation", list(Operation))
 @pytest.mark.parametrize("content", CONTENTS)
 def test_put_of_many_pages_is_update_of_each(content: Callable[[], AttributeMap], operation: Operation) -> None:

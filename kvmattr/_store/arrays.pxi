@@ -8,7 +8,6 @@ cdef object take_array(const Map *map, gfns, out):
     """The attributes of pages, into the caller's array if there is one."""
     cdef Py_buffer gfns_view, out_view
     cdef Map pinned
-    cdef kvmattr_walk walk
     cdef size_t count
     cdef bint checked = out is not None
     cdef size_t done
@@ -29,14 +28,12 @@ cdef object take_array(const Map *map, gfns, out):
     PyObject_GetBuffer(np.asarray(out) if checked else out, &out_view, PyBUF_WRITABLE)
     count_entering(map.family, CALL_TAKE, count)
     pin(&pinned, map)
-    walk = walk_of(&pinned)
     if count < BULK_PAGES:
-        done = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count, pinned.pages, checked,
-                          &wrong)
+        done = take_pages(&pinned, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count, checked, &wrong)
     else:
         with nogil:
-            done = take_pages(&walk, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count, pinned.pages,
-                              checked, &wrong)
+            done = take_pages(&pinned, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count, checked,
+                              &wrong)
     unpin(&pinned)
     PyBuffer_Release(&gfns_view)
     PyBuffer_Release(&out_view)

@@ -12,13 +12,6 @@ cdef enum:
     LONGEST_STRETCH = 1 << 12   # pages that go one by one before they are located in groups again
 
 
-cdef uint8_t walk_get(const kvmattr_walk *walk, uint64_t gfn) noexcept nogil:
-    # bias is the family's first field, so the walk needs no pointer to the family beside it.
-    if gfn >= walk.span:
-        return walk.rest
-    return tree_get(<const Family *>walk.bias, walk.root, walk.level, gfn)
-
-
 # Memory order: a walk reads without the mutex what hangs from a root that it pinned under it. All of that was written
 # before some thread gave the mutex back, and is never written again while it is pinned, so the mutex orders it. What is
 # read beside it are bias and segment_count: an entry of bias is written once, before segment_count is stored with
@@ -32,7 +25,6 @@ cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     walk.nsegments = kvmattr_load_int(&map.family.segment_count)
     walk.ahead = 0
     walk.rest = map.rest
-    walk.get = walk_get
     return walk
 
 
@@ -53,32 +45,36 @@ cdef void gfns_bound(uint64_t *copy, size_t count, uint64_t pages) noexcept nogi
         copy[i] = copy[i] if copy[i] < pages else pages - 1
 
 
-cdef size_t take_pages(const kvmattr_walk *walk, const uint64_t *given, uint8_t *out, size_t count, uint64_t pages,
-                       bint checked, uint64_t *wrong) noexcept nogil:
+cdef size_t take_pages(const Map *map, const uint64_t *given, uint8_t *out, size_t count, bint checked,
+                       uint64_t *wrong) noexcept nogil:
     """The attributes of pages, a cacheful at a time. Ends before a gfn outside the map, which goes to *wrong, unless
     all were checked before; how many are done."""
     cdef uint64_t[KVMATTR_TAKE_GROUP] gfns
-    cdef kvmattr_walk piece = walk[0]
+    cdef kvmattr_ruler ruler
+    cdef kvmattr_walk walk = walk_of(map)
     cdef size_t done = 0, some, i
     cdef bint uniform = entry_handle(walk.root) == 0 and entry_first(walk.root) == walk.rest
+    cdef bint ruled = not uniform and map_ruler(map, count, &ruler)
     while done < count:
         some = count - done if count - done < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
-        if gfns_copy(gfns, given + done, some) >= pages:
+        if gfns_copy(gfns, given + done, some) >= map.pages:
             if not checked:
                 i = 0
-                while gfns[i] < pages:
+                while gfns[i] < map.pages:
                     i += 1
                 wrong[0] = gfns[i]
                 return done + i
-            gfns_bound(gfns, some, pages)
-        piece.ahead = <intptr_t>(<uintptr_t>(given + done + some) - <uintptr_t>&gfns[0])
+            gfns_bound(gfns, some, map.pages)
+        walk.ahead = <intptr_t>(<uintptr_t>(given + done + some) - <uintptr_t>&gfns[0])
         if uniform:
             memset(out + done, walk.rest, some)
+        elif ruled:
+            kernels.read_off(&ruler, gfns, walk.ahead, out + done, some)
         elif KVMATTR_COUNTING_BUILD:
             for i in range(some):
-                out[done + i] = walk.get(walk, gfns[i])
+                out[done + i] = map_get(map, gfns[i])
         else:
-            kernels.take(&piece, gfns, out + done, some)
+            kernels.take(&walk, gfns, out + done, some)
         done += some
     return count
 

@@ -108,7 +108,6 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
     cdef Map *map = opened(handle)
     cdef const Map *view = map
     cdef Map pinned
-    cdef kvmattr_walk walk
     cdef uint64_t wrong
     cdef bint pins
     if map == NULL:
@@ -125,8 +124,7 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
     if pins:
         pin(&pinned, map)
         view = &pinned
-    walk = walk_of(view)
-    take_pages(&walk, gfns, attributes, count, view.pages, True, &wrong)
+    take_pages(view, gfns, attributes, count, True, &wrong)
     if pins:
         unpin(&pinned)
     return 0

@@ -63,13 +63,15 @@ cdef packed struct RunRecord:
 
 # What a walk hands out: maximal runs, in order. They are written to out[] where that is given, which ends the
 # walk when it is full; else `emit` gets them, and returns False to end the walk. Where `emit_block` is given, it gets
-# the pages of whole mixed blocks in their place, and runs end there.
+# the pages of whole mixed blocks in their place, and runs end there. It ends, too, before one node more than
+# `nodes_left`.
 cdef struct RunSink:
     RunRecord *out
     RunRecord *end
     bint (*emit)(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil
     bint (*emit_block)(RunSink *sink, uint64_t start, const uint8_t *block) noexcept nogil
     void *context
+    size_t nodes_left
     uint64_t start          # the run that is being put together
     uint64_t stop
     uint8_t value
@@ -79,6 +81,7 @@ cdef inline RunSink sink_to(bint (*emit)(RunSink *sink, uint64_t start, uint64_t
                                          uint8_t value) noexcept nogil, void *context) noexcept nogil:
     cdef RunSink sink
     memset(&sink, 0, sizeof(sink))
+    sink.nodes_left = <size_t>-1
     sink.emit = emit
     sink.context = context
     return sink
@@ -86,6 +89,7 @@ cdef inline RunSink sink_to(bint (*emit)(RunSink *sink, uint64_t start, uint64_t
 cdef inline RunSink sink_into(RunRecord *out, size_t count) noexcept nogil:
     cdef RunSink sink
     memset(&sink, 0, sizeof(sink))
+    sink.nodes_left = <size_t>-1
     sink.out = out
     sink.end = out + count
     return sink
@@ -148,6 +152,9 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
             if not sink_add(sink, base + met_start(&runs, i), base + met_stop(&runs, i), met_value(&runs, i)):
                 return False
         return True
+    if sink.nodes_left == 0:
+        return False
+    sink.nodes_left -= 1
     met = node_meets(family, e, level, lo, hi, k, x)
     i = met.first
     while i <= met.last:

@@ -65,6 +65,7 @@ KVMATTR_NODES(avx2, KVMATTR_AVX2)
 
 /* Four-lane gathers are no faster than the plain walks (measured), so these stay. */
 KVMATTR_WALKS(avx2, KVMATTR_AVX2)
+KVMATTR_READ_OFF(avx2, KVMATTR_AVX2)
 KVMATTR_LOST(avx2, KVMATTR_AVX2)
 
 static const kvmattr_kernels kvmattr_avx2 = {
@@ -72,6 +73,7 @@ static const kvmattr_kernels kvmattr_avx2 = {
     kvmattr_changes_avx2, kvmattr_relate_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
     kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2, kvmattr_take_avx2,
+    kvmattr_read_off_avx2,
 };
 
 #endif /* KVMATTR_KERNELS_AVX2_H */

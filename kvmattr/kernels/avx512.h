@@ -184,6 +184,7 @@ static const kvmattr_kernels kvmattr_avx512 = {
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_lost_avx512,
     kvmattr_take_avx512,
+    kvmattr_read_off_avx512,
 };
 
 #endif /* KVMATTR_KERNELS_AVX512_H */

@@ -70,7 +70,7 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_enter(const kvmattr_walk *walk, co
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
         all = _mm512_or_si512(all, gfn);
-        kvmattr_prefetch_gfns(walk, gfns + KVMATTR_LANES * v);
+        kvmattr_prefetch_gfns(gfns + KVMATTR_LANES * v, walk->ahead);
         if (walk->level > 2)
             _mm512_store_si512(group->at + KVMATTR_LANES * v,
                                _mm512_and_si512(_mm512_srl_epi64(gfn, shift), in_node));
@@ -104,6 +104,28 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, con
         _mm512_store_si512(group->at + KVMATTR_LANES * v, kvmattr_addresses(bases, entry, in_node, index));
     }
     return different;
+}
+
+/* Which of the starts a page has reached: where there are many, the eight are found first that it is among. */
+KVMATTR_AVX512 static inline uint8_t kvmattr_list_raw_avx512(const kvmattr_list *list, uint64_t page)
+{
+    unsigned left, low = kvmattr_list_find(list, page, KVMATTR_LANES, &left);
+    const __mmask8 these = (__mmask8)((1u << left) - 1);
+    __m512i starts = _mm512_maskz_loadu_epi64(these, list->starts + low);
+    return kvmattr_list_values(list)[low + (unsigned)__builtin_popcount(_mm512_mask_cmple_epu64_mask(
+                                               these, starts, _mm512_set1_epi64((long long)page)))];
+}
+
+/* As kvmattr_look_in_lists. */
+KVMATTR_AVX512 static void kvmattr_look_in_lists_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int level,
+                                                        uint64_t listed, uint64_t *entries)
+{
+    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
+    for (; listed; listed &= listed - 1) {
+        int i = kvmattr_first_bit(listed);
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
+        entries[i] = kvmattr_listed_entry(entries[i], kvmattr_list_raw_avx512(list, gfns[i] & inside));
+    }
 }
 
 /* Ways to run lists go on in the page of zeros instead. Returns which these are. */
@@ -184,7 +206,7 @@ typedef struct kvmattr_arrived {
     kvmattr_above above;        /* only if something there operates on pages of the group */
     int operates;
     uint64_t lines;             /* pages in run lines */
-    uint64_t slow;              /* pages that are answered by `get` */
+    uint64_t beyond;            /* pages beyond the root */
 } kvmattr_arrived;
 
 KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, const kvmattr_bases *bases,
@@ -193,14 +215,16 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, cons
     const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), operation = _mm512_set1_epi64(KVMATTR_OPERATION);
     const __m512i line = _mm512_set1_epi64(KVMATTR_LINE);
     kvmattr_group *group = &arrived->group;
-    arrived->slow = kvmattr_enter(walk, gfns, group);
+    arrived->beyond = kvmattr_enter(walk, gfns, group);
     arrived->operates = walk->level > 2 && (walk->root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION;
     if (arrived->operates)
         kvmattr_above_root(&arrived->above, walk->root);
     for (int level = walk->level - 1; level > 2; level--) {
         __m512i different = kvmattr_aim(bases, gfns, level, group);
-        if (kvmattr_any(_mm512_and_si512(different, in_node)))
-            arrived->slow |= kvmattr_turn_away(walk, group);
+        if (kvmattr_any(_mm512_and_si512(different, in_node))) {
+            kvmattr_look_in_lists_avx512(walk, gfns, level, kvmattr_turn_away(walk, group), group->entries);
+            different = operation;
+        }
         if (kvmattr_any(_mm512_and_si512(different, operation))) {
             if (!arrived->operates)
                 kvmattr_above_root(&arrived->above, KVMATTR_NO_OPERATION);
@@ -273,25 +297,17 @@ KVMATTR_AVX512 static inline void kvmattr_read_words(const kvmattr_walk *walk, c
     }
     if (arrived->lines)
         kvmattr_take_group_lines(gfns, arrived, out);
-    for (uint64_t slow = arrived->slow; slow; slow &= slow - 1)
-        out[kvmattr_first_bit(slow)] = walk->get(walk, gfns[kvmattr_first_bit(slow)]);
+    for (uint64_t beyond = arrived->beyond; beyond; beyond &= beyond - 1)
+        out[kvmattr_first_bit(beyond)] = walk->rest;
 }
 
-/* Which eight of the starts to look at, by the last of each eight; then how many of these a page has reached. */
 KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
                                                          size_t n)
 {
-    kvmattr_ruler ruler;
-    kvmattr_ruler_of(walk, &ruler);
-    const __m512i pivots = _mm512_load_si512(ruler.pivots);
-    for (size_t i = 0; i < n; i++) {
-        __m512i gfn = _mm512_set1_epi64((long long)gfns[i]);
-        int eights = __builtin_popcount(_mm512_cmple_epu64_mask(pivots, gfn));
-        __m512i starts = _mm512_load_si512(ruler.starts + 8 * eights);
-        if (i % 8 == 0)
-            kvmattr_prefetch_gfns(walk, gfns + i);
-        out[i] = ruler.values[8 * eights + __builtin_popcount(_mm512_cmple_epu64_mask(starts, gfn))];
-    }
+    const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)walk->root);
+    const uint8_t k = (uint8_t)(walk->root >> KVMATTR_K), x = (uint8_t)(walk->root >> KVMATTR_X);
+    for (size_t i = 0; i < n; i++)
+        out[i] = gfns[i] < walk->span ? (uint8_t)((kvmattr_list_raw_avx512(list, gfns[i]) & k) ^ x) : walk->rest;
 }
 
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
@@ -321,6 +337,41 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         next = other;
     }
     kvmattr_take_avx2(walk, gfns, out, n);
+}
+
+/* ---- by a ruler ---- */
+
+/* How many of eight numbers are at most a page's. */
+KVMATTR_AVX512 static inline unsigned kvmattr_reached(const uint64_t *eight, __m512i gfn)
+{
+    return (unsigned)__builtin_popcount(_mm512_cmple_epu64_mask(_mm512_load_si512(eight), gfn));
+}
+
+/* Which eight of the pivots to look at, and then of the starts, by the last of each eight. */
+KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_read_off_by_eights(const kvmattr_ruler *ruler, const uint64_t *gfns,
+                                                              intptr_t ahead, uint8_t *out, size_t n, int steps)
+{
+    for (size_t i = 0; i < n; i++) {
+        __m512i gfn = _mm512_set1_epi64((long long)gfns[i]);
+        size_t run = steps > 2 ? kvmattr_reached(ruler->tops, gfn) : 0;
+        if (i % 8 == 0)
+            kvmattr_prefetch_gfns(gfns + i, ahead);
+        if (steps > 1)
+            run = 8 * run + kvmattr_reached(ruler->pivots + 8 * run, gfn);
+        run = 8 * run + kvmattr_reached(ruler->starts + 8 * run, gfn);
+        out[i] = ruler->values[run];
+    }
+}
+
+KVMATTR_AVX512 static void kvmattr_read_off_avx512(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead,
+                                                   uint8_t *out, size_t n)
+{
+    if (ruler->runs <= 8)
+        kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 1);
+    else if (ruler->runs <= 64)
+        kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 2);
+    else
+        kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 3);
 }
 
 /* ---- locate ---- */

@@ -23,8 +23,7 @@
 #define KVMATTR_SEGMENT_SHIFT 27 /* granules of 8 bytes in a handle below its segment number */
 
 /* What a walk from a root needs to know. The gfns that it is handed are a private copy, a piece of what the caller gave:
- * `ahead` is the way from a gfn in the copy to what will stand there in the next piece, to be asked for early. `get`
- * answers for one page by the slow road. */
+ * `ahead` is the way from a gfn in the copy to what will stand there in the next piece, to be asked for early. */
 typedef struct kvmattr_walk {
     const uintptr_t *bias;      /* address of granule g = bias[g >> 27] + 8 * g */
     uint64_t root;
@@ -33,7 +32,6 @@ typedef struct kvmattr_walk {
     int nsegments;
     intptr_t ahead;
     uint8_t rest;
-    uint8_t (*get)(const struct kvmattr_walk *walk, uint64_t gfn);
 } kvmattr_walk;
 
 /* Gfns that are copied, checked and walked at a time: the copy stays in the first-level cache meanwhile, and what is to
@@ -63,13 +61,34 @@ typedef struct kvmattr_list {
 
 enum { KVMATTR_LIST_RUNS = 56 };
 
-/* The same for look-ups of many pages: 63 starts, which begin at [0] as in the list and end with such that no page comes
- * to, and the attributes themselves; the pages beyond the root are one run more. */
+static inline const uint8_t *kvmattr_list_values(const kvmattr_list *list)
+{
+    return (const uint8_t *)(list->starts + list->count - 1);
+}
+
+/* A whole map of few runs, for look-ups of many pages: where the runs begin but the first one, after the last of them
+ * gfns that no page has, and the attributes. */
+enum { KVMATTR_RULER_RUNS = 512 };
+#define KVMATTR_NO_GFN INT64_MAX
+
 typedef struct kvmattr_ruler {
-    uint64_t starts[64] __attribute__((aligned(64)));
-    uint64_t pivots[8] __attribute__((aligned(64)));    /* each the last of eight starts */
-    uint8_t values[64];
+    uint64_t starts[KVMATTR_RULER_RUNS] __attribute__((aligned(64)));
+    uint64_t pivots[KVMATTR_RULER_RUNS / 8];    /* each the last of eight starts */
+    uint64_t tops[KVMATTR_RULER_RUNS / 64];     /* each the last of eight pivots */
+    uint8_t values[KVMATTR_RULER_RUNS];
+    int runs;
 } kvmattr_ruler;
+
+/* After the runs: what follows them. */
+static inline void kvmattr_ruler_close(kvmattr_ruler *ruler)
+{
+    for (int i = ruler->runs - 1; i < KVMATTR_RULER_RUNS; i++)
+        ruler->starts[i] = KVMATTR_NO_GFN;
+    for (int i = 0; i < KVMATTR_RULER_RUNS / 8; i++)
+        ruler->pivots[i] = ruler->starts[8 * i + 7];
+    for (int i = 0; i < KVMATTR_RULER_RUNS / 64; i++)
+        ruler->tops[i] = ruler->pivots[8 * i + 7];
+}
 
 /* ---- leaves ----
  *
@@ -244,6 +263,8 @@ typedef struct kvmattr_kernels {
     uint64_t (*lost)(const kvmattr_located *located, int from, int n);
     /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
+    /* The same by a ruler; `ahead` as in a walk. */
+    void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out, size_t n);
 } kvmattr_kernels;
 
 static inline uint64_t kvmattr_load64(const void *p)
@@ -251,6 +272,24 @@ static inline uint64_t kvmattr_load64(const void *p)
     uint64_t word;
     memcpy(&word, p, 8);
     return word;
+}
+
+/* The number of the run that holds a page, by halves, as long as more than `few` of the starts are left; these are the
+ * *left ones from the run's on. No step is a branch that depends on the page: half of them would be foreseen wrongly. */
+static inline unsigned kvmattr_list_find(const kvmattr_list *list, uint64_t page, unsigned few, unsigned *left)
+{
+    unsigned low = 0, half;
+    for (*left = list->count - 1u; *left > few; *left -= half) {
+        half = (*left + 1) / 2;
+        low += half & -(unsigned)(list->starts[low + half - 1] <= page);
+    }
+    return low;
+}
+
+static inline uint8_t kvmattr_list_raw(const kvmattr_list *list, uint64_t page)
+{
+    unsigned left;
+    return kvmattr_list_values(list)[kvmattr_list_find(list, page, 0, &left)];
 }
 
 /* Where a handle's granule lies. */
@@ -300,9 +339,9 @@ static inline void kvmattr_prefetch_soon(const void *p)
 }
 
 /* The gfns that will be copied to this place next; there need not be any. */
-static inline void kvmattr_prefetch_gfns(const kvmattr_walk *walk, const uint64_t *gfns)
+static inline void kvmattr_prefetch_gfns(const uint64_t *gfns, intptr_t ahead)
 {
-    kvmattr_prefetch_soon((const void *)((uintptr_t)gfns + (uintptr_t)walk->ahead));
+    kvmattr_prefetch_soon((const void *)((uintptr_t)gfns + (uintptr_t)ahead));
 }
 
 static inline int kvmattr_first_bit(uint64_t word) { return __builtin_ctzll(word); }

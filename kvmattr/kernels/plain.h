@@ -389,6 +389,7 @@ static const kvmattr_kernels kvmattr_portable = {
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_lost_portable,
     kvmattr_take_portable,
+    kvmattr_read_off_portable,
 };
 
 #endif /* KVMATTR_KERNELS_PLAIN_H */

@@ -18,7 +18,8 @@ enum { KVMATTR_GROUP = 64 };
 /* A group on its way: the entries of its pages at the level that they have come to. */
 typedef struct kvmattr_plain_group {
     uint64_t entries[KVMATTR_GROUP];
-    uint64_t astray;            /* pages beyond the root, or whose way leads to a run list */
+    uint64_t beyond;            /* pages beyond the root */
+    uint64_t listed;            /* pages whose way leads to a run list */
     int operates;               /* whether the entries above do anything: (page & keep) ^ toggle */
     uint8_t keep[KVMATTR_GROUP], toggle[KVMATTR_GROUP];
 } kvmattr_plain_group;
@@ -37,8 +38,27 @@ KVMATTR_INLINE void kvmattr_operate(kvmattr_plain_group *group, int n, uint8_t k
     group->operates = 1;
 }
 
-/* Down to level 2. Ways that lead astray go on in the page of zeros, or as if the root were larger. */
-KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *gfns, int n, int levels,
+/* What becomes of an entry that leads to a run list, for one page: the uniform entry of the page's value. */
+static inline uint64_t kvmattr_listed_entry(uint64_t entry, uint8_t raw)
+{
+    return (entry >> KVMATTR_K & raw) << KVMATTR_X ^ (entry & (uint64_t)0xff << KVMATTR_X);
+}
+
+/* The same for the pages of a group whose bits are set in `listed`, at one level. */
+static void kvmattr_look_in_lists(const kvmattr_walk *walk, const uint64_t *gfns, int level, uint64_t listed,
+                                  uint64_t *entries)
+{
+    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
+    for (; listed; listed &= listed - 1) {
+        int i = kvmattr_first_bit(listed);
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
+        entries[i] = kvmattr_listed_entry(entries[i], kvmattr_list_raw(list, gfns[i] & inside));
+    }
+}
+
+/* Down to level 2. Pages beyond the root go on as if it were larger, and those in run lists in the page of zeros: with
+ * their values, if `look`. */
+KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *gfns, int n, int levels, int look,
                                       kvmattr_plain_group *group)
 {
     const uintptr_t *bias = walk->bias;
@@ -46,10 +66,11 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
     const int listed = levels > 2 && (root & KVMATTR_IN_NODE);
     const uint64_t *top = kvmattr_words(bias, listed ? 0 : (uint32_t)root);
     uint64_t all = 0, *entries = group->entries;
-    group->astray = listed ? ~(uint64_t)0 : 0;
+    group->listed = listed ? ~(uint64_t)0 : 0;
+    group->beyond = 0;
     group->operates = 0;
     for (int i = 0; i < n; i += 8)
-        kvmattr_prefetch_gfns(walk, gfns + i);
+        kvmattr_prefetch_gfns(gfns + i, walk->ahead);
     for (int i = 0; i < n; i++) {
         all |= gfns[i];
         entries[i] = root;
@@ -58,13 +79,22 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
     }
     if (all >= span)            /* a power of two */
         for (int i = 0; i < n; i++)
-            group->astray |= (uint64_t)(gfns[i] >= span) << i;
+            group->beyond |= (uint64_t)(gfns[i] >= span) << i;
     if (levels > 2 && (root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION)
         kvmattr_operate(group, n, (uint8_t)(root >> KVMATTR_K), (uint8_t)(root >> KVMATTR_X));
     for (int level = levels - 1; level > 2; level--) {
-        uint64_t different = 0;
+        uint64_t different = 0, in_lists = 0;
         for (int i = 0; i < n; i++)
             different |= entries[i] ^ KVMATTR_NO_OPERATION;
+        if (different & KVMATTR_IN_NODE) {
+            for (int i = 0; i < n; i++)
+                in_lists |= (uint64_t)((entries[i] & KVMATTR_IN_NODE) != 0) << i;
+            group->listed |= in_lists;
+            if (look) {
+                kvmattr_look_in_lists(walk, gfns, level, in_lists, entries);
+                different |= KVMATTR_OPERATION;
+            }
+        }
         if (different & KVMATTR_OPERATION) {
             if (!group->operates)
                 kvmattr_operate(group, n, 0xff, 0);
@@ -73,12 +103,9 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
                 group->keep[i] &= (uint8_t)(entries[i] >> KVMATTR_K);
             }
         }
-        if (different & KVMATTR_IN_NODE)
+        if (in_lists && !look)
             for (int i = 0; i < n; i++)
-                if (entries[i] & KVMATTR_IN_NODE) {
-                    group->astray |= (uint64_t)1 << i;
-                    entries[i] = 0;
-                }
+                entries[i] = in_lists >> i & 1 ? 0 : entries[i];
         for (int i = 0; i < n; i++)
             entries[i] = kvmattr_words(bias, (uint32_t)entries[i])
                 [kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(level - 1)) & 511)];
@@ -114,35 +141,12 @@ static inline int kvmattr_root_is_list(const kvmattr_walk *walk)
     return walk->level > 2 && (walk->root & KVMATTR_IN_NODE);
 }
 
-static void kvmattr_ruler_of(const kvmattr_walk *walk, kvmattr_ruler *ruler)
-{
-    const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)walk->root);
-    const uint8_t *values = (const uint8_t *)(list->starts + list->count - 1);
-    int runs = list->count;
-    memset(ruler->starts, 0xff, sizeof ruler->starts);
-    memcpy(ruler->starts, list->starts, sizeof(uint64_t) * (size_t)(runs - 1));
-    for (int i = 0; i < runs; i++)
-        ruler->values[i] = (uint8_t)((values[i] & (walk->root >> KVMATTR_K)) ^ (walk->root >> KVMATTR_X));
-    ruler->starts[runs - 1] = walk->span;
-    ruler->values[runs] = walk->rest;
-    for (int i = 0; i < 8; i++)
-        ruler->pivots[i] = ruler->starts[8 * i + 7];
-}
-
-/* How many of the starts a page has reached, by halves: no step is a branch, and those of one page do not wait for those
- * of another. */
 KVMATTR_INLINE void kvmattr_take_from_list(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n)
 {
-    kvmattr_ruler ruler;
-    kvmattr_ruler_of(walk, &ruler);
-    for (size_t i = 0; i < n; i++) {
-        const uint64_t *at = ruler.starts;
-        if (i % 8 == 0)
-            kvmattr_prefetch_gfns(walk, gfns + i);
-        for (int step = 32; step; step /= 2)
-            at += at[step - 1] <= gfns[i] ? step : 0;
-        out[i] = ruler.values[at - ruler.starts];
-    }
+    const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)walk->root);
+    const uint8_t k = (uint8_t)(walk->root >> KVMATTR_K), x = (uint8_t)(walk->root >> KVMATTR_X);
+    for (size_t i = 0; i < n; i++)
+        out[i] = gfns[i] < walk->span ? (uint8_t)((kvmattr_list_raw(list, gfns[i]) & k) ^ x) : walk->rest;
 }
 
 KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, int n, int levels)
@@ -150,7 +154,7 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
     const uint64_t *where[KVMATTR_GROUP];
     uint64_t any = 0, lines = 0;
     kvmattr_plain_group group;
-    kvmattr_walk_down(walk, gfns, n, levels, &group);
+    kvmattr_walk_down(walk, gfns, n, levels, 1, &group);
     for (int i = 0; i < n; i++) {
         any |= group.entries[i];
         where[i] = kvmattr_word_of(walk->bias, group.entries[i], gfns[i]);
@@ -179,13 +183,40 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
         }
         kvmattr_take_lines(walk, gfns, group.entries, lines, k, x, out);
     }
-    for (; group.astray; group.astray &= group.astray - 1) {
-        int i = kvmattr_first_bit(group.astray);
-        if (i >= n)
-            break;
-        out[i] = walk->get(walk, gfns[i]);
+    for (; group.beyond; group.beyond &= group.beyond - 1)
+        out[kvmattr_first_bit(group.beyond)] = walk->rest;
+}
+
+/* ---- by a ruler ---- */
+
+/* How many of the starts a page has reached, by halves: no step is a branch, and those of one page do not wait for those
+ * of another. */
+KVMATTR_INLINE void kvmattr_read_off(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out,
+                                     size_t n, int runs)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t *at = ruler->starts;
+        if (i % 8 == 0)
+            kvmattr_prefetch_gfns(gfns + i, ahead);
+        for (int step = runs / 2; step; step /= 2)
+            at += (size_t)step & -(size_t)(at[step - 1] <= gfns[i]);
+        out[i] = ruler->values[at - ruler->starts];
     }
 }
+
+#define KVMATTR_READ_OFF(NAME, TARGET)                                                                       \
+    TARGET static void kvmattr_read_off_##NAME(const kvmattr_ruler *ruler, const uint64_t *gfns,             \
+                                               intptr_t ahead, uint8_t *out, size_t n)                       \
+    {                                                                                                        \
+        if (ruler->runs <= 8)                                                                                \
+            kvmattr_read_off(ruler, gfns, ahead, out, n, 8);                                                 \
+        else if (ruler->runs <= 64)                                                                          \
+            kvmattr_read_off(ruler, gfns, ahead, out, n, 64);                                                \
+        else                                                                                                 \
+            kvmattr_read_off(ruler, gfns, ahead, out, n, KVMATTR_RULER_RUNS);                                \
+    }
+
+KVMATTR_READ_OFF(portable, )
 
 /* ---- locate ---- */
 
@@ -195,8 +226,8 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
 {
     uint64_t away, firsts = 0;
     kvmattr_plain_group group;
-    kvmattr_walk_down(walk, gfns, n, levels, &group);
-    away = group.astray;
+    kvmattr_walk_down(walk, gfns, n, levels, 0, &group);
+    away = group.beyond | group.listed;
     if (group.operates)
         for (int i = 0; i < n; i++)
             away |= (uint64_t)(group.keep[i] != 0xff || group.toggle[i]) << i;

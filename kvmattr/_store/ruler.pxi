@@ -1,0 +1,40 @@
+# A map of few runs as a ruler (kernels/contract.h): many pages are read off it several times as fast as they are walked
+# down to, whatever the tree below the root is made of.
+
+cdef enum:
+    # Whether a map has few runs is found by going through them, up to KVMATTR_RULER_RUNS and a few nodes: that is worth
+    # it for so many look-ups, or for less where the root is a run list, which has few.
+    RULED_PAGES = 1 << 14
+    RULED_PAGES_OF_LIST = 128
+    RULED_PAGES_A_NODE = 1 << 12    # 512 entries are looked at in a microsecond, as long as 200 look-ups take
+
+
+cdef bint ruler_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
+    cdef kvmattr_ruler *ruler = <kvmattr_ruler *>sink.context
+    if ruler.runs == KVMATTR_RULER_RUNS:
+        ruler.runs = 0
+        return False
+    if ruler.runs:
+        ruler.starts[ruler.runs - 1] = start
+    ruler.values[ruler.runs] = value
+    ruler.runs += 1
+    return True
+
+
+cdef bint map_ruler(const Map *map, size_t count, kvmattr_ruler *ruler) noexcept nogil:
+    """A map as a ruler, for so many look-ups. False if it is not worth it or the map has too many runs."""
+    cdef RunSink sink = sink_to(ruler_add, ruler)
+    cdef size_t least = RULED_PAGES_OF_LIST
+    if KVMATTR_COUNTING_BUILD:      # which counts what a walk visits
+        return False
+    if map.level == 2 or is_node(entry_handle(map.root)):
+        least = RULED_PAGES
+    if count < least:
+        return False
+    sink.nodes_left = count // RULED_PAGES_A_NODE
+    ruler.runs = 0
+    map_runs(map, 0, map.pages, &sink)
+    if ruler.runs == 0 or sink.stop != map.pages:
+        return False
+    kvmattr_ruler_close(ruler)
+    return True
