@@ -146,6 +146,7 @@ cdef extern from "pyint.h":
     int kvmattr_integer(object value, int64_t *result) except -1
     int kvmattr_fill_attributes() except -1
     object kvmattr_attribute(uint8_t value)
+    object kvmattr_truth(bint value)
 
 cdef extern from "sync.h" nogil:
     const bint KVMATTR_FREE_THREADED

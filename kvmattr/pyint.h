@@ -47,11 +47,14 @@ static inline int kvmattr_integer(PyObject *object, int64_t *value)
     return 0;
 }
 
-/* The integers 0 .. 255, so that attributes are handed out without a call. Filled at import, kept for ever. */
-static PyObject *kvmattr_attributes[256];
+/* The integers 0 .. 255, so that attributes are handed out without a call, and False and True. Filled at import, kept for
+ * ever. */
+static PyObject *kvmattr_attributes[256], *kvmattr_truths[2];
 
 static inline int kvmattr_fill_attributes(void)
 {
+    kvmattr_truths[0] = Py_False;
+    kvmattr_truths[1] = Py_True;
     for (int value = 0; value < 256; value++)
         if (kvmattr_attributes[value] == NULL &&        /* else the module is imported again */
             (kvmattr_attributes[value] = PyLong_FromLong(value)) == NULL)
@@ -63,6 +66,14 @@ static inline PyObject *kvmattr_attribute(uint8_t value)
 {
     Py_INCREF(kvmattr_attributes[value]);
     return kvmattr_attributes[value];
+}
+
+/* True or False without a branch: whether a page changed would be foreseen wrongly every other time. */
+static inline PyObject *kvmattr_truth(int value)
+{
+    PyObject *truth = kvmattr_truths[value != 0];
+    Py_INCREF(truth);
+    return truth;
 }
 
 #endif /* KVMATTR_PYINT_H */

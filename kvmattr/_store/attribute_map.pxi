@@ -110,7 +110,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
         change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_WRITE, 0xFF)
-        return self.change(lo, hi, change.k, change.x)
+        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
 
     def or_(self, start, stop, attributes, /):
         """Set these attribute bits on the pages [start, stop); True if any page changed.
@@ -126,7 +126,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
         change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_OR, 0xFF)
-        return self.change(lo, hi, change.k, change.x)
+        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
 
     def and_(self, start, stop, attributes, /):
         """Keep only these attribute bits on the pages [start, stop); True if any page changed.
@@ -141,7 +141,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
         change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_AND, 0xFF)
-        return self.change(lo, hi, change.k, change.x)
+        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
 
     def update(self, start, stop, attributes, operation=0, mask=0xFF):
         """The general update of [start, stop): bits outside ``mask`` never change; True if any page changed.
@@ -157,7 +157,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         cdef Change change
         range_of(start, stop, self.map.pages, &lo, &hi)
         change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
-        return self.change(lo, hi, change.k, change.x)
+        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
 
     def update_many(self, starts, stops, attributes, operation=0, mask=0xFF):
         """Many updates in order, in one call without the GIL; the number of those that changed something.

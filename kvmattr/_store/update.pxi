@@ -60,7 +60,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     cdef Entry e = slot[0]
     cdef const PageInfo *info = NULL
     cdef uint64_t *where
-    cdef uint64_t field
+    cdef uint64_t field, changed
     cdef uint32_t handle, bit
     cdef uint8_t old, new, turned, folded
     cdef int wide, shift = level_shift(map.level)
@@ -76,18 +76,16 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
         slot = &node_at(family, entry_handle(e))[(gfn >> shift) & 511]
         e = slot[0]
     handle = entry_handle(e)
-    if is_line(handle):
+    if handle == 0 or is_line(handle):
         return in_other_block(map, e, gfn, k, x)
-    # A uniform block has the handle 0 and reads as a leaf of zeros, of which k = 0 leaves nothing; no value fits it.
     wide = wide_of(handle)
     bit = <uint32_t>(gfn & 511) << wide
     where = leaf_at(family, handle) + (bit >> 6)
     field = where[0] >> (bit & 63) & kvmattr_field_masks[wide]
     old = (<uint8_t>(field * kvmattr_field_repeats[wide]) & entry_k(e)) ^ entry_x(e)
+    # No branch depends on what the leaf has: half of them would be foreseen wrongly, each time after the wait for it, and
+    # what comes after this update could not begin to wait for its own. So a page that stays as it is is written, too.
     new = (old & k) ^ x
-    if new == old:
-        kvmattr_count_pages(family, 1)
-        return UPDATE_UNCHANGED
     turned = new ^ entry_x(e)
     folded = kvmattr_fold(wide, turned)
     if not alone and (info == NULL or info.shares) and leaf_references(family, handle)[0] != 1:
@@ -95,15 +93,16 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     if (folded & entry_k(e)) != turned or (new ^ entry_first(e)) & ~entry_varying(e) or shared:
         return in_other_block(map, e, gfn, k, x)
     kvmattr_count_pages(family, 1)
-    field = (field ^ (folded & kvmattr_field_masks[wide])) << (bit & 63)
+    changed = -<uint64_t>(new != old)
+    field = ((field ^ folded) & kvmattr_field_masks[wide] & changed) << (bit & 63)
     where[0] ^= field
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
         slot[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), new)
-    kvmattr_raise_version(&map.version, 1)
+    kvmattr_raise_version(&map.version, changed & 1)
     if kvmattr_field_lost(where, wide, field):
         tighten(map, gfn)
-    return UPDATE_CHANGED
+    return <UpdateResult>(changed & 1)
 
 
 cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
