@@ -83,8 +83,8 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     where = leaf_at(family, handle) + (bit >> 6)
     field = where[0] >> (bit & 63) & kvmattr_field_masks[wide]
     old = (<uint8_t>(field * kvmattr_field_repeats[wide]) & entry_k(e)) ^ entry_x(e)
-    # No branch depends on what the leaf has: half of them would be foreseen wrongly, each time after the wait for it, and
-    # what comes after this update could not begin to wait for its own. So a page that stays as it is is written, too.
+    # No branch depends on what the leaf has: half of them would be foreseen wrongly, each time after the wait for it,
+    # and what comes after could not begin to wait for its own. So a page that stays as it is is written, too.
     new = (old & k) ^ x
     turned = new ^ entry_x(e)
     folded = kvmattr_fold(wide, turned)
