@@ -1,5 +1,7 @@
 """write, or_, and_, update, fill, clear: which pages become what, and what the answer and `version` say."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -248,3 +250,27 @@ def test_an_assigned_array_is_one_operation(Map):
     pages[1999] = 9
     m[100:2100] = pages
     assert m.version > version
+
+
+@pytest.mark.parametrize(("values", "wide"), [(4, "two_bit_leaves"), (16, "four_bit_leaves"), (256, "byte_leaves")])
+def test_a_block_written_by_ranges_takes_a_line_again(values, wide):
+    """Fields that ranges have left few runs of are stored as such; a search finds each run's ends in either."""
+    rng = np.random.default_rng(values)
+    pages = rng.integers(0, values, 512).astype(np.uint8)
+    m = AttributeMap(512)
+    m[:] = pages
+    assert m.stats()[wide] == 1
+    for start in range(0, 512, 40):
+        m.write(start, min(start + 40, 512), start // 40 % values)
+        pages[start:start + 40] = start // 40 % values
+        for gfn in (0, start, min(start + 40, 511), 511):
+            run = m.run(gfn)
+            differs = np.flatnonzero(np.diff(pages)) + 1
+            ends = [0, *differs.tolist(), 512]
+            assert (run.start, run.stop) in pairwise(ends)
+            assert run.start <= gfn < run.stop
+            assert m.find(0, int(pages[gfn])) == int(np.flatnonzero(pages == pages[gfn])[0])
+        m.validate()
+    assert np.array_equal(m.to_numpy(0, 512), pages)
+    assert m.stats()[wide] == 0 or values == 4
+    assert m.stats()["run_lines"] == (values != 4)

@@ -323,11 +323,35 @@ cdef UpdateResult put_pages(Map *map, Batch *batch, size_t upto) noexcept nogil:
     return result
 
 
+cdef void ask_for_ends(Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """The same for the leaves in which the next group of ranges begin and end."""
+    cdef kvmattr_located located
+    cdef kvmattr_walk walk = walk_of(map)
+    cdef uint64_t[2][KVMATTR_LOCATED] ends
+    cdef size_t start = batch.asked if batch.asked > batch.done else batch.done, cell = start * batch.step
+    cdef int n = KVMATTR_LOCATED if upto - start > KVMATTR_LOCATED else <int>(upto - start), i, end
+    for i in range(n):
+        ends[0][i] = batch.starts[start - batch.first + i]
+        ends[1][i] = batch.stops[start - batch.first + i] - 1
+        if ends[0][i] > ends[1][i]:         # an empty range, perhaps at the end of the map
+            ends[0][i] = ends[1][i] = 0
+    for end in range(2):
+        kernels.locate(&walk, ends[end], n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, &located)
+        for i in range(n):
+            kvmattr_prefetch_soon(located.where[i])
+            kvmattr_prefetch_soon(<void *>(<uintptr_t>located.where[i] & ~<uintptr_t>(PAGE_BYTES - 1)))
+    batch.asked = start + n
+
+
 cdef UpdateResult update_ranges(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """The same for ranges."""
     cdef UpdateResult result = UPDATE_UNCHANGED
     cdef size_t i, cell
     while batch.done < upto and batch.held < HELD_MOST:
+        # Up to a GiB of pages has its leaves near by itself.
+        if (not KVMATTR_COUNTING_BUILD and map.level > 3 and batch.asked < upto
+                and batch.done + KVMATTR_LOCATED // 2 >= batch.asked):
+            ask_for_ends(map, batch, upto)
         i = batch.done - batch.first
         cell = batch.done * batch.step
         result = map_update(map, batch.starts[i], batch.stops[i], batch.k[cell], batch.x[cell])

@@ -20,6 +20,7 @@ from libc.string cimport memcmp
 
 cdef enum:
     LINE_RUNS = KVMATTR_LINE_STARTS + 1
+    FEW_RUNS = LINE_RUNS - 8        # for a leaf of fields to become a line: then some pages more make it none again
     NO_LEAF = -1                    # a plan for a block that is uniform
 
 
@@ -307,10 +308,7 @@ cdef inline void splice_plan(Splice *splice, const uint8_t *values, int count, i
 
 cdef inline int line_find(const kvmattr_line *line, int page) noexcept nogil:
     """The number of the run that holds a page."""
-    cdef int run = 0, i
-    for i in range(KVMATTR_LINE_STARTS):
-        run += line.starts[i] <= page
-    return run
+    return kvmattr_line_run(line, page)
 
 
 cdef bint line_write(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
@@ -379,33 +377,35 @@ cdef inline void block_runs_append(BlockRuns *runs, int start, uint8_t value) no
     runs.count += 1
 
 
-cdef bint block_runs(const Family *family, Entry e, BlockRuns *runs) noexcept nogil:
-    """The runs of a block of which they are easily told and no more than a line has. False: there are others."""
+cdef bint block_runs(const Family *family, Entry e, int most, BlockRuns *runs) noexcept nogil:
+    """The runs of a block, the entry's operation applied. False where a leaf of fields has more than `most`: most have
+    very many, which their first words tell."""
     cdef uint32_t handle = entry_handle(e)
+    cdef int wide = wide_of(handle), bits = 1 << wide, at, i
+    cdef uint8_t k = entry_k(e), x = entry_x(e)
     cdef const uint64_t *words = leaf_at(family, handle)
-    cdef uint64_t[8] changes
-    cdef uint64_t before
-    cdef uint8_t value = entry_first(e)
-    cdef int i
+    cdef uint64_t mask = kvmattr_field_masks[wide], differ, word
+    cdef uint64_t before = words[0] << (64 - bits)
+    cdef uint64_t told = kvmattr_everywhere(kvmattr_fold(wide, k))      # the bits of fields that a value shows
     if is_line(handle):
         line_load(family, e, runs)
         return True
-    if wide_of(handle):
-        return False
-    before = words[0] << 63
-    for i in range(8):
-        changes[i] = words[i] ^ (words[i] << 1 | before >> 63)
-        before = words[i]
-    if kernels.popcount(changes, 8) >= LINE_RUNS:
-        return False
+    runs.count = 1
+    runs.starts[0] = 0
+    runs.values[0] = entry_first(e)
+    for i in range(8 << wide):
+        word = words[i]
+        differ = (word ^ (word << bits | before >> (64 - bits))) & told
+        before = word
+        while differ:
+            if runs.count == most:
+                return False
+            at = kvmattr_first_bit(differ) & -bits
+            differ &= ~(mask << at)
+            runs.starts[runs.count] = <uint16_t>((64 * i + at) >> wide)
+            runs.values[runs.count] = (<uint8_t>((word >> at & mask) * kvmattr_field_repeats[wide]) & k) ^ x
+            runs.count += 1
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
-    runs.count = 0
-    block_runs_append(runs, 0, value)
-    for i in range(8):
-        while changes[i]:
-            value ^= entry_k(e)
-            block_runs_append(runs, 64 * i + kvmattr_first_bit(changes[i]), value)
-            changes[i] &= changes[i] - 1
     return True
 
 
@@ -459,15 +459,19 @@ cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, ui
     cdef uint8_t[512] block
     cdef BlockRuns old
     cdef Plan plan
+    cdef bint too_wide
     if is_line(entry_handle(slot[0])):
         if line_write(family, slot, lo, hi, k, x):
             return
     elif fields_update(family, slot, lo, hi, k, x):
-        if fields_too_wide(slot[0]):
+        too_wide = fields_too_wide(slot[0])
+        if (too_wide or wide_of(entry_handle(slot[0])) > 1) and block_runs(family, slot[0], FEW_RUNS, &plan.runs):
+            runs_store(family, slot, &plan)
+        elif too_wide:
             leaf_decode(family, slot[0], 0xff, 0, block)
             slot[0] = leaf_store(family, entry_handle(slot[0]), block)
         return
-    if block_runs(family, slot[0], &old):
+    if block_runs(family, slot[0], LINE_RUNS, &old):
         block_runs_update(&old, lo, hi, k, x, &plan.runs)
         if plan.runs.count <= LINE_RUNS:
             runs_store(family, slot, &plan)

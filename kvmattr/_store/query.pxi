@@ -56,26 +56,9 @@ cdef int64_t below_search(const Family *family, Entry e, int level, uint64_t lo,
     return NOT_FOUND
 
 
-cdef int64_t bits_search(const uint64_t *bits, int lo, int hi, bint backward) noexcept nogil:
-    """The first or last set bit in [lo, hi) of a block's 512."""
-    cdef int i, first = lo >> 6, last = (hi - 1) >> 6
-    cdef uint64_t word
-    for i in range(first, last + 1):
-        if backward:
-            i = last - (i - first)
-        word = bits[i]
-        if i == first:
-            word &= <uint64_t>-1 << (lo & 63)
-        if i == last:
-            word &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
-        if word:
-            return 64 * i + (kvmattr_last_bit(word) if backward else kvmattr_first_bit(word))
-    return NOT_FOUND
-
-
 cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const Question *question,
                      uint64_t *bits) noexcept nogil:
-    """The pages of a block that the question looks for, as bits."""
+    """The pages of a block that match, as bits."""
     cdef const uint64_t *words
     cdef uint8_t zero, one
     cdef uint64_t when_one, when_zero
@@ -84,29 +67,69 @@ cdef void leaf_match(const Family *family, Entry e, uint8_t k, uint8_t x, const 
     if entry_handle(e) == 0 or entry_handle(e) & KVMATTR_TAG:
         leaf_decode(family, e, k, x, block)
         kernels.match(block, question.want, question.mask, bits)
-        if not question.match:
-            for i in range(8):
-                bits[i] = ~bits[i]
         return
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
     words = leaf_at(family, entry_handle(e))
     zero = (composed_x(e, k, x) ^ question.want) & question.mask
     one = (composed_x(e, k, x) ^ composed_k(e, k) ^ question.want) & question.mask
-    when_zero = <uint64_t>-1 if (zero == 0) == question.match else 0
-    when_one = <uint64_t>-1 if (one == 0) == question.match else 0
+    when_zero = <uint64_t>-1 if zero == 0 else 0
+    when_one = <uint64_t>-1 if one == 0 else 0
     for i in range(8):
         bits[i] = (words[i] & when_one) | (~words[i] & when_zero)
 
 
 cdef int64_t leaf_search(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,
                          const Question *question) noexcept nogil:
-    cdef uint64_t[8] bits
     cdef uint64_t at = hi - 1 if question.backward else lo
     cdef uint8_t value = (leaf_raw(family, entry_handle(e), <uint32_t>at) & composed_k(e, k)) ^ composed_x(e, k, x)
     if ((value ^ question.want) & question.mask == 0) == question.match:
         return <int64_t>at
-    leaf_match(family, e, k, x, question, bits)
-    return bits_search(bits, <int>lo, <int>hi, question.backward)
+    kvmattr_count_pages(family, PAGES_PER_BLOCK)
+    if is_line(entry_handle(e)):
+        return line_search(line_at(family, entry_handle(e)), <int>lo, <int>hi, composed_k(e, k), composed_x(e, k, x),
+                           question)
+    return fields_search(leaf_at(family, entry_handle(e)), wide_of(entry_handle(e)), <int>lo, <int>hi,
+                         composed_k(e, k), composed_x(e, k, x), question)
+
+
+cdef int64_t line_search(const kvmattr_line *line, int lo, int hi, uint8_t k, uint8_t x,
+                         const Question *question) noexcept nogil:
+    cdef int first = line_find(line, lo), last = line_find(line, hi - 1)
+    cdef int i = last if question.backward else first
+    while first <= i <= last:
+        if ((((line.values[i] & k) ^ x ^ question.want) & question.mask) == 0) == question.match:
+            if question.backward:
+                return hi - 1 if i == last else line.starts[i] - 1
+            return lo if i == first else line.starts[i - 1]
+        i += -1 if question.backward else 1
+    return NOT_FOUND
+
+
+cdef int64_t fields_search(const uint64_t *words, int wide, int lo, int hi, uint8_t k, uint8_t x,
+                           const Question *question) noexcept nogil:
+    """Word by word, in which a field is 0 where its page matches."""
+    cdef int first = lo << wide >> 6, last = ((hi << wide) - 1) >> 6
+    cdef int i = last if question.backward else first
+    cdef uint8_t told = k & question.mask, wanted = (x ^ question.want) & question.mask
+    cdef uint64_t differ, matters = kvmattr_everywhere(kvmattr_fold(wide, told))
+    cdef uint64_t value = kvmattr_everywhere(kvmattr_fold(wide, wanted))
+    if kvmattr_fold(wide, wanted) & told != wanted:
+        return NOT_FOUND            # no field is such: no page matches, and one that does not was looked at
+    while first <= i <= last:
+        differ = (words[i] ^ value) & matters
+        if question.match:          # the lowest bit of the fields that are 0
+            differ |= differ >> (4 if wide == 3 else 0)
+            differ |= differ >> (2 if wide >= 2 else 0)
+            differ |= differ >> (1 if wide >= 1 else 0)
+            differ = ~differ & kvmattr_everywhere(<uint8_t>kvmattr_field_repeats[wide])
+        if i == first:
+            differ &= <uint64_t>-1 << ((lo << wide) & 63)
+        if i == last:
+            differ &= <uint64_t>-1 >> (63 - (((hi << wide) - 1) & 63))
+        if differ:
+            return (64 * i + (kvmattr_last_bit(differ) if question.backward else kvmattr_first_bit(differ))) >> wide
+        i += -1 if question.backward else 1
+    return NOT_FOUND
 
 
 cdef int64_t run_list_search(const Family *family, Entry e, uint64_t lo, uint64_t hi, uint8_t k, uint8_t x,

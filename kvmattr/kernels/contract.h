@@ -191,12 +191,19 @@ static inline int kvmattr_field_lost(const uint64_t *where, int wide, uint64_t d
     return (lost & ~kvmattr_in_any_field(any, wide)) != 0;
 }
 
+/* The number of the run of a page: how many starts it has reached. Counted in 16 bits, as compilers compare eight starts
+ * at a time then. */
+static inline int kvmattr_line_run(const kvmattr_line *line, uint32_t page)
+{
+    int16_t run = 0;
+    for (int i = 0; i < KVMATTR_LINE_STARTS; i++)
+        run = (int16_t)(run + (line->starts[i] <= (int16_t)page));
+    return run;
+}
+
 static inline uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page)
 {
-    unsigned run = 0;
-    for (int i = 0; i < KVMATTR_LINE_STARTS; i++)
-        run += line->starts[i] <= (int16_t)page;
-    return line->values[run];
+    return line->values[kvmattr_line_run(line, page)];
 }
 
 /* Pages about to be written, and how: word = (word & keep) ^ toggle is the new value of page i, whose leaf has fields of
