@@ -143,6 +143,29 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch, name):
     assert int(line) * len(LINE) < (1 << 20) + 250 * len(bomb)
 
 
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_kilobyte_with_megabytes_of_calls_is_not_read(tmp_path, name):
+    """What is looked at costs a second a mebibyte; lines that are not are quick."""
+    line = b"kvm_convert_memory start 0 size 0x1000 shared_to_private\n"
+    for calls in (b"dup(\n", line)[:1 if name == "gzipped" else 2]:    # gzip packs no line of a call so well
+        text = error_of(tmp_path, COMPRESSED[name](calls * (2_000_000 // len(calls))))
+        number, rest = text.removeprefix("x:").split(":", 1)
+        assert rest == (" expected compressed data with at most 1280 times their size in lines that may be calls: unpack"
+                        " the file first")
+        assert int(number) * (len(calls) + 11) <= 1280 * max(1024, (tmp_path / "x").stat().st_size) + 100
+    (tmp_path / "x").write_bytes(COMPRESSED[name](line + b"# nothing\n" * 1_000_000))
+    with read(tmp_path / "x") as trace:
+        assert len(trace) == 1
+
+
+def test_as_many_calls_as_gzip_packs_are_read(tmp_path):
+    line = b"kvm_convert_memory start 0x1000 size 0x1000 shared_to_private\n"
+    (tmp_path / "x").write_bytes(gzip.compress(line * 20_000))
+    assert len(line) * 20_000 > 200 * (tmp_path / "x").stat().st_size
+    with read(tmp_path / "x") as trace:
+        assert len(trace) == 20_000
+
+
 def test_zstd_without_a_reader(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "_ZSTD_MODULE", None)
     assert error_of(tmp_path, b"\x28\xb5\x2f\xfd1234") == (

@@ -11,6 +11,7 @@ import gzip
 import importlib
 import io
 import lzma
+import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ PIECE = 1 << 20
 UNPACKED, RATIO = 16 << 20, 250
 #: So much is unpacked before any of it is read: reading calls takes far longer than unpacking them.
 _AHEAD = 24 << 20
+#: And for each compressed byte, of at least a kilobyte, so many of the lines that Python looks at, which cost about a
+#: second of computing a mebibyte. gzip comes no further with lines of a call each; xz and zstd could fill 16 MiB.
+LOOKED_AT, _LEAST = 1280, 1 << 10
 #: What a decoder of xz may keep in memory. The zstd library has a limit of 128 MiB itself.
 _DECODER_MEMORY = 128 << 20
 #: Compressed bytes that a decoder is given at a time.
@@ -42,35 +46,38 @@ class Readable(Protocol):
         """At most so many bytes; none at the end."""
 
 
-def pieces(file: io.BufferedReader) -> Iterator[bytes]:
+def pieces(file: io.BufferedReader) -> Iterator[tuple[bytes, float]]:
     """The text of an open file in pieces of whole lines; the last line gets a newline if it has none.
 
-    Raises Damaged for damaged or over-long contents, for a line of more than PIECE bytes, and for zstd where
-    nothing can read it.
+    With each piece comes how many bytes of lines may be looked at in all up to its end (LOOKED_AT). Raises Damaged for
+    damaged or over-long contents, for a line of more than PIECE bytes, and for zstd where nothing can read it.
     """
     rest = b""
-    text = _text(file)
+    unpacked = _unpacked(file)
+    text = _decoded(unpacked.read if unpacked is not None else file.read)
     while piece := text(PIECE):
+        room = unpacked.room if unpacked is not None else math.inf
         whole, newline, piece = piece.rpartition(b"\n")
         if newline:
-            yield rest + whole + newline
+            yield rest + whole + newline, room
             rest = b""
         rest += piece
         if len(rest) > PIECE:
             raise Damaged(f"expected lines of at most {PIECE} bytes, found a longer one")
     if rest:
-        yield rest + b"\n"
+        yield rest + b"\n", unpacked.room if unpacked is not None else math.inf
 
 
-def _text(file: io.BufferedReader) -> Callable[[int], bytes]:
+def _unpacked(file: io.BufferedReader) -> _Unpacked | None:
+    """The contents of a compressed file; None for one that is not."""
     start = file.peek(len(_XZ))
     if start.startswith(_GZIP):
-        return _decoded(_Unpacked("gzipped", lambda raw: gzip.GzipFile(fileobj=raw), file).read)
+        return _Unpacked("gzipped", lambda raw: gzip.GzipFile(fileobj=raw), file)
     if start.startswith(_XZ):
-        return _decoded(_Unpacked("xz", _xz, file).read)
+        return _Unpacked("xz", _xz, file)
     if start.startswith(_ZSTD):
-        return _decoded(_Unpacked("zstd", _zstd, file).read)
-    return _decoded(file.read)
+        return _Unpacked("zstd", _zstd, file)
+    return None
 
 
 def _decoded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
@@ -120,6 +127,11 @@ class _Unpacked:
         self._contents = make(io.BufferedReader(self._raw, _STEP << 3))
         self._size = 0
         self._ahead: deque[bytes] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many bytes of lines may be looked at, by what was read of the compressed file so far."""
+        return LOOKED_AT * max(self._raw.count, _LEAST)
 
     def read(self, size: int) -> bytes:
         """At most so many bytes. Before the first are given, what is surely too much is refused."""

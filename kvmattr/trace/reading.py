@@ -10,6 +10,7 @@ or a log of somebody else, in which a line that names one of our calls is read, 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ import numpy as np
 from kvmattr.trace import _native, kernel_event, layers, native, qemu, strace
 from kvmattr.trace.calls import Call, Incomplete
 from kvmattr.trace.descriptors import Descriptors
-from kvmattr.trace.opening import Damaged, pieces
+from kvmattr.trace.opening import LOOKED_AT, Damaged, pieces
 from kvmattr.trace.operations import BLOCK_ROWS, NO_TIME, ROW, Machine, row_of
 from kvmattr.trace.owners import Owners
 from kvmattr.trace.session import Guest
@@ -33,6 +34,8 @@ from kvmattr.trace.trace import KEPT, Trace, TraceError
 
 #: A text longer than this is no call of ours, whatever it names.
 _LONGEST = 1 << 14
+#: What looking at a line costs beside its bytes, in bytes.
+_LINE_BYTES = 12
 #: A call may be cut into so many lines, as mail programs do.
 _MOST_LINES = 8
 #: Comments with one of our names that are kept until it is known whether the file is a log.
@@ -120,8 +123,8 @@ def read(path: str | os.PathLike[str], progress: Callable[[int], Any] | None = N
 
 def _read(file: BufferedReader, parser: Parser, progress: Callable[[int], Any] | None) -> Trace:
     try:
-        for piece in pieces(file):
-            parser.feed(piece)
+        for piece, room in pieces(file):
+            parser.feed(piece, room)
             if progress is not None:
                 progress(parser.line - 1)
         return parser.finish()
@@ -189,6 +192,9 @@ class Parser:
             self._new_guest, lambda file: Owners(self._new_guest, file, pids=self._pids, one=one_vm))
         self._strace = strace.Reader(self._descriptors, self._file.tell_note)
         self._held: _Held | None = None
+        #: Bytes of lines that were looked at, and how many may be.
+        self._looked_at = 0
+        self._room = math.inf
 
     def close(self) -> None:
         """Give everything back."""
@@ -197,8 +203,9 @@ class Parser:
 
     # Lines -------------------------------------------------------------------------------------------------
 
-    def feed(self, text: bytes) -> None:
-        """Take whole lines."""
+    def feed(self, text: bytes, room: float = math.inf) -> None:
+        """Take whole lines. `room`: how many bytes of lines may be looked at, from the first line on."""
+        self._room = room
         text = layers.uncoloured(text)
         start, end = 0, len(text)
         while start < end:
@@ -249,6 +256,10 @@ class Parser:
         return chosen
 
     def _take(self, raw: bytes) -> None:
+        self._looked_at += len(raw) + _LINE_BYTES
+        if self._looked_at > self._room:
+            raise Damaged(f"expected compressed data with at most {LOOKED_AT} times their size in lines that may be"
+                          " calls: unpack the file first")
         if b" resumed>" in raw and self._held is None and not self._strace.waits and not (
                 b"KVM_SET" in raw or b"kvm_" in raw or b"guest_phys_addr=" in raw or b"attributes=" in raw):
             # The end of a call that is none of ours: half the lines of a VMM's threads.
