@@ -75,12 +75,17 @@ X86_64_LA57 = Host("x86-64-la57", user_space_end=(1 << 56) - uapi.PAGE_SIZE)
 #: KVM on arm64 has no memslots of its own, one address space, and binds only what serves shared pages too.
 ARM64 = Host("arm64", user_space_end=1 << 48, nr_memslots=32767, address_spaces=1, guest_memfd_needs_mmap=True,
              irqchip_memslots=())
+#: The same with 52 bits of user space (LVA).
 ARM64_LVA = replace(ARM64, name="arm64-lva", user_space_end=1 << 52)
+#: ARM64 with pages of 16 KiB.
 ARM64_16K = replace(ARM64, name="arm64-16k", page_size=1 << 14)
+#: With 52 bits of user space and pages of 64 KiB.
 ARM64_64K = replace(ARM64_LVA, name="arm64-64k", page_size=1 << 16)
+#: Memslots are whole segments of 1 MiB, and none is read-only.
 S390 = Host("s390", user_space_end=1 << 53, memslot_alignment=1 << 20, nr_memslots=32767, address_spaces=1,
             readonly_memslots=False, irqchip_memslots=())
 
+#: By the names that ``VM(host=...)`` takes.
 HOSTS = {host.name: host for host in (X86_64, X86_64_LA57, ARM64, ARM64_LVA, ARM64_16K, ARM64_64K, S390)}
 
 

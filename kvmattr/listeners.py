@@ -17,6 +17,7 @@ import numpy.typing as npt
 #: Records of one call. More cost a listener memory, fewer cost calls. Who calls: ``_machine/announcement.pxi``.
 MAX_RUNS = 65536
 
+#: Records of :meth:`kvmattr.AttributeMap.diff`.
 Changes = npt.NDArray[np.void]
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvmattr.profiles import Profile
     from kvmattr.vm import VM
 
+#: So many runs of a map are in its HTML.
 SHOWN_RUNS = 20
 
 

@@ -233,6 +233,7 @@ GMEM_VM_ATTRIBUTES = replace(
     kernels="in-place conversion, queued for 7.4; built with attributes of VMs",
 )
 
+#: By the names that the command line and traces take.
 PROFILES = {
     profile.name: profile
     for profile in (RFC, LINUX, LINUX_6_18, LINUX_7_2, LINUX_7_3, GMEM, GMEM_VM_ATTRIBUTES, VSM)

@@ -43,8 +43,9 @@ class Access(IntFlag):
     EXEC = 4
 
 
-#: Nothing, and everything, that can be allowed.
+#: Nothing is allowed.
 NO_ACCESS = Access(0)
+#: Everything is.
 FULL_ACCESS = Access.READ | Access.WRITE | Access.EXEC
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.bridges._kvm import ioctl_many, read_private
 
+#: The device that is opened where no other is named.
 DEVICE = "/dev/kvm"
 
 

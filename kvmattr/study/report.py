@@ -19,6 +19,7 @@ from kvmattr.study import growth, scenarios
 from kvmattr.study.growth import Growth, Seen
 from kvmattr.study.results import Comparison, Result, comparisons
 
+#: Of the JSON that is written.
 SCHEMA = 2
 #: Schemas that are read.
 READ = (1, 2)

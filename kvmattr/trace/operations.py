@@ -104,6 +104,7 @@ class PunchHole(NamedTuple):
 
 
 FileRecord = CreateFile | SetFileAttributes | PunchHole
+#: One operation of a trace.
 Record = SetAttributes | GetAttributes | SetSlot | FileRecord
 
 
