@@ -109,7 +109,8 @@ cdef struct Family:
     uint64_t moving_gfn         # how far that has come
     Counters counters
     pthread_mutex_t mutex
-    pthread_mutex_t turn        # held by who waits for the mutex next (locking.pxi)
+    pthread_mutex_t turn        # held by who claims the mutex (locking.pxi)
+    int claimed                 # somebody has waited for the mutex long enough and is the next to have it
     int announced               # writers that run, or are about to run, without the GIL
     int writing                 # somebody has the mutex, as readers without it see it (sync.h)
     Called called[CALLS]        # beside what every call reads

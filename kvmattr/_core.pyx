@@ -163,6 +163,9 @@ cdef extern from "sync.h" nogil:
     void kvmattr_reader_leave(uint64_t *word)
     uint64_t kvmattr_readers_wait(kvmattr_stripe *stripes, int *writing)
     int kvmattr_load_int(const int *where)
+    uint64_t kvmattr_nanoseconds()
+    void kvmattr_relax()
+    void kvmattr_rest(uint64_t nanoseconds)
 
 cdef extern from "counting.h" nogil:
     const bint KVMATTR_COUNTING_BUILD

@@ -49,6 +49,10 @@ cdef extern from "operation.h" nogil:
         uint8_t x
     UpdateForm update_form_of "kvmattr_update_form_of"(uint8_t attributes, int operation, uint8_t mask)
 
+cdef extern from "sync.h" nogil:
+    void kvmattr_store_int(int *where, int value)
+    int kvmattr_load_int(const int *where)
+
 cdef extern from "machine_lock.h" nogil:
     ctypedef struct kvmattr_invalidation:
         uint64_t sequence
@@ -67,6 +71,7 @@ cdef extern from "machine_lock.h" nogil:
     unsigned long kvmattr_lock_owner(const kvmattr_lock *lock)
     bint kvmattr_lock_try(kvmattr_lock *lock, unsigned long thread)
     bint kvmattr_lock_try_in_turn(kvmattr_lock *lock, unsigned long thread)
+    bint kvmattr_lock_soon(kvmattr_lock *lock, unsigned long thread)
     int kvmattr_lock_queue(kvmattr_lock *lock, unsigned long thread, kvmattr_wait *wait)
     int kvmattr_lock_await(kvmattr_wait *wait)
     int kvmattr_lock_give_up(kvmattr_wait *wait)
@@ -248,6 +253,21 @@ include "_machine/invalidation.pxi"
 include "_machine/announcement.pxi"
 
 
+# Order of memory of the flags that are read without what guards them, for machines that reorder more than x86 does.
+# Each says only where more has to be looked at. It is stored with release order after that was written, and read with
+# acquire order before that is looked at, so whoever sees it raised finds what it tells of:
+#
+# observed          after heard_by, which is then read in the section; not yet seen: the call began before the setter
+#                   ended
+# listened          after listeners, under the lock; a slice of a batch asks again under the lock, where it is exact
+# poisoned          after the page's mark in FilePages.held, which is then read under that map's mutex. The machine's
+#                   sequence count rises after both, so an access that missed it is one that `retry` refuses; it is
+#                   never lowered
+# FilePages.in_use  after the page's mark in held (unpin: the mark is gone before it is lowered), which is read under
+#                   the mutex; a conversion that misses it began before `pin` returned, and the kernel has that race too
+#
+# A thread that learns of the change in another way (an event, a join) has been ordered after it by that.
+
 cdef class Machine:
     """What a SET and an access need of a VM; :class:`kvmattr.VM` is this and everything around it."""
 
@@ -260,9 +280,9 @@ cdef class Machine:
     cdef readonly Invalidation invalidation
     """Sequence count and hull of the changes."""
     cdef object heard_by  # the observer, or None
-    cdef bint observed  # is there one? As it may be asked without a section
+    cdef int observed  # is there one? Asked without a section
     cdef tuple listeners
-    cdef bint listened  # are there any? As it may be asked without the lock
+    cdef int listened  # are there any? Asked without the lock
     cdef object store
     cdef Map *map  # the store's
     cdef tuple watchers  # the Watcher of each software TLB
@@ -272,7 +292,7 @@ cdef class Machine:
     cdef bint vm_attributes  # is there a SET on the VM at all?
     cdef bint file_attributes  # does PRIVATE belong to the pages of guest_memfds?
     cdef uint64_t supported_by_files
-    cdef bint poisoned  # may some page of its guest_memfds have failed?
+    cdef int poisoned  # may some page of its guest_memfds have failed? Asked without the lock
     cdef uint64_t page_mask  # of a page of the host
     cdef uint8_t legal[256]  # may the byte be stored?
     cdef uint8_t keeps[3][256]  # [operation][attributes]: is the result legal whatever legal byte is stored?
@@ -339,7 +359,7 @@ cdef class Machine:
         # What was there is given up after the section: that may run anything.
         with cython.critical_section(self):
             observer, self.heard_by = self.heard_by, observer
-            self.observed = self.heard_by is not None
+            kvmattr_store_int(&self.observed, self.heard_by is not None)
 
     cdef object observing(self):
         """The observer, in a section: without the GIL it may be taken away between the look and the reference."""
@@ -375,7 +395,7 @@ cdef class Machine:
         if kvmattr_lock_owner(&self.lock) == thread:
             raise OSError(EBUSY, "this VM is being changed: a listener may not change it")
         with nogil:
-            granted = kvmattr_lock_queue(&self.lock, thread, &wait)
+            granted = kvmattr_lock_soon(&self.lock, thread) or kvmattr_lock_queue(&self.lock, thread, &wait)
         if granted < 0:
             raise OSError(EDEADLK, "this VM is being changed by a thread that waits for this one: "
                                    "listeners of two VMs may not change each other's")
@@ -445,7 +465,7 @@ cdef class Machine:
                 stored.prepare()
                 stored.commit()
             self.listeners = (*self.listeners, listener)
-            self.listened = True
+            kvmattr_store_int(&self.listened, 1)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
@@ -460,7 +480,7 @@ cdef class Machine:
             if len(others) == len(self.listeners):
                 raise ValueError(f"{listener!r}: is not registered")
             self.listeners = others
-            self.listened = len(others) > 0
+            kvmattr_store_int(&self.listened, len(others) > 0)
         finally:
             self.leave()
 
@@ -615,7 +635,7 @@ cdef class Machine:
         cdef bint entered
         cdef Outcome outcome
         self.check_call()
-        if self.observed:
+        if kvmattr_load_int(&self.observed):
             observer = self.observing()
             if observer is not None:
                 observer("set", record.address, record.size, record.attributes, record.last)
@@ -830,7 +850,7 @@ cdef class Machine:
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:
-                if not self.observed and not self.listened:
+                if not kvmattr_load_int(&self.observed) and not kvmattr_load_int(&self.listened):
                     self.set_slice(&batch)
                 else:
                     record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
@@ -851,7 +871,7 @@ cdef class Machine:
         cdef Record record
         cdef size_t end = min(batch.count, batch.done + SLICE)
         self.enter_in_turn()
-        if self.listened:  # since we looked: it is to hear of every record from now on
+        if kvmattr_load_int(&self.listened):  # since we looked: it is to hear of every record from now on
             self.leave()
             return 0
         with nogil:
@@ -886,6 +906,8 @@ cdef class Machine:
         file.pages = pages
         file.machine = machine
         file.file_map = pages.map if self.file_attributes else NULL
+        if pages.poisoned(0, len(pages.store)) >= 0:
+            kvmattr_store_int(&self.poisoned, 1)
         pages.files.append(reference_to(file))
 
     def _link(self, files, GuestMemfd other):
@@ -953,7 +975,8 @@ cdef class Machine:
                 stop = min(slot.stop, end + 1) if gfn < end else gfn + 1
                 if gfn < end:
                     stop = self.equal_until(gfn, stop, slot)
-                doubtful = self.poisoned and (attributes & self.private_bit or slot.flags & GUEST_MEMFD_ALONE)
+                doubtful = (kvmattr_load_int(&self.poisoned)
+                            and (attributes & self.private_bit or slot.flags & GUEST_MEMFD_ALONE))
             kvmattr_gate_leave(inside)
             if flags != NO_FAULT:
                 return self.exit(gfn, flags, first, last, wanted)

@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "sync.h"
+
 enum { KVMATTR_PATIENCE_NS = 50 * 1000 * 1000 };     /* until a signal is seen by whoever waits */
 
 struct kvmattr_invalidation;
@@ -77,6 +79,24 @@ static inline int kvmattr_lock_try(kvmattr_lock *lock, unsigned long thread)
 static inline int kvmattr_lock_try_in_turn(kvmattr_lock *lock, unsigned long thread)
 {
     return !__atomic_load_n(&lock->waiting, __ATOMIC_SEQ_CST) && kvmattr_lock_try(lock, thread);
+}
+
+/* Without a GIL: look again some times, each time after a longer while; 1 if it is ours now. Most changes are over sooner
+ * than a thread is put to sleep and woken. Whoever has queued is given the lock and sleeps on for some 50 us: threads that
+ * queued at once would do one change each in that time, so they rest for longer than that first. With a GIL, whoever has
+ * the lock may wait for the GIL. */
+static inline int kvmattr_lock_soon(kvmattr_lock *lock, unsigned long thread)
+{
+#if KVMATTR_FREE_THREADED
+    for (uint64_t rest = 2000; rest <= 128000; rest *= 2) {
+        kvmattr_rest(rest);
+        if (kvmattr_lock_try_in_turn(lock, thread))
+            return 1;
+    }
+#else
+    (void)lock, (void)thread;
+#endif
+    return 0;
 }
 
 /* The lock that a thread waits for, or NULL. Under the mutex. */

@@ -30,6 +30,8 @@
 #define kvmattr_assert(condition) ((void)0)
 #endif
 
+enum { KVMATTR_WORTH_SLEEPING = 30000 };    /* nanoseconds */
+
 /* A change is counted after its last page was written. Only the holder of the mutex writes. */
 static inline void kvmattr_raise_version(uint64_t *version, uint64_t by)
 {
@@ -53,6 +55,36 @@ static inline void kvmattr_read_once(void *copy, const void *from, size_t bytes)
 static inline void kvmattr_store_int(int *where, int value) { __atomic_store_n(where, value, __ATOMIC_RELEASE); }
 
 static inline int kvmattr_load_int(const int *where) { return __atomic_load_n(where, __ATOMIC_ACQUIRE); }
+
+static inline uint64_t kvmattr_nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* In a loop that waits for another thread. */
+static inline void kvmattr_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb");    /* `yield` is over at once */
+#endif
+}
+
+/* Do nothing for a while, and touch nothing that another thread uses: asleep where that is worth it. */
+static inline void kvmattr_rest(uint64_t nanoseconds)
+{
+    if (nanoseconds >= KVMATTR_WORTH_SLEEPING) {
+        struct timespec moment = {0, (long)nanoseconds};
+        nanosleep(&moment, 0);
+        return;
+    }
+    uint64_t began = kvmattr_nanoseconds();
+    while (kvmattr_nanoseconds() - began < nanoseconds)
+        kvmattr_relax();
+}
 
 /* A hint that whoever reads it checks: no order is needed, only a whole value. */
 static inline void kvmattr_store_hint(uint16_t *where, uint16_t value) { __atomic_store_n(where, value, __ATOMIC_RELAXED); }

@@ -448,6 +448,16 @@ def test_exits_carry_the_errno_of_the_run():
         vm.fail_page(file, MIB)
 
 
+def test_a_page_that_failed_before_another_machine_had_a_file_of_it():
+    one, other = VM("gmem"), VM("gmem")
+    file = one.create_guest_memfd(MIB, INIT_SHARED)
+    one.fail_page(file, 0x3000)
+    again = other.link_guest_memfd(file)
+    assert region2(other, 0, GUEST_MEMFD, 0, MIB, HVA, again) == 0
+    assert other.access(0x2000, Access.READ) is None
+    assert other.access(0x3000, Access.READ).errno == uapi.EHWPOISON
+
+
 def test_a_failed_page_that_is_not_used_is_none():
     vm, file = bound(abi="linux")
     vm.fail_page(file, 0)

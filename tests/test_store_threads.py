@@ -178,6 +178,56 @@ def test_maps_die_in_threads_of_their_own() -> None:
     assert m.nbytes == live
 
 
+@pytest.mark.parametrize("kind", ["put", "put_bitmap"])
+def test_who_waits_has_its_turn_within_a_batch(kind: str) -> None:
+    """A batch comes back for the mutex at once; an update beside it need not wait for its end."""
+    m = AttributeMap(2**22)
+    gfns = np.arange(0, 2**21, dtype=np.uint64)
+    bits = np.full(2**18, 0xFF, dtype=np.uint8)
+    ended = threading.Event()
+
+    def batches() -> None:
+        value = 0
+        while not ended.is_set():
+            value ^= 3
+            if kind == "put":
+                m.put(gfns, value)
+            else:
+                m.put_bitmap(0, bits, value)
+
+    def update() -> None:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
+                m.write(2**22 - 1, 2**22, 1)
+                state = m.snapshot()
+                if not state.uniform(0, 2**21):
+                    return  # the batch was in its middle, and had not ended
+                m.write(2**22 - 1, 2**22, 0)
+            raise AssertionError("no update ever came into the middle of a batch")
+        finally:
+            ended.set()
+
+    together(batches, update)
+    m.validate()
+
+
+def test_two_writers_of_single_pages_lose_nothing() -> None:
+    m = AttributeMap(PAGES)
+
+    def writing(first: int) -> Callable[[], None]:
+        def work() -> None:
+            for gfn in range(first, first + 6000, 2):
+                assert m.write(gfn, gfn + 1, 1)
+                assert m.get(gfn) == 1
+
+        return work
+
+    together(writing(1), writing(2))
+    assert m.count(0, PAGES, 1) == m.version == 6000
+    m.validate()
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an interval timer")
 @pytest.mark.parametrize("kind", ["put", "update_many", "put_bitmap"])
 def test_ctrl_c_stops_a_batch_between_two_operations(kind: str) -> None:

@@ -389,6 +389,30 @@ def test_who_waits_gets_the_lock_in_a_batch() -> None:
     assert len(vm.memslots) == 30
 
 
+def test_changes_of_two_threads_are_all_made() -> None:
+    vm = VM()
+    vm.set_user_memory_region(0, 0, 1 << 30)
+    pages = 3000
+    failures = []
+
+    def work(first: int) -> None:
+        try:
+            for address in range(first, first + pages * 4096, 4096):
+                assert vm.set_memory_attributes(address, 4096, 1) == 0
+                assert vm.is_private(address)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=(first,), daemon=True) for first in (0, 256 * MIB, 512 * MIB)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failures
+    assert vm.invalidation.sequence == vm.attributes.version == vm.attributes.count(0, 1 << 18, 1) == 3 * pages
+
+
 # ---- fork ----
 
 

@@ -47,7 +47,7 @@ cdef class FilePages:
     cdef object held  # IN_USE and POISONED
     cdef Map *held_map
     cdef dict references  # page -> how often it is pinned
-    cdef size_t pinned_pages  # how many there are
+    cdef int in_use  # are there any? Asked without a section
     cdef readonly list files
     """Weak references to the GuestMemfds of these pages, one a machine."""
 
@@ -115,7 +115,7 @@ cdef class FilePages:
                     except MemoryError:
                         del self.references[page]
                         raise
-                self.pinned_pages = len(self.references)
+                kvmattr_store_int(&self.in_use, 1)
 
     def unpin(self, offset, size):
         """Hold each page once less; ValueError, and nothing is changed, if one is not held."""
@@ -131,7 +131,7 @@ cdef class FilePages:
                 else:
                     self.hold(page, 0)
                     del self.references[page]
-            self.pinned_pages = len(self.references)
+            kvmattr_store_int(&self.in_use, len(self.references) > 0)
 
     cdef int hold(self, uint64_t page, uint8_t in_use) except -1:
         """Note whether somebody holds a page. No Python code runs and nothing is waited for but the mutex, so that a
@@ -181,7 +181,8 @@ def change_pages(GuestMemfd file, uint64_t start, uint64_t stop, bint fails):
             else:
                 pages.held.and_(start, stop, 0xFF & ~POISONED)
         for machine in machines:
-            machine.poisoned |= fails
+            if fails:
+                kvmattr_store_int(&machine.poisoned, 1)
             hull = Hull(NO_GFN, NO_GFN)
             for own in pages.files_of(machine):
                 hull_file(&hull, <GuestMemfd>own, start, stop)
@@ -277,7 +278,7 @@ cdef int convert(Machine machine, GuestMemfd file, FilePages pages,
     cdef Hull hull = Hull(NO_GFN, NO_GFN)
     cdef int outcome
     cdef UpdateResult result
-    if pages.pinned_pages:
+    if kvmattr_load_int(&pages.in_use):
         outcome = convertible(pages, start, stop, attributes, machine.private_bit)
         if outcome != CHANGED:
             return outcome
@@ -405,8 +406,8 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
     cdef FileRecord record
     cdef bint entered
     machine.enter_in_turn()
-    if len(pages.files) != 1 or machine.listened:  # since we looked: they are to hear of every record from now on
-        machine.leave()
+    if len(pages.files) != 1 or kvmattr_load_int(&machine.listened):
+        machine.leave()  # since we looked: they are to hear of every record from now on
         return 0
     with nogil:
         while batch.done < end and batch.outcome >= 0:
@@ -453,6 +454,7 @@ def convert_file_many(GuestMemfd file, records):
                         "of uapi.MEMORY_ATTRIBUTES2")
     cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
     cdef FilePages pages = file.pages
+    cdef Machine machine
     cdef FileBatch batch = FileBatch(NULL, len(array), 0, 0, UNCHANGED)
     cdef FileRecord record
     cdef list interrupts = []
@@ -462,7 +464,8 @@ def convert_file_many(GuestMemfd file, records):
     map_announce(pages.held_map, 1)
     try:
         while batch.done < batch.count:
-            if len(pages.files) == 1 and not (<Machine>file.machine()).listened:
+            machine = file.machine()
+            if len(pages.files) == 1 and not kvmattr_load_int(&machine.listened):
                 set_file_slice(file, &batch)
             else:
                 record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile

@@ -369,7 +369,7 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
     while batch.done < upto and result >= 0:
         if batch.done == batch.copied:
             batch_copy(map, batch, upto)
-        family_lock_in_turn(map.family)
+        family_lock_group(map.family)
         batch.held = 0
         if batch.stops == NULL:
             result = put_pages(map, batch, batch.copied)

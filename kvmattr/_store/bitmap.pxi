@@ -89,7 +89,7 @@ cdef bint bitmap_run(Map *map, BitmapBatch *batch) noexcept nogil:
     cdef int count, block = 0, i
     cdef bint sound = True
     while sound and batch.at < batch.bits and block < BITMAP_SLICE:
-        family_lock_in_turn(map.family)
+        family_lock_group(map.family)
         for i in range(BITMAP_GROUP):
             if batch.at >= batch.bits or not sound:
                 break

@@ -14,7 +14,7 @@ cdef bint map_enter_in_turn(Map *map) noexcept nogil:
     """The same for one of many steps in a row: whoever waits for the mutex has it first."""
     cdef bint entered = family_shared(map.family)
     if entered:
-        family_lock_in_turn(map.family)
+        family_lock_group(map.family)
     return entered
 
 cdef void map_leave(Map *map, bint entered) noexcept nogil:

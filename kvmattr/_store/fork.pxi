@@ -14,8 +14,7 @@ cdef void fork_prepare() noexcept nogil:
     pthread_mutex_lock(&families_mutex)
     family = families
     while family != NULL:
-        pthread_mutex_lock(&family.turn)
-        pthread_mutex_lock(&family.mutex)
+        family_claim(family)
         family_exclude_readers(family)
         family = family.next_family
 

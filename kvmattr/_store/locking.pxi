@@ -4,14 +4,20 @@
 # (family.announced; always on free-threaded builds). Bulk readers pin the root under it and read without it. A
 # writer that will drop the GIL announces itself while it still holds it.
 #
-# A batch takes the mutex again and again, and a POSIX mutex goes to whoever is awake: those that sleep for it would
-# wait for the whole batch. So whoever finds it held takes a second one, the turn, and then waits for the first; a batch
-# takes the turn before each of its groups, and so stands behind those that wait.
+# The mutex is held for some 100 ns by one update and for up to 50 us by a group of a batch. What costs much more is
+# that it changes hands: what the one thread wrote has to come out of the other CPU's cache, some microseconds for an
+# update, and a thread that sleeps for it is awake 50 us later. So whoever comes back at once gets it again, and whoever
+# finds it taken stays away for a while before it looks again, longer each time: two threads that write take turns by
+# many updates then, not by one. Whoever has waited long enough *claims* it. From then on all others stand behind, so
+# nobody waits for the whole of another's batch. One at a time can claim it: who has the second mutex, the turn.
 #
 # Free-threaded, `get` takes no mutex while nobody has it (sync.h): threads that only look do not wait for each other.
 
-cdef enum:
-    LOCK_TRIES = 100            # about a microsecond
+cdef enum:                      # nanoseconds
+    FIRST_REST = 2000           # until a thread looks again; then twice that, and so on
+    PATIENCE_ONE = 28000        # until one operation claims the mutex: rests of 2, 4, 8 and 16 us
+    PATIENCE_BATCH = 250000     # until the next group of a batch does
+    CLAIM_AWAKE = 100000        # until whoever claimed it sleeps: more than a group of a batch takes
 
 # Memory order, for machines that reorder more than x86 does. A look-up that finds nobody announced reads the tree
 # without the mutex. What a writer wrote before it took its announcement back is seen: that store has release order,
@@ -27,23 +33,45 @@ cdef inline void family_exclude_readers(Family *family) noexcept nogil:
     if KVMATTR_FREE_THREADED:
         family.called[<int>CALL_GET].calls += kvmattr_readers_wait(family_stripes(family), &family.writing)
 
-cdef void family_lock_in_turn(Family *family) noexcept nogil:
-    """Take the mutex after those that wait for it."""
+cdef void family_claim(Family *family) noexcept nogil:
+    """Take the mutex after whoever has it now, before all others. The turn is taken too; fork() keeps it."""
+    cdef uint64_t began = kvmattr_nanoseconds()
     pthread_mutex_lock(&family.turn)
-    pthread_mutex_lock(&family.mutex)
-    pthread_mutex_unlock(&family.turn)
+    kvmattr_store_int(&family.claimed, 1)
+    while pthread_mutex_trylock(&family.mutex):
+        if kvmattr_nanoseconds() - began > CLAIM_AWAKE:
+            pthread_mutex_lock(&family.mutex)
+            break
+        kvmattr_relax()
+    kvmattr_store_int(&family.claimed, 0)
+
+cdef void family_lock_later(Family *family, uint64_t patience) noexcept nogil:
+    """Take the mutex that somebody has or claims."""
+    cdef uint64_t rest = FIRST_REST, waited = 0
+    while kvmattr_load_int(&family.claimed):
+        pthread_mutex_lock(&family.turn)
+        pthread_mutex_unlock(&family.turn)
+    while pthread_mutex_trylock(&family.mutex):
+        if waited >= patience:
+            family_claim(family)
+            pthread_mutex_unlock(&family.turn)
+            return
+        kvmattr_rest(rest)
+        waited += rest
+        rest *= 2
+
+cdef inline void family_lock_within(Family *family, uint64_t patience) noexcept nogil:
+    if kvmattr_load_int(&family.claimed) or pthread_mutex_trylock(&family.mutex):
+        family_lock_later(family, patience)
     family_exclude_readers(family)
 
 cdef inline void family_lock(Family *family) noexcept nogil:
     """Take the mutex for one operation."""
-    cdef int tries = 0
-    while pthread_mutex_trylock(&family.mutex):
-        # One operation is over sooner than a thread is put to sleep and woken.
-        tries += 1
-        if not KVMATTR_FREE_THREADED or tries > LOCK_TRIES:
-            family_lock_in_turn(family)
-            return
-    family_exclude_readers(family)
+    family_lock_within(family, PATIENCE_ONE)
+
+cdef inline void family_lock_group(Family *family) noexcept nogil:
+    """The same for the next of many groups."""
+    family_lock_within(family, PATIENCE_BATCH)
 
 cdef inline void family_unlock(Family *family) noexcept nogil:
     if KVMATTR_FREE_THREADED:
