@@ -14,6 +14,7 @@ from typing import Any
 from kvmattr import embedding
 from kvmattr._version import __version__
 from kvmattr.measure import ending
+from kvmattr.measure.status import forgiving_stderr
 
 #: What was asked for could not be written.
 EXIT_UNWRITTEN = 2
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(parser)
     arguments = parser.parse_args(words)
     try:
-        with ending.signals_interrupt():
+        with ending.signals_interrupt(), forgiving_stderr():
             code = int(arguments.run(arguments))
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -71,6 +71,37 @@ def test_scaling_refuses_a_number_that_is_none(number, capsys):
     assert f"{number} is not a positive number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("word", "complaint"), [
+    ("--seconds=0", "0 is not a positive number"), ("--seconds=nan", "nan is not a positive number"),
+    ("--seconds=inf", "inf is more than 1,000,000"), ("--seconds=1e7", "1e7 is more than 1,000,000"),
+    ("--rounds=1000001", "1000001 is more than 1,000,000"), ("--rounds=" + "9" * 5000, "is more than 1,000,000")])
+def test_scaling_refuses_what_has_no_end(word, complaint, capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["scaling", word])
+    assert raised.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_part_of_a_second_is_a_limit(capsys):
+    assert cli.main([*BRIEF, "--scenario", "has", "--backend", "store", "--seconds", "0.5"]) == 0
+    assert "a cell stops after 0.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--plots", ""], ["--json", ""]])
+def test_an_empty_name_is_no_place(words, capsys):
+    assert cli.main([*SMALL, *words]) == 2
+    assert capsys.readouterr().err == "kvmattr scaling: '' cannot be written: the name is empty\n"
+
+
+def test_plots_go_where_a_link_points(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "new" / "plots")
+    assert cli.main([*BRIEF, "--scenario", "guest", "--backend", "store", "--plots", str(link)]) == 0
+    assert f"2 files in {link}" in capsys.readouterr().err
+    assert len(list((tmp_path / "new" / "plots").iterdir())) == 2
+
+
 def test_html_without_the_extra_names_the_command_before_measuring(tmp_path, capsys, without, monkeypatch):
     monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("measured"))
     without("matplotlib", "jinja2")
@@ -201,6 +232,16 @@ class TestNothingIsLost:
         assert done.stderr.endswith("kvmattr scaling: standard output cannot be written: No space left on device\n")
         assert "Traceback" not in done.stderr
         assert (done.returncode, json.loads(path.read_text())["interrupted"]) == (2, False)
+
+    def test_a_standard_error_that_is_full_or_closed_costs_its_words_alone(self, tmp_path):
+        path = tmp_path / "a.json"
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --json {path} 2> /dev/full")
+        assert (done.returncode, json.loads(path.read_text())["interrupted"]) == (0, False)
+        assert done.stdout.startswith("has (model)")
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --json - 2>&-")
+        assert (done.returncode, json.loads(done.stdout)["interrupted"]) == (0, False)
+        done = kvmattr(f"kvmattr report {path} --csv /nowhere/a.csv 2> /dev/full")
+        assert done.returncode == 2
 
     def test_a_file_that_is_full_keeps_the_others(self, tmp_path):
         path = tmp_path / "a.csv"

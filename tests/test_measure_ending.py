@@ -62,6 +62,31 @@ def test_a_sigint_that_somebody_else_handles_stays_his():
     assert heard == [signal.SIGINT]
 
 
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_that_became_another_error_is_a_signal(number, kind):
+    """pybind11, by which matplotlib draws, tells a KeyboardInterrupt in a conversion as a TypeError."""
+    def draw():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise TypeError("affine_transform(): incompatible function arguments") from None
+    with pytest.raises(kind), signals_interrupt():
+        draw()
+    ending.again()      # over and done
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(TypeError, match="another"), signals_interrupt():
+        raise TypeError("another")
+
+    def write():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise OSError("full")       # what cannot be written is told as that
+    with pytest.raises(OSError, match="full"), signals_interrupt():
+        write()
+
+
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

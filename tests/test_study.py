@@ -1,13 +1,14 @@
 """The study's machinery: what it measures with, how a cell ends, and that a wrong backend is called wrong."""
 
 import re
+import signal
 import time
 
 import numpy as np
 import pytest
 
 from kvmattr import Operation
-from kvmattr.measure import extras
+from kvmattr.measure import ending, extras
 from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
 from kvmattr.study import backends, runner, scenarios, table
@@ -241,6 +242,23 @@ class TestHowACellEnds:
         result = _result(Broken)
         assert result.status == "error"
         assert result.note.startswith("KeyError: 'lost' (test_study.py:")
+
+    def test_a_signal_that_a_library_made_an_error_of_ends_the_run(self):
+        class Converts(Array):
+            def update(self, prepared):
+                try:
+                    signal.raise_signal(signal.SIGTERM)
+                except KeyboardInterrupt:
+                    raise TypeError("incompatible function arguments") from None
+        with pytest.raises(KeyboardInterrupt, match="ended by SIGTERM"), ending.signals_interrupt():
+            _result(Converts)
+
+    def test_a_library_that_exits_ends_its_cell(self):
+        class Exits(Array):
+            def update(self, prepared):
+                raise SystemExit(3)
+        result = _result(Exits)
+        assert (result.status, result.note.partition(" (")[0]) == ("error", "in the setup: SystemExit: 3")
 
     def test_what_ended_a_cell_first_is_told(self):
         class Twice(Array):

@@ -209,6 +209,16 @@ class TestWhatIsSaid:
         assert compared.rows[0].note == "one run a side says nothing of the next: give several, or --same"
         assert (compared.exit_code, compared.summary) == (3, "COULD NOT TELL: 20 could not be told")
 
+    def test_a_run_counts_once(self):
+        """A file named twice, or copied, says nothing of how runs vary."""
+        random = np.random.default_rng(1)
+        a, b = side(random, 1), side(random, 1, planted={("store", 1): 3.0})
+        compared = compare(a * 5, b * 3, a)
+        assert {row.verdict for row in compared.rows} == {"open"}
+        assert compared.warnings == ["A has 4 runs that are there already: each run counts once.",
+                                     "B has 2 runs that are there already: each run counts once."]
+        assert compare([*a, *b], b).warnings == ["A and B have 1 runs in common: they make the sides alike."]
+
     def test_runs_of_unchanged_code_bound_it(self):
         random = np.random.default_rng(1)
         same = side(random, 6)

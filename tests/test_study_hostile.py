@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import re
 from typing import Any
@@ -62,6 +63,13 @@ DELETED = object()
     ("results[0].size", 1 << 64, "results[0].size is 18446744073709551616, expected an integer of at least 0"),
     ("results[0].samples[1]", 0, "results[0].samples[1] is 0, expected a number above 0"),
     ("results[0].samples[1]", 10 ** 400, "results[0].samples[1] is 1"),
+    ("results[0].samples[1]", 5e-324, "results[0].samples[1] is 5e-324, expected a number from 1e-06 to 1e+18"),
+    ("results[0].samples[1]", 1.7e308, "results[0].samples[1] is 1.7e+308, expected a number from 1e-06 to 1e+18"),
+    ("results[0].yardstick[2]", 1.7e308, "results[0].yardstick[2] is 1.7e+308, expected a number from 1e-06 to 1e+18"),
+    ("results[0].load.other_cpus", 1e99, "results[0].load.other_cpus is 1e+99, expected a number from 0 to 1e+09"),
+    ("load.other_cpus", 1.7e308, "load.other_cpus is 1.7e+308, expected a number from 0 to 1e+09"),
+    ("results[1].backend", "store",
+     "results[1] is {'scenario': 'has', 'backend': 'store', ..., expected one result of has 512 store, not another"),
     ("results[0].samples", [], "results[0].samples is [], expected samples, as the status is ok"),
     ("results[0].samples", DELETED, "results[0].samples is missing"),
     ("results[0].yardstick", [1.0], "results[0].yardstick is [1.0], expected as many as samples, 3"),
@@ -156,6 +164,53 @@ def test_the_page_and_the_plots_take_text_as_text(document, tmp_path):
     assert {each.parent for each in tmp_path.rglob("*.svg")} == {plots}
     assert all(WORD not in each.read_text() for each in plots.glob("*.svg"))
     assert study.load(path).figure(f"../{WORD}$x_1$").axes
+
+
+@pytest.mark.parametrize("place", [
+    "machine.host", "machine.cpu", "results[0].note", "results[0].backend", "results[0].scenario", "left_out[0]",
+    "scenarios.has.question", "scenarios.has.size_name"])
+def test_nothing_acts_on_a_terminal_or_cannot_be_printed(document, place, tmp_path, capsys):
+    """Escape sequences, control characters, right-to-left writing, surrogates."""
+    path, page = tmp_path / "a.json", tmp_path / "a.html"
+    value = "\x1b[2Jx\x07\x00\t\u202ey\ud800\x9bz"
+    damaged = changed({**document, "left_out": ["x"]}, place, value)
+    damaged["results"] += [{**each, "size": each["size"] * 8} for each in damaged["results"]]
+    path.write_text(json.dumps(damaged))
+    page_of = ["--html", str(page)] if importlib.util.find_spec("matplotlib") else []
+    assert cli.main(["report", str(path), *page_of]) == 0
+    assert cli.main(["compare", str(path), str(path)]) == 3
+    out, err = capsys.readouterr()
+    shown = out + err + (page.read_text() if page_of else "")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", shown)
+    if place != "scenarios.has.size_name" or page_of:
+        assert "2Jx" in shown
+
+
+def test_no_bytes_at_all(document, tmp_path):
+    """A backend may say that it holds nothing: there is no ratio to it, and no growth from it."""
+    new = copy.deepcopy(document)
+    new["results"] = [{**each, "scenario": "memory", "unit": "bytes", "clock": "", "wall": [], "yardstick": [],
+                       "size": size, "samples": [0.0] * 3} for each in new["results"] for size in (10, 100)]
+    path, written = tmp_path / "a.json", tmp_path / "b.json"
+    path.write_text(json.dumps(new))
+    assert cli.main(["report", str(path), "--json", str(written)]) == 0
+    assert study.load(written).comparisons == []
+    assert "NaN" not in written.read_text()
+    assert "Infinity" not in written.read_text()
+
+
+@pytest.mark.parametrize("words", [["report", "{a}", "--csv", "{link}"], ["report", "{a}", "--json", "{a}"],
+                                   ["compare", "{a}", "{a}", "--json", "{link}"]])
+def test_what_is_read_is_not_overwritten(document, words, tmp_path, capsys):
+    path, link = tmp_path / "a.json", tmp_path / "link.json"
+    path.write_text(json.dumps(document))
+    link.symlink_to(path)
+    before = path.read_bytes()
+    place = link if "{link}" in words else path
+    assert cli.main([word.format(a=path, link=link) for word in words]) == 2
+    assert capsys.readouterr().err == (
+        f"kvmattr {words[0]}: {place} cannot be written: it is read by this command, and would be lost\n")
+    assert path.read_bytes() == before
 
 
 def test_a_table_of_anything_is_printed(document):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Read = TypeVar("Read")
 
+#: Control characters but line ends, surrogates, and what turns the direction of writing.
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 #: Letters of a wrong value that an error shows.
 _SHOWN = 40
 
@@ -109,6 +112,12 @@ class Field:
             self.refuse("a number above 0")
         return self.number()
 
+    def within(self, low: float, high: float) -> float:
+        """As a number from ``low`` to ``high``, neither of which is exceeded by anything that is measured."""
+        if not low <= self.number() <= high:
+            self.refuse(f"a number from {low:g} to {high:g}")
+        return self.number()
+
     def integer(self, low: int = 0) -> int:
         """As an integer of 64 bits, at least ``low``."""
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not low <= self.value < 1 << 64:
@@ -126,6 +135,17 @@ class Field:
         return None if self.value is None else read(self)
 
 
+def _printable(value: Any) -> Any:
+    """The document, with what would act on a terminal or cannot be encoded written as an escape in every string."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(item) for name, item in value.items()}
+    return value
+
+
 def load(path: str | os.PathLike[str]) -> Field:
     """The document in a file. Raises OSError, or :class:`BadField` if it is no JSON."""
     name = os.fspath(path)
@@ -133,7 +153,7 @@ def load(path: str | os.PathLike[str]) -> Field:
     def refuse(constant: str) -> NoReturn:
         raise BadField(f"{name} is not JSON: it has {constant}")
     try:
-        return Field(json.loads(Path(path).read_bytes(), parse_constant=refuse), name)
+        return Field(_printable(json.loads(Path(path).read_bytes(), parse_constant=refuse)), name)
     except BadField:
         raise
     except RecursionError:

@@ -59,7 +59,8 @@ def signals_interrupt() -> Iterator[None]:
     """Within it SIGTERM and SIGHUP raise :class:`Terminated` where Ctrl-C would raise KeyboardInterrupt.
 
     What they raise can be lost on its way: numpy, which looks for ``__array__`` at an enum member, clears every
-    error that comes up there. So it is remembered, and :func:`check` raises it again.
+    error that comes up there, and pybind11, which matplotlib draws by, makes it a TypeError. So it is remembered:
+    :func:`check` and :func:`again` raise it again, and so does the end of the context in place of such an error.
 
     A signal that is ignored stays so (``nohup``), and so does a SIGINT that somebody else handles. Only in the
     main thread; elsewhere nothing changes.
@@ -74,9 +75,22 @@ def signals_interrupt() -> Iterator[None]:
                 before[number] = signal.signal(number, _raise)
     try:
         yield
+    except OSError:
+        raise
+    except Exception:
+        again()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            _asked = None       # what ended one command is nothing to the next
+
+
+def again() -> None:
+    """Raise what a signal asked for, if one did: where an error may be what became of it."""
+    if _asked is not None:
+        raise _asked from None
 
 
 def check() -> None:
@@ -84,8 +98,7 @@ def check() -> None:
 
     For long work, between its parts.
     """
-    if _asked is not None:
-        raise _asked
+    again()
     if sys.stdout is None or not hasattr(select, "poll"):
         return
     try:

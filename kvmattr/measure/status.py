@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TextIO, TypeVar, cast
+
+Answer = TypeVar("Answer")
 
 
 def overwritten(text: str = "", *, last: bool = False) -> None:
@@ -19,6 +22,52 @@ def overwritten(text: str = "", *, last: bool = False) -> None:
         print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
     elif last:
         print(text, file=sys.stderr, flush=True)
+
+
+class _Forgiving:
+    """Standard error, but for what it cannot take: a full disk costs the words, not the command that says them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, words: str) -> int:
+        """Write, and lose what cannot be written; a reader that has gone is for the command to know."""
+        return self._lost(lambda: self._stream.write(words), len(words))
+
+    def flush(self) -> None:
+        """Flush, and lose what cannot be written."""
+        self._lost(self._stream.flush, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @staticmethod
+    def _lost(do: Callable[[], Answer], otherwise: Answer) -> Answer:
+        try:
+            return do()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return otherwise
+
+
+@contextmanager
+def forgiving_stderr() -> Iterator[None]:
+    """Within it standard error takes everything: what it cannot write is lost, and where it is closed, all of it."""
+    before = sys.stderr
+    if before is None:
+        # On its own number: else the next file that is opened has it, and gets what C code complains of.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != 2:
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    else:
+        sys.stderr = cast(TextIO, _Forgiving(before))
+    try:
+        yield
+    finally:
+        sys.stderr = before
 
 
 class Advance(Protocol):

@@ -62,13 +62,15 @@ def is_regular(place: Place) -> bool:
     return _target(place) is not None
 
 
-def check(*places: Place | None) -> None:
+def check(*places: Place | None, read: Iterable[Place] = ()) -> None:
     """Raise :class:`CannotWrite` if one of the places cannot be written; None stands for "not asked for".
 
     For before the first measurement. Nothing is changed: a partial file is made and removed where a regular
-    file would be; devices and FIFOs are not opened. Two places that are one regular file, or ``-``, are an error.
+    file would be; devices and FIFOs are not opened. Two places that are one regular file, or ``-``, are an error, and
+    so is a place that is one of the files that are ``read``: what was measured or recorded would be lost.
     """
     seen: dict[str, Place] = {}
+    kept = {os.path.realpath(place) for place in read}
     for place in places:
         if place is None:
             continue
@@ -81,6 +83,8 @@ def check(*places: Place | None) -> None:
         if target is None:
             _check_special(place)
             continue
+        if str(target) in kept:
+            raise CannotWrite.reason(place, errno.EEXIST, "it is read by this command, and would be lost")
         descriptor, partial = _partial(place, target)
         os.close(descriptor)
         if partial is not None:
@@ -91,6 +95,8 @@ def check_directory(place: Place | None) -> None:
     """Raise :class:`CannotWrite` if files cannot be written into a directory, which need not be there yet."""
     if place is None:
         return
+    if not os.fspath(place):
+        raise CannotWrite.reason("''", errno.ENOENT, "the name is empty")
     there = Path(os.path.realpath(place))
     while not there.exists():
         there = there.parent

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr.measure import text
+from kvmattr.measure import ending, text
 from kvmattr.measure.clock import Took, timed, yardstick
 from kvmattr.measure.machine import available_bytes
 from kvmattr.study.backends import Backend
@@ -198,7 +198,8 @@ class Arm:
             self._end("stopped", str(error))
         except (OSError, MemoryError) as error:
             self._end("failed", f"{where}{error}", reached)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            ending.again()
             self._end("error", f"{where}{described(error)}", reached)
 
     def _compare(self) -> None:
@@ -404,7 +405,7 @@ def answer(reference: Reference, action: str, argument: Any) -> Any:
     return None
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """An exception in one line: its type, its text and the place in the code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

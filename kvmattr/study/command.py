@@ -29,6 +29,8 @@ from kvmattr.study.table import wrapped
 
 HELP = "measure what page conversions cost by attributes and by memslots"
 
+#: Rounds, and seconds, that nobody asks for: eleven days.
+_MOST = 1_000_000
 EXIT_DEFECT, EXIT_USAGE, EXIT_NOTHING = 1, 2, 3
 
 
@@ -42,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
            backends.ALL)
     parser.add_argument("--with", action="append", dest="files", default=[], metavar="FILE.py",
                         help="also know the backends and scenarios that this file defines (may be repeated)")
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="samples a cell")
-    parser.add_argument("--seconds", type=_positive, metavar="S", help="time limit of a cell")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="samples a cell")
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="time limit of a cell")
     add_outputs(parser)
 
 
@@ -120,7 +122,21 @@ def _names(action: argparse.Action, known: dict[str, Any]) -> None:
     action.completer = lambda **_: list(known)      # type: ignore[attr-defined]
 
 
-def _positive(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
+def _count(word: str) -> int:
+    if not word.isdecimal() or not word.strip("0"):
         raise argparse.ArgumentTypeError(f"{word} is not a positive number")
+    if len(word) > 9 or int(word) > _MOST:
+        raise argparse.ArgumentTypeError(f"{word} is more than {_MOST:,}")
     return int(word)
+
+
+def _seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{word} is not a positive number")
+    if seconds > _MOST:
+        raise argparse.ArgumentTypeError(f"{word} is more than {_MOST:,}")
+    return seconds

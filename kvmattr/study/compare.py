@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.figure:
             figures.format_of(arguments.figure, "--figure")
             require("matplotlib")
-        writing.check(arguments.json, arguments.figure)
+        writing.check(arguments.json, arguments.figure, read=[*paths_a, *paths_b, *arguments.same])
         a, b, same = ([load(path) for path in paths] for paths in (paths_a, paths_b, arguments.same))
     except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr compare: {error}", file=sys.stderr)

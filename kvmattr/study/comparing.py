@@ -115,6 +115,7 @@ Place = tuple[str, int, str]
 
 def compare(a: Sequence[Report], b: Sequence[Report], same: Sequence[Report] = ()) -> Compared:
     """Judge every cell that both sides have; ``same``: runs of one unchanged state, which show what runs vary by."""
+    a, b, same, repeated = _distinct(a, b, same)
     sides = [_cells(reports) for reports in (a, b, same)]
     places = [place for place in sides[0] if place in sides[1]]
     values = {place: [[value for cell in side.get(place, ()) if (value := _value(cell)) is not None]
@@ -132,7 +133,7 @@ def compare(a: Sequence[Report], b: Sequence[Report], same: Sequence[Report] = (
     levels = stepped({place: test.chance for place, test in tests.items()}, _LEVEL)
     rows = [_row(sides[0][place], sides[1][place], judged.get(place), tests.get(place), levels.get(place, 0.0),
                  disturbed.get(place, ""), _floor(sides, place)) for place in places]
-    return Compared(rows, list(_warnings(a, b, len(loaded), len(judged))))
+    return Compared(rows, [*repeated, *_warnings(a, b, len(loaded), len(judged))])
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,23 @@ def _why_not(a: list[Result], b: list[Result]) -> str | None:
     if any(not cell.yardstick for cell in (*a, *b)):
         return "no yardstick: measured by an older version"
     return None
+
+
+def _distinct(*sides: Sequence[Report]) -> tuple[list[Report], list[Report], list[Report], list[str]]:
+    """Every run once a side (a copy of a file is no other run), and what there is to say of those that came again."""
+    kept: list[list[Report]] = []
+    for side in sides:
+        kept.append([])
+        for report in side:
+            if report not in kept[-1]:
+                kept[-1].append(report)
+    a, b, same = kept
+    said = [f"{name} has {len(side) - len(once)} runs that are there already: each run counts once."
+            for name, side, once in zip(("A", "B", "--same"), sides, kept, strict=True) if len(once) < len(side)]
+    common = sum(report in b for report in a)
+    if common:
+        said.append(f"A and B have {common} runs in common: they make the sides alike.")
+    return a, b, [report for report in same if report not in a and report not in b], said
 
 
 def _cells(reports: Sequence[Report]) -> dict[Place, list[Result]]:

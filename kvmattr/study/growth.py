@@ -91,7 +91,7 @@ def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],
                            and not cell.through_fake}   # what is expected of a kernel is not of the model
                 first, last = min(spreads, default=0), max(spreads, default=0)
                 one, other = spreads.get(first), spreads.get(last)
-                if one is None or other is None or first == last:
+                if one is None or other is None or first == last or not one.low > 0:    # no bytes at all
                     continue
                 as_expected = _allows(growth.law, other.low / one.high, other.high / one.low, last / max(first, 1))
                 found.append(Seen(scenario, backend, growth.law, other.median / one.median, first, last,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvmattr.measure import writing
@@ -18,23 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "the table goes to standard error")
     parser.add_argument("--csv", metavar="FILE", help="write one line a result")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page (needs kvmattr[study])")
-    parser.add_argument("--plots", type=Path, metavar="DIRECTORY",
+    parser.add_argument("--plots", metavar="DIRECTORY",
                         help="write a PNG and an SVG a scenario (needs kvmattr[study])")
 
 
 class Outputs:
     """What of a report is to be written where; made and checked before anything is measured."""
 
-    def __init__(self, command: str, arguments: argparse.Namespace) -> None:
-        """Raises CannotWrite, or ImportError where a library is not installed."""
+    def __init__(self, command: str, arguments: argparse.Namespace, read: Sequence[str] = ()) -> None:
+        """``read``: reports that are not to be overwritten. Raises CannotWrite, or ImportError for a library."""
         self._command = command
         self._json, self._csv, self._html = arguments.json, arguments.csv, arguments.html
-        self._plots: Path | None = arguments.plots
+        self._plots: str | None = arguments.plots
         if self._html:
             require("matplotlib", "jinja2")
         if self._plots:
             require("matplotlib")
-        writing.check(self._json, self._csv, self._html)
+        writing.check(self._json, self._csv, self._html, read=read)
         writing.check_directory(self._plots)
         self._told = False
 
@@ -60,14 +62,14 @@ class Outputs:
         written = [str(place) for place, _ in files]
         errors = writing.write_each(files)
         if self._plots:
-            errors += self._write_plots(report, self._plots, written)
+            errors += self._write_plots(report, Path(self._plots), written)
         writing.tell(self._command, written, errors)
         return not errors
 
     def _write_plots(self, report: Report, directory: Path, written: list[str]) -> list[CannotWrite]:
         from kvmattr.study.plots import files
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            Path(os.path.realpath(directory)).mkdir(parents=True, exist_ok=True)     # a link to nowhere is made there
         except OSError as error:
             return [CannotWrite.because(directory, error)]
         drawn = list(files(report, directory))

@@ -17,7 +17,7 @@ from kvmattr.measure import checked, writing
 from kvmattr.measure.checked import Field
 from kvmattr.study import growth, scenarios
 from kvmattr.study.growth import Growth, Seen
-from kvmattr.study.results import Comparison, Result, comparisons
+from kvmattr.study.results import Comparison, Result, comparisons, load_of
 
 #: Of the JSON that is written.
 SCHEMA = 2
@@ -167,10 +167,11 @@ class Report:
         for name in ("host", "kernel", "cpu", "python", "numpy", "kvmattr", "started"):
             record["machine"][name].text()
         record["method"]["rounds"].integer(1)
-        load = {name: value.number(0) for name, value in record["load"].items()}
+        load = {name: load_of(value) for name, value in record["load"].items()}
         for name in ("other_cpus", "stolen_cpus"):
             record["load"][name].number(0)
         results = record["results"].list(lambda each: Result.from_record(each, schema))
+        _once(record["results"], results)
         asked = {} if schema == 1 else {name: _asked(each) for name, each in record["scenarios"].items()}
         left_out = [] if schema == 1 else record["left_out"].list(Field.text)
         return cls(machine, _object(record["method"]), load, results, record["interrupted"].boolean(), asked,
@@ -180,6 +181,16 @@ class Report:
 def load(path: str | os.PathLike[str]) -> Report:
     """Read a JSON report of schema 1 or 2. Raises OSError, or ValueError that names file and field in one line."""
     return Report.of(checked.load(path))
+
+
+def _once(record: Field, results: Sequence[Result]) -> None:
+    """Refuse a cell that is there twice: in a comparison it would count as two runs."""
+    seen = set[tuple[str, int, str]]()
+    for item, result in zip(record.list(lambda each: each), results, strict=True):
+        place = result.scenario, result.size, result.backend
+        if place in seen:
+            item.refuse(f"one result of {' '.join(map(str, place))}, not another")
+        seen.add(place)
 
 
 def _asked(record: Field) -> Asked:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write and print it. 0; 2 if something cannot be read or written."""
     try:
-        outputs = Outputs("report", arguments)
+        outputs = Outputs("report", arguments, [arguments.report])
         report = load(arguments.report)
     except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr report: {error}", file=sys.stderr)

@@ -89,8 +89,8 @@ class Result:
     def from_record(cls, record: Field, schema: int) -> Result:
         """The inverse of :meth:`as_record`; raises BadField for what no run writes."""
         status = record["status"].one_of(list(STATUSES))
-        samples = record["samples"].list(Field.positive if record["unit"].value != "bytes" else
-                                         lambda item: item.number(0))
+        samples = record["samples"].list(_nanoseconds if record["unit"].value != "bytes" else
+                                         lambda item: _at_most(item, 2.0 ** 64))
         if status == "ok" and not samples:
             record["samples"].refuse("samples, as the status is ok")
         result = cls(
@@ -102,11 +102,26 @@ class Result:
             return result
         lists = {}
         for name in ("wall", "yardstick"):
-            lists[name] = record[name].list(Field.positive)
+            lists[name] = record[name].list(_nanoseconds)
             if lists[name] and len(lists[name]) != len(samples):
                 record[name].refuse(f"as many as samples, {len(samples)}")
-        load = record["load"].optional(lambda each: {name: number.number(0) for name, number in each.items()})
+        load = record["load"].optional(lambda each: {name: load_of(number) for name, number in each.items()})
         return cls(**{**vars(result), "clock": record["clock"].one_of(CLOCKS), **lists, "load": load})
+
+
+def load_of(record: Field) -> float:
+    """CPUs, MHz or seconds: no machine has a billion."""
+    return _at_most(record, 1e9)
+
+
+def _nanoseconds(record: Field) -> float:
+    record.positive()
+    return record.within(1e-6, 1e18)
+
+
+def _at_most(record: Field, most: float) -> float:
+    record.number(0)
+    return record.within(0, most)
 
 
 @dataclass(frozen=True)
@@ -143,8 +158,9 @@ def comparisons(results: Sequence[Result]) -> list[Comparison]:
             reference = next((name for name in names if name in measured), None)
             if reference is None:
                 continue
+            under = measured[reference].samples
             for cell in measured.values():
-                if cell.kind == kind and cell.backend not in (reference, FLOOR):
+                if cell.kind == kind and cell.backend not in (reference, FLOOR) and min(under) > 0:
                     found.append(Comparison(scenario, size, cell.backend, reference,
-                                            Ratio.of(cell.samples, measured[reference].samples)))
+                                            Ratio.of(cell.samples, under)))
     return found

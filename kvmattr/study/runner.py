@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvmattr.measure import rounds
+from kvmattr.measure import ending, rounds
 from kvmattr.measure.machine import Load
 from kvmattr.study import backends, registry, scenarios
 from kvmattr.study.arm import Arm, Work, described, reason_against, unbroken_seconds
@@ -116,6 +116,7 @@ def run_unit(unit: Unit, options: Options) -> list[Result]:
                 for name in unit.backends]
         _measure(arms, options)
     except Exception as error:
+        ending.again()
         if not arms:
             return _without_results(unit, error)
         for arm in arms:
@@ -142,13 +143,17 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
             yield run_unit(unit, options)
         return
     futures = {executor.submit(run_unit, unit, options): unit for unit in units}
-    for future in as_completed(futures):
-        started(futures[future])
-        try:
-            results = future.result()
-        except Exception as error:
-            results = _without_results(futures[future], error)
-        yield results
+    try:
+        for future in as_completed(futures):
+            started(futures[future])
+            try:
+                results = future.result()
+            except Exception as error:
+                results = _without_results(futures[future], error)
+            yield results
+    finally:
+        for future in futures:      # after Ctrl-C no worker begins another
+            future.cancel()
 
 
 def _measure(arms: Sequence[Arm], options: Options) -> None:
