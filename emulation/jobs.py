@@ -4,6 +4,7 @@ info    what `kvmattr info` says there                                          
 tests   the bridge's tests, the recorded answers and recordings against this kernel  tests.txt, tests.xml
 study   the kernel's rows of the study, each state read back and compared           study.json, study.txt
 calls   instructions of calls of many shapes, for emulation/fit.py                  calls.json, calls.txt
+events  the kernel's own event of a conversion, as each tracer writes it             events.txt, events/
 """
 
 from __future__ import annotations
@@ -57,7 +58,16 @@ def calls(directory: Path) -> int:
     return _python(directory / "calls.txt", "-m", "emulation.calls", str(directory / "calls.json"))
 
 
-JOBS: dict[str, Callable[[Path], int]] = {function.__name__: function for function in (info, tests, study, calls)}
+def events(directory: Path) -> int:
+    """The kernel's own event, recorded and read back; and the recorder's tests that need tracefs."""
+    (directory / "events").mkdir(exist_ok=True)
+    code = _python(directory / "events.txt", "-m", "emulation.events", str(directory / "events"))
+    return code or _python(directory / "events-tests.txt", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                           "tests/test_record.py", "-k", "real_instance")
+
+
+JOBS: dict[str, Callable[[Path], int]] = {
+    function.__name__: function for function in (info, tests, study, calls, events)}
 
 
 def main(words: list[str]) -> int:

@@ -1,10 +1,12 @@
 """A kernel of one's own under emulation, with kvmattr inside: `python3 dev.py kernel`.
 
     --source DIR     a kernel's source tree: configured with kvm.config, built beside this tree, then booted
+    --tracing        of --source: with the kernel's tracers, too (tracing.config), for the job events
     --image FILE     a bzImage that has what kvm.config asks for
                      (neither: the image that the last --source built)
     --out DIR        where the results go (results/kernel)
-    --jobs A,B,...   info, tests, study (these three), calls (what emulation/fit.py needs, minutes more)
+    --jobs A,B,...   info, tests, study (these three), calls (what emulation/fit.py needs, minutes more),
+                     events (the kernel's own event of a conversion, of a kernel built with --tracing)
     --timeout S      end the emulator after so many seconds (1800)
     --emulator NAME  qemu or vng (vng where virtme-ng is installed)
 
@@ -27,7 +29,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
 BUILD = TREE / "build" / "kernel"
-JOBS = ("info", "tests", "study", "calls")
+JOBS = ("info", "tests", "study", "calls", "events")
 #: Those that are run where none are named.
 USUAL = JOBS[:3]
 #: What building a kernel and running one needs, as Debian calls the packages.
@@ -51,29 +53,34 @@ def needed(*programs: str) -> None:
         raise Missing(f"{', '.join(absent)} not found: on Debian, apt-get install {packages}")
 
 
-def built_image() -> Path:
+def built_image(place: Path = BUILD) -> Path:
     """Where ``--source`` leaves its image."""
-    return BUILD / "arch" / "x86" / "boot" / "bzImage"
+    return place / "arch" / "x86" / "boot" / "bzImage"
 
 
-def build(source: Path) -> Path:
-    """Configure ``source`` with kvm.config and build it out of its tree; the image. make does only what is new."""
+def build(source: Path, *, tracing: bool = False) -> Path:
+    """Configure ``source`` with kvm.config and build it out of its tree; the image. make does only what is new.
+
+    ``tracing``: with tracing.config, too, in a place of its own.
+    """
     if not (source / "scripts" / "kconfig" / "merge_config.sh").is_file():
         raise Missing(f"{source} is no kernel source tree: it has no scripts/kconfig/merge_config.sh")
     needed("make", "gcc", "flex", "bison", "bc")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    wanted = HERE / "kvm.config"
-    config, merged = BUILD / ".config", BUILD / "kvm.config"
-    make = ["make", "-s", "-C", str(source), f"O={BUILD}"]
-    if not config.exists() or not merged.exists() or merged.read_text() != wanted.read_text():
+    place = BUILD.with_name("kernel-tracing") if tracing else BUILD
+    place.mkdir(parents=True, exist_ok=True)
+    parts = [HERE / "kvm.config", *([HERE / "tracing.config"] * tracing)]
+    wanted = "".join(part.read_text() for part in parts)
+    config, merged = place / ".config", place / "kvm.config"
+    make = ["make", "-s", "-C", str(source), f"O={place}"]
+    if not config.exists() or not merged.exists() or merged.read_text() != wanted:
         _call([*make, "allnoconfig"])
         merge = source / "scripts" / "kconfig" / "merge_config.sh"
-        _call([str(merge), "-m", "-O", str(BUILD), str(config), str(wanted)], quiet=True)
+        _call([str(merge), "-m", "-O", str(place), str(config), *map(str, parts)], quiet=True)
         _call([*make, "olddefconfig"])
-        _say_unmet(wanted.read_text(), config.read_text())
-        shutil.copyfile(wanted, merged)
+        _say_unmet(wanted, config.read_text())
+        merged.write_text(wanted)
     _call([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"])
-    return built_image()
+    return built_image(place)
 
 
 def _say_unmet(wanted: str, got: str) -> None:
@@ -198,6 +205,7 @@ def main(words: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tracing", action="store_true", help=argparse.SUPPRESS)
     which.add_argument("--image", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=TREE / "results" / "kernel", help=argparse.SUPPRESS)
     parser.add_argument("--jobs", default=",".join(USUAL), help=argparse.SUPPRESS)
@@ -210,7 +218,8 @@ def main(words: list[str]) -> int:
     if unknown:
         parser.error(f"unknown job {unknown[0]!r}: known are {', '.join(JOBS)}")
     try:
-        image = build(chosen.source.resolve()) if chosen.source else (chosen.image or built_image()).resolve()
+        image = (build(chosen.source.resolve(), tracing=chosen.tracing) if chosen.source
+                 else (chosen.image or built_image()).resolve())
         return boot(image, chosen.out.resolve(), jobs, chosen.timeout, chosen.emulator)
     except Missing as error:
         print(f"dev.py kernel: {error}", file=sys.stderr)

@@ -74,5 +74,14 @@ def source_of(before: str, rest: str, names: tuple[tuple[str, str], ...] = ()) -
         if "=" in text:
             for name, value in _NAMED.findall(text):
                 given.setdefault(name, value)
-    vcpu = _VCPU.search(task)
-    return Source(tuple(given.items()), thread, vcpu[0].strip() if vcpu else "")
+    return Source(tuple(given.items()), thread, _vcpu(task))
+
+
+def source_of_task(task: str, thread: int, process: str | None) -> Source:
+    """The source of a thread's line that has no other names."""
+    return Source((("process", process),) if process is not None else (), thread, _vcpu(task))
+
+
+def _vcpu(task: str) -> str:
+    found = _VCPU.search(task)
+    return found[0].strip() if found is not None else ""

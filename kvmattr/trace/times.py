@@ -78,10 +78,13 @@ class Clock:
 
     def read(self, *texts: str) -> int:
         """Nanoseconds of the first of these texts that has a time; NO_TIME for none or another clock's."""
-        found = next((time for text in texts if (time := time_in(text)) is not None), None)
-        if found is None or self.kind not in (None, found[0]):
+        return self.take(next((time for text in texts if (time := time_in(text)) is not None), None))
+
+    def take(self, time: tuple[str, int] | None) -> int:
+        """Nanoseconds of a time on this clock; NO_TIME for none or another clock's."""
+        if time is None or self.kind not in (None, time[0]):
             return NO_TIME
-        self.kind, value = found
+        self.kind, value = time
         if self.kind == "day":
             if value + self._days < self._last - _DAY // 2:
                 self._days += _DAY
