@@ -31,7 +31,8 @@ _CONVERT: Final = re.compile(_PREFIX + rb"kvm_convert_memory start " + _HEX + rb
 _KERNEL: Final = re.compile(
     rb" {0,20}([A-Za-z0-9_./ -]{1,24}?)-([0-9]{1,10}) +(?:\( *([0-9]{1,10}|-+)\) +)?\[[0-9]{3,4}\] +"
     rb"(?:[A-Za-z0-9.#]{4,8} +)?" + _SECONDS + rb": kvm_vm_set_mem_attributes: "
-    rb"0x([0-9a-fA-F]{1,13}|0{1,3}[0-9a-fA-F]{13}) -- 0x([0-9a-fA-F]{1,13}|0{1,3}[0-9a-fA-F]{13}) \[" + _HEX + rb"\]" + _END)
+    rb"0x([0-9a-fA-F]{1,13}|0{1,3}[0-9a-fA-F]{13}) -- 0x([0-9a-fA-F]{1,13}|0{1,3}[0-9a-fA-F]{13}) \[" + _HEX
+    + rb"\]" + _END)
 _NUMBER = rb"(0|0x[0-9a-f]{1,16}|[1-9][0-9]{0,18})"
 _STRACE: Final = re.compile(
     rb"(?:\[pid +([0-9]{1,10})\] |([0-9]{1,10}) {1,6})?(?:([0-9]{1,9}|1[0-9]{9})\.([0-9]{6}) |([0-9]{2}):([0-9]{2}):"
