@@ -59,6 +59,17 @@ class TestRegularFiles:
         assert (tmp_path / "real" / "a").read_text() == (tmp_path / "real" / "new").read_text() == "new"
         assert names(tmp_path / "real") == ["a", "new"]
 
+    def test_a_link_planted_under_the_partial_name_is_not_followed(self, tmp_path, monkeypatch):
+        """Nobody can know that name; who guesses it all the same gains nothing."""
+        (tmp_path / "victim").write_text("victim")
+        (tmp_path / "a").write_text("old")
+        monkeypatch.setattr(writing.secrets, "token_hex", lambda nbytes: "guessed")
+        (tmp_path / ".kvmattr-guessed.partial").symlink_to("victim")
+        with pytest.raises(CannotWrite, match="File exists"):
+            write(tmp_path / "a", "new")
+        assert (tmp_path / "victim").read_text() == "victim"
+        assert (tmp_path / "a").read_text() == "old"
+
     def test_nothing_changes_when_the_writer_fails(self, tmp_path):
         path = tmp_path / "a"
         path.write_text("old")

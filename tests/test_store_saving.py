@@ -132,6 +132,21 @@ def test_what_another_user_may_not_do_is_told_before_anything_is_replaced(room: 
     assert as_nobody(path) == "saved"
 
 
+def test_a_link_planted_under_the_name_beside_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can know that name; who guesses it all the same gains nothing."""
+    (tmp_path / "victim").write_bytes(b"victim")
+    (tmp_path / "map").write_bytes(b"old")
+    monkeypatch.setattr(os, "urandom", lambda nbytes: b"\0" * nbytes)
+    (tmp_path / f".kvmattr-{'00' * 8}").symlink_to("victim")
+    with pytest.raises(FileExistsError):
+        a_map(1).save(tmp_path / "map")
+    assert (tmp_path / "victim").read_bytes() == b"victim"
+    assert (tmp_path / "map").read_bytes() == b"old"
+    assert os.path.islink(tmp_path / f".kvmattr-{'00' * 8}")
+
+
 def test_links_are_followed(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()

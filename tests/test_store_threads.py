@@ -118,16 +118,23 @@ def test_a_bulk_read_sees_one_moment() -> None:
     m.validate()
 
 
-def test_an_unmoved_version_promises_unmoved_pages() -> None:
+@pytest.mark.parametrize("kind", ["put", "put_bitmap"])
+def test_an_unmoved_version_promises_unmoved_pages(kind: str) -> None:
     """What a software TLB does: version, pages, version; equal versions mean pages of that state."""
     m = AttributeMap(PAGES)
     stop = threading.Event()
     gfns = np.arange(5, 2**20, 4093, dtype=np.uint64)
+    bits = np.zeros(2**20, dtype=np.uint8)
+    bits[gfns] = 1
+    packed = np.packbits(bits, bitorder="little")
 
     def write() -> None:
         try:
-            for turn in range(300):
-                m.put(gfns, turn % 200)
+            for turn in range(300 if kind == "put" else 60):
+                if kind == "put":
+                    m.put(gfns, turn % 200)
+                else:
+                    m.put_bitmap(0, packed, turn % 200)
         finally:
             stop.set()
 
@@ -141,6 +148,30 @@ def test_an_unmoved_version_promises_unmoved_pages() -> None:
 
     together(write, read)
     m.validate()
+
+
+def test_the_number_of_runs_beside_a_writer() -> None:
+    """It is kept with the version that it belongs to, whichever of several threads counted last."""
+    m = AttributeMap(PAGES)
+    stop = threading.Event()
+    pages = 3000
+
+    def write() -> None:  # version v has 2 * v + 1 runs
+        try:
+            for page in range(pages):
+                m[1 + 2 * page] = 1
+        finally:
+            stop.set()
+
+    def read() -> None:
+        while not stop.is_set():
+            before = m.version
+            counted = m.run_count
+            assert 2 * before + 1 <= counted <= 2 * m.version + 1
+
+    together(write, read, read)
+    assert m.version == pages
+    assert m.run_count == 2 * pages + 1
 
 
 def test_maps_of_different_families_do_not_meet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import kvmattr
-from kvmattr import VM, AttributeMap, Operation, uapi
+from kvmattr import VM, Access, AttributeMap, Operation, uapi
 from tests.test_embedding_threads import in_child
 
 MIB = 1 << 20
@@ -115,17 +116,84 @@ class Machine(VM):
         self.add_listener(self.first)
 
 
+FILE_CHANGES: dict[str, Callable[[VM], object]] = {
+    "convert": lambda vm: vm.set_memory_attributes2(vm.bound, 0, 0x3000, 0),
+    "convert many": lambda vm: vm.set_memory_attributes2_many(vm.bound, conversions(3)),
+    "convert ioctl": lambda vm: vm.gmem_ioctl(
+        vm.bound, uapi.KVM_SET_MEMORY_ATTRIBUTES2, uapi.kvm_memory_attributes2(size=0x3000)
+    ),
+    "punch": lambda vm: vm.punch_hole(vm.bound, 0, 0x3000),
+    "fallocate": lambda vm: vm.fallocate_guest_memfd(vm.bound, uapi.FALLOC_FL_KEEP_SIZE, 0, 0x3000),
+    "fail": lambda vm: vm.fail_page(vm.bound, 0x1000),
+    "link": lambda vm: vm.link_guest_memfd(vm.elsewhere),
+    "memslot": lambda vm: vm.set_user_memory_region2(
+        7, 1 << 30, MIB, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=vm.create_guest_memfd(MIB)
+    ),
+    "close": lambda vm: vm.close_guest_memfd(vm.bound),
+    "irqchip": lambda vm: vm.create_irqchip(),
+}
+
+#: What leaves the machine as it is.
+LOOKS = {
+    "access", "attributes", "check_extension", "get_memory_attributes", "guest_memfd", "guest_memfds", "host",
+    "invalidation", "is_private", "legal_attributes", "mapping_level", "memslots", "observer", "pre_fault_memory",
+    "profile", "protection", "requests", "snapshot", "supported_attributes", "vcpu_ioctl",
+}
+
+
+def conversions(count: int) -> np.ndarray:
+    array = np.zeros(count, uapi.MEMORY_ATTRIBUTES2)
+    array["offset"], array["size"] = np.arange(count) * 8192, 4096
+    return array
+
+
+class FileMachine(Machine):
+    """One whose attributes belong to its files, each with another machine's beside it."""
+
+    def __init__(self) -> None:
+        VM.__init__(self, "gmem")
+        self.bound = self.create_guest_memfd(MIB)
+        self.set_user_memory_region2(0, 0, MIB, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=self.bound)
+        self.other = VM("gmem")
+        self.elsewhere = self.other.create_guest_memfd(MIB)
+        self.linked = self.other.link_guest_memfd(self.bound)
+        self.pages = self.guest_memfd(self.bound)
+        self.first, self.second = Heard(), Heard()
+        self.add_listener(self.first)
+
+
 def state(vm: Machine) -> tuple[object, ...]:
-    return vm.attributes.runs().tobytes(), [slot[:6] for slot in vm.memslots]
+    if not isinstance(vm, FileMachine):
+        return vm.attributes.runs().tobytes(), [slot[:6] for slot in vm.memslots]
+    return (
+        vm.pages.attributes.runs().tobytes(),
+        [slot[:6] for slot in vm.memslots],
+        str(vm.access(0x1000, Access.READ, private=True)),
+        vm.invalidation.sequence,
+    )
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_signal_at_any_bytecode_leaves_the_machine_whole(change: Callable[[VM], object]) -> None:
-    done = Machine()
+def test_every_call_is_in_a_list() -> None:
+    """Each public name of a machine changes it, and is interrupted at each bytecode below, or does not."""
+    changes = "".join(inspect.getsource(sys.modules[__name__]).partition("CHANGES:")[2].partition("LOOKS =")[0])
+    public = {name for name in dir(VM) if not name.startswith("_")}
+    assert {name for name in public - LOOKS if f"vm.{name}(" not in changes} == set()
+    assert public >= LOOKS
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [(Machine, change) for change in CHANGES.values()] + [(FileMachine, change) for change in FILE_CHANGES.values()],
+    ids=[*CHANGES, *(f"file: {name}" for name in FILE_CHANGES)],
+)
+def test_a_signal_at_any_bytecode_leaves_the_machine_whole(
+    make: type[Machine], change: Callable[[VM], object]
+) -> None:
+    done = make()
     change(done)
     places = 0
     while True:
-        vm = Machine()
+        vm = make()
         before = state(vm)
         ended = interrupted_at(places, lambda vm=vm: change(vm))
         assert vm.invalidation.in_progress == 0
@@ -135,10 +203,10 @@ def test_a_signal_at_any_bytecode_leaves_the_machine_whole(change: Callable[[VM]
             assert heard.committed + heard.aborted == heard.prepared
             assert not (heard.committed and heard.aborted)
         # Its lock is free: another thread can change it.
-        other = threading.Thread(target=vm.set_memory_attributes, args=(1 << 40, 4096, 4), daemon=True)
+        other = threading.Thread(target=vm.set_user_memory_region, args=(9, 1 << 40, 4096), daemon=True)
         other.start()
         other.join(PATIENCE)
-        assert vm.attributes[1 << 28] == 4
+        assert vm.memslots.slot(9).npages == 1
         vm.memslots.validate()
         vm.attributes.validate()
         if ended:
