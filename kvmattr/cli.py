@@ -57,7 +57,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     2 for bad usage and for output that could not be written; 130 after Ctrl-C, 143 after SIGTERM, 129 after
     SIGHUP, 141 when nobody reads the output any more.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with forgiving_stderr():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        ending.abandon_output()
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run the command; however it ends, an exit code."""
+    try:
+        with ending.signals_interrupt():
+            arguments = _parsed(words)
+            code = int(arguments.run(arguments))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as interrupt:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"kvmattr: {ending.reason(interrupt)}", file=sys.stderr)
+        return ending.exit_code(interrupt)
+    except BrokenPipeError:
+        return ending.exit_code(ending.ReaderGone())
+    except OSError as error:
+        # Everything else that is written goes through measure.writing, whose errors have a name.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        print(f"kvmattr {words[0]}: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_UNWRITTEN
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
     parser.add_argument("--version", action="version", version=f"kvmattr {__version__}")
     for option, (place, help_text) in PLACES.items():
@@ -78,27 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:    # a shell asks what could come next: docs/study.md
         import argcomplete
         argcomplete.autocomplete(parser)
-    arguments = parser.parse_args(words)
-    try:
-        with ending.signals_interrupt(), forgiving_stderr():
-            code = int(arguments.run(arguments))
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return code
-    except KeyboardInterrupt as interrupt:
-        with contextlib.suppress(BrokenPipeError):
-            print(f"kvmattr: {ending.reason(interrupt)}", file=sys.stderr)
-        return ending.exit_code(interrupt)
-    except BrokenPipeError:
-        return ending.exit_code(ending.ReaderGone())
-    except OSError as error:
-        # Everything else that is written goes through measure.writing, whose errors have a name.
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise
-        print(f"kvmattr {arguments.command}: standard output cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_UNWRITTEN
-    finally:
-        ending.abandon_output()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -242,6 +242,8 @@ class TestNothingIsLost:
         assert (done.returncode, json.loads(done.stdout)["interrupted"]) == (0, False)
         done = kvmattr(f"kvmattr report {path} --csv /nowhere/a.csv 2> /dev/full")
         assert done.returncode == 2
+        done = kvmattr(f"kvmattr report {path} > /dev/full 2>&1")
+        assert done.returncode == 2
 
     def test_a_file_that_is_full_keeps_the_others(self, tmp_path):
         path = tmp_path / "a.csv"
@@ -295,6 +297,12 @@ class TestNothingIsLost:
         assert cli.main([*SMALL, "--json", str(gone / "a.json"), "--csv", str(kept)]) == 2
         assert f"{gone}/a.json cannot be written: no such directory: {gone}" in capsys.readouterr().err
         assert kept.read_text().count("\n") == 3
+
+
+def test_a_signal_while_a_command_is_imported(capsys, monkeypatch):
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: signals.raise_signal(signals.SIGTERM))
+    assert cli.main(["info"]) == 143
+    assert capsys.readouterr().err == "kvmattr: ended by SIGTERM\n"
 
 
 def test_what_is_left_out_is_said(capsys):
