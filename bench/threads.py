@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do two threads do more than one? Calls a second of two threads, over those of one, on CPython without the GIL.
 
-    python bench/threads.py                                  the table; a minute
+    python bench/threads.py                                  the table; half a minute
     python bench/threads.py --results bench/results/NAME     writes NAME.txt too
     python bench/threads.py --quick                          seconds; figures mean nothing
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--results", metavar="NAME")
     parser.add_argument("--quick", action="store_true")
     words = parser.parse_args()
-    rounds, seconds = (2, 0.02) if words.quick else (9, 0.3)
+    rounds, seconds = (2, 0.02) if words.quick else (11, 0.1)
     load = Load.now()
     table = []
     for name, (one, two, limit) in rows().items():
