@@ -37,6 +37,16 @@ def test_readme_example_prints_what_it_says():
         assert line == promise if not dots else line.startswith(head)
 
 
+@pytest.mark.skipif(not (ROOT / "docs" / "unicorn.md").exists(), reason="docs are not part of the sdist's tests")
+def test_the_unicorn_page_prints_what_it_says(capsys):
+    pytest.importorskip("unicorn")
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "unicorn.md").read_text(), re.DOTALL).group(1)
+    exec(compile(block, "docs/unicorn.md", "exec"), {})
+    refused, allowed = capsys.readouterr().out.splitlines()
+    assert refused.startswith("Exit(MEMORY_FAULT, flags=EXEC, gpa=0x1000, ")
+    assert allowed == "None"
+
+
 def readme_commands() -> list[object]:
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL) if README.exists() else []
     lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]

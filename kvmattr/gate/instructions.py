@@ -20,7 +20,7 @@ from kvmattr.gate.verdict import CannotTell, Judgement, Verdict
 #: Instructions of the same work in two builds may differ by this much.
 TOLERANCE = 0.005
 
-_SUMMARY = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
+SUMMARY = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 
 
 def interpreter() -> str:
@@ -47,7 +47,7 @@ def count(tree: Path | Side, sources: Sequence[str]) -> dict[str, int]:
                     continue        # the counts stage has told of it
                 worker.ask("marked")
                 marks += 2
-                found = _SUMMARY.search(Path(f"{out}.{marks}").read_text())
+                found = SUMMARY.search(Path(f"{out}.{marks}").read_text())
                 if found is None:
                     raise CannotTell(f"callgrind left no summary for {name}/{size}")
                 counts[f"{name}/{size}"] = int(found[1])
