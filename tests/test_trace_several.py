@@ -56,6 +56,11 @@ WRITTEN = {
     "Kata": [f'time="2025-01-01T10:00:00Z" level=info msg="{slot(number)}" name=containerd-shim-v2 pid=100 qemuPid={pid} sandbox=a{pid}'
              for number in (0, 1) for pid in (7, 9)],
     "journald JSON": [json.dumps({"_PID": str(pid), "MESSAGE": slot(number)}) for number in (0, 1) for pid in (7, 9)],
+    "journald -o short-precise": [f"Mar 01 10:00:00.123456 host qemu-system-x86_64[{pid}]: {slot(number)}" for number in (0, 1) for pid in (7, 9)],
+    "journald -o with-unit": [f"Sun 2026-03-01 10:00:00 CET host vm.service[{pid}]: {slot(number)}" for number in (0, 1) for pid in (7, 9)],
+    "syslog, RFC 5424": [f"<30>1 2026-03-01T10:00:00.123Z host qemu {pid} - - {slot(number)}" for number in (0, 1) for pid in (7, 9)],
+    "Graylog JSON": [json.dumps({"host": "n", "short_message": slot(number), "_container_name": name}) for number in (0, 1) for name in ("a", "b")],
+    "grep of two files": [f"/var/log/{name}.log:{number}:{slot(number)}" for number in (1, 2) for name in ("a", "b")],
     "fluentd JSON": [json.dumps({"log": slot(number) + "\n", "kubernetes": {"pod_name": name, "host": "n1"}})
                      for number in (0, 1) for name in ("red", "green")],
     "ftrace": [f" qemu-system-x86-{pid + number} ({pid:7}) [002] .....   12.345678: {event(number)}" for number in (0, 1) for pid in (700, 900)],
@@ -91,6 +96,17 @@ def test_all_as_of_one_vm_if_that_is_asked(tmp_path, form):
     ("perf", 900), ("bpftrace", 901), ("LTTng, kernel", 900), ("QEMU, log", 9), ("QEMU, ftrace", 9), ("strace", 9)])
 def test_one_is_picked_by_its_process_or_thread(tmp_path, form, pid):
     assert lines_of(tmp_path, WRITTEN[form], pid=pid)[0] == [2, 4]
+
+
+def test_files_that_tail_and_head_name(tmp_path):
+    lines = ["==> a.log <==", slot(0), "", "==> /var/log/b.log <==", slot(0), slot(1), "", "==> a.log <==", slot(1)]
+    assert "VM 1 first on line 2, file 'a.log', 2 calls; VM 2 first on line 5, file '/var/log/b.log', 2 calls" in refused(tmp_path, lines)
+    assert lines_of(tmp_path, lines, vm=1)[0] == [2, 9]
+    assert lines_of(tmp_path, lines, vm=2)[0] == [5, 6]
+
+
+def test_a_rotated_file_is_the_same_one(tmp_path):
+    assert lines_of(tmp_path, [f"vm.log.1:{slot(0)}", f"vm.log:{slot(1)}"])[0] == [1, 2]
 
 
 def test_what_each_vm_is_called_by(tmp_path):

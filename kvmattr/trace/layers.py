@@ -23,13 +23,19 @@ _ENTITY = re.compile(r"&(?:[A-Za-z]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 _CRI = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(?:Z|[+-][0-9:]+) (stdout|stderr) ([FP]) ")
 _COMPOSE = re.compile(r"([\w.-]{1,80}) {1,40}\| ")
 _KUBECTL = re.compile(r"\[((?:pod|container)/[\w./-]{1,255})\] ")
-_SYSLOG = re.compile(r"(?:<[0-9]{1,3}>)?(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+"
-                     r"(?:Z|[+-][0-9:]+))\s([\w.-]{1,255})\s(?!kvm_)([^\s\[\]:]{1,80})(?:\[([0-9]{1,10})\])?:\s")
+_SYSLOG = re.compile(r"(?:<[0-9]{1,3}>)?(?:[A-Z][a-z]{2} [ 0-9][0-9] (?:[0-9]{4} )?[0-9]{2}:[0-9:]{5}(?:\.[0-9]{1,9})?"
+                     r"|(?:[A-Z][a-z]{2} )?[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:]{8}(?:[.,][0-9]{1,9})?"
+                     r"(?: ?(?:Z|[A-Z]{2,5}|[+-][0-9:]{2,6}))?)\s([\w.-]{1,255})\s(?!kvm_)([^\s\[\]:]{1,80})"
+                     r"(?:\[([0-9]{1,10})\])?:\s")
+_SYSLOG_5424 = re.compile(r"<[0-9]{1,3}>1 \S{1,64} (\S{1,255}) (\S{1,48}) (\S{1,128}) \S{1,32} "
+                          r"(?:-|\[[^\]]{0,1000}\]) ")
+# grep's file name before each line, without the number of a rotated file.
+_GREP = re.compile(r"([\w./+-]{0,255}\.(?:log|txt|out|err|trace|strace))(?:\.[0-9]{1,3})?:(?:[0-9]{1,10}:)?(?![/\\])")
 #: The fields of JSON lines that name whose they are: journald's, docker's, those of Kubernetes and of runtimes.
 _NAMES = frozenset((
-    "_PID", "SYSLOG_PID", "_SYSTEMD_UNIT", "_HOSTNAME", "CONTAINER_ID_FULL", "CONTAINER_ID", "CONTAINER_NAME", "pid",
-    "qemuPid", "qemu_pid", "hostname", "host", "container_id", "container_name", "containerID", "docker_id", "pod",
-    "pod_name", "pod_id", "sandbox", "sandbox_id", "vm", "vm_id", "domain", "instance"))
+    "pid", "syslog_pid", "systemd_unit", "hostname", "host", "container_id_full", "container_id", "container_name",
+    "containerid", "docker_id", "qemupid", "qemu_pid", "pod", "pod_name", "pod_id", "sandbox", "sandbox_id", "vm",
+    "vm_id", "domain", "instance"))
 #: Quoted-printable cuts lines so that they have at most 76 characters, the equals sign at their end included.
 _SOFT_COLUMNS = range(70, 77)
 _JSON_DEPTH = 8
@@ -125,7 +131,10 @@ def without_prefix(line: str) -> tuple[str, tuple[tuple[str, str], ...]]:
         found = prefix.match(line)
         if found is not None:
             line, names = line[found.end():], (*names, ("container", found[1]))
-    found = _SYSLOG.match(line)
+    found = _GREP.match(line)
+    if found is not None:
+        line, names = line[found.end():], (*names, ("file", found[1]))
+    found = _SYSLOG.match(line) or _SYSLOG_5424.match(line)
     if found is not None:
         # Only a tag with a number tells one writer from the next.
         line, names = line[found.end():], (*names, ("host", found[1]), *(((found[2], found[3]),) if found[3] else ()))
@@ -158,7 +167,7 @@ def _strings(value: Any, depth: int, names: dict[str, str]) -> Iterator[str]:
                 yield from _strings(inner, depth + 1, names)
     elif isinstance(value, dict) and depth < _JSON_DEPTH:
         for name, item in value.items():
-            if name in _NAMES and isinstance(item, str | int):
+            if name.lstrip("_").lower() in _NAMES and isinstance(item, str | int):
                 names.setdefault(name, str(item))
             yield from _strings(item, depth + 1, names)
     elif isinstance(value, list) and depth < _JSON_DEPTH:

@@ -55,7 +55,9 @@ _OTHER_CALLS = (b" resumed>", b"close(", b"dup(", b"dup2(", b"dup3(", b"F_DUPFD"
 _SIGNS = (b"EVENTS", b"events!", b"PERF_RECORD_LOST", b"Lost ", b"lost ", b"Dropped_Event", b"messages from",
           b"kernel messages", b"rate-limiting", b"message repeated",
           b"starting up libvirt", b"qemu-system-", b'"MESSAGE":[', b'"MESSAGE": [', b'"MESSAGE" : [')
-_native.look_for((*_NAMES, *_REQUESTS, *_OTHER_CALLS, *_SIGNS))
+#: The beginnings of our names in UTF-16, which PowerShell appends to files of other text; head and tail name files.
+_ODD = (b"k\0v\0m\0_\0", b"K\0V\0M\0_\0", b"==> ")
+_native.look_for((*_ODD, *_NAMES, *_REQUESTS, *_OTHER_CALLS, *_SIGNS))
 
 _EVENT = re.compile(r"(kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes)(?![A-Za-z0-9_])")
 _OURS = re.compile(r"kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes"
@@ -74,6 +76,8 @@ _LOST = re.compile(r"\[LOST (?:([0-9]{1,18}) )?EVENTS\]|\[(?:([0-9]{1,18}) )?EVE
                    r"|\b([0-9]{1,18}) messages lost due to rate-limiting")
 #: syslog daemons write what is repeated once.
 _REPEATED = re.compile(r"message repeated ([0-9]{1,18}) times")
+#: What head and tail write before the lines of a file.
+_FILE_HEADER = re.compile(r"==> (.{1,255}?)(?:\.[0-9]{1,3})? <==\s*")
 _HOST = re.compile(r"qemu-system-(aarch64|s390x|x86_64|i386)")
 _HOSTS = {"aarch64": "arm64", "s390x": "s390", "x86_64": "x86-64", "i386": "x86-64"}
 _QEMU_PREFIX = re.compile(r"\s*[0-9]{1,10}@[0-9.]{1,30}:")
@@ -195,6 +199,8 @@ class Parser:
         #: Bytes of lines that were looked at, and how many may be.
         self._looked_at = 0
         self._room = math.inf
+        #: The file that head or tail says the lines are of.
+        self._header: tuple[tuple[str, str], ...] = ()
         #: Which quick road took the last line.
         self._road = 0
 
@@ -212,11 +218,11 @@ class Parser:
         start, end = 0, len(text)
         while start < end:
             if self._held is None:
-                if self._is_log:
+                if self._is_log and not self._header:
                     start = self._plain_lines(text, start)
                     if start == end:
                         break
-                else:
+                elif not self._is_log:
                     filled = self._filled
                     start, self.line, self._filled = _native.parse(text, start, self.line, self._rows, filled,
                                                                    self._is_log is None)
@@ -310,6 +316,8 @@ class Parser:
             # The end of a call that is none of ours: half the lines of a VMM's threads.
             self._unrelated += 1
             return
+        if b"\0_\0" in raw:
+            raw = raw.replace(b"\0", b"")
         line = raw.decode(errors="replace")
         if self._held is not None:
             if self._goes_on(line):
@@ -383,9 +391,16 @@ class Parser:
 
     def _log_line(self, raw: str) -> bool:
         """Whether a line of a log has anything to do with us."""
+        header = _FILE_HEADER.fullmatch(raw) if raw.startswith("==> ") else None
+        if header is not None:
+            self._header = (("file", header[1]),)
+            return False
         ours = False
         for text in layers.texts(raw):
-            ours |= self._text(text.text, _Line(raw, text.names), text.partial)
+            ours |= self._text(text.text, _Line(raw, (*text.names, *self._header)), text.partial)
+        if not ours and "\x1b" in raw:
+            # A sequence of the terminal that was cut would take the next letters with it.
+            ours = self._text(raw.replace("\x1b", ""), _Line(raw, self._header), False)
         return ours
 
     def _text(self, text: str, raw: _Line, partial: bool) -> bool:
