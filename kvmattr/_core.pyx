@@ -77,9 +77,11 @@ The parts, in `_store/`. Each uses only what stands above it (tests/test_store_p
 =========================================== ====================================================================
 entry                                       the word, levels, and an operation as k and x
 calls                                       what a map was asked to do, counted
-pages, slabs, references, family, compact   memory: the arena's pages, records, who refers to what, tidying
+pages, slabs, references, family            memory: the arena's pages, records, who refers to what
 leaf, runlist, node                         encodings: mixed blocks, few runs, 512 entries
-descent, query                              look-up of one page, search, count, values
+descent                                     the one way down to a page; what a range meets below a node
+compact                                     what updates leave is tidied, a slice at a time
+query                                       search, count, values
 change, update                              the change of a range; the one door for a page or a range
 export, diff, ruler                         pages and runs in address order, what differs, few runs as a ruler
 locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
@@ -95,7 +97,7 @@ capi
 ================================== ==================================================== ====================
 operation                          function                                             cost
 ================================== ==================================================== ====================
-get                                tree_get (descent)                                   height
+get                                tree_get, by way_down (descent)                      height
 write, or_, and_, update           map_update (update): a page by page_update, a range  height + two leaves
                                    by map_would_change, map_change, entry_update
 put, m[gfn] = v                    page_update; many at once: put_located (batch)       height
@@ -208,6 +210,10 @@ cdef extern from "kernels/choose.h" nogil:
         uint16_t size_class
         uint16_t count
     enum: KVMATTR_LIST_RUNS
+    uint64_t *kvmattr_list_starts(const kvmattr_list *list) noexcept nogil
+    uint8_t *kvmattr_list_values(const kvmattr_list *list, int count) noexcept nogil
+    unsigned int kvmattr_list_find(const kvmattr_list *list, uint64_t page, unsigned int few,
+                                   unsigned int *left) noexcept nogil
 
     enum: KVMATTR_LINE, KVMATTR_TAG, KVMATTR_LINE_STARTS, KVMATTR_NO_START
     ctypedef struct kvmattr_line:
@@ -271,11 +277,11 @@ include "_store/pages.pxi"
 include "_store/slabs.pxi"
 include "_store/references.pxi"
 include "_store/family.pxi"
-include "_store/compact.pxi"
 include "_store/leaf.pxi"
 include "_store/runlist.pxi"
 include "_store/node.pxi"
 include "_store/descent.pxi"
+include "_store/compact.pxi"
 include "_store/query.pxi"
 include "_store/change.pxi"
 include "_store/update.pxi"

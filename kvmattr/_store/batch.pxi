@@ -103,18 +103,13 @@ cdef void blocks_know_firsts(Map *map, const uint64_t *gfns, uint64_t firsts) no
     """Pages that are the first of their block, in a leaf of fields and with nothing pending above it, may have been
     written: their values into the blocks' entries."""
     cdef Entry *slot
-    cdef uint64_t gfn
-    cdef int level
+    cdef Entry e
     while firsts:
-        gfn = gfns[kvmattr_first_bit(firsts)]
+        slot = <Entry *>way_down(map.family, &map.root, map.level, 2, gfns[kvmattr_first_bit(firsts)], WAY_SURE).slot
         firsts &= firsts - 1
-        slot = &map.root
-        level = map.level
-        while level > 2:
-            slot = &node_at(map.family, entry_handle(slot[0]))[index_of(gfn, level)]
-            level -= 1
-        slot[0] = entry_make(entry_handle(slot[0]), entry_k(slot[0]), entry_x(slot[0]), entry_varying(slot[0]),
-                             leaf_raw(map.family, entry_handle(slot[0]), 0) & entry_k(slot[0]) ^ entry_x(slot[0]))
+        e = slot[0]
+        slot[0] = entry_make(entry_handle(e), entry_k(e), entry_x(e), entry_varying(e),
+                             leaf_raw(map.family, entry_handle(e), 0) & entry_k(e) ^ entry_x(e))
 
 
 cdef inline uint64_t bits_between(int start, int stop) noexcept nogil:
@@ -161,21 +156,15 @@ cdef bint children_shared(const Family *family, const Entry *entries, int level)
     return False
 
 
-cdef void look_for_shares(const Map *map, uint64_t gfn) noexcept nogil:
-    """Whether the nodes above a page still share what lies below them, from the lowest one up to one that does."""
-    cdef const Family *family = map.family
-    cdef uint32_t[MAX_LEVEL + 1] handles
-    cdef uint32_t handle = entry_handle(map.root)
-    cdef PageInfo *info
-    cdef int level
-    for level in range(map.level, 2, -1):
-        handles[level] = handle
-        handle = entry_handle(node_at(family, handle)[(gfn >> level_shift(level - 1)) & 511])
-    for level in range(3, map.level + 1):
-        info = page_info(family, handles[level] >> 9)
-        info.shares = children_shared(family, node_at(family, handles[level]), level)
-        if info.shares:
-            return
+cdef bint look_for_shares(const Family *family, uint32_t handle, int level, uint64_t gfn) noexcept nogil:
+    """Whether the nodes above a page, from one of `level` on, still share what lies below them: looked at from the
+    lowest one up to one that does."""
+    cdef const Entry *entries = node_at(family, handle)
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    if level > 3 and look_for_shares(family, entry_handle(entries[index_of(gfn, level)]), level - 1, gfn):
+        return True
+    info.shares = children_shared(family, entries, level)
+    return info.shares
 
 
 cdef void located_shared(const Map *map, const uint64_t *gfns, int n, kvmattr_located *located) noexcept nogil:
@@ -184,34 +173,28 @@ cdef void located_shared(const Map *map, const uint64_t *gfns, int n, kvmattr_lo
     below the node are found to be ours, and both when that was found of all nodes."""
     cdef const Family *family = map.family
     cdef PageInfo *info
-    cdef uint64_t left = ~located.away & bits_between(0, n), gfn
+    cdef uint64_t left = ~located.away & bits_between(0, n)
     cdef uint32_t handle = entry_handle(map.root)
-    cdef int i, level
+    cdef Way way
     cdef bint ours
-    if map.level > 2 and handle and is_node(handle):
+    cdef int i
+    if map.level > 2 and leads_to_node(map.root):
         info = page_info(family, handle >> 9)
         if info.references == 1 and not info.shares:
             return
     while left:
         i = kvmattr_first_bit(left)
         left &= left - 1
-        gfn = gfns[i]
-        handle = entry_handle(map.root)
-        level = map.level
-        ours = True
-        info = NULL
-        while level > 2:
-            info = page_info(family, handle >> 9)
-            ours &= info.references == 1
-            level -= 1
-            handle = entry_handle(node_at(family, handle)[(gfn >> level_shift(level)) & 511])
+        way = way_down(family, &map.root, map.level, 2, gfns[i], WAY_SURE | WAY_SHARES)
+        info = way.node
+        ours = not way.shared
         if info == NULL or info.shares:
-            ours &= leaf_references(family, handle)[0] == 1
+            ours &= leaf_references(family, entry_handle(way.entry))[0] == 1
         if ours and info != NULL:
             info.looked += 1
             if info.looked == LOOKS:
                 info.looked = 0
-                look_for_shares(map, gfn)
+                look_for_shares(family, entry_handle(map.root), map.level, gfns[i])
         located.away |= <uint64_t>(not ours) << i
 
 

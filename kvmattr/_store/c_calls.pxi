@@ -5,20 +5,13 @@
 # ---- look up ----
 
 # A simulator calls api_get for each access, and what it costs is how many look-ups the processor has under way at once:
-# the number of instructions. So the way through nodes to a leaf of fields is here three times: with nothing pending,
-# which takes no more than it must; with operations to compose; and for everything else, which is map_get.
-
-cdef inline bint leads_to_node(Entry e) noexcept nogil:
-    """Whether the entry's handle is a node's: not uniform, no run list."""
-    return entry_handle(e) != 0 and is_node(entry_handle(e))
-
+# the number of instructions. So it goes by itself where nothing is pending on the way to a leaf of fields or a uniform
+# entry, and leaves everything else to map_get.
 
 # Called through pointers, so that no compiler takes them into their caller, which then needs no frame on the stack.
 cdef int (*get_apart)(const Map *map, uint64_t gfn) noexcept nogil
-cdef int (*get_composed_apart)(const Map *map, uint64_t gfn) noexcept nogil
 cdef int (*get_entering)(const Map *map, uint64_t gfn) noexcept nogil
 get_apart = get_any
-get_composed_apart = get_composed
 get_entering = get_shared
 
 
@@ -36,31 +29,6 @@ cdef int get_shared(const Map *map, uint64_t gfn) noexcept nogil:
     return value
 
 
-cdef int get_composed(const Map *map, uint64_t gfn) noexcept nogil:
-    """A page below the root of a map that nobody else writes; maps of up to 512 GiB have no loop here."""
-    cdef const Family *family = map.family
-    cdef Entry e = map.root
-    cdef uint32_t keep = 0xff, toggle = 0
-    cdef int level = map.level
-    if level > 4 or level > 2 and not leads_to_node(e):
-        return get_apart(map, gfn)
-    if level == 4:
-        toggle = <uint8_t>(e >> KVMATTR_X)
-        keep = <uint8_t>(e >> KVMATTR_K)
-        e = node_at(family, entry_handle(e))[gfn >> level_shift(3)]
-        if not leads_to_node(e):
-            return get_apart(map, gfn)
-    if level > 2:
-        toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
-        keep &= <uint32_t>(e >> KVMATTR_K)
-        e = node_at(family, entry_handle(e))[(gfn >> level_shift(2)) & 511]
-    if is_line(entry_handle(e)):
-        return get_apart(map, gfn)
-    toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
-    keep &= <uint32_t>(e >> KVMATTR_K)
-    return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & keep) ^ toggle)
-
-
 cdef inline uint32_t fields_raw(const Family *family, uint32_t handle, uint64_t gfn) noexcept nogil:
     """What a leaf of fields stores for a page; the handle 0 of a uniform block reads zeros."""
     kvmattr_count_pages(family, 1)
@@ -70,8 +38,7 @@ cdef inline uint32_t fields_raw(const Family *family, uint32_t handle, uint64_t 
 cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
     cdef const Map *map = <const Map *>handle
     cdef Family *family
-    cdef Entry e
-    cdef int shift
+    cdef Way way
     if map == NULL:
         return KVMATTR_BAD_MAP
     # What opened() looks at, in an order in which counting a look-up costs no instruction more.
@@ -89,19 +56,15 @@ cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
             return KVMATTR_BAD_GFN
         family = map.family
         count_in_snapshot(family, CALL_GET, 0)
-    shift = level_shift(map.level)
-    if gfn >> shift:
+    if gfn >> level_shift(map.level):
         return map.rest
-    e = map.root
-    while shift > 9:
-        if not leads_to_node_unchanged(e):
-            return entry_first(e) if entry_handle(e) == 0 else get_composed_apart(map, gfn)
-        shift -= 9
-        e = node_at(family, entry_handle(e))[(gfn >> shift) & 511]
-    if is_line(entry_handle(e)):
+    way = way_down(family, &map.root, map.level, 2, gfn, 0)
+    if way.shift > level_shift(2):
+        return entry_first(way.entry) if entry_handle(way.entry) == 0 else get_apart(map, gfn)
+    if is_line(entry_handle(way.entry)):
         return get_apart(map, gfn)
-    return <uint8_t>((fields_raw(family, entry_handle(e), gfn) & <uint32_t>(e >> KVMATTR_K))
-                     ^ <uint32_t>(e >> KVMATTR_X))
+    return <uint8_t>((fields_raw(family, entry_handle(way.entry), gfn) & <uint32_t>(way.entry >> KVMATTR_K))
+                     ^ <uint32_t>(way.entry >> KVMATTR_X))
 
 
 cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attributes, size_t count) noexcept nogil:

@@ -54,42 +54,34 @@ cdef int cursor_move(Cursor *cursor, const Map *map, uint64_t gfn) noexcept nogi
     A mixed block is decoded when it is asked for a second page: a random access would not use it.
     """
     cdef const Family *family = map.family
-    cdef Entry e = map.root
-    cdef int level = map.level
-    cdef uint32_t keep = 0xff, toggle = 0
-    cdef uint64_t base = 0, page
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef uint64_t base, span
+    cdef RunList runs
+    cdef Way way
     cdef int i
-    if gfn >= level_span(level):
-        return cursor_uniform(cursor, level_span(level), map.pages, map.rest)
-    while entry_handle(e):
-        if level == 2:
-            base = gfn & ~<uint64_t>511
-            if cursor.block != gfn >> 9:
-                cursor.block = gfn >> 9
-                return cursor_uniform(cursor, gfn, gfn + 1, <uint8_t>(
-                    (((leaf_raw(family, entry_handle(e), gfn & 511) & entry_k(e)) ^ entry_x(e)) & keep) ^ toggle))
-            leaf_decode(family, e, <uint8_t>keep, <uint8_t>toggle, cursor.window.values)
-            cursor.window.start = base
-            cursor.window.count = 512 if map.pages - base > 512 else map.pages - base
-            cursor.window.index = 511
-            return cursor.window.values[gfn & 511]
-        toggle ^= entry_x(e) & keep
-        keep &= entry_k(e)
-        if not is_node(entry_handle(e)):
-            base = gfn & ~(level_span(level) - 1)
-            page = gfn - base
-            record = run_list_at(family, entry_handle(e), &starts, &values)
-            i = run_list_find(starts, record.count, page)
-            return cursor_uniform(cursor, base + (starts[i - 1] if i > 0 else 0),
-                                  base + (starts[i] if i < record.count - 1 else level_span(level)),
-                                  <uint8_t>((values[i] & keep) ^ toggle))
-        e = node_at(family, entry_handle(e))[(gfn >> level_shift(level - 1)) & 511]
-        level -= 1
-    base = gfn & ~(level_span(level) - 1)
-    return cursor_uniform(cursor, base, base + level_span(level), <uint8_t>((entry_first(e) & keep) ^ toggle))
+    if gfn >= level_span(map.level):
+        return cursor_uniform(cursor, level_span(map.level), map.pages, map.rest)
+    way = way_down(family, &map.root, map.level, 2, gfn, WAY_COMPOSES)
+    if entry_handle(way.entry) and way.shift == level_shift(2):
+        if cursor.block != gfn >> 9:
+            cursor.block = gfn >> 9
+            way_compose(&way)
+            return cursor_uniform(cursor, gfn, gfn + 1,
+                                  way_value(&way, leaf_raw(family, entry_handle(way.entry), gfn & 511)))
+        leaf_decode(family, way.entry, <uint8_t>way.keep, <uint8_t>way.toggle, cursor.window.values)
+        base = gfn & ~<uint64_t>511
+        cursor.window.start = base
+        cursor.window.count = 512 if map.pages - base > 512 else map.pages - base
+        cursor.window.index = 511
+        return cursor.window.values[gfn & 511]
+    span = <uint64_t>1 << way.shift
+    base = gfn & ~(span - 1)
+    if entry_handle(way.entry) == 0:
+        return cursor_uniform(cursor, base, base + span, way_value(&way, entry_first(way.entry)))
+    runs = run_list_at(family, entry_handle(way.entry))
+    i = run_find(&runs, gfn - base)
+    way_compose(&way)
+    return cursor_uniform(cursor, base + run_start(&runs, i), base + run_stop(&runs, i, span),
+                          way_value(&way, runs.values[i]))
 
 
 cdef int api_cursor_open(const kvmattr_map *handle, kvmattr_cursor **window) noexcept nogil:

@@ -91,38 +91,35 @@ cdef void compact_slice(Family *family) noexcept nogil:
     """Move the records that one node leads to, and remember where to go on."""
     cdef Map *map = family.moving
     cdef Entry *slot = &map.root
-    cdef int level = map.level
+    cdef int level = map.level, i
     cdef uint64_t gfn = family.moving_gfn
-    cdef uint32_t handle = entry_handle(map.root)
-    cdef uint64_t span = level_span(level)
-    cdef int i
+    cdef MetChildren met
     # At most one new slab for each size class, and each node's records fit into few pages.
-    if gfn >= span or not map.movable or arena_reserve(family, RESERVE_PAGES) < 0:
+    if gfn >= level_span(level) or not map.movable or arena_reserve(family, RESERVE_PAGES) < 0:
         compact_next(family)
         return
-    if handle and (level == 2 or not is_node(handle)):
+    if entry_handle(map.root) and (level == 2 or not is_node(entry_handle(map.root))):
         record_move(family, slot)
         compact_next(family)
         return
-    while True:
-        # *slot is an entry of `level` that covers gfn and is no record.
-        handle = entry_handle(slot[0])
-        if handle == 0 or reference_count(family, handle)[0] != 1:
-            family.moving_gfn = (gfn | (level_span(level) - 1)) + 1
-            return
+    while leads_to_node(slot[0]) and reference_count(family, entry_handle(slot[0]))[0] == 1:
+        # *slot is an entry of `level` that covers gfn. Records from there on, up to the next child that is a node.
+        met = node_meets(family, slot[0], level, gfn & (level_span(level) - 1), level_span(level), 0xff, 0)
         level -= 1
-        slot = node_at(family, handle)
-        i = <int>((gfn >> level_shift(level)) & 511)
-        # Records from here on, up to the next child that is a node.
-        while i < 512 and (entry_handle(slot[i]) == 0 or level == 2 or not is_node(entry_handle(slot[i]))):
-            if entry_handle(slot[i]):
-                record_move(family, &slot[i])
-            i += 1
+        for i in range(met.first, met.last + 1):
+            slot = <Entry *>&met.entries[i]
+            if level > 2 and leads_to_node(slot[0]):
+                break
+            if entry_handle(slot[0]):
+                record_move(family, slot)
             gfn = (gfn | (level_span(level) - 1)) + 1
-        if i == 512 or gfn > family.moving_gfn:
+        else:
             family.moving_gfn = gfn
             return
-        slot = &slot[i]
+        if gfn > family.moving_gfn:
+            family.moving_gfn = gfn
+            return
+    family.moving_gfn = (gfn | (level_span(level) - 1)) + 1
 
 
 cdef inline void compact_next(Family *family) noexcept nogil:

@@ -1,23 +1,88 @@
 # The way down: to one page, and to what a range of pages meets below a node.
 
-cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
-    """The attributes of one page below an entry: compose the operations on the way down."""
-    cdef uint32_t handle = entry_handle(e)
+# ---- one page ----
+
+# Where the way to a page ends: at the first entry that leads to no node, or at the level that was asked for.
+cdef struct Way:
+    const Entry *slot
+    Entry entry
+    int shift               # of its level (level_shift)
+    uint32_t keep           # what the entries above it do to the values below it: (value & keep) ^ toggle
+    uint32_t toggle
+    PageInfo *node          # what is known of the node that holds the entry
+    bint shared             # some node on the way has more than one reference
+
+# What is asked of a way, a constant wherever one is begun: the C compiler leaves out what nobody asked for.
+cdef enum:
+    WAY_COMPOSES = 1        # goes on where an operation is pending, and composes it; else the way ends there
+    WAY_WAITS = 2           # is alone, and waits for memory (kvmattr_foreseen); else the fewest instructions are best
+    WAY_SHARES = 4          # tells node and shared
+    WAY_SURE = 8            # is known to lead to a leaf, with nothing pending: nothing is looked for
+
+
+cdef inline bint leads_to_node(Entry e) noexcept nogil:
+    """Whether the entry's handle is a node's: not uniform, no run list. Above level 2, as leaves have handles too."""
+    return entry_handle(e) != 0 and is_node(entry_handle(e))
+
+
+cdef inline Way way_down(const Family *family, const Entry *root, int level, int end, uint64_t page,
+                         int asked) noexcept nogil:
+    """The way from the entry *root of `level`, which covers the page, to an entry of the level `end` or a higher."""
+    cdef Way way
+    cdef const Entry *slot = root
+    cdef Entry e = root[0]
+    cdef int shift = level_shift(level)
     cdef uint32_t keep = 0xff, toggle = 0
-    while level > 2:
-        if handle == 0:
-            return <uint8_t>((entry_x(e) & keep) ^ toggle)
-        toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
-        keep &= <uint32_t>(e >> KVMATTR_K)
-        if not is_node(handle):
-            return <uint8_t>((run_list_raw(family, handle, page & (level_span(level) - 1)) & keep) ^ toggle)
+    way.node = NULL
+    way.shared = False
+    while shift > level_shift(end):
+        if not (asked & WAY_SURE or (leads_to_node(e) if asked & WAY_COMPOSES else leads_to_node_unchanged(e))):
+            break
+        if asked & WAY_COMPOSES:
+            toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
+            keep &= <uint32_t>(e >> KVMATTR_K)
+        if asked & WAY_SHARES:
+            way.node = page_info(family, entry_handle(e) >> 9)
+            way.shared |= way.node.references != 1
         kvmattr_count_visit(family)
-        e = kvmattr_foreseen(family.bias, handle)[index_of(page, level)]
-        handle = entry_handle(e)
-        level -= 1
-    toggle ^= <uint32_t>(e >> KVMATTR_X) & keep
-    keep &= <uint32_t>(e >> KVMATTR_K)
-    return <uint8_t>((leaf_raw(family, handle, page & 511) & keep) ^ toggle)
+        shift -= KVMATTR_LEVEL_BITS
+        if asked & WAY_WAITS:
+            slot = &kvmattr_foreseen(family.bias, entry_handle(e))[(page >> shift) & 511]
+        else:
+            slot = &kvmattr_words(family.bias, entry_handle(e))[(page >> shift) & 511]
+        e = slot[0]
+    way.slot = slot
+    way.entry = e
+    way.shift = shift
+    way.keep = keep
+    way.toggle = toggle
+    return way
+
+
+cdef inline void way_compose(Way *way) noexcept nogil:
+    """What the entry itself does comes to what those above it do."""
+    way.toggle ^= <uint32_t>(way.entry >> KVMATTR_X) & way.keep
+    way.keep &= <uint32_t>(way.entry >> KVMATTR_K)
+
+cdef inline int way_level(const Way *way) noexcept nogil:
+    return way.shift // KVMATTR_LEVEL_BITS + 1
+
+cdef inline uint8_t way_value(const Way *way, uint32_t stored) noexcept nogil:
+    """The value of a page, from what is stored for it or from F of the entry: what is above them is done to it."""
+    return <uint8_t>((stored & way.keep) ^ way.toggle)
+
+
+cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
+    """The attributes of one page below an entry."""
+    cdef Way way = way_down(family, &e, level, 2, page, WAY_COMPOSES | WAY_WAITS)
+    if way.shift > level_shift(2):
+        if entry_handle(way.entry) == 0:
+            return way_value(&way, entry_first(way.entry))
+        way_compose(&way)
+        return way_value(&way, run_list_raw(family, entry_handle(way.entry),
+                                            page & ((<uint64_t>1 << way.shift) - 1)))
+    way_compose(&way)               # a uniform block too: its handle 0 reads zeros
+    return way_value(&way, leaf_raw(family, entry_handle(way.entry), page & 511))
 
 
 cdef inline uint8_t map_get(const Map *map, uint64_t gfn) noexcept nogil:

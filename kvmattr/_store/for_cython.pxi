@@ -46,34 +46,26 @@ cdef uint8_t map_look_up(Map *map, uint64_t gfn) noexcept nogil:
 
 cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
     """Ask the memory for what a look-up or an update of a page will need: for batches, some pages ahead."""
-    cdef Entry e = map.root
-    cdef int level = map.level
-    if gfn >= level_span(level):
+    cdef Way way
+    cdef uint32_t handle
+    if gfn >= level_span(map.level):
         return
-    while level > 2:
-        if not is_node(entry_handle(e)) or entry_handle(e) == 0:
-            return
-        e = node_at(map.family, entry_handle(e))[index_of(gfn, level)]
-        level -= 1
-    kvmattr_prefetch(leaf_at(map.family, entry_handle(e)) + ((gfn & 511) << wide_of(entry_handle(e)) >> 6))
+    way = way_down(map.family, &map.root, map.level, 2, gfn, WAY_COMPOSES)
+    handle = entry_handle(way.entry)
+    if way.shift == level_shift(2):
+        kvmattr_prefetch(leaf_at(map.family, handle) + ((gfn & 511) << wide_of(handle) >> 6))
 
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
     """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""
     cdef uint64_t start = gfn & ~(level_span(level) - 1)
-    cdef Entry e = map.root
-    cdef uint32_t handle = entry_handle(e)
-    cdef uint8_t k = 0xff           # what is pending above may leave nothing of what varies below
-    cdef int at = map.level
+    cdef Way way
     count_call(map.family, CALL_UNIFORM, level_span(level))
-    if gfn < level_span(at) and at >= level:
-        while at > level and handle and is_node(handle):
-            k &= entry_k(e)
-            e = node_at(map.family, handle)[index_of(gfn, at)]
-            handle = entry_handle(e)
-            at -= 1
-        if entry_varying(e) & k == 0:
+    if gfn < level_span(map.level) and map.level >= level:
+        way = way_down(map.family, &map.root, map.level, level, gfn, WAY_COMPOSES)
+        # What is pending above may leave nothing of what varies below.
+        if entry_varying(way.entry) & way.keep == 0:
             return True
-        if at == 2:
+        if way.shift == level_shift(2):
             return False            # a leaf's V is exact
     return map_find(map, start, start + level_span(level), map_get(map, start), 0xff, False) < 0
 

@@ -23,32 +23,51 @@ cdef inline int run_list_size(int count) noexcept nogil:
     return <int>sizeof(Record) + 8 * (count - 1) + count
 
 
-cdef inline int run_list_find(const uint64_t *starts, int count, uint64_t page) noexcept nogil:
-    """The number of the run that holds a page; starts[] lacks the first run's 0. By halves, without a branch that
-    depends on the page: half of them would be foreseen wrongly."""
-    cdef int low = 0, left = count - 1, half
-    while left > 0:
-        half = (left + 1) >> 1
-        low += half & -<int>(starts[low + half - 1] <= page)
-        left -= half
-    return low
+# A list as it lies in its record: run i is [run_start(i), run_stop(i)).
+cdef struct RunList:
+    const Record *record            # NULL for what is no list (one_run)
+    int count
+    const uint64_t *starts          # of the second run and those after it
+    const uint8_t *values           # before the entry's k and x
 
 
-cdef inline const Record *run_list_at(const Family *family, uint32_t handle, const uint64_t **starts,
-                                      const uint8_t **values) noexcept nogil:
+cdef inline RunList run_list_at(const Family *family, uint32_t handle) noexcept nogil:
     cdef const Record *record = <const Record *>address_of(family, handle)
+    cdef RunList runs
     kvmattr_count_visit(family)
-    starts[0] = <const uint64_t *>(<const uint8_t *>record + sizeof(Record))
-    values[0] = <const uint8_t *>(starts[0] + record.count - 1)
-    return record
+    runs.record = record
+    runs.count = record.count
+    runs.starts = kvmattr_list_starts(record)
+    runs.values = kvmattr_list_values(record, record.count)
+    return runs
+
+cdef inline RunList one_run(const uint8_t *value) noexcept nogil:
+    """What a uniform entry would be as a list."""
+    cdef RunList runs
+    runs.record = NULL
+    runs.count = 1
+    runs.starts = NULL
+    runs.values = value
+    return runs
+
+cdef inline uint64_t run_start(const RunList *runs, int i) noexcept nogil:
+    return runs.starts[i - 1] if i else 0
+
+cdef inline uint64_t run_stop(const RunList *runs, int i, uint64_t span) noexcept nogil:
+    """Where run i ends, of a list below an entry of so many pages."""
+    return runs.starts[i] if i < runs.count - 1 else span
+
+
+cdef inline int run_find(const RunList *runs, uint64_t page) noexcept nogil:
+    """The number of the run that holds a page, of a list that was opened."""
+    cdef unsigned int left
+    return <int>kvmattr_list_find(runs.record, page, 0, &left)
 
 
 cdef uint8_t run_list_raw(const Family *family, uint32_t handle, uint64_t page) noexcept nogil:
     """The stored value of one page, before the entry's k and x."""
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record = run_list_at(family, handle, &starts, &values)
-    return values[run_list_find(starts, record.count, page)]
+    cdef RunList runs = run_list_at(family, handle)
+    return runs.values[run_find(&runs, page)]
 
 
 # The runs of a list that a range of its pages meets, clipped to it:
@@ -57,8 +76,7 @@ cdef uint8_t run_list_raw(const Family *family, uint32_t handle, uint64_t page) 
 #     for i in range(met.first, met.last + 1):
 #         met_start(&met, i), met_stop(&met, i), met_value(&met, i)
 cdef struct MetRuns:
-    const uint64_t *starts
-    const uint8_t *values
+    RunList runs
     int first
     int last
     uint64_t lo
@@ -71,9 +89,9 @@ cdef inline MetRuns list_meets(const Family *family, Entry e, uint64_t lo, uint6
                                uint8_t x) noexcept nogil:
     """The runs of [lo, hi), not empty, of the run list below an entry; (k, x) is what the entries above do to them."""
     cdef MetRuns met
-    cdef const Record *record = run_list_at(family, entry_handle(e), &met.starts, &met.values)
-    met.first = run_list_find(met.starts, record.count, lo)
-    met.last = run_list_find(met.starts, record.count, hi - 1)
+    met.runs = run_list_at(family, entry_handle(e))
+    met.first = run_find(&met.runs, lo)
+    met.last = run_find(&met.runs, hi - 1)
     met.lo = lo
     met.hi = hi
     met.k = composed_k(e, k)
@@ -81,34 +99,27 @@ cdef inline MetRuns list_meets(const Family *family, Entry e, uint64_t lo, uint6
     return met
 
 cdef inline uint64_t met_start(const MetRuns *met, int i) noexcept nogil:
-    return met.lo if i == met.first else met.starts[i - 1]
+    return met.lo if i == met.first else met.runs.starts[i - 1]
 
 cdef inline uint64_t met_stop(const MetRuns *met, int i) noexcept nogil:
-    return met.hi if i == met.last else met.starts[i]
+    return met.hi if i == met.last else met.runs.starts[i]
 
 cdef inline uint8_t met_value(const MetRuns *met, int i) noexcept nogil:
-    return (met.values[i] & met.k) ^ met.x
+    return (met.runs.values[i] & met.k) ^ met.x
 
 
 cdef void runs_load(const Family *family, Entry e, Runs *runs) noexcept nogil:
     """The runs of a uniform entry or a run list, the entry's operation applied, neighbours merged."""
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
-    cdef uint8_t value
+    cdef RunList old
     cdef int i
     runs.count = 1
     runs.starts[0] = 0
     runs.values[0] = entry_first(e)
     if entry_handle(e) == 0:
         return
-    record = run_list_at(family, entry_handle(e), &starts, &values)
-    for i in range(1, record.count):
-        value = (values[i] & entry_k(e)) ^ entry_x(e)
-        if value != runs.values[runs.count - 1]:
-            runs.starts[runs.count] = starts[i - 1]
-            runs.values[runs.count] = value
-            runs.count += 1
+    old = run_list_at(family, entry_handle(e))
+    for i in range(1, old.count):
+        runs_append(runs, run_start(&old, i), (old.values[i] & entry_k(e)) ^ entry_x(e))
 
 
 cdef void runs_apply(Runs *runs, uint64_t lo, uint64_t hi, uint64_t span, uint8_t k, uint8_t x) noexcept nogil:
@@ -138,18 +149,19 @@ cdef inline void runs_append(Runs *runs, uint64_t start, uint8_t value) noexcept
     runs.count += 1
 
 
-cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_starts, const uint8_t *old_values,
-                              int count, const Splice *splice) noexcept nogil:
+cdef uint32_t run_list_splice(Family *family, uint32_t old, const RunList *runs, const Splice *splice) noexcept nogil:
     """A list of ours in place of `old` (0: none, one run), whose reference passes to this call, spliced from a run on
     that is not the first. It stays in its record where that is ours and would not be much too large, so that a page
     that comes and goes does not move it each time."""
     cdef int at = splice.at, gone = splice.gone, added = splice.added
-    cdef int now = count - gone + added, tail = count - gone - at
+    cdef int now = runs.count - gone + added, tail = runs.count - gone - at
     cdef int size_class = class_of_units[<uint32_t>(run_list_size(now) + 15) >> 4]
     cdef Record *record = <Record *>address_of(family, old)
     cdef uint32_t handle = old
-    cdef uint64_t *new_starts = <uint64_t *>(<uint8_t *>record + sizeof(Record))
-    cdef uint8_t *new_values = <uint8_t *>(new_starts + now - 1)
+    cdef const uint64_t *old_starts = runs.starts
+    cdef const uint8_t *old_values = runs.values
+    cdef uint64_t *new_starts = kvmattr_list_starts(record)
+    cdef uint8_t *new_values = kvmattr_list_values(record, now)
     if old and record.references == 1 and (record.size_class == size_class or record.size_class == size_class + 1):
         # The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning.
         if added > gone:
@@ -163,8 +175,8 @@ cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_
     else:
         handle = list_new(family, size_class)
         record = <Record *>address_of(family, handle)
-        new_starts = <uint64_t *>(<uint8_t *>record + sizeof(Record))
-        new_values = <uint8_t *>(new_starts + now - 1)
+        new_starts = kvmattr_list_starts(record)
+        new_values = kvmattr_list_values(record, now)
         memcpy(new_starts, old_starts, 8 * (at - 1))
         memcpy(new_starts + at - 1 + added, old_starts + at - 1 + gone, 8 * tail)
         memcpy(new_values, old_values, at)
@@ -180,39 +192,29 @@ cdef uint32_t run_list_splice(Family *family, uint32_t old, const uint64_t *old_
     return handle
 
 
-cdef bint run_list_put(Family *family, Entry *slot, uint64_t lo, uint64_t hi, uint64_t span, int first, int last,
-                       uint8_t value) noexcept nogil:
+cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_t lo, uint64_t hi, uint64_t span,
+                       int first, int last, uint8_t value) noexcept nogil:
     """Give the pages [lo, hi) of a run list, on which nothing is pending, or of a uniform entry one value: runs are
     taken out and put in where they stand. They lie in the runs first .. last, and lo > 0, as the first run has no start
     of its own. False, with nothing done, where the list would be too long."""
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
-    cdef uint64_t[1] no_starts
-    cdef uint8_t[1] one_value
-    cdef const uint64_t *starts = no_starts
-    cdef const uint8_t *values = one_value
     cdef Splice splice
     cdef uint8_t first_value = entry_first(e), varying
-    cdef int count = 1, now
-    one_value[0] = first_value
-    if handle:                      # which the caller has opened
-        count = (<const Record *>address_of(family, handle)).count
-        starts = <const uint64_t *>(<const uint8_t *>address_of(family, handle) + sizeof(Record))
-        values = <const uint8_t *>(starts + count - 1)
-    splice_plan(&splice, values, count, first, last, first and starts[first - 1] == lo,
-                hi == (starts[last] if last < count - 1 else span), lo, hi, value)
-    now = count + splice.added - splice.gone
+    cdef int now
+    splice_plan(&splice, runs.values, runs.count, first, last, run_start(runs, first) == lo,
+                run_stop(runs, last, span) == hi, lo, hi, value)
+    now = runs.count + splice.added - splice.gone
     if now > RUN_LIST_RUNS:
         return False
     if now == 1:
         release(family, handle)
         slot[0] = entry_uniform(first_value)
         return True
-    handle = run_list_splice(family, handle, starts, values, count, &splice)
+    handle = run_list_splice(family, handle, runs, &splice)
     varying = entry_varying(e) | (value ^ first_value)
     if splice.gone:                 # a value may have gone that was the only one to have some bit
-        values = <const uint8_t *>address_of(family, handle) + run_list_size(now) - now
-        varying = runs_varying(values, now)
+        varying = runs_varying(kvmattr_list_values(<const Record *>address_of(family, handle), now), now)
     slot[0] = entry_make(handle, 0xff, 0, varying, first_value)
     return True
 
@@ -222,22 +224,20 @@ cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, 
     """new = (old & k) ^ x on [lo, hi) of a run list or a uniform entry as run_list_put, if that gives all pages there
     one value. False, with nothing done, where that is not so."""
     cdef Entry e = slot[0]
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef int count, first = 0, last = 0
-    cdef uint8_t value = entry_first(e)
+    cdef uint8_t only = entry_first(e)
+    cdef RunList runs = one_run(&only)
+    cdef int first = 0, last = 0
     if lo == 0:
         return False
     if entry_handle(e):
         if entry_k(e) != 0xff or entry_x(e) != 0:
             return False
-        count = run_list_at(family, entry_handle(e), &starts, &values).count
-        first = run_list_find(starts, count, lo)
-        last = run_list_find(starts, count, hi - 1)
+        runs = run_list_at(family, entry_handle(e))
+        first = run_find(&runs, lo)
+        last = run_find(&runs, hi - 1)
         if last != first and k:
             return False
-        value = values[first]
-    return run_list_put(family, slot, lo, hi, span, first, last, (value & k) ^ x)
+    return run_list_put(family, slot, &runs, lo, hi, span, first, last, (runs.values[first] & k) ^ x)
 
 
 cdef Entry run_list_store(Family *family, uint32_t old, const Runs *runs) noexcept nogil:
@@ -246,16 +246,12 @@ cdef Entry run_list_store(Family *family, uint32_t old, const Runs *runs) noexce
     cdef int size_class = class_of_units[(run_list_size(runs.count) + 15) // 16]
     cdef uint32_t handle = old
     cdef Record *record
-    cdef uint64_t *starts
-    cdef uint8_t *values
     if (not old or reference_count(family, old)[0] != 1
             or (<Record *>address_of(family, old)).size_class != size_class):
         release(family, old)
         handle = list_new(family, size_class)
     record = <Record *>address_of(family, handle)
     record.count = <uint16_t>runs.count
-    starts = <uint64_t *>(<uint8_t *>record + sizeof(Record))
-    values = <uint8_t *>(starts + runs.count - 1)
-    memcpy(starts, &runs.starts[1], 8 * (runs.count - 1))
-    memcpy(values, runs.values, runs.count)
+    memcpy(kvmattr_list_starts(record), &runs.starts[1], 8 * (runs.count - 1))
+    memcpy(kvmattr_list_values(record, runs.count), runs.values, runs.count)
     return entry_make(handle, 0xff, 0, runs_varying(runs.values, runs.count), runs.values[0])

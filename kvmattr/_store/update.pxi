@@ -41,8 +41,7 @@ cdef inline bint family_reserves(Family *family) noexcept nogil:
 
 # Called through pointers, so that no compiler takes them into page_update, whose short way then saves few registers.
 cdef UpdateResult (*at_edge)(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
-cdef UpdateResult (*above_leaves)(Map *map, const Entry *slot, int level, uint64_t gfn, uint8_t k,
-                                  uint8_t x) noexcept nogil
+cdef UpdateResult (*above_leaves)(Map *map, Entry e, int level, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef UpdateResult (*in_other_block)(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef void (*tighten)(Map *map, uint64_t gfn) noexcept nogil
 at_edge = page_update_at_edge
@@ -55,26 +54,24 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     """The update of one page. What earlier updates left to be tidied is left so."""
     cdef Family *family = map.family
     cdef bint alone = family.maps.next == NULL      # nothing is shared, but with dead nodes, which nobody reads
-    cdef bint shared = False
-    cdef Entry *slot = &map.root
-    cdef Entry e = slot[0]
-    cdef const PageInfo *info = NULL
+    cdef bint shared
+    cdef Entry e
+    cdef Entry *slot
+    cdef Way way
     cdef uint64_t *where
     cdef uint64_t field, changed
     cdef uint32_t handle, bit
     cdef uint8_t old, new, turned, folded
-    cdef int wide, shift = level_shift(map.level)
-    if gfn >> shift or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
+    cdef int wide
+    if gfn >> level_shift(map.level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
         return at_edge(map, gfn, k, x)
-    while shift > 9:
-        if not leads_to_node_unchanged(e):
-            return above_leaves(map, slot, shift // 9 + 1, gfn, k, x)
-        if not alone:
-            info = page_info(family, entry_handle(e) >> 9)
-            shared |= info.references != 1
-        shift -= 9
-        slot = &node_at(family, entry_handle(e))[(gfn >> shift) & 511]
-        e = slot[0]
+    if alone:
+        way = way_down(family, &map.root, map.level, 2, gfn, 0)
+    else:
+        way = way_down(family, &map.root, map.level, 2, gfn, WAY_SHARES)
+    e = way.entry
+    if way.shift > level_shift(2):
+        return above_leaves(map, e, way_level(&way), gfn, k, x)
     handle = entry_handle(e)
     if handle == 0 or is_line(handle):
         return in_other_block(map, e, gfn, k, x)
@@ -88,7 +85,8 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     new = (old & k) ^ x
     turned = new ^ entry_x(e)
     folded = kvmattr_fold(wide, turned)
-    if not alone and (info == NULL or info.shares) and leaf_references(family, handle)[0] != 1:
+    shared = way.shared
+    if not alone and (way.node == NULL or way.node.shares) and leaf_references(family, handle)[0] != 1:
         shared = True
     if (folded & entry_k(e)) != turned or (new ^ entry_first(e)) & ~entry_varying(e) or shared:
         return in_other_block(map, e, gfn, k, x)
@@ -98,6 +96,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     where[0] ^= field
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
+        slot = <Entry *>way.slot
         slot[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), new)
     kvmattr_raise_version(&map.version, changed & 1)
     if kvmattr_field_lost(where, wide, field):
@@ -135,25 +134,23 @@ cdef UpdateResult page_update_below(Map *map, uint64_t gfn, uint8_t k, uint8_t x
     return page_update(map, gfn, k, x)
 
 
-cdef UpdateResult page_update_above_leaves(Map *map, const Entry *slot, int level, uint64_t gfn, uint8_t k,
+cdef UpdateResult page_update_above_leaves(Map *map, Entry e, int level, uint64_t gfn, uint8_t k,
                                            uint8_t x) noexcept nogil:
     """A page whose way ends above level 2, at a uniform entry or a run list, or at an operation that is pending."""
     cdef Family *family = map.family
-    cdef Entry e = slot[0]
     cdef Entry *ours
     cdef uint32_t handle = entry_handle(e)
     cdef uint64_t page = gfn & (level_span(level) - 1)
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef int count, run = 0
-    cdef uint8_t old = entry_first(e), new
+    cdef uint8_t old = entry_first(e), only = old, new
+    cdef RunList runs = one_run(&only)
+    cdef int run = 0
     cdef bint loose = False
     if handle:
         if is_node(handle):
             return range_update(map, gfn, gfn + 1, k, x)
-        count = run_list_at(family, handle, &starts, &values).count
-        run = run_list_find(starts, count, page)
-        old = (values[run] & entry_k(e)) ^ entry_x(e)
+        runs = run_list_at(family, handle)
+        run = run_find(&runs, page)
+        old = (runs.values[run] & entry_k(e)) ^ entry_x(e)
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
@@ -161,7 +158,7 @@ cdef UpdateResult page_update_above_leaves(Map *map, const Entry *slot, int leve
         return UPDATE_NO_MEMORY
     ours = way_own(map, gfn, level, new ^ old, &loose)
     if (handle and e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000
-            or not run_list_put(family, ours, page, page + 1, level_span(level), run, run, new)):
+            or not run_list_put(family, ours, &runs, page, page + 1, level_span(level), run, run, new)):
         entry_update(family, ours, level, page, page + 1, 0, new)
     page_settle(map, gfn, loose or entry_handle(ours[0]) == 0)
     return UPDATE_CHANGED

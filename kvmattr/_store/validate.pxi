@@ -42,10 +42,8 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     cdef uint32_t handle = entry_handle(e), page = handle >> 9
     cdef uint32_t *seen
     cdef const PageInfo *info
-    cdef const Entry *entries
-    cdef const uint64_t *starts
-    cdef const uint8_t *values
-    cdef const Record *record
+    cdef MetChildren met
+    cdef RunList runs
     cdef uint8_t[512] block
     cdef uint8_t[5] vary
     cdef uint8_t child_first, child_varying, raw_first = 0, raw_varying = 0
@@ -71,19 +69,18 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
             return audit_fail(audit, "a node's page is marked as a node", level, gfn)
         if info.level != level:
             return audit_fail(audit, "a node's page tells its level", level, gfn)
-        entries = node_at(family, handle)
+        met = node_meets(family, e, level, 0, level_span(level), 0xff, 0)
+        raw_first = entry_first(met.entries[0])
         if seen[0] > 1:
             # Met before, through another reference: what is below was checked and counted then.
-            raw_first = entry_first(entries[0])
             raw_varying = entry_varying(e)
-        for i in range(512 if seen[0] == 1 else 0):
-            if not audit_entry(audit, entries[i], level - 1, gfn + (<uint64_t>i << level_shift(level - 1)),
-                               &child_first, &child_varying):
+            met.last = -1
+        for i in range(met.first, met.last + 1):
+            if not audit_entry(audit, met.entries[i], level - 1, gfn + child_begin(&met, i), &child_first,
+                               &child_varying):
                 return False
-            if i == 0:
-                raw_first = child_first
             raw_varying |= child_varying | (child_first ^ raw_first)
-            handle = entry_handle(entries[i])
+            handle = entry_handle(met.entries[i])
             if not info.shares and handle and (reference_count(family, handle)[0] != 1 or level > 3 and is_node(handle)
                                                and page_info(family, handle >> 9).shares):
                 return audit_fail(audit, "only a node marked so shares what lies below it", level, gfn)
@@ -95,25 +92,25 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
     elif level > 2:
         if info.kind < PAGE_SLAB or info.kind >= PAGE_SLAB + LIST_CLASSES:
             return audit_fail(audit, "a run list lies in a slab of its kind", level, gfn)
-        record = run_list_at(family, handle, &starts, &values)
-        if record.count < 2 or record.count > RUN_LIST_RUNS:
+        runs = run_list_at(family, handle)
+        if runs.count < 2 or runs.count > RUN_LIST_RUNS:
             return audit_fail(audit, "a run list has 2 .. RUN_LIST_RUNS runs", level, gfn)
-        if record.size_class != info.kind - PAGE_SLAB:
+        if (<const Record *>address_of(family, handle)).size_class != info.kind - PAGE_SLAB:
             return audit_fail(audit, "a run list's size class is its slab's", level, gfn)
-        if run_list_size(record.count) > class_bytes[record.size_class]:
+        if run_list_size(runs.count) > class_bytes[info.kind - PAGE_SLAB]:
             return audit_fail(audit, "a run list fits its record", level, gfn)
-        raw_first = values[0]
-        for i in range(record.count - 1):
-            if starts[i] <= (starts[i - 1] if i else 0) or starts[i] >= level_span(level):
+        raw_first = runs.values[0]
+        for i in range(1, runs.count):
+            if run_start(&runs, i) <= run_start(&runs, i - 1) or run_start(&runs, i) >= level_span(level):
                 return audit_fail(audit, "a run list's starts rise within its subtree", level, gfn)
-            if values[i] == values[i + 1]:
+            if runs.values[i] == runs.values[i - 1]:
                 return audit_fail(audit, "neighbours in a run list differ", level, gfn)
-            raw_varying |= values[i + 1] ^ raw_first
+            raw_varying |= runs.values[i] ^ raw_first
         if (raw_varying & entry_k(e)) != entry_varying(e):
             return audit_fail(audit, "a run list's V is exact", level, gfn)
         if seen[0] == 1:
             audit.run_lists += 1
-            audit.live_bytes += class_bytes[record.size_class]
+            audit.live_bytes += class_bytes[info.kind - PAGE_SLAB]
     else:
         if info.kind != PAGE_SLAB + LIST_CLASSES + wide_of(handle):
             return audit_fail(audit, "a leaf lies in a slab of its size", level, gfn)

@@ -112,7 +112,7 @@ KVMATTR_AVX512 static inline uint8_t kvmattr_list_raw_avx512(const kvmattr_list 
     unsigned left, low = kvmattr_list_find(list, page, KVMATTR_LANES, &left);
     const __mmask8 these = (__mmask8)((1u << left) - 1);
     __m512i starts = _mm512_maskz_loadu_epi64(these, list->starts + low);
-    return kvmattr_list_values(list)[low + (unsigned)__builtin_popcount(_mm512_mask_cmple_epu64_mask(
+    return kvmattr_list_values(list, list->count)[low + (unsigned)__builtin_popcount(_mm512_mask_cmple_epu64_mask(
                                                these, starts, _mm512_set1_epi64((long long)page)))];
 }
 

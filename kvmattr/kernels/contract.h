@@ -61,9 +61,11 @@ typedef struct kvmattr_list {
 
 enum { KVMATTR_LIST_RUNS = 56 };
 
-static inline const uint8_t *kvmattr_list_values(const kvmattr_list *list)
+/* Where they lie, of a list of so many runs. */
+static inline uint64_t *kvmattr_list_starts(const kvmattr_list *list) { return (uint64_t *)list->starts; }
+static inline uint8_t *kvmattr_list_values(const kvmattr_list *list, int count)
 {
-    return (const uint8_t *)(list->starts + list->count - 1);
+    return (uint8_t *)(list->starts + count - 1);
 }
 
 /* A whole map of few runs, for look-ups of many pages: where the runs begin but the first one, after the last of them
@@ -296,7 +298,7 @@ static inline unsigned kvmattr_list_find(const kvmattr_list *list, uint64_t page
 static inline uint8_t kvmattr_list_raw(const kvmattr_list *list, uint64_t page)
 {
     unsigned left;
-    return kvmattr_list_values(list)[kvmattr_list_find(list, page, 0, &left)];
+    return kvmattr_list_values(list, list->count)[kvmattr_list_find(list, page, 0, &left)];
 }
 
 /* Where a handle's granule lies. */
