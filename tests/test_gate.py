@@ -620,11 +620,11 @@ def test_thresholds_of_files(project: Path) -> None:
     assert judge_json(base, head, "--fail-if-faster", "bench/*") == 1
 
 
-def asv_file(path: Path, factor: float, cpu: str = "AMD EPYC") -> str:
+def asv_file(path: Path, factor: float, cpu: str = "AMD EPYC", python: str = "3.11") -> str:
     samples = [factor * 1e-6 * (1 + 0.01 * (i % 3)) for i in range(20)]
     path.write_text(json.dumps({
         "commit_hash": "0", "env_name": "e", "version": 2,
-        "params": {"arch": "x86_64", "cpu": cpu, "machine": "m", "num_cpu": "4", "os": "Linux", "python": "3.11"},
+        "params": {"arch": "x86_64", "cpu": cpu, "machine": "m", "num_cpu": "4", "os": "Linux", "python": python},
         "result_columns": ["result", "params", "version", "samples"],
         "results": {"suite.time_walk": [[factor * 1e-6, factor * 2e-6], [["1", "2"]], "v",
                                         [samples, [2 * each for each in samples]]],
@@ -642,6 +642,13 @@ def test_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "undecided   suite.time_broken: " + base + ": no result (the benchmark failed or was skipped)" in out
     assert "track_size" not in out
     assert judge_json([base], [asv_file(project / "other.json", 1, "Intel Xeon")]) == 3
+    capsys.readouterr()
+    assert judge_json([base], [asv_file(project / "later.json", 1, python="3.12")]) == 3
+    assert "base.json: Python is '3.11', in " in capsys.readouterr().out
+    # Paths are no versions. (What is left undecided is the benchmark without a result.)
+    there, here = (asv_file(project / f"{name}.json", 1, python=f"/{name}/bin/python") for name in ("there", "here"))
+    assert judge_json([there], [here]) == 3
+    assert "Python is" not in capsys.readouterr().out
 
 
 def test_files_of_hyperfine(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,8 @@ def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> 
     pairs = _pairs(head, base)
     if len(pairs.head) < FEWEST_PAIRS:
         return Verdict.UNDECIDED, (
-            f"{len(pairs.head)} pairs; at least {FEWEST_PAIRS} are needed: more files, or files with their rounds "
+            f"{len(pairs.head)} pair{'s' * (len(pairs.head) != 1)}; at least {FEWEST_PAIRS} are needed: more files, or "
+            "files with their rounds "
             "(pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: --record-samples)"), None
     group = head[0].group
     threshold = limits.of(name, group) * (BETWEEN_RUNS if len(base) < FEWEST_PAIRS else 1.0)

@@ -121,9 +121,12 @@ def _asv(path: Path, data: dict[str, Any]) -> TimeFile:
             trouble = "no result (the benchmark failed or was skipped)" if median is None else None
             times[full] = Times(_number(median), tuple(map(_number, rounds or ())), trouble=trouble)
     machine = data.get("params") or {}
+    python = str(machine.get("python") or data.get("python") or "")
     return TimeFile(path, times, _known({
         "CPU": machine.get("cpu"), "number of CPUs": machine.get("num_cpu"), "architecture": machine.get("arch"),
-        "system": machine.get("os"), "Python": machine.get("python") or data.get("python")}), machine.get("machine"))
+        "system": machine.get("os"),
+        # Where it was told to use an environment that exists, asv has its path: that may differ for one Python.
+        "Python": "" if "/" in python else python}), machine.get("machine"))
 
 
 def differences(files: list[TimeFile]) -> Iterator[tuple[str, TimeFile, TimeFile]]:
