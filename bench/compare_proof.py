@@ -99,7 +99,8 @@ def runs_of_each(number: int, folder: Path) -> dict[str, list[Report]]:
     for index in range(number):
         for kind in found:
             print(f"{kind} {index + 1}/{number}", file=sys.stderr)
-            path = folder / f"{kind}-{index}.json"
+            # Names of one length: a longer command line moves all that a process has in memory.
+            path = folder / f"{kind:-<8}{index:03}.json"
             if kind == "loaded":
                 with load():
                     one_run(path, kind)

@@ -245,6 +245,18 @@ def test_plots_show_what_was_measured_alone(whole_report):
     assert [text.get_text() for text in axes.texts] == ["memslots ends at 16,398"]
 
 
+@pytest.mark.parametrize("medians", [(100.0, 105.0), (113.0, 361.0), (2.0, 9.0), (450.0, 480.0), (10.0, 9_000.0)])
+def test_every_plot_has_numbers_and_a_flat_curve_looks_flat(medians):
+    pytest.importorskip("matplotlib")
+    cells = [cell("store", size << 18, [median] * 3, scenario="guest") for size, median in zip((1, 16), medians,
+                                                                                             strict=True)]
+    axes = of(cells).figure("guest").axes[0]
+    low, high = axes.get_ylim()
+    assert high >= 9.99 * low
+    assert len([each for each in axes.get_yticks() if low <= each <= high]) >= 2
+    assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))
+
+
 def test_plots_are_files(whole_report, tmp_path):
     pytest.importorskip("matplotlib")
     drawn = [(path.name, make()) for path, make in plots.files(whole_report, tmp_path)]

@@ -23,14 +23,12 @@ import numpy as np
 
 from kvmattr.measure.statistics import Variance, chance, half_width, moderated, stepped
 from kvmattr.study.report import Report
-from kvmattr.study.results import FLOOR, Result
+from kvmattr.study.results import FASTEST, FLOOR, Result
 
 #: A cell of fewer samples says nothing of its run.
 LEAST_SAMPLES = 5
 #: A verdict of a comparison is wrong, whichever it is, with this probability.
 _LEVEL = 0.05
-#: The part of a run's rounds that is looked at: what is slower may be disturbed.
-_FASTEST = 0.1
 #: So many times slower or faster is no change: code that merely lies elsewhere in memory does as much.
 MARGIN = 1.05
 #: Others' CPUs, on average, by which the two sides may differ, and the margin where they differ more: what load
@@ -170,7 +168,7 @@ def _difference(groups: Sequence[Sequence[float]]) -> float:
 def _row(a: list[Result], b: list[Result], groups: list[list[float]] | None, test: _Test | None, level: float,
          disturbed: str, floor_ratio: float | None) -> Row:
     one = a[0]
-    shown = [_median(cells) for cells in (a, b)]
+    shown = [_shown(cells) for cells in (a, b)]
 
     def row(verdict: str, note: str = "", ratio: float | None = None, low: float | None = None,
             high: float | None = None) -> Row:
@@ -253,7 +251,7 @@ def _value(cell: Result) -> float | None:
     """The one number of a run."""
     if cell.status != "ok" or not cell.yardstick:
         return None
-    return math.log(float(np.quantile(cell.samples, _FASTEST)) / float(np.quantile(cell.yardstick, _FASTEST)))
+    return math.log(cell.fastest / float(np.quantile(cell.yardstick, FASTEST)))
 
 
 def _without_disturbed(judged: dict[Place, list[list[float]]]) -> dict[Place, str]:
@@ -295,16 +293,17 @@ def _floor(sides: list[dict[Place, list[Result]]], place: Place) -> float | None
         return None
     ratios = []
     for side in sides[:2]:
-        own, under = _median(side[place]), _median(side.get(floor, []))
+        own, under = _shown(side[place]), _shown(side.get(floor, []))
         if own is None or under is None:
             return None
         ratios.append(own / under)
     return ratios[1] / ratios[0]
 
 
-def _median(cells: Sequence[Result]) -> float | None:
-    medians = [float(np.median(cell.samples)) for cell in cells if cell.status == "ok" and cell.samples]
-    return float(np.median(medians)) if medians else None
+def _shown(cells: Sequence[Result]) -> float | None:
+    """The middle of what the runs say, as it is judged."""
+    fastest = [cell.fastest for cell in cells if cell.status == "ok" and cell.samples]
+    return float(np.median(fastest)) if fastest else None
 
 
 def _loads(cells: Sequence[Result]) -> float:

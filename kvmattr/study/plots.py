@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,7 @@ def _figure(cells: Sequence[Result], size_name: str) -> Any:
 
 
 def _label_axes(axes: Any, size_name: str, unit: str, sizes: set[int]) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -106,7 +107,12 @@ def _label_axes(axes: Any, size_name: str, unit: str, sizes: set[int]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, unit)))
     if size_name in text.MEMORY_SIZES:
         axes.set_xticks(sorted(sizes))
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    if high < 10 * low:     # noise would fill the figure, and a flat curve look steep
+        low, high = axes.set_ylim(math.sqrt(low * high / 10), math.sqrt(low * high * 10))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1, )))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -154,7 +160,8 @@ def inline_svg(plot: Plot) -> str:
 def both_sides(a: Sequence[Report], b: Sequence[Report]) -> Any:
     """One figure for a comparison: a panel wherever both sides have two sizes, A in full lines, B in broken ones.
 
-    A point is the median of the runs' medians, the band from the lowest to the highest of them.
+    A point is the middle of the runs, each of which counts by its fastest rounds, as it is judged; the band goes from
+    the lowest to the highest of them.
     """
     from matplotlib.figure import Figure
 
@@ -185,10 +192,10 @@ def both_sides(a: Sequence[Report], b: Sequence[Report]) -> Any:
 
 
 def _points(side: Sequence[Report], scenario: str, kind: str) -> dict[str, dict[int, list[float]]]:
-    """Backend -> size -> medians of the runs, of backends with two sizes or more."""
+    """Backend -> size -> what each run comes to, of backends with two sizes or more."""
     found: dict[str, dict[int, list[float]]] = {}
     for report in side:
         for cell in report.results:
-            if (cell.scenario, cell.kind, cell.status) == (scenario, kind, "ok") and cell.spread is not None:
-                found.setdefault(cell.backend, {}).setdefault(cell.size, []).append(cell.spread.median)
+            if (cell.scenario, cell.kind, cell.status) == (scenario, kind, "ok") and cell.samples:
+                found.setdefault(cell.backend, {}).setdefault(cell.size, []).append(cell.fastest)
     return {backend: points for backend, points in found.items() if len(points) > 1}

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from kvmattr.measure.checked import Field
 from kvmattr.measure.statistics import Ratio, Spread
 
@@ -35,6 +37,9 @@ REFERENCES = {"model": ("store", ), "kernel": ("kvm-attributes", ), "library": (
 
 #: The floor of every kernel row: a call that does nothing.
 FLOOR = "empty-ioctl"
+
+#: The part of a run's rounds that a comparison looks at: what is slower may be disturbed.
+FASTEST = 0.1
 
 #: What samples are of: CPU time of the thread, wall time, or no time at all (bytes).
 CLOCKS = ("cpu", "wall", "")
@@ -77,6 +82,11 @@ class Result:
     def spread(self) -> Spread | None:
         """Median and quantiles, None without samples."""
         return Spread.of(self.samples) if self.samples else None
+
+    @property
+    def fastest(self) -> float:
+        """What a comparison goes by: the fastest tenth of the rounds; of bytes, which nothing disturbs, the median."""
+        return float(np.quantile(self.samples, 0.5 if self.unit == "bytes" else FASTEST))
 
     def as_record(self) -> dict[str, Any]:
         """The JSON object: the fields and, where measured, the medians."""
