@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Do two threads do more than one? Calls a second of two threads, over those of one, on CPython without the GIL.
+"""Do two threads do more than one, and how long does the one wait for the other, on CPython without the GIL?
 
     python bench/threads.py                                  the table; half a minute
     python bench/threads.py --results bench/results/NAME     writes NAME.txt too
     python bench/threads.py --quick                          seconds; figures mean nothing
 
-2 is the best there is; below 1 two threads get less done together than one alone. Rounds of one thread and of two take
-turns, so that what the machine does beside is in both; the median of their ratios stands in the table, with the limit
-that the project set itself. It takes two free CPUs: the load that was there meanwhile is printed below. With a GIL the
-rows of batches alone can pass 1.
+The first table has the calls a second of two threads, over those of one. 2 is the best there is; below 1 two threads
+get less done together than one alone. Rounds of one thread and of two take turns, so that what the machine does beside
+is in both; the median of their ratios stands there, with the limit that the project set itself. It takes two free
+CPUs: the load that was there meanwhile is printed below. With a GIL the rows of batches alone can pass 1.
+
+The second table has what a call takes, now and then, while the other thread works without a pause.
 """
 
 from __future__ import annotations
@@ -138,6 +140,66 @@ def rows() -> dict[str, tuple[Maker, Maker, float]]:
     return {name: (partial(work, *one), partial(work, *two), limit) for name, (work, one, two, limit) in table.items()}
 
 
+def waits() -> dict[str, tuple[Maker, Callable[[], Callable[[int], object]]]]:
+    """What one thread does without a pause, and a call of the other beside it."""
+    m = fragmented()
+    gfns = np.random.default_rng(2).integers(0, 1 << 18, 1_000_000, dtype=np.uint64)
+
+    def batches() -> Work:
+        values = [1, 3]
+
+        def work() -> None:
+            values.reverse()
+            m.put(gfns, values[0])
+
+        return work
+
+    def get() -> Callable[[int], object]:
+        get = m.get
+        return lambda turn: get(7 * turn)
+
+    def write() -> Callable[[int], object]:
+        write = m.write
+        return lambda turn: write((1 << 21) + turn, (1 << 21) + turn + 1, turn & 1)
+
+    return {
+        "get beside put of 1e6 pages": (batches, get),
+        "write beside put of 1e6 pages": (batches, write),
+        "get beside writes": (partial(writing, m, 1 << 20), get),
+        "write beside writes": (partial(writing, m, 1 << 20), write),
+    }
+
+
+def waited(beside: Maker, call: Callable[[], Callable[[int], object]], turns: int) -> list[float]:
+    """What each call took, in microseconds, from the shortest to the longest."""
+    cpus = sorted(os.sched_getaffinity(0))
+    taken: list[float] = []
+    ended = False
+
+    def other() -> None:
+        os.sched_setaffinity(0, {cpus[0]})
+        work = beside()
+        while not ended:
+            work()
+
+    def calls() -> None:
+        os.sched_setaffinity(0, {cpus[-1]})
+        once = call()
+        for turn in range(turns):
+            began = time.perf_counter_ns()
+            once(turn)
+            taken.append((time.perf_counter_ns() - began) / 1000)
+            time.sleep(20e-6)
+
+    threads = threading.Thread(target=other), threading.Thread(target=calls)
+    for thread in threads:
+        thread.start()
+    threads[1].join()
+    ended = True
+    threads[0].join()
+    return sorted(taken)
+
+
 def rate(makers: tuple[Maker, ...], seconds: float) -> float:
     """How often a second the works were done, by a thread each, on a CPU each."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -180,10 +242,14 @@ def main() -> None:
         table.append([name, f"{middle:.2f}", f"{ratios[0]:.2f} .. {ratios[-1]:.2f}",
                       f"{limit:.1f}{'' if middle >= limit else ' *'}"])
         print(f"{name}: done", file=sys.stderr, flush=True)
+    turns = 100 if words.quick else 5000
+    times = [[name, f"{taken[turns // 2]:.1f}", f"{taken[turns * 99 // 100]:.0f}"]
+             for name, (beside, call) in waits().items() for taken in [waited(beside, call, turns)]]
     machine, loaded = describe(), Load.now().since(load)
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     text = "\n".join([
-        fitted(["two threads / one", "median", "of all rounds", "limit"], table, 100), "", "* below its limit",
+        fitted(["two threads / one", "median", "of all rounds", "limit"], table, 100), "", "* below its limit", "",
+        fitted(["us a call", "median", "99 of 100"], times, 100), "",
         f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']} "
         f"{'with' if gil else 'without'} the GIL, {AttributeMap(1).stats()['kernels']}",
         "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in loaded.items() if value is not None),

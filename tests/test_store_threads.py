@@ -211,7 +211,8 @@ def test_maps_die_in_threads_of_their_own() -> None:
 
 @pytest.mark.parametrize("kind", ["put", "put_bitmap"])
 def test_who_waits_has_its_turn_within_a_batch(kind: str) -> None:
-    """A batch comes back for the mutex at once; an update beside it need not wait for its end."""
+    """A batch gives the mutex up between its groups: an update beside it need not wait for its end. How long it waits
+    is a matter of time, which no test can ask for on a busy machine (bench/threads.py)."""
     m = AttributeMap(2**22)
     gfns = np.arange(0, 2**21, dtype=np.uint64)
     bits = np.full(2**18, 0xFF, dtype=np.uint8)
