@@ -13,16 +13,19 @@
 The emulated CPU executes one instruction a nanosecond of the guest's clock (QEMU's -icount), so that times inside are
 numbers of instructions and come out alike on any host. It offers AMD's nested paging to the kernel's KVM. The root
 file system is this machine's own, read only: leave the tree alone while it runs. The user needs no privileges.
+Jobs that count and jobs that do not run at once, in a machine each.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -30,8 +33,9 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
 BUILD = TREE / "build" / "kernel"
 JOBS = ("info", "tests", "study", "calls", "events")
-#: Those that are run where none are named.
+#: Those that are run where none are named, and those that count instructions.
 USUAL = JOBS[:3]
+COUNTED = ("study", "calls")
 #: What building a kernel and running one needs, as Debian calls the packages.
 _PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "make": "make", "gcc": "gcc", "flex": "flex", "bison": "bison",
              "bc": "bc"}
@@ -94,11 +98,12 @@ def _say_unmet(wanted: str, got: str) -> None:
         raise Missing("this kernel has no CONFIG_KVM_SW_PROTECTED_VM: attributes came with Linux 6.8")
 
 
-def qemu_command(image: Path, out: Path) -> list[str]:
-    """Plain QEMU: the host's root by 9p, read only, and ``out`` as the writable share."""
+def qemu_command(image: Path, out: Path, part: str) -> list[str]:
+    """Plain QEMU: the host's root by 9p, read only, and ``out`` as the writable share; ``part`` reaches init.sh."""
     needed("qemu-system-x86_64")
     append = ["console=ttyS0", "quiet", "panic=-1", "root=root", "rootfstype=9p", "ro",
-              "rootflags=trans=virtio,version=9p2000.L,msize=262144,cache=loose", f"init={HERE / 'init.sh'}"]
+              "rootflags=trans=virtio,version=9p2000.L,msize=262144,cache=loose", f"init={HERE / 'init.sh'}",
+              f"part={part}"]
     return ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", _CPU, "-m", _MEMORY, "-icount", _ICOUNT,
             "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
@@ -108,52 +113,103 @@ def qemu_command(image: Path, out: Path) -> list[str]:
             "-kernel", str(image), "-append", " ".join(append)]
 
 
-def vng_command(image: Path, out: Path) -> list[str]:
+def vng_command(image: Path, out: Path, part: str) -> list[str]:
     """virtme-ng: it brings its own init and shares; the command is the same."""
-    script = f"sh {shlex.quote(str(out / 'command'))} </dev/null; echo $? >{shlex.quote(str(out / 'status'))}"
+    script = (f"sh {shlex.quote(str(out / f'command-{part}'))} </dev/null; echo $? >"
+              f"{shlex.quote(str(out / f'status-{part}'))}")
     return ["vng", "--run", str(image), "--disable-kvm", "--cpus", "1", "--memory", _MEMORY, "--force-9p",
             f"--rwdir={out}", "--user", "root", f"--qemu-opts=-cpu {_CPU} -icount {_ICOUNT}", "--exec", script]
 
 
+def parts_of(jobs: list[str]) -> dict[str, list[str]]:
+    """The jobs of each machine that is booted: those that count instructions have one of their own.
+
+    Both run at once; what is counted does not depend on what else the host does.
+
+    >>> parts_of(["info", "tests", "study"])
+    {'asked': ['info', 'tests'], 'counted': ['study']}
+    """
+    parts = {"asked": [job for job in jobs if job not in COUNTED], "counted": [job for job in jobs if job in COUNTED]}
+    return {part: chosen for part, chosen in parts.items() if chosen}
+
+
 def boot(image: Path, out: Path, jobs: list[str], timeout: int, emulator: str) -> int:
-    """Boot ``image`` and run the jobs inside; their exit code. What they write, and the console, is left in ``out``."""
+    """Boot ``image`` and run the jobs inside; 1 if one failed. What they and the consoles write is left in ``out``."""
     if not image.is_file():
         raise Missing(f"no kernel image {image}: --source DIR builds one")
     out.mkdir(parents=True, exist_ok=True)
-    status = out / "status"
-    status.unlink(missing_ok=True)
-    inside = out if emulator == "vng" else Path("/mnt")
-    words = [sys.executable, "-P", "-B", str(HERE / "jobs.py"), str(inside), *jobs]
-    (out / "command").write_text(f"cd {shlex.quote(str(TREE))}\nexport PYTHONPATH={shlex.quote(str(TREE))} "
-                                 f"PYTHONDONTWRITEBYTECODE=1\n{shlex.join(words)} 2>&1\n")
-    command = (vng_command if emulator == "vng" else qemu_command)(image, out)
     started = time.monotonic()
-    with (out / "console.txt").open("w") as console:
-        console.write(shlex.join(command) + "\n")
-        console.flush()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=console,
-                                   text=True, errors="replace")
-        assert process.stdout is not None
-        ended = _Alarm(process, timeout)
-        try:
-            with process.stdout as said:
-                for line in said:
-                    console.write(line)
-                    line = line.rstrip("\r\n")
-                    print(f"{line}, {_cpu_seconds(process.pid):.0f} s of CPU since the start"
-                          if line.startswith("== ") and emulator == "qemu" else line, flush=True)
-        finally:
-            late = ended.stop()
-            process.wait()
+    machines = [_Machine(image, out, part, chosen, emulator) for part, chosen in parts_of(jobs).items()]
+    try:
+        for machine in machines:
+            machine.start()
+        for machine in machines:
+            machine.thread.join(max(started + timeout - time.monotonic(), 0))
+        late = any(machine.thread.is_alive() for machine in machines)
+    finally:
+        for machine in machines:
+            machine.end()
     if late:
-        raise Missing(f"the emulator was ended after {timeout} s (--timeout): see {out / 'console.txt'}")
-    if not status.exists():
-        raise Missing(f"the emulated machine ended before its command did: see {out / 'console.txt'}")
-    code = int(status.read_text())
-    if "study" in jobs and code == 0:
+        raise Missing(f"the emulator was ended after {timeout} s (--timeout): see {machines[0].console}")
+    codes = [machine.code() for machine in machines]
+    if "study" in jobs and not any(codes):
         _draw(out)
     print(f"{time.monotonic() - started:.0f} s; results in {out}", flush=True)
-    return code
+    return max(codes)
+
+
+class _Machine:
+    """One emulated machine: `part` names its files in ``out``; a thread copies what it says."""
+
+    def __init__(self, image: Path, out: Path, part: str, jobs: list[str], emulator: str) -> None:
+        self._status = out / f"status-{part}"
+        self._status.unlink(missing_ok=True)
+        self.console = out / f"console-{part}.txt"
+        self._emulator = emulator
+        inside = out if emulator == "vng" else Path("/mnt")
+        words = [sys.executable, "-P", "-B", str(HERE / "jobs.py"), str(inside), *jobs]
+        (out / f"command-{part}").write_text(
+            f"cd {shlex.quote(str(TREE))}\nexport PYTHONPATH={shlex.quote(str(TREE))} "
+            f"PYTHONDONTWRITEBYTECODE=1\n{shlex.join(words)} 2>&1\n")
+        self._command = (vng_command if emulator == "vng" else qemu_command)(image, out, part)
+        self._process: subprocess.Popen[str] | None = None
+        self.thread = threading.Thread(target=self._copy, daemon=True)
+
+    def start(self) -> None:
+        """Switch it on."""
+        with self.console.open("w") as console:
+            console.write(shlex.join(self._command) + "\n")
+        self._errors = self.console.open("a")
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                         stderr=self._errors, text=True, errors="replace")
+        self.thread.start()
+
+    def end(self) -> None:
+        """Switch it off, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self.thread.join()
+            self._errors.close()
+
+    def code(self) -> int:
+        """The exit code of its command."""
+        if not self._status.exists():
+            raise Missing(f"the emulated machine ended before its command did: see {self.console}")
+        return int(self._status.read_text())
+
+    def _copy(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        with self._process.stdout as said, self.console.open("a") as console:
+            for line in said:
+                console.write(line)
+                line = line.rstrip("\r\n")
+                if line.startswith("== ") and self._emulator == "qemu":
+                    with contextlib.suppress(OSError):      # it may be gone
+                        line += f", {_cpu_seconds(self._process.pid):.0f} s of CPU since the start"
+                print(line, flush=True)
+        self._process.wait()
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -175,29 +231,6 @@ def _draw(out: Path) -> None:
         if words[0] == "emulation.table":
             (out / "instructions.md").write_text(said.stdout)
             print(said.stdout, end="", flush=True)
-
-
-class _Alarm:
-    """Ends a process after so many seconds."""
-
-    def __init__(self, process: subprocess.Popen[str], seconds: int) -> None:
-        import threading
-        self._rang = False
-        self._process = process
-        self._timer = threading.Timer(seconds, self._ring)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _ring(self) -> None:
-        self._rang = True
-        self._process.kill()
-
-    def stop(self) -> bool:
-        """Cancel it; whether it rang. Also ends the process, which may outlive a Ctrl-C."""
-        self._timer.cancel()
-        if self._process.poll() is None and sys.exc_info()[0] is not None:
-            self._process.kill()
-        return self._rang
 
 
 def _call(words: list[str], quiet: bool = False) -> None:

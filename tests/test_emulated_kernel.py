@@ -46,6 +46,40 @@ def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
     assert "unknown job 'nope': known are info, tests, study" in capsys.readouterr().err
 
 
+def machine(monkeypatch, script):
+    """In place of the emulator a shell that runs a script: what it knows of its jobs is their part's name."""
+    monkeypatch.setattr(run, "qemu_command", lambda image, out, part: ["sh", "-c", script.format(out=out, part=part)])
+    monkeypatch.setattr(run, "_draw", lambda out: None)
+
+
+def test_jobs_that_count_have_a_machine_of_their_own_beside_the_others(tmp_path, capsys, monkeypatch):
+    waiting = "[ ! -f {out}/here-asked -o ! -f {out}/here-counted ] && [ $n -lt 600 ]"
+    machine(monkeypatch, "echo == {part}; touch {out}/here-{part}; n=0; while " + waiting
+            + "; do sleep .1; n=$((n+1)); done; [ $n -lt 600 ]; echo $? >{out}/status-{part}")
+    (tmp_path / "image").touch()
+    words = ["--image", str(tmp_path / "image"), "--out", str(tmp_path), "--emulator", "qemu"]
+    assert run.main(words) == 0
+    said = capsys.readouterr().out
+    assert re.search("^== asked, [0-9]+ s of CPU since the start$", said, re.MULTILINE)
+    assert "jobs.py /mnt info tests" in (tmp_path / "command-asked").read_text()
+    assert "jobs.py /mnt study" in (tmp_path / "command-counted").read_text()
+    assert "== counted\n" in (tmp_path / "console-counted.txt").read_text()
+
+
+@pytest.mark.parametrize(("script", "code", "said"), [
+    ("echo 0 >{out}/status-asked; echo 1 >{out}/status-counted", 1, ""),
+    ("echo 0 >{out}/status-asked", 2,
+     "the emulated machine ended before its command did: see {out}/console-counted.txt\n"),
+    ("exec sleep 600", 2, "the emulator was ended after 1 s (--timeout): see {out}/console-asked.txt\n")])
+def test_how_machines_end(tmp_path, capsys, monkeypatch, script, code, said):
+    machine(monkeypatch, script)
+    (tmp_path / "image").touch()
+    seconds = "1" if "sleep" in script else "600"
+    words = ["--image", str(tmp_path / "image"), "--out", str(tmp_path), "--emulator", "qemu", "--timeout", seconds]
+    assert run.main(words) == code
+    assert capsys.readouterr().err == (f"dev.py kernel: {said.format(out=tmp_path)}" if said else "")
+
+
 def test_a_configuration_without_the_vm_type_is_refused(capsys):
     wanted = "# why\nCONFIG_KVM=y\nCONFIG_KVM_SW_PROTECTED_VM=y\nCONFIG_NUMA=n\nCONFIG_SMP=n\n"
     run._say_unmet(wanted, "CONFIG_KVM=y\nCONFIG_KVM_SW_PROTECTED_VM=y\n# CONFIG_NUMA is not set\n")

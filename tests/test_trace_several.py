@@ -6,7 +6,7 @@ import json
 import pytest
 
 from kvmattr import cli
-from kvmattr.trace import SetAttributes, read
+from kvmattr.trace import SetAttributes, owners, read
 
 MIB = 1 << 20
 #: User space of two runs of QEMU: it differs from run to run.
@@ -207,6 +207,15 @@ def test_lines_beyond_a_thousand_vms_are_told(tmp_path):
     found, trace = lines_of(tmp_path, lines, vm=1)
     assert found == [1]
     assert trace.unread == [(1001, "a call of process 1001 behind those of 1,000 VMs, which are the most that one log may have")]
+
+
+def test_threads_beyond_those_that_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(owners, "_REMEMBERED", 10)
+    lines = [f" qemu-{thread} [002] ..... 12.3: {event(thread)}" for thread in range(100, 130)]
+    found, trace = lines_of(tmp_path, lines)
+    assert len(found) == 30
+    assert trace.notes[0].text.startswith("conversions by 10 threads or more (100, 101, ")
+    assert len(lines_of(tmp_path, lines, pid=[100, 129])[0]) == 2
 
 
 def test_a_second_machine_in_a_native_trace_is_an_error(tmp_path):

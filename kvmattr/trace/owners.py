@@ -20,6 +20,8 @@ from kvmattr.trace.sources import Source
 NewGuest = Callable[[int | None, int | None, int], Guest]
 #: More VMs than one log has; each line of a new writer is held against all.
 _MOST: Final = 1000
+#: Writers that are remembered: more than a machine has threads.
+_REMEMBERED: Final = 1 << 16
 #: Threads that are named in a text.
 _NAMED: Final = 8
 _LOST: Final = "lines are lost, or several VMs write to this log"
@@ -69,7 +71,9 @@ class Owners:
             return None
         guest = self._guest(source, record, answer, line, gaps=gaps)
         if converts and source.thread is not None:
-            self._converting.setdefault(guest, {})[source.thread] = source.vcpu
+            threads = self._converting.setdefault(guest, {})
+            if len(threads) < _REMEMBERED:
+                threads[source.thread] = source.vcpu
         return guest
 
     def begin_again(self) -> None:
@@ -80,9 +84,10 @@ class Owners:
         """Tell where threads were taken as one VM's and nothing could have spoken against it, and what was left out."""
         for guest, threads in self._converting.items():
             if len(threads) > 1 and not guest.has_slots and not self._one:
+                more = " or more" if len(threads) == _REMEMBERED else ""
                 named = [f"{thread} {name}".rstrip() for thread, name in sorted(threads.items())]
-                guest.trace.tell_note(0, f"conversions by {len(threads)} threads ({_listed(named)}), and no line tells"
-                                      " whether they are of one VM: taken as one (--pid picks threads)")
+                guest.trace.tell_note(0, f"conversions by {len(threads):,} threads{more} ({_listed(named)}), and no"
+                                      " line tells whether they are of one VM: taken as one (--pid picks threads)")
         if self._others:
             count = sum(self._others.values())
             tell(f"{count:,} conversion{'' if count == 1 else 's'} of other threads left out:"
@@ -94,7 +99,8 @@ class Owners:
             return False
         if any(kind in _PROCESSES for kind, _ in source.names):
             return False
-        self._others[source.thread] = self._others.get(source.thread, 0) + 1
+        if source.thread in self._others or len(self._others) < _REMEMBERED:
+            self._others[source.thread] = self._others.get(source.thread, 0) + 1
         return True
 
     def _guest(self, source: Source, record: Record | None, answer: int, line: int, *, gaps: bool) -> Guest:
@@ -144,6 +150,8 @@ class Owners:
         return guest
 
     def _remember(self, guest: Guest, source: Source) -> None:
+        if len(self._of) == _REMEMBERED:
+            return
         self._of[source] = guest
         for kind, name in source.names:
             guest.names.setdefault(kind, name)
