@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.access_map import Line, Shown, lines
 from kvmattr.measure import figures, text
+from kvmattr.memslots import MemslotTable
 from kvmattr.protection import Access
 
 #: Cells of a picture: each stands for an equal share of the range, row by row.
@@ -53,6 +54,22 @@ def shares(shown: Shown, start: int, stop: int, cells: int) -> dict[str, NDArray
             below = np.interp(edges, stops, np.append(0.0, np.cumsum(pages * has)))
             found[name] = np.diff(below) / np.diff(edges)
     return found or {"private": np.zeros(cells)}
+
+
+def holes(memslots: MemslotTable, start: int, stop: int, cells: int) -> NDArray[np.float64]:
+    """The share of pages of [start, stop) that have no memslot, in each of so many equal cells, in 0..1.
+
+    What `shares` has as `no memslot`, by the number of memslots alone.
+    """
+    slots = [(max(start, slot.start), min(stop, slot.stop)) for slot in memslots.overlapping(start, stop, 0)]
+    edges = np.linspace(start, stop, cells + 1)
+    places = np.array([start, *(place for slot in slots for place in slot), stop], dtype=np.float64)
+    # Pages without one below each place: they grow from the end of each memslot to the beginning of the next.
+    gaps = np.diff(places)
+    gaps[1::2] = 0
+    below = np.interp(edges, places, np.append(0.0, np.cumsum(gaps)))
+    share: NDArray[np.float64] = np.diff(below) / np.diff(edges)
+    return share
 
 
 def figure_of(shown: Shown, start: int, stop: int) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.access_map import Shown, effective_attributes
 from kvmattr.measure import figures
-from kvmattr.picture import heat_maps, shares
+from kvmattr.picture import heat_maps, holes, shares
 from kvmattr.trace.answers import Answering
 from kvmattr.trace.moments import Until
 from kvmattr.trace.operations import FILE, NO_TIME, SLOT, Block
@@ -89,8 +89,8 @@ class _Columns:
         for cut in cuts[np.linspace(0, len(cuts) - 1, min(len(cuts), _GAPS)).astype(int)].tolist():
             self._answering.apply(block[done:cut])
             done = cut
-            gone = self._look().get("no memslot")
-            if gone is not None:
+            gone = holes(self._answering.vm.memslots, *self._part)
+            if self._slots and gone.any():
                 self._gone = gone if self._gone is None else np.maximum(self._gone, gone)
         self._answering.apply(block[done:])
         self._now = self._look()

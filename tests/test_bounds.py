@@ -6,6 +6,7 @@ none may be, or killed. (What traces may take is in test_trace_bounds.py.)
 
 from __future__ import annotations
 
+import lzma
 import os
 import struct
 import subprocess
@@ -33,10 +34,12 @@ data = sys.stdin.buffer.read()
 """
 
 
-def bounded(code: str, data: bytes) -> str:
+def bounded(code: str, data: bytes, modules: str = "sys") -> str:
+    """What a program says that gets these bytes. `modules` are there before: they are not the input's."""
     assert len(data) <= 1100
     done = subprocess.run(
-        [sys.executable, "-c", LIMITS + code], input=data, capture_output=True, cwd=ROOT, check=False
+        [sys.executable, "-c", f"import {modules}\n{LIMITS}{code}"], input=data, capture_output=True, cwd=ROOT,
+        check=False
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return done.stdout.decode()
@@ -125,6 +128,56 @@ for refused in (lambda: m.to_numpy(0, 1 << 52), lambda: m.bitmap(0, 1 << 52)):
         assert str(error)
 """
     bounded(code, os.urandom(1024))
+
+
+def packed(text: str) -> bytes:
+    return lzma.compress(text.encode(), preset=9)
+
+
+SCATTERED = "".join(f"set {index << 13:#x} 0x1000 1 0\n" for index in range(800))
+#: A memslot that comes and goes thirty thousand times, beside 1,600 runs.
+COMES_AND_GOES = SCATTERED + "slot 0 0 0 0x100000\nslot 0 0 0 0\n" * 30_000
+SHORTEST = "slot 0 0 0 4096\nslot 0 0 0 0\n" * 60_000
+DRAWN = {
+    "runs": (packed("".join(f"set {index << 13:#x} 0x1000 1 0\n" for index in range(1500))), "picture"),
+    "runs over time": (packed(SCATTERED), "timeline"),
+    "a memslot over time": (packed(COMES_AND_GOES), "timeline"),
+    "a page that changes": (packed(SHORTEST), "history"),
+    "all of the space": (packed("set 0 0x3ffffffffff000 1 0\nset 0 0x3ffffffffff000 0 0\n" * 38_000), "timeline"),
+    "memslots": (packed("".join(f"slot {index} 0 {index << 31:#x} 0x100000\n" for index in range(390))), "timeline"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_recording_is_drawn(name: str, tmp_path: Path) -> None:
+    """As a picture of its end, of all of it over time, and as what became of one page."""
+    pytest.importorskip("matplotlib")
+    data, how = DRAWN[name]
+    path, picture = tmp_path / "trace", tmp_path / "picture.png"
+    words = ["show", str(path), f"--{how}", "0" if how == "history" else str(picture)]
+    code = (
+        "from pathlib import Path\n"
+        f"path = Path({str(path)!r}); path.write_bytes(data)\n"
+        "from kvmattr.cli import main\n"
+        f"sys.exit(main({words!r}))\n"
+    )
+    said = bounded(code, data, "matplotlib.figure, matplotlib.backends.backend_agg")
+    assert said.count("\n") == 120_000 if how == "history" else picture.stat().st_size > 1000
+
+
+SHOWN = """
+from kvmattr.notebook import plot
+m = AttributeMap.from_bytes(data)
+html = m._repr_html_()
+assert 100 < len(html) < 10_000
+assert len(plot(m)._repr_png_()) > 1000
+"""
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_saved_map_is_shown_in_a_notebook(name: str) -> None:
+    pytest.importorskip("matplotlib")
+    bounded(SHOWN, SAVED[name], "matplotlib.figure, matplotlib.backends.backend_agg")
 
 
 HOSTILE_REPORTS = {

@@ -76,11 +76,15 @@ def history_text(vm: VM, changes: Iterator[Change], clock: str | None) -> Iterat
     """The changes for people, a line each, with how long the page had no slot."""
     gone: Change | None = None
     last: Change | None = None
+    texts: dict[Page, str] = {}     # a page has few states, and may have them a hundred thousand times
     for change in changes:
         words = [f"line {change.line}"]
         if change.time != NO_TIME:
             words.append(_when(change.time, clock))
-        words.append(f"{_page_text(vm, change.before)} -> {_page_text(vm, change.after)}")
+        for page in (change.before, change.after):
+            if page not in texts:
+                texts[page] = _page_text(vm, page)
+        words.append(f"{texts[change.before]} -> {texts[change.after]}")
         text = "  ".join(words)
         if change.implied:
             text += " (without a line of its own)"
