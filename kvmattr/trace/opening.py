@@ -20,7 +20,7 @@ from typing import Any, Protocol
 #: Text is read in pieces of this many bytes; a line may not be longer than one.
 PIECE = 1 << 20
 #: A compressed file may hold this many bytes of text, and so many times its own size beyond.
-UNPACKED, RATIO = 2 << 20, 250
+UNPACKED, RATIO = 4 << 20, 250
 #: So much is unpacked before any of it is read: reading calls takes far longer than unpacking them.
 _AHEAD = 24 << 20
 #: And for each compressed byte, of at least a kilobyte, so many of the lines that Python looks at, which cost about a
