@@ -298,6 +298,22 @@ def files(tmp_path):
     return paths
 
 
+def test_the_figure_has_every_cell():
+    pytest.importorskip("matplotlib")
+    from kvmattr.study.plots import both_sides
+    random = np.random.default_rng(1)
+    a, b = side(random), side(random, planted={("store", 1): 2.0, ("numpy", 100): 0.5})
+    rows = compare(a, b).rows
+    model, kernel, ratios = both_sides(a, b, rows).axes
+    assert [axes.get_title() for axes in (model, kernel)] == ["conversion (model)", "conversion (kernel)"]
+    assert [label.get_text() for label in ratios.get_yticklabels()] == [
+        f"conversion {row.size:,} {row.backend}" for row in rows]
+    assert [label.get_text() for label in ratios.get_legend().get_texts()] == ["slower", "same", "faster"]
+    # One run a side: ratios without intervals; nothing in common: an empty panel.
+    assert both_sides(a[:1], b[:1], compare(a[:1], b[:1]).rows).axes[-1].get_legend().get_texts()
+    assert both_sides(a, b, []).axes[-1].get_legend() is None
+
+
 class TestCommand:
     def test_prints_writes_and_returns(self, files, tmp_path, capsys):
         pytest.importorskip("matplotlib")

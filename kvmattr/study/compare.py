@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_USAGE
     files: list[tuple[str | None, Callable[[], str | bytes]]] = [
         (arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"),
-        (arguments.figure, lambda: _drawn(a, b, arguments.figure))]
+        (arguments.figure, lambda: _drawn(a, b, compared, arguments.figure))]
     errors = writing.write_each((place, make) for place, make in files if place)
     people = sys.stderr if any(place and writing.is_stdout(place) for place in (arguments.json, arguments.figure)
                                ) else sys.stdout
@@ -117,6 +117,6 @@ def _cells(row: Row, size_name: str) -> list[str]:
             *("" if value is None else text.quantity(value, row.unit) for value in (row.a, row.b)), ratio, words]
 
 
-def _drawn(a: Sequence[Report], b: Sequence[Report], place: str) -> bytes:
+def _drawn(a: Sequence[Report], b: Sequence[Report], compared: Compared, place: str) -> bytes:
     from kvmattr.study.plots import both_sides
-    return figures.drawn(both_sides(a, b), figures.format_of(place), facecolor="white")
+    return figures.drawn(both_sides(a, b, compared.rows), figures.format_of(place), facecolor="white")

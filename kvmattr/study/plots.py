@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -17,6 +17,7 @@ from kvmattr.measure.extras import require
 from kvmattr.study.results import KINDS, Result
 
 if TYPE_CHECKING:
+    from kvmattr.study.comparing import Row
     from kvmattr.study.report import Report
 
 #: Okabe and Ito's palette: told apart by most colour-blind readers, and on white and black alike.
@@ -26,6 +27,10 @@ _COLOURS = {
     "kvm-attributes": "#0072b2", "mprotect": "#009e73", "empty-ioctl": "#888888",
     "unicorn": "#cc79a7", "pyroaring": "#009e73", "sortedcontainers": "#e69f00",
 }
+#: Verdicts of a comparison: colour and words.
+_VERDICTS = {"slower": ("#d55e00", "slower"), "faster": ("#009e73", "faster"), "same": ("#0072b2", "same")}
+#: Ratios that a figure shows at most where the interval, not the ratio itself, lies beyond.
+_FAR = (0.1, 10.0)
 _MARKERS = "osD^vP*X"
 #: Inches. So small that the text can still be read where a phone shows the figure 340 pixels wide.
 _SIZE = (4.5, 3.6)
@@ -157,8 +162,9 @@ def inline_svg(plot: Plot) -> str:
     return svg.replace("#000000", "currentColor").replace("stroke: #b0b0b0", "stroke: currentColor")
 
 
-def both_sides(a: Sequence[Report], b: Sequence[Report]) -> Any:
-    """One figure for a comparison: a panel wherever both sides have two sizes, A in full lines, B in broken ones.
+def both_sides(a: Sequence[Report], b: Sequence[Report], compared: Sequence[Row]) -> Any:
+    """One figure for a comparison: a panel wherever both sides have two sizes, A in full lines, B in broken ones; below
+    them the ratio of each cell with its interval.
 
     A point is the middle of the runs, each of which counts by its fastest rounds, as it is judged; the band goes from
     the lowest to the highest of them.
@@ -167,13 +173,13 @@ def both_sides(a: Sequence[Report], b: Sequence[Report]) -> Any:
 
     panels = [panel for panel in dict.fromkeys((result.scenario, result.kind) for result in a[0].results)
               if all(len(_points(side, *panel)) for side in (a, b))]
-    rows = max(-(-len(panels) // 2), 1)
-    figure = Figure(figsize=(2 * _SIZE[0], rows * _SIZE[1]), layout="constrained")
-    if not panels:
-        figure.text(0.5, 0.5, "no scenario has two sizes on both sides", ha="center")
+    judged = [row for row in compared if row.ratio is not None]
+    heights = [*[_SIZE[1]] * -(-len(panels) // 2), 1 + 0.2 * len(judged)]
+    figure = Figure(figsize=(2 * _SIZE[0], sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     names = {name: asked.size_name for report in a for name, asked in report.scenarios.items()}
     for index, (scenario, kind) in enumerate(panels):
-        axes = figure.add_subplot(rows, 2, index + 1)
+        axes = figure.add_subplot(grid[index // 2, index % 2])
         axes.set_title(_literal(f"{scenario} ({kind})"), fontsize="medium")
         unit = ""
         for side, style in ((a, "-"), (b, "--")):
@@ -188,7 +194,40 @@ def both_sides(a: Sequence[Report], b: Sequence[Report]) -> Any:
         _label_axes(axes, names[scenario], unit, {size for points in _points(a, scenario, kind).values()
                                                   for size in points})
         axes.legend(fontsize="x-small", frameon=False)
+    _ratios(figure.add_subplot(grid[-1, :]), judged, names)
     return figure
+
+
+def _ratios(axes: Any, rows: Sequence[Row], size_names: Mapping[str, str]) -> None:
+    """A line a cell: its ratio and the interval, in the colour of its verdict."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    shown = set[str]()
+    low, high = 0.5, 2.0
+    for place, row in enumerate(rows):
+        ratio = row.ratio or 0.0
+        ends = [each if each is not None else ratio for each in (row.low, row.high)]
+        # What cannot be told may reach anywhere: its interval leaves the panel.
+        low, high = min(low, ratio / 1.1, max(ends[0], _FAR[0])), max(high, ratio * 1.1, min(ends[1], _FAR[1]))
+        verdict = _VERDICTS.get(row.verdict, ("#888888", "could not tell"))
+        axes.plot(ends, [place, place], color=verdict[0], linewidth=2,
+                  label="" if verdict[1] in shown else verdict[1])
+        axes.plot(ratio, place, "o", color=verdict[0], markersize=4)
+        shown.add(verdict[1])
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{text.digits(value)}x"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.axvline(1, color="#888888", linewidth=0.8)
+    axes.set_xlabel("B / A, with its interval")
+    axes.set_yticks(range(len(rows)), [_literal(f"{row.scenario} {text.size(row.size, size_names[row.scenario])} "
+                                                f"{row.backend}") for row in rows], fontsize="x-small")
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.grid(True, axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if shown:
+        axes.legend(fontsize="x-small", frameon=False)
 
 
 def _points(side: Sequence[Report], scenario: str, kind: str) -> dict[str, dict[int, list[float]]]:
