@@ -14,12 +14,16 @@ annotate   writes the .html files that show where Cython still talks to Python
 """
 
 import os
+import shutil
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 MODES = ("debug", "locking", "counting", "asan", "tsan", "coverage", "annotate")
 modes = [mode for mode in os.environ.get("KVMATTR_BUILD", "").split(",") if mode]
@@ -105,6 +109,24 @@ class KeptBuild(build_ext):
             kept = self.distribution.get_command_class("build")(self.distribution)
             kept.ensure_finalized()
             self.build_lib, self.build_temp = kept.build_lib, kept.build_temp
+
+    def build_extensions(self) -> None:
+        """What is missing is the last line that is printed, and not one in the middle of a compiler's output."""
+        compiler = self.compiler.compiler_so[0]
+        if shutil.which(compiler) is None:
+            raise SystemExit("kvmattr is compiled when it is installed, and this machine has no C compiler "
+                             f"{compiler!r}: install gcc or clang (on Debian: apt install build-essential), or name "
+                             "one with CC=...")
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / "headers.c"
+            source.write_text("#include <Python.h>\n")
+            try:
+                self.compiler.compile([str(source)], output_dir=scratch)
+            except CompileError:
+                raise SystemExit(f"kvmattr is compiled when it is installed, and {compiler!r} cannot compile with "
+                                 f"Python.h in {sysconfig.get_path('include')}: install Python's headers (on Debian: "
+                                 "apt install python3-dev)") from None
+        super().build_extensions()
 
 
 # The core alone takes over a minute: the others are compiled beside it.

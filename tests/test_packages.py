@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +35,28 @@ def test_every_stub_is_installed() -> None:
     packages = {".".join(path.relative_to(ROOT).parent.parts) for path in PACKAGE.rglob("*.pyi")}
     assert packages <= set(settings["packages"])
     assert {name for name in packages if "*.pyi" not in settings["package-data"].get(name, [])} == set()
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists() or shutil.which("cc") is None, reason="needs the tree and cc")
+@pytest.mark.parametrize(("compiler", "said"), [
+    ("no-such-cc", r"kvmattr is compiled when it is installed, and this machine has no C compiler 'no-such-cc': "
+                   r"install gcc or clang \(on Debian: apt install build-essential\), or name one with CC=\.\.\."),
+    ("cc -nostdinc", r"kvmattr is compiled when it is installed, and 'cc' cannot compile with Python\.h in /\S+: "
+                     r"install Python's headers \(on Debian: apt install python3-dev\)"),
+    ("cc", None),
+])
+def test_what_a_build_lacks_is_its_last_line(tmp_path: Path, compiler: str, said: str | None) -> None:
+    pytest.importorskip("Cython")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "kvmattr"\nversion = "0"\n')
+    (tmp_path / "kvmattr" / "fake" / "client").mkdir(parents=True)
+    for name, text in (("__init__.py", ""), ("_one.pyx", "one = 1\n"), ("fake/client/one.c", "int one = 1;\n")):
+        (tmp_path / "kvmattr" / name).write_text(text)
+    done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, "CC": compiler})
+    assert (done.returncode == 0) is (said is None), done.stderr
+    if said is not None:
+        assert re.fullmatch(said, done.stderr.splitlines()[-1]), done.stderr
 
 
 @pytest.mark.slow
