@@ -98,15 +98,17 @@ class BatchError(OSError):
 
 
 class KernelVM:
-    """A VM of the running kernel: KVM_CREATE_VM on construction, closed by ``close`` or ``with``.
+    """A VM of the running kernel: KVM_CREATE_VM on construction, closed by ``close`` or ``with``, or with the object.
 
     ``vm_type`` is the argument of KVM_CREATE_VM: 0, or ``uapi.KVM_X86_SW_PROTECTED_VM`` for a VM whose memory
     can be private. Raises OSError with KVM's errno.
     """
 
+    _descriptor = -1
+    _vcpu: int | None = None
+    _shared: mmap.mmap | None = None
+
     def __init__(self, vm_type: int = uapi.KVM_X86_DEFAULT_VM, path: str = DEVICE) -> None:
-        self._vcpu: int | None = None
-        self._shared: mmap.mmap | None = None
         device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._descriptor = fcntl.ioctl(device, uapi.KVM_CREATE_VM, vm_type)
@@ -178,6 +180,10 @@ class KernelVM:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __del__(self) -> None:
+        # Whoever was refused memory between making it and `with` could not.
+        self.close()
 
     def __enter__(self) -> Self:
         return self
