@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -271,6 +272,52 @@ def test_what_progress_raises_leaves_the_old_file(tmp_path: Path, trouble: BaseE
         AttributeMap.load(path, progress)
     assert raised.value is trouble
     assert open_descriptors() == descriptors
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.parametrize("call", ["save", "load"])
+def test_a_signal_at_any_bytecode_leaves_one_whole_file(tmp_path: Path, call: str) -> None:
+    """Of all Python code that runs within the call, the interpreter's own library included."""
+    path = tmp_path / "map"
+    old, new = a_map(1), a_map(2)
+    place = 0
+    while True:
+        if not place or AttributeMap.load(path) != old:
+            old.save(path)
+        descriptors = open_descriptors()
+        left = place
+        raised = ended = False
+
+        def trace(frame: Any, event: str, argument: object) -> Any:
+            nonlocal left, raised
+            frame.f_trace_opcodes = True
+            if event == "opcode" and not raised:
+                left -= 1
+                if left < 0:
+                    raised = True
+                    raise Interrupted
+            return trace
+
+        try:
+            sys.settrace(trace)
+            if call == "save":
+                new.save(path, lambda done, total: None)
+            else:
+                AttributeMap.load(path, lambda done, total: None)
+            sys.settrace(None)
+            ended = not raised
+        except Interrupted:
+            sys.settrace(None)
+        assert open_descriptors() == descriptors
+        assert nothing_else_in(tmp_path, "map")
+        assert AttributeMap.load(path) in ([new] if ended and call == "save" else [old, new])
+        if ended:
+            break
+        place += 1
+    assert place > 5
 
 
 def test_a_file_that_a_crash_left_does_not_hinder(tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ cdef int save_into(object path, object data, _Told told) except -1:
 cdef int save_in_place_of(object target, object status, object data, _Told told) except -1:
     """Replace a regular file, or make one. `status`: of the file that is there, whose mode and owner stay."""
     cdef int directory, descriptor = -1
-    # The rename is only safe on the disk when the directory is: told before anything is replaced.
-    directory = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # A name that nobody else has, of the path's type; what a crash leaves under it hinders no later save.
     beside = ".kvmattr-" + os.urandom(8).hex()
+    # The rename is only safe on the disk when the directory is: told before anything is replaced.
+    directory = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if status is not None and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
