@@ -291,7 +291,7 @@ class Parser:
         if self._is_log is None:
             self._take_comments()
         if self._held is not None:
-            self._give_up()
+            self._give_up(at_end=True)
         for call, line in self._strace.unfinished():
             try:
                 found = self._strace.complete(call, line)
@@ -573,11 +573,14 @@ class Parser:
             self.line = number
         return True
 
-    def _give_up(self) -> None:
-        """Tell the call that no line went on with, or take it as it is."""
+    def _give_up(self, *, at_end: bool = False) -> None:
+        """Tell the call that no line went on with, or take it as it is. `at_end`: there is no other line."""
         held, self._held = self._held, None
         assert held is not None
-        if held.incomplete.call is None:
+        if not at_end and not held.partial and held.lines == 1 and _EVENT.fullmatch(held.text.strip()):
+            # A list of events, as QEMU takes it; the last line of a log may have been cut there.
+            self._file.mentions += 1
+        elif held.incomplete.call is None:
             self._unread(held.line, str(held.incomplete))
         else:
             found = _EVENT.search(held.text)
