@@ -154,6 +154,7 @@ class TestPlugins:
     @pytest.mark.parametrize(("content", "complaint"), [
         ("x = 1", "defines no backend and no scenario"),
         ("import nothing_of_that_name", "cannot be loaded: ModuleNotFoundError: No module named"),
+        ("raise SystemExit(3)", "cannot be loaded: SystemExit: 3"),
         ("def f(:", "cannot be loaded: SyntaxError: invalid syntax"),
         (PLUGIN.replace('"twice"', '"store"', 1), "there is a backend 'store' already"),
         (PLUGIN.replace('Scenario("mine"', 'Scenario("has"'), "there is a scenario 'has' already"),

@@ -84,7 +84,7 @@ def _load_file(path: str) -> None:
     sys.modules[name] = module      # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     found = [each for each in vars(module).values()
