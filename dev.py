@@ -252,12 +252,20 @@ def freethreaded(words: list[str]) -> None:
         print("not run under ThreadSanitizer: it must know the interpreter's own locks, so it takes a CPython that was "
               "configured with --disable-gil --with-thread-sanitizer, by --tsan PATH")
         return
-    python = free_threaded_environment("tsan", asked.tsan)
+    # The other Python prepares what this one runs, where there is one: pip and Cython take ten times as long here.
+    python = free_threaded_environment("freethreaded", path or asked.tsan)
+    facts = "-c", "import sysconfig; print(sysconfig.get_config_var('SOABI'), sysconfig.get_path('platlib'), sep='\n')"
+    (built_for, packages), (loads, _) = (
+        subprocess.check_output([each, *facts], text=True).splitlines() for each in (python, asked.tsan))
+    if built_for != loads:
+        raise SystemExit(f"dev.py: {asked.tsan} loads modules for {loads}, {path} builds them for {built_for}")
     with copied() as tree:
         run(python, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, KVMATTR_BUILD="tsan")
         # Not those that fork: ThreadSanitizer knows no child of a process with threads.
-        run(python, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_store_threads.py", "tests/test_vm_threads.py",
-            "-k", "not child and not fork and not ctrl_c", *words, cwd=tree, PYTHON_GIL="0",
+        run(asked.tsan, "-m", "pytest", "-p", "no:cacheprovider",
+            "tests/test_store_threads.py", "tests/test_vm_threads.py",
+            "-k", "not child and not fork and not ctrl_c and not bytecode", *words,
+            cwd=tree, PYTHON_GIL="0", PYTHONPATH=packages,
             TSAN_OPTIONS=f"suppressions={HERE / 'tests' / 'tsan.txt'} halt_on_error=1 exitcode=66")
 
 
