@@ -11,9 +11,21 @@ GFN_LIMIT = 1 << 52
 
 cdef object GFN_SHOWN = 1 << 1024
 
+# What is looked for in every call about arrays: names of numpy cost as much to look up as sixty pages to look up in a map.
+cdef object NDARRAY = np.ndarray
+cdef object INTEGER = np.integer
+cdef object asarray = np.asarray
+cdef object empty = np.empty
+# One object each for all arrays of these types, but for those that another program or byte order made.
+cdef object UINT8 = np.dtype(np.uint8)
+cdef object UINT64 = np.dtype(np.uint64)
+cdef object INT64 = np.dtype(np.int64)
+
 
 cdef inline bint is_scalar(object value):
-    return isinstance(value, (int, np.integer)) or np.ndim(value) == 0
+    if type(value) is NDARRAY:
+        return value.ndim == 0
+    return isinstance(value, int) or isinstance(value, INTEGER) or np.ndim(value) == 0
 
 
 cdef inline uint64_t gfn_of(object value, uint64_t pages) except? 0xffffffffffffffff:
@@ -110,8 +122,9 @@ cdef object bit_words(object bits):
 
 cdef object integer_array(object values, str name):
     """An array of integers of any integer dtype; Python integers beyond 64 bits are left to range checks."""
-    array = np.asarray(values)
-    if array.dtype.kind in "ui":
+    array = values if type(values) is NDARRAY else asarray(values)
+    dtype = array.dtype
+    if dtype is UINT64 or dtype is INT64 or dtype is UINT8 or dtype.kind in "ui":
         return array
     if isinstance(values, (list, tuple)):
         if array.size == 0:
@@ -128,16 +141,23 @@ cdef object integer_array(object values, str name):
 cdef object gfn_cells(object gfns):
     """An array of integers as contiguous, aligned uint64 cells: uint64 and int64 are not copied. A negative gfn becomes
     one beyond any map, which the check of the cells finds."""
-    if gfns.dtype.kind == "O":
+    dtype = gfns.dtype
+    if dtype is UINT64 and type(gfns) is NDARRAY:
+        flags = gfns.flags
+        if flags.c_contiguous and flags.aligned:
+            return gfns
+    if dtype.kind == "O":
         cells = np.array([gfn if 0 <= gfn <= GFN_LIMIT else GFN_LIMIT + 1 for gfn in gfns.flat], np.uint64)
         return cells.reshape(gfns.shape)
-    cells = contiguous(gfns, np.int64 if gfns.dtype.kind == "i" else np.uint64).view(np.uint64)
+    cells = contiguous(gfns, INT64 if gfns.dtype.kind == "i" else UINT64).view(UINT64)
     return cells if cells.flags.aligned else cells.copy()
 
 
 cdef object contiguous(object array, object dtype=None):
     """As numpy's ascontiguousarray, which makes one dimension out of none."""
-    return np.asarray(array, dtype, order="C")
+    if dtype is None and type(array) is NDARRAY and array.flags.c_contiguous:
+        return array
+    return asarray(array, dtype, order="C")
 
 
 cdef int check_gfns(object given, object cells, uint64_t pages) except -1:
@@ -181,7 +201,7 @@ cdef object cell_given(object given, Py_ssize_t at, uint64_t cell):
 cdef object byte_array(object values, str name):
     """uint8 values of any integer dtype, each checked to be 0..255."""
     array = integer_array(values, name)
-    if array.dtype == np.uint8:
+    if array.dtype is UINT8 or array.dtype == UINT8:
         return array
     wrong = (array < 0) | (array > 255)
     if wrong.any():
@@ -227,16 +247,19 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
     the pages or ranges called `name`; of the shape that this gives."""
     cdef Py_buffer attributes_view, operation_view, mask_view, k_view, x_view
     cdef Py_ssize_t operation_step = 1, mask_step = 1
+    cdef uint8_t one_operation = 0, one_mask = 0
+    cdef const uint8_t *operations = &one_operation
+    cdef const uint8_t *masks = &one_mask
     arrays = [pages, byte_array(attributes, "attributes")]
     names = [name, "attributes"]
     if is_scalar(operation):        # one for all
-        operation = np.array([operation_of(operation)], np.uint8)
+        one_operation = <uint8_t>operation_of(operation)
         operation_step = 0
     else:
         arrays.append(operation_array(operation))
         names.append("operation")
     if is_scalar(mask):
-        mask = np.array([byte_of(mask, "mask")], np.uint8)
+        one_mask = <uint8_t>byte_of(mask, "mask")
         mask_step = 0
     else:
         arrays.append(byte_array(mask, "mask").copy())      # ours: another thread may change the caller's
@@ -247,19 +270,24 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
         operation = arrays[2]
     if mask_step:
         mask = arrays[len(arrays) - 1]
-    k = np.empty(attributes.shape, np.uint8)
-    x = np.empty(attributes.shape, np.uint8)
+    k = empty(attributes.shape, UINT8)
+    x = empty(attributes.shape, UINT8)
     PyObject_GetBuffer(attributes, &attributes_view, PyBUF_SIMPLE)
-    PyObject_GetBuffer(operation, &operation_view, PyBUF_SIMPLE)
-    PyObject_GetBuffer(mask, &mask_view, PyBUF_SIMPLE)
+    if operation_step:
+        PyObject_GetBuffer(operation, &operation_view, PyBUF_SIMPLE)
+        operations = <const uint8_t *>operation_view.buf
+    if mask_step:
+        PyObject_GetBuffer(mask, &mask_view, PyBUF_SIMPLE)
+        masks = <const uint8_t *>mask_view.buf
     PyObject_GetBuffer(k, &k_view, PyBUF_WRITABLE)
     PyObject_GetBuffer(x, &x_view, PyBUF_WRITABLE)
-    changes_of(<const uint8_t *>attributes_view.buf, <const uint8_t *>operation_view.buf, operation_step,
-               <const uint8_t *>mask_view.buf, mask_step, <uint8_t *>k_view.buf, <uint8_t *>x_view.buf,
-               attributes_view.len)
+    changes_of(<const uint8_t *>attributes_view.buf, operations, operation_step, masks, mask_step,
+               <uint8_t *>k_view.buf, <uint8_t *>x_view.buf, attributes_view.len)
     PyBuffer_Release(&attributes_view)
-    PyBuffer_Release(&operation_view)
-    PyBuffer_Release(&mask_view)
+    if operation_step:
+        PyBuffer_Release(&operation_view)
+    if mask_step:
+        PyBuffer_Release(&mask_view)
     PyBuffer_Release(&k_view)
     PyBuffer_Release(&x_view)
     return k, x
@@ -267,7 +295,11 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
 
 cdef object broadcast(arrays, names):
     """Contiguous arrays of one shape."""
-    if all(array.shape == arrays[0].shape for array in arrays):
+    shape = arrays[0].shape
+    for array in arrays:
+        if array.shape != shape:
+            break
+    else:
         return [contiguous(array) for array in arrays]
     try:
         arrays = np.broadcast_arrays(*arrays)
@@ -315,7 +347,7 @@ cdef object bound_arrays(object starts, object stops, uint64_t pages):
 cdef object output_array(object out, uint64_t count, shape):
     """The caller's array for `count` bytes, checked, or a new one."""
     if out is None:
-        return np.empty(shape, np.uint8)
+        return empty(shape, UINT8)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a uint8 array, not {type(out).__name__}")
     cells = np.asarray(out)         # a subclass may say of itself what it likes
