@@ -11,7 +11,7 @@ GFN_LIMIT = 1 << 52
 
 cdef object GFN_SHOWN = 1 << 1024
 
-# What is looked for in every call about arrays: names of numpy cost as much to look up as sixty pages to look up in a map.
+# What every call about arrays needs: to look up numpy's names costs as much as to look up some sixty pages in a map.
 cdef object NDARRAY = np.ndarray
 cdef object INTEGER = np.integer
 cdef object asarray = np.asarray
