@@ -16,7 +16,6 @@ comes last.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ import numpy as np  # noqa: E402
 
 from bench.against_numpy import get, runs  # noqa: E402
 from bench.guest import TINY, Guest, Pages, same  # noqa: E402
-from bench.report import show  # noqa: E402
+from bench.report import asked, show  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
 from kvmattr import AttributeMap  # noqa: E402
 from kvmattr.measure.machine import Load  # noqa: E402
@@ -214,10 +213,7 @@ def cell(value: float, limit: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", metavar="NAME")
-    parser.add_argument("--quick", action="store_true")
-    words = parser.parse_args()
+    words = asked(__doc__)
     guest, rounds = (TINY, 2) if words.quick else (replace(Guest(), calls=250_000), ROUNDS)
     load = Load.now()
     rows = []

@@ -13,7 +13,6 @@ time. Above 1 the xarray wins. `write` is a Python call a page, the others are o
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 import numpy as np  # noqa: E402
 
 from bench.guest import Gfns, Guest  # noqa: E402
-from bench.report import show  # noqa: E402
+from bench.report import asked, show  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
 from kvmattr import VM, AttributeMap, uapi  # noqa: E402
 from kvmattr.measure.machine import Load  # noqa: E402
@@ -113,10 +112,7 @@ def measure(guest: Guest, earlier: int, at_once: int, fresh: int, rounds: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", metavar="NAME")
-    parser.add_argument("--quick", action="store_true")
-    words = parser.parse_args()
+    words = asked(__doc__)
     guest, load = Guest(), Load.now()
     fresh, rounds = (1024, 2) if words.quick else (FRESH, ROUNDS)
     rows = []

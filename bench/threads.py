@@ -15,7 +15,6 @@ The second table has what a call takes, now and then, while the other thread wor
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -30,6 +29,7 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 
 import numpy as np  # noqa: E402
 
+from bench.report import asked  # noqa: E402
 from kvmattr import VM, AttributeMap  # noqa: E402
 from kvmattr.measure.machine import Load, describe  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
@@ -229,10 +229,7 @@ def rate(makers: tuple[Maker, ...], seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", metavar="NAME")
-    parser.add_argument("--quick", action="store_true")
-    words = parser.parse_args()
+    words = asked(__doc__)
     rounds, seconds = (2, 0.02) if words.quick else (11, 0.1)
     load = Load.now()
     table = []

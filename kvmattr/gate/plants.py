@@ -46,11 +46,7 @@ def _linear(work: Work, size: int, smallest: int) -> Callable[[], object]:
 
     def run() -> object:
         result = work.run()
-        for each in work.maps:
-            copy = each.copy()
-            for i in range(min(work.operations * times, _MOST_CHANGES)):
-                gfn = (512 * i + 1) % len(copy)
-                copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
+        _change_copies(work.maps, min(work.operations * times, _MOST_CHANGES))
         return result
     return run
 
@@ -127,13 +123,18 @@ def _hidden(work: Work, size: int, smallest: int) -> Callable[[], object]:
 
     def run() -> object:
         result = work.run()
-        for each in work.maps:
-            copy = each.copy()
-            for i in range(pages):
-                gfn = (512 * i + 1) % len(copy)
-                copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
+        _change_copies(work.maps, pages)
         return result
     return run
+
+
+def _change_copies(maps: Iterable[Any], pages: int) -> None:
+    """So many pages of a copy of each map, each in a block of its own."""
+    for each in maps:
+        copy = each.copy()
+        for i in range(pages):
+            gfn = (512 * i + 1) % len(copy)
+            copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
 
 
 def _altered_copies(maps: Iterable[Any]) -> list[Any]:
