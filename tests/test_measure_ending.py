@@ -75,6 +75,25 @@ def test_a_signal_that_became_another_error_is_a_signal(number, kind):
     ending.again()      # over and done
 
 
+def test_signals_that_come_together_are_one(monkeypatch):
+    """A terminal that closes sends SIGHUP twice: the second must not end the writing of the results."""
+    now = [100.0]
+    monkeypatch.setattr(ending.time, "monotonic", lambda: now[0])
+    written = []
+
+    def command():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGHUP)
+            written.append("results")
+            now[0] += 2     # whoever asks again after that does not want to wait
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as raised, signals_interrupt():
+        command()
+    assert (written, exit_code(raised.value)) == (["results"], 130)
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(TypeError, match="another"), signals_interrupt():
         raise TypeError("another")

@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,8 +15,12 @@ from typing import TextIO
 
 #: Signals that ask a process to end.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: What the last signal raised within signals_interrupt().
+#: What the last signal raised within signals_interrupt(), and when.
 _asked: KeyboardInterrupt | None = None
+_asked_at = 0.0
+#: A signal so soon after another asks for the same: a terminal that closes sends SIGHUP twice, systemd SIGTERM and
+#: SIGHUP. It must not end the writing of what was measured.
+_SAME_SECONDS = 1.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -132,6 +137,10 @@ def abandon_output() -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _asked_at
+    now = time.monotonic()
+    if _asked is not None and now - _asked_at < _SAME_SECONDS:
+        return
+    _asked_at = now
     _asked = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
     raise _asked
