@@ -47,7 +47,7 @@ class Owners:
         self._guests: list[Guest] = []
         self._of: dict[Source, Guest] = {}
         self._vcpus: dict[tuple[Guest, str], int] = {}
-        #: The threads that changed attributes, by VM.
+        #: The threads that changed attributes and of which no line tells the process, by VM.
         self._converting: dict[Guest, dict[int, str]] = {}
         #: Conversions of threads that were not asked for.
         self._others: dict[int, int] = {}
@@ -70,7 +70,7 @@ class Owners:
         if converts and self._pids and self._is_other(source):
             return None
         guest = self._guest(source, record, answer, line, gaps=gaps)
-        if converts and source.thread is not None:
+        if converts and source.thread is not None and not any(kind in _PROCESSES for kind, _ in source.names):
             threads = self._converting.setdefault(guest, {})
             if len(threads) < _REMEMBERED:
                 threads[source.thread] = source.vcpu

@@ -17,6 +17,8 @@ _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([
                    r"(?:[.,]([0-9]{1,9}))?")
 _OF_DAY = re.compile(r"(?<![0-9:.])([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?(?![0-9:])")
 _SECONDS = re.compile(r"(?<![0-9.:@(+])([0-9]{1,11})\.([0-9]{3,9})(?=[:\s])")
+#: ftrace's latency format: since the trace began, with a sign of how long it was to the line before.
+_MICROSECONDS = re.compile(r"\s([0-9]{1,15})us[ $@*#!+]?:")
 
 
 def _nanoseconds(seconds: int, fraction: str | None) -> int:
@@ -53,7 +55,10 @@ def _first_time(text: str) -> tuple[str, int] | None:
         hours, minutes, seconds = (int(found[group]) for group in (1, 2, 3))
         return "day", _nanoseconds(hours * 3600 + minutes * 60 + seconds, found[4])
     found = _SECONDS.search(text)
-    return None if found is None else ("seconds", _nanoseconds(int(found[1]), found[2]))
+    if found is not None:
+        return "seconds", _nanoseconds(int(found[1]), found[2])
+    found = _MICROSECONDS.search(text)
+    return None if found is None else ("seconds", int(found[1]) * 1000)
 
 
 def parse_time(text: str) -> tuple[str, int] | None:
