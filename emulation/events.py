@@ -1,14 +1,14 @@
 """Conversions on this kernel, recorded by its own event with each tool that is here, and read back.
 
 `python -m emulation.events DIRECTORY` writes a log a tool and form to the directory, `conversions.json` with what was
-done, and says of each log whether it is read as that. Needs root, a VM type with private memory, and a kernel of
-emulation/tracing.config; perf and trace-cmd where they are installed. The same with `--convert` makes the conversions.
+done, and says of each log whether it is read as that; more words pick recorders (cat, perf, trace-cmd, strace). Needs
+root, a VM type with private memory, and a kernel of emulation/tracing.config; perf, trace-cmd and strace where they
+are installed. The same with `--convert` makes the conversions.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +30,8 @@ CONVERSIONS = [
 ]
 #: KVM refuses these, and has no event for them.
 REFUSED = [(0, _PAGE, 1), (0, _PAGE + 1, 8), (0, 0, 8)]
+#: In memory: perf maps what it writes.
+_DATA = "/run/events.data"
 _SUBJECT = [sys.executable, "-P", "-B", "-m", "emulation.events", "--convert"]
 
 
@@ -82,12 +84,20 @@ def _said(out: Path, words: list[str]) -> Path:
     return out
 
 
-def _quiet(words: list[str]) -> None:
-    subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+def _run(words: list[str]) -> None:
+    """Run a recorder; what it says is seen if it fails."""
+    said = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                          check=False)
+    if said.returncode:
+        raise ValueError(f"{words[0]} ended with code {said.returncode}: {said.stdout.strip()}")
 
 
-def _logs(directory: Path) -> Iterator[tuple[Path, int]]:
-    """Each log, and of how many VMs it is."""
+#: Logs, and of how many VMs each is.
+Logs = Iterator[tuple[Path, int]]
+
+
+def by_ftrace(directory: Path) -> Logs:
+    """The kernel's own file, in each of its forms."""
     yield _ftrace(directory, "ftrace", {}), 1
     yield _ftrace(directory, "ftrace-tgid", {"record-tgid": "1"}), 1
     yield _ftrace(directory, "ftrace-latency", {"latency-format": "1"}), 1
@@ -96,25 +106,34 @@ def _logs(directory: Path) -> Iterator[tuple[Path, int]]:
     if (TRACING / "options" / "fields").exists():
         yield _ftrace(directory, "ftrace-fields", {"fields": "1"}), 1
     yield _ftrace(directory, "ftrace-two", {"record-tgid": "1"}, subjects=2), 2
-    data = str(directory / "data")
-    if shutil.which("perf"):
-        _quiet(["perf", "record", "-o", data, "-e", f"kvm:{EVENT}", "-a", "--", *_SUBJECT])
-        yield _said(directory / "perf.log", ["perf", "script", "-i", data]), 1
-        fields = "comm,pid,tid,cpu,time,event,trace"
-        yield _said(directory / "perf-pid.log", ["perf", "script", "-i", data, "-F", fields]), 1
-        yield _said(directory / "perf-ns.log", ["perf", "script", "--ns", "-i", data]), 1
-        os.remove(data)
-    if shutil.which("trace-cmd"):
-        _quiet(["trace-cmd", "record", "-o", data, "-e", f"kvm:{EVENT}", *_SUBJECT])
-        yield _said(directory / "trace-cmd.log", ["trace-cmd", "report", "-i", data]), 1
-        yield _said(directory / "trace-cmd-raw.log", ["trace-cmd", "report", "-R", "-i", data]), 1
-        yield _said(directory / "trace-cmd-latency.log", ["trace-cmd", "report", "-l", "-i", data]), 1
-        os.remove(data)
-    if shutil.which("strace"):
-        recording = directory / "record.strace"
-        subprocess.run([sys.executable, "-P", "-B", "-m", "kvmattr", "record", "--events", "-o", str(recording), "--",
-                        *_SUBJECT], check=True)
-        yield recording, 1
+
+
+def by_perf(directory: Path) -> Logs:
+    """perf script."""
+    _run(["perf", "record", "-o", _DATA, "-e", f"kvm:{EVENT}", "-a", "--", *_SUBJECT])
+    yield _said(directory / "perf.log", ["perf", "script", "-i", _DATA]), 1
+    fields = "comm,pid,tid,cpu,time,event,trace"
+    yield _said(directory / "perf-pid.log", ["perf", "script", "-i", _DATA, "-F", fields]), 1
+    yield _said(directory / "perf-ns.log", ["perf", "script", "--ns", "-i", _DATA]), 1
+
+
+def by_trace_cmd(directory: Path) -> Logs:
+    """trace-cmd report."""
+    _run(["trace-cmd", "record", "-o", _DATA, "-e", f"kvm:{EVENT}", *_SUBJECT])
+    yield _said(directory / "trace-cmd.log", ["trace-cmd", "report", "-i", _DATA]), 1
+    yield _said(directory / "trace-cmd-raw.log", ["trace-cmd", "report", "-R", "-i", _DATA]), 1
+    yield _said(directory / "trace-cmd-latency.log", ["trace-cmd", "report", "-l", "-i", _DATA]), 1
+
+
+def by_strace(directory: Path) -> Logs:
+    """`kvmattr record`, which puts the events between strace's lines."""
+    recording = directory / "record.strace"
+    _run([sys.executable, "-P", "-B", "-m", "kvmattr", "record", "--events", "-o", str(recording), "--", *_SUBJECT])
+    yield recording, 1
+
+
+#: By the program that each needs.
+RECORDERS = {"cat": by_ftrace, "perf": by_perf, "trace-cmd": by_trace_cmd, "strace": by_strace}
 
 
 def _wrong(log: Path, vms: int) -> str | None:
@@ -137,13 +156,20 @@ def main(words: list[str]) -> int:
         return 0
     directory, failed = Path(words[0]), False
     (directory / "conversions.json").write_text(json.dumps(CONVERSIONS) + "\n")
-    for log, vms in _logs(directory):
+    for program, recorder in RECORDERS.items():
+        if words[1:] and program not in words[1:]:
+            continue
+        if shutil.which(program) is None:
+            print(f"{program}: not installed", flush=True)
+            continue
         try:
-            wrong = _wrong(log, vms)
-        except ValueError as error:
-            wrong = str(error)
-        failed |= wrong is not None
-        print(f"{log.name}: {wrong or 'read as it was done'}", flush=True)
+            for log, vms in recorder(directory):
+                wrong = _wrong(log, vms)
+                failed |= wrong is not None
+                print(f"{log.name}: {wrong or 'read as it was done'}", flush=True)
+        except (ValueError, OSError, subprocess.CalledProcessError) as error:
+            failed = True
+            print(f"{program}: {error}", flush=True)
     return int(failed)
 
 

@@ -27,6 +27,17 @@ def test_a_real_log_is_read_as_it_was_done(name):
         assert 0 < times[0] < times[-1] < 10**12
 
 
+def test_two_vms_at_once_are_told_apart_by_their_processes():
+    """Two programs that did the same at once, of a kernel that was told to record processes."""
+    first, second = "VM 1 first on line 13 by threads 60, 61, ", "VM 2 first on line 20 by threads 59, 62, "
+    with pytest.raises(ValueError, match=f"found 2 VMs: choose by --vm or --pid: {first}process '60', 7 calls; {second}"
+                       "process '59', 7 calls "):
+        read(LOGS / "ftrace-two.log")
+    for chosen in ({"vm": 1}, {"vm": 2}, {"pid": 60}, {"pid": 62}):
+        with read(LOGS / "ftrace-two.log", **chosen) as trace:
+            assert (list(trace), trace.notes) == (MAIN + OTHER, [])
+
+
 @pytest.mark.parametrize("name", [name for name in ONE_VM if name not in ("ftrace-tgid.log", "perf-pid.log")])
 def test_a_thread_of_a_real_log_is_picked(name):
     with read(LOGS / name) as trace:

@@ -14,6 +14,8 @@ _QEMU = re.compile(r"(?<![0-9])([0-9]{1,10})@[0-9]{1,11}\.[0-9]{1,9}:\Z")
 _STAP = re.compile(r"(?<![0-9])([0-9]{1,10})@[0-9]{13,19}\s+\Z")
 _FTRACE = re.compile(r"(.{0,64}?)-([0-9]{1,10})\s+(?:\(\s*([0-9]{1,10}|-+)\)\s+)?\[[0-9]{3,4}\]\s")
 _LATENCY = re.compile(r"(.{0,64}?)-([0-9]{1,10})\s+[0-9]{1,4}[A-Za-z0-9.#]{4,8}\s+[0-9]{1,15}us")
+_VERBOSE = re.compile(r"\s*(.{1,64}?)\s+([0-9]{1,10})\s+[0-9]{1,4} [0-9]{1,4} [0-9a-f]{8} [0-9a-f]{8,16} "
+                      r"\[[0-9a-f]{8,16}\]\s")
 _PERF = re.compile(r"(.{0,64}?)\s(?:([0-9]{1,10})/)?\s*([0-9]{1,10})\s+\[[0-9]{3,4}\]\s")
 _PERF_TRACE = re.compile(r"(?:.{0,64}?\s)?(\S.{0,30}?)/([0-9]{1,10}) kvm:\Z")
 _PIDS = re.compile(r"(?<![A-Za-z0-9_])(qemuPid|qemu_pid|vpid|pid|vtid|tid)\s?[=:]\s?([0-9]{1,10})(?![A-Za-z0-9_])")
@@ -59,7 +61,7 @@ def source_of(before: str, rest: str, names: tuple[tuple[str, str], ...] = ()) -
     elif found := _FTRACE.match(before):
         task, thread = found[1], int(found[2])
         process = found[3] if found[3] and found[3].isdecimal() else None
-    elif found := _LATENCY.match(before):
+    elif found := _LATENCY.match(before) or _VERBOSE.match(before):
         task, thread = found[1], int(found[2])
     elif found := _PERF.match(before):
         task, process, thread = found[1], found[2], int(found[3])

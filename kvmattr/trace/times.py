@@ -18,7 +18,7 @@ _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([
 _OF_DAY = re.compile(r"(?<![0-9:.])([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?(?![0-9:])")
 _SECONDS = re.compile(r"(?<![0-9.:@(+])([0-9]{1,11})\.([0-9]{3,9})(?=[:\s])")
 #: ftrace's latency format: since the trace began, with a sign of how long it was to the line before.
-_MICROSECONDS = re.compile(r"\s([0-9]{1,15})us[ $@*#!+]?:")
+_MICROSECONDS = re.compile(r"\s([0-9]{1,12})(?:us[ $@*#!+]?:|\.([0-9]{3})ms \()")
 
 
 def _nanoseconds(seconds: int, fraction: str | None) -> int:
@@ -58,7 +58,7 @@ def _first_time(text: str) -> tuple[str, int] | None:
     if found is not None:
         return "seconds", _nanoseconds(int(found[1]), found[2])
     found = _MICROSECONDS.search(text)
-    return None if found is None else ("seconds", int(found[1]) * 1000)
+    return None if found is None else ("seconds", int(found[1] + (found[2] or "")) * 1000)
 
 
 def parse_time(text: str) -> tuple[str, int] | None:
