@@ -15,6 +15,7 @@
                               ThreadSanitizer too (--tsan PATH; docs/trust.md)
     python3 dev.py arm64      cross-compile for arm64 and run the store's tests under emulation (docs/trust.md)
     python3 dev.py fuzz       each fuzzing target for a minute, or one: fuzz TARGET --seconds N (docs/trust.md)
+    python3 dev.py mutants    breaks one formula of the store or its kernels at a time: is it seen? (docs/trust.md)
     python3 dev.py gate       the performance gate against bench/baseline.json (--selftest: its planted regressions)
     python3 dev.py kernel     tests and study inside an emulated kernel that has attributes, instructions counted
                               (--source DIR builds one, --image FILE takes one; --help says more)
@@ -296,6 +297,10 @@ def fuzz(words: list[str]) -> None:
     run(developed(), "-m", "tests.fuzz", *words)
 
 
+def mutants(words: list[str]) -> None:
+    run(developed(), "-m", "tests.mutants", *words)
+
+
 def kernel(words: list[str]) -> None:
     run(developed(), "-m", "emulation.run", *words)
 
@@ -365,7 +370,7 @@ def clang(words: list[str]) -> None:
 
 COMMANDS = {function.__name__: function
             for function in (study, test, lint, stubs, bench, gate, debug, asan, locking, simd, pages, freethreaded,
-                             arm64, fuzz, kernel, selftests, docs, wheel, sdist, clang)}
+                             arm64, fuzz, mutants, kernel, selftests, docs, wheel, sdist, clang)}
 
 
 def main() -> None:

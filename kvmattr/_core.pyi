@@ -420,10 +420,13 @@ class AttributeMap:
     def stats(self) -> dict[str, Any]:
         """What the map's family holds and has done, as a dict of ints (``kernels`` a str).
 
-        bytes, slack (resident bytes of the arena that hold nothing live), runs (of this map), height, nodes and the
-        leaves of each encoding are the present state; allocations, frees, copies (on write) and conversions (from
-        one encoding to another) are counted since the family began. The counting build (KVMATTR_BUILD=counting)
-        has nodes_visited and pages_compared too; what stats() itself looks at is not in them.
+        The present state: bytes, slack (resident bytes of the arena that hold nothing live), runs (of this map),
+        height, nodes, the leaves with fields of 1, 2, 4 and 8 bits a page (bitmap_leaves, two_bit_leaves,
+        four_bit_leaves, byte_leaves), those that are a line of few runs (run_lines), and the run lists in place of
+        nodes (run_lists). Since the family began: allocations, frees, copies (of nodes, on write) and conversions (of
+        leaves that no other map shares, to another width or to or from a line). The counting build
+        (KVMATTR_BUILD=counting) has nodes_visited and pages_compared too; what stats() itself looks at is not in
+        them.
 
         maps is how many there are in the family: this one, its copies and its snapshots. calls is how often they were
         called, from Python, C and Cython, and update_calls, update_pages, get_calls, put_calls, put_pages, take_calls,

@@ -1,0 +1,200 @@
+"""python -m tests.mutants [words]: breaks one formula of the store at a time and looks whether a test sees it.
+
+    python3 dev.py mutants                  all of them (a minute each for those of the store, seconds for a kernel's)
+    python3 dev.py mutants kernels          those of the kernels alone, by tests/kernels.c
+    python3 dev.py mutants "shared root"    those whose name has these words
+
+A mutant that no test sees is a formula that may be wrong without a word: the command ends with 1. The sources are
+changed in a copy. Those of the store are built as the debug build, which validates after each operation, and run
+against tests/test_store_formulas.py, where each has its place; those of the kernels against each set that this
+machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = ("1", "2")      # as tests/test_kernels_in_c.py
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str           # below kvmattr/
+    text: str           # stands there once
+    other: str
+
+
+KERNELS = [
+    Mutant("fields narrower than they are", "kernels/contract.h",
+           "static const uint64_t kvmattr_field_masks[4] = {1, 3, 15, 255};",
+           "static const uint64_t kvmattr_field_masks[4] = {1, 3, 7, 255};"),
+    Mutant("a field's repeats", "kernels/contract.h", "{0xff, 0x55, 0x11, 1}", "{0xff, 0x55, 0x10, 1}"),
+    Mutant("an update keeps what it clears", "kernels/contract.h", "uint8_t cleared = k & (uint8_t)~keep",
+           "uint8_t cleared = (uint8_t)~keep"),
+    Mutant("an update flips without x", "kernels/contract.h", "(uint8_t)((x & ~keep) ^ toggle)", "(uint8_t)toggle"),
+    Mutant("a value that fits no field", "kernels/contract.h",
+           "return ((*clear & k) ^ cleared) == 0 && ((*flip & k) ^ flipped) == 0;",
+           "return ((*clear & k) ^ cleared) == 0;"),
+    Mutant("clearing that fits no field", "kernels/contract.h",
+           "return ((*clear & k) ^ cleared) == 0 && ((*flip & k) ^ flipped) == 0;",
+           "return ((*flip & k) ^ flipped) == 0;"),
+    Mutant("a bit that varies no longer, seen in one word alone", "kernels/contract.h",
+           "    for (int i = 0; i < 8 << wide; i++)\n        any |= leaf[i] ^ word;\n    return (lost",
+           "    for (int i = 0; i < 1; i++)\n        any |= leaf[i] ^ word;\n    return (lost"),
+    Mutant("a bit that varies no longer, never seen", "kernels/contract.h",
+           "    if (lost == 0)\n        return 0;\n", "    return 0;\n"),
+    Mutant("a run line's page before its run", "kernels/contract.h", "(line->starts[i] <= (int16_t)page)",
+           "(line->starts[i] < (int16_t)page)"),
+    Mutant("a run list's page before its run", "kernels/contract.h",
+           "(list->starts[low + half - 1] <= page)", "(list->starts[low + half - 1] < page)"),
+    Mutant("writing located pages counts all", "kernels/contract.h", "sum += word != old;", "sum += 1;"),
+    Mutant("a located page keeps other fields", "kernels/plain_walk.h",
+           "located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);", "located->keep[i] = ~KVMATTR_REPEAT(clear);"),
+    Mutant("a located page varies in a new bit", "kernels/plain_walk.h",
+           "other |= (((entry >> KVMATTR_F) & (uint8_t)~keep) ^ toggle) & ~(entry >> KVMATTR_V) & 0xff;", ""),
+    Mutant("a located page that the map's end knows", "kernels/plain_walk.h", " || gfn == last", ""),
+    Mutant("a located page that a node's first entry knows", "kernels/plain_walk.h", " || !(gfn & 0x3ffff)", ""),
+    Mutant("operations on the way down, the order of two", "kernels/plain_walk.h",
+           "group->toggle[i] ^= (uint8_t)(entries[i] >> KVMATTR_X) & group->keep[i];",
+           "group->toggle[i] ^= (uint8_t)(entries[i] >> KVMATTR_X);"),
+    Mutant("a run line spread from its first page", "kernels/plain.h",
+           "start = stop;", ""),
+    Mutant("fields of two bits packed", "kernels/plain.h",
+           "c = (c | c >> 2) & KVMATTR_REPEAT(0x03);",
+           "c = c & KVMATTR_REPEAT(0x03);"),
+    Mutant("bits that vary together, turned by three", "kernels/plain.h",
+           "((c << 3 & KVMATTR_REPEAT(0xf8)) | (c >> 5 & KVMATTR_REPEAT(0x07)))",
+           "(c << 3 & KVMATTR_REPEAT(0xf8))"),
+    Mutant("the first page of a word's changes", "kernels/plain.h", "before = words[j] >> 63;", "before = 0;"),
+    Mutant("a node's count of what is open", "kernels/plain.h", "} else if ((first & ~varying) == 0) {", "} else {"),
+    Mutant("what varies below a node, by F", "kernels/plain.h",
+           "return (uint8_t)((any >> KVMATTR_V) | (differ >> KVMATTR_F));", "return (uint8_t)(any >> KVMATTR_V);"),
+]
+
+STORE = [
+    Mutant("a run joins the one before it", "_store/leaf.pxi",
+           "    if splice.at == 0 or values[splice.at - 1] != value:\n", "    if True:\n"),
+    Mutant("a run joins the one after it", "_store/leaf.pxi",
+           "        splice.gone += last + 1 < count and values[last + 1] == value", "        pass"),
+    Mutant("free starts of a run line", "_store/leaf.pxi",
+           "    for i in range(now - 1, count - 1):\n        line.starts[i] = KVMATTR_NO_START\n", ""),
+    Mutant("V of a run list that lost a run", "_store/runlist.pxi", "    if splice.gone:  ", "    if False:  "),
+    Mutant("where a run of a list ends", "_store/runlist.pxi",
+           "return runs.starts[i] if i < runs.count - 1 else span", "return runs.starts[i]"),
+    Mutant("a shared root in a batch", "_store/batch.pxi",
+           "        if info.references == 1 and not info.shares:\n", "        if not info.shares:\n"),
+    Mutant("a shared leaf in a batch", "_store/batch.pxi",
+           "            ours &= leaf_references(family, entry_handle(way.entry))[0] == 1\n", "            pass\n"),
+    Mutant("a node that shares below another", "_store/batch.pxi",
+           "        if handle and level > 3 and is_node(handle) and page_info(family, handle >> 9).shares:\n"
+           "            return True\n", ""),
+    Mutant("what follows a block in a list", "_store/assign.pxi", "        runs_append(&new, stop, old.values[i - 1])",
+           "        runs_append(&new, stop, new.values[0])"),
+    Mutant("one page of a shared leaf", "_store/update.pxi",
+           " & ~entry_varying(e) or shared:", " & ~entry_varying(e):"),
+    Mutant("one page, a value that fits no field", "_store/update.pxi",
+           "    if (folded & entry_k(e)) != turned or (new", "    if (new"),
+    Mutant("one page, a bit that has not varied", "_store/update.pxi",
+           "or (new ^ entry_first(e)) & ~entry_varying(e) or shared:", "or shared:"),
+    Mutant("V of the nodes on the way", "_store/update.pxi",
+           "        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V\n"
+           "        slot = &node_at",
+           "        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle\n        slot = &node_at"),
+    Mutant("a shared node on the way", "_store/descent.pxi", "way.shared |= way.node.references != 1", "pass"),
+    Mutant("operations on one way down, their order", "_store/descent.pxi",
+           "            toggle ^= <uint32_t>(e >> KVMATTR_X) & keep\n            keep &=",
+           "            toggle ^= <uint32_t>(e >> KVMATTR_X)\n            keep &="),
+    Mutant("a page that begins its block", "_store/update.pxi",
+           "    if gfn & 511 == 0:\n        # The F of the entries above is another block's.\n        slot = ",
+           "    if False:\n        slot = "),
+]
+
+
+def broken(tree: Path, mutant: Mutant) -> str:
+    """Break the copy; what its file was."""
+    path = tree / "kvmattr" / mutant.file
+    source = path.read_text()
+    times = source.count(mutant.text)
+    if times != 1:
+        raise SystemExit(f"mutants: {mutant.name}: {mutant.file} has {mutant.text!r} {times} times, not once")
+    path.write_text(source.replace(mutant.text, mutant.other))
+    return source
+
+
+def kernels_see(tree: Path) -> str:
+    """Which set of kernels is found to be wrong, or nothing."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise SystemExit("mutants: no C compiler")
+    program = tree / "kernels"
+    subprocess.run([compiler, "-O1", "-std=gnu11", "-w", "-I", tree / "kvmattr", "-o", program,
+                    tree / "tests" / "kernels.c"], check=True)
+    for seed in SEEDS:
+        done = subprocess.run([program, seed], capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            return done.stdout.partition("\n")[0] or f"ended by signal {-done.returncode}"
+    return ""
+
+
+def store_sees(tree: Path) -> str:
+    """The first test that fails, or nothing."""
+    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True,
+                   env={**os.environ, "KVMATTR_BUILD": "debug"}, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
+                           "tests/test_store_formulas.py"], cwd=tree, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(tree)})
+    if done.returncode == 0:
+        return ""
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return failed[0].partition("::")[2] if failed else f"ended with {done.returncode}"
+
+
+def copy_of_the_tree(into: Path) -> Path:
+    """The package with no extension but the store, and the tests."""
+    tree = into / "tree"
+    shutil.copytree(ROOT / "kvmattr", tree / "kvmattr", ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.so"))
+    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "pytest_kvmattr.py"):
+        shutil.copy(ROOT / file, tree)
+    shutil.copytree(ROOT / "kvmattr" / "fake" / "client", tree / "kvmattr" / "fake" / "client", dirs_exist_ok=True)
+    for source in (tree / "kvmattr").rglob("*.pyx"):
+        if source.name != "_core.pyx":
+            source.unlink()
+    return tree
+
+
+def main(words: list[str]) -> int:
+    chosen = [(mutant, kernels_see) for mutant in KERNELS] + [(mutant, store_sees) for mutant in STORE]
+    if words == ["kernels"]:
+        chosen = [(mutant, sees) for mutant, sees in chosen if sees is kernels_see]
+    elif words:
+        chosen = [(mutant, sees) for mutant, sees in chosen if any(word in mutant.name for word in words)]
+    if not chosen:
+        raise SystemExit(f"mutants: no name has {' or '.join(words)}")
+    unseen = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = copy_of_the_tree(Path(scratch))
+        sound = None
+        for mutant, sees in chosen:
+            if sees is not sound and (seen := sees(tree)):
+                raise SystemExit(f"mutants: the sources fail as they are: {seen}")
+            sound = sees
+            source = broken(tree, mutant)
+            seen = sees(tree)
+            (tree / "kvmattr" / mutant.file).write_text(source)
+            (tree / "kvmattr" / "_core.pyx").touch()
+            unseen += not seen
+            print(f"{'seen  ' if seen else 'UNSEEN'}  {mutant.name:52}  {seen}", flush=True)
+    print(f"{len(chosen) - unseen} of {len(chosen)} are seen")
+    return 1 if unseen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

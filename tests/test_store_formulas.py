@@ -1,0 +1,167 @@
+"""A test for each formula of the store that could be wrong and unseen: tests/mutants.py breaks them one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvmattr import AttributeMap
+
+GIB = 1 << 18
+BLOCK = 512
+
+
+def fragmented(pages: int, values: list[int], seed: int = 1) -> tuple[AttributeMap, np.ndarray]:
+    dense = np.random.default_rng(seed).choice(np.array(values, np.uint8), pages)
+    return AttributeMap.from_numpy(dense), dense
+
+
+def same(m: AttributeMap, dense: np.ndarray) -> None:
+    m.validate()
+    assert np.array_equal(m.to_numpy(0, len(dense)), dense)
+
+
+@pytest.mark.parametrize("span", [BLOCK, 4 * GIB], ids=["run line", "run list"])
+def test_a_run_that_gets_its_neighbours_value_joins_it(span: int) -> None:
+    """In a line and in a list, at both ends of a run, and where it was the only run between two."""
+    m = AttributeMap(16 * GIB)
+    step = span // 8
+    for i in range(8):
+        m.write(i * step, (i + 1) * step, (1, 2, 4, 8)[i % 4])
+    runs = m.run_count
+    assert m.write(step, step + 1, 1)                   # the run before grows
+    m.validate()
+    assert m.write(3 * step - 1, 3 * step, 8)           # the run after grows
+    m.validate()
+    assert m.run_count == runs
+    assert m.write(4 * step, 5 * step, 8)               # as the run before: one run less
+    m.validate()
+    assert m.run_count == runs - 1
+    assert m.write(6 * step, 7 * step, 8)               # as the run after: one more
+    m.validate()
+    assert m.run_count == runs - 2
+    assert m.run(3 * step).stop == 5 * step
+    assert m.run(7 * step - 1).start == 6 * step
+
+
+def test_a_value_that_goes_takes_its_bits_along() -> None:
+    """V of a run list is exact: a bit that one run alone had varies no longer without it."""
+    m = AttributeMap(16 * GIB)
+    for i, value in enumerate((1, 2, 0x80, 2, 1)):
+        m.write((i + 1) * GIB // 4, (i + 2) * GIB // 4, value)
+    m.write(3 * GIB // 4, GIB, 2)
+    m.validate()
+    assert not m.any(0, 16 * GIB, 0x80, 0x80)
+
+
+def test_the_last_run_of_a_list_ends_where_the_list_ends() -> None:
+    m = AttributeMap(16 * GIB)
+    m.write(5, 6, 1)
+    m.write(GIB - 1, GIB, 3)
+    assert m.write(GIB - 3, GIB - 1, 3)
+    m.validate()
+    assert m.run(GIB - 2) == (GIB - 3, GIB, 3)
+
+
+def test_an_array_in_a_list_leaves_what_follows_it() -> None:
+    m = AttributeMap(4 * GIB, default=9)
+    m.write(100, 3000, 5)
+    m[200:210] = np.array([1, 2, 3, 4, 5, 6, 7, 8, 1, 2], np.uint8)
+    m.validate()
+    assert m.to_numpy(198, 213).tolist() == [5, 5, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 5, 5, 5]
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one by one", "in a batch"])
+@pytest.mark.parametrize("pages", [BLOCK, BLOCK + 1, GIB, 3 * GIB])
+def test_what_a_snapshot_shares_is_copied_first(pages: int, many: bool) -> None:
+    """The root alone is shared, then the nodes and leaves below the copied root."""
+    m, dense = fragmented(pages, [0, 1, 4])
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        before, kept = m.snapshot(), dense.copy()
+        gfns = rng.integers(0, pages, 200).astype(np.uint64)
+        values = rng.choice(np.array([0, 1, 4], np.uint8), 200)
+        if many:
+            m.put(gfns, values)
+        else:
+            for gfn, value in zip(gfns.tolist(), values.tolist(), strict=True):
+                m.write(gfn, gfn + 1, value)
+        for gfn, value in zip(gfns.tolist(), values.tolist(), strict=True):
+            dense[gfn] = value
+        same(before, kept)
+        same(m, dense)
+
+
+def test_a_node_that_still_shares_is_found_below_one_that_is_ours() -> None:
+    """All that a batch looks at in one GiB has become ours, the leaves of another GiB have not."""
+    m, dense = fragmented(2 * GIB, [0, 1])
+    before, kept = m.snapshot(), dense.copy()
+    first = np.arange(0, GIB, BLOCK, dtype=np.uint64) + np.uint64(7)
+    m.write(GIB + 9, GIB + 10, 1 - int(dense[GIB + 9]))     # copies the second node and one of its leaves
+    dense[GIB + 9] ^= 1
+    for turn in range(12):                              # every leaf of the first, and then enough looks at them
+        gfns = first + np.uint64(turn)
+        values = 1 - dense[gfns.astype(np.int64)]
+        m.put(gfns, values)
+        dense[gfns.astype(np.int64)] = values
+    gfns = np.arange(GIB + 20 * BLOCK, GIB + 30 * BLOCK, dtype=np.uint64)
+    values = 1 - dense[GIB + 20 * BLOCK:GIB + 30 * BLOCK]
+    m.put(gfns, values)
+    dense[GIB + 20 * BLOCK:GIB + 30 * BLOCK] = values
+    same(before, kept)
+    same(m, dense)
+
+
+@pytest.mark.parametrize("value", [2, 3, 5, 8, 0xF0])
+def test_one_page_whose_value_fits_no_field_of_its_leaf(value: int) -> None:
+    m, dense = fragmented(4 * BLOCK, [0, 1])
+    assert m.write(700, 701, value)
+    dense[700] = value
+    same(m, dense)
+
+
+def test_one_page_that_is_the_first_to_have_a_bit() -> None:
+    """Four bits a page: the value fits the field, but no page below the entries above varied in that bit yet."""
+    m, dense = fragmented(3 * GIB, [0, 1, 2])
+    m.validate()
+    for page, value in ((GIB + 700, 8), (GIB + 701, 0), (GIB + 1300, 4)):
+        m.write(page, page + 1, value)
+        dense[page] = value
+        assert m.all(page, page + 1, value)
+        assert m.any(0, 3 * GIB, value)
+    same(m, dense)
+
+
+def test_a_second_value_in_a_uniform_block_is_known_above() -> None:
+    m, dense = fragmented(2 * GIB, [0, 1])
+    m.write(40 * BLOCK, 60 * BLOCK, 0)
+    dense[40 * BLOCK:60 * BLOCK] = 0
+    assert m.write(50 * BLOCK + 3, 50 * BLOCK + 4, 0x40)
+    dense[50 * BLOCK + 3] = 0x40
+    assert m.any(0, 2 * GIB, 0x40, 0x40)
+    same(m, dense)
+
+
+def test_operations_on_the_way_down_are_done_in_their_order() -> None:
+    m, dense = fragmented(3 * GIB, [0, 1, 2, 3])
+    for lo, hi, mask in ((GIB, 2 * GIB, 2), (0, 3 * GIB, 1), (0, 3 * GIB, 2), (GIB, 2 * GIB, 1)):
+        m.or_(lo, hi, mask)
+        m.update(lo, hi, mask << 2, 1)
+        dense[lo:hi] |= mask | mask << 2
+        m.and_(0, 3 * GIB, 0xFF & ~mask)
+        dense &= 0xFF & ~mask
+        for gfn in (5, GIB - 1, GIB, GIB + 777, 2 * GIB - 1, 2 * GIB, 3 * GIB - 1):
+            assert m.get(gfn) == dense[gfn]
+    m.update(0, 3 * GIB, 0xFF, 0, 0x0F)
+    dense = dense & 0xF0 | 0x0F
+    same(m, dense)
+
+
+def test_one_page_that_begins_its_block_is_known_to_its_entry() -> None:
+    m, dense = fragmented(2 * GIB, [0, 1])
+    for block in (3, 600, 601, 1000):
+        page = block * BLOCK
+        m.write(page, page + 1, 1 - int(dense[page]))
+        dense[page] ^= 1
+        m.validate()
+    same(m, dense)
