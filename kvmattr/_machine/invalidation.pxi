@@ -83,8 +83,11 @@ cdef class Invalidation:
     cdef kvmattr_invalidation now(self) noexcept:
         """All of it, of one moment."""
         cdef kvmattr_invalidation state
+        memset(&state, 0, sizeof(state))
         kvmattr_invalidation_enter(&self.state)
-        state = self.state
+        # Not the spinlock itself, which others try for meanwhile.
+        state.sequence, state.in_progress = self.state.sequence, self.state.in_progress
+        state.start, state.stop = self.state.start, self.state.stop
         kvmattr_invalidation_leave(&self.state)
         return state
 

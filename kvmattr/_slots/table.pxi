@@ -67,7 +67,8 @@ cdef list memslot_records(MemslotTable table, int space, uint64_t start, uint64_
     cdef list files
     cdef bint complete = False
     while not complete:
-        capacity = slots.used
+        with cython.critical_section(table):
+            capacity = slots.used
         files = [None] * capacity           # may run a collection, and so anything
         copies = <Slot *> malloc((sizeof(Slot) + sizeof(uint16_t)) * capacity + 1)
         if copies == NULL:
