@@ -415,6 +415,11 @@ static uint64_t some_gfn(const kvmattr_walk *walk, uint64_t pages)
             entry = kvmattr_words(bias, (uint32_t)entry)[at >> (9 * (level - 2)) & 511];
             level--;
         }
+        if ((uint32_t)entry && level > 2 && level < walk->level && below(2)) {      /* the first page of a run */
+            const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(bias, (uint32_t)entry);
+            uint64_t span = (uint64_t)1 << (9 * (level - 1));
+            return (at & ~(span - 1)) + list->starts[below(list->count - 1u)];
+        }
         if ((uint32_t)entry && (level == 2 || level < walk->level))
             break;
         gfn = below(pages);
