@@ -32,6 +32,15 @@ def every_kind() -> AttributeMap:
     return m
 
 
+def test_any_buffer_is_read_also_one_with_gaps() -> None:
+    data = every_kind().to_bytes()
+    spread = bytearray(2 * len(data))
+    spread[::2] = data
+    for buffer in (bytes(spread), spread, np.frombuffer(bytes(spread), np.uint8)):
+        assert AttributeMap.from_bytes(memoryview(buffer)[::2]) == every_kind()
+    assert AttributeMap.from_bytes(np.frombuffer(data[::-1], np.uint8)[::-1]) == every_kind()
+
+
 def test_bytes_out_and_in() -> None:
     m = every_kind()
     twin = AttributeMap.from_bytes(m.to_bytes())

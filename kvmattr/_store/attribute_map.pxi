@@ -633,7 +633,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         cdef AttributeMap result
         data = memoryview(data)
         # Only bytes stay as they are: of anything else what is checked and what is read must be one copy.
-        if not isinstance(data.obj, bytes):
+        if not isinstance(data.obj, bytes) or not data.c_contiguous:
             data = memoryview(data.tobytes())
         pages, default, body = serial_parse(data.cast("B"))
         result = AttributeMap(pages, default)
