@@ -89,8 +89,8 @@ def test_the_page_tells_what_the_file_counts(tmp_path: Path) -> None:
     page = (campaign.DOCS / "trust.md").read_text()
     assert campaign.counted() in page, "python -m tests.fuzz --record writes it"
     log, copy = tmp_path / "fuzzing.csv", tmp_path / "trust.md"
-    log.write_text((campaign.DOCS / "fuzzing.csv").read_text() + f"2026-12-01,{campaign.STORE},capi,plain,12345678,x\n")
+    log.write_text((campaign.DOCS / "fuzzing.csv").read_text() + f"2026-12-01,{campaign.STORE},capi,hand,12345678,x\n")
     copy.write_text(page)
     campaign.write(copy, log)
-    assert f"| `capi` | plain | {campaign.STORE} | 12,345,678 | x |" in copy.read_text()
+    assert f"| `capi` | hand | {campaign.STORE} | 12,345,678 | x |" in copy.read_text()
     assert copy.read_text().split(campaign.BEGIN)[0] == page.split(campaign.BEGIN)[0]
