@@ -213,8 +213,12 @@ static void test_blocks(void)
     uint64_t words[64], packed[64], bits[8];
     uint8_t k = byte(), x = byte(), want = byte(), mask = byte(), distinct = below(2) ? 0xff : 0x11;
     uint8_t *at = block + 1;        /* not aligned; a page lies before it */
-    for (int i = 0; i < KVMATTR_BLOCK + 64; i++)
-        block[i] = i && below(3) ? block[i - 1] : byte() & distinct;
+    if (below(3) == 0)              /* two values, which differ in a few bits */
+        for (int i = 0, other = byte() & byte(); i < KVMATTR_BLOCK + 64; i++)
+            block[i] = want ^ (below(2) ? (uint8_t)other : 0);
+    else
+        for (int i = 0; i < KVMATTR_BLOCK + 64; i++)
+            block[i] = i && below(3) ? block[i - 1] : byte() & distinct;
     for (int wide = 0; wide < 4; wide++) {
         int count = 8 << wide;
         for (int i = 0; i < count; i++)
@@ -225,6 +229,12 @@ static void test_blocks(void)
         set->spread(words, wide, 0xff, x, out);
         set->pack(out, wide, x, packed);
         CHECK(!memcmp(words, packed, 8 * (size_t)count), "pack undoes spread, wide %d", wide);
+        uint8_t some = byte();          /* of each bit of a field, one place at least is kept */
+        for (int bit = 0; bit < 1 << wide; bit++)
+            some |= some & kvmattr_field_repeats[wide] << bit ? 0 : (uint8_t)(1 << bit);
+        set->spread(words, wide, some, x, out);
+        set->pack(out, wide, x, packed);
+        CHECK(!memcmp(words, packed, 8 * (size_t)count), "pack of what some bits tell, wide %d", wide);
     }
     arena_empty();
     uint64_t line = some_line();
@@ -267,7 +277,7 @@ static void test_words(void)
     uint64_t words[130], kept[130], entries[512], keep, toggle, most = 0, sum = 0;
     size_t n = below(130);
     uint8_t k = byte(), x = byte(), vary = 0;
-    int idle = 0;
+    int idle = 0, alike = below(2) == 0;
     for (size_t i = 0; i < n; i++) {
         words[i] = any() >> below(60);
         most = words[i] > most ? words[i] : most;
@@ -277,7 +287,7 @@ static void test_words(void)
     CHECK(set->largest(words, n) == most, "largest of %zu", n);
     CHECK(set->popcount(words, n) == sum, "popcount of %zu", n);
     for (int i = 0; i < 512; i++) {
-        entries[i] = below(2) ? uniform(byte() & 3) : any() & any();
+        entries[i] = alike ? uniform((uint8_t)(k ^ (below(100) == 0))) : below(2) ? uniform(byte() & 3) : any() & any();
         vary |= varying_of(entries[i]) | (first_of(entries[i]) ^ first_of(entries[0]));
     }
     CHECK(set->summary(entries) == vary, "summary");

@@ -73,7 +73,6 @@ KERNELS = [
            "((c << 3 & KVMATTR_REPEAT(0xf8)) | (c >> 5 & KVMATTR_REPEAT(0x07)))",
            "(c << 3 & KVMATTR_REPEAT(0xf8))"),
     Mutant("the first page of a word's changes", "kernels/plain.h", "before = words[j] >> 63;", "before = 0;"),
-    Mutant("a node's count of what is open", "kernels/plain.h", "} else if ((first & ~varying) == 0) {", "} else {"),
     Mutant("what varies below a node, by F", "kernels/plain.h",
            "return (uint8_t)((any >> KVMATTR_V) | (differ >> KVMATTR_F));", "return (uint8_t)(any >> KVMATTR_V);"),
 ]
