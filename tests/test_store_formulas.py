@@ -120,6 +120,25 @@ def test_one_page_whose_value_fits_no_field_of_its_leaf(value: int) -> None:
     same(m, dense)
 
 
+@pytest.mark.parametrize("value", [1, 2])
+def test_one_page_whose_value_has_one_of_two_bits_that_vary_together(value: int) -> None:
+    """Of the values 0 and 3 a field has one bit, which stands for both."""
+    m, dense = fragmented(4 * BLOCK, [0, 3])
+    assert m.write(700, 701, value)
+    dense[700] = value
+    same(m, dense)
+
+
+def test_one_page_that_has_a_bit_again() -> None:
+    """Two bits a page: a bit that no page has any more fits the field, but does not vary until one has it again."""
+    m, dense = fragmented(4 * BLOCK, [0, 1])
+    for value in (2, 0, 2):
+        m.write(700, 701, value)
+        dense[700] = value
+        same(m, dense)
+        assert m.any(0, 4 * BLOCK, 2, 2) == (value == 2)
+
+
 def test_one_page_that_is_the_first_to_have_a_bit() -> None:
     """Four bits a page: the value fits the field, but no page below the entries above varied in that bit yet."""
     m, dense = fragmented(3 * GIB, [0, 1, 2])

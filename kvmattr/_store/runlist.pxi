@@ -41,12 +41,15 @@ cdef inline RunList run_list_at(const Family *family, uint32_t handle) noexcept 
     runs.values = kvmattr_list_values(record, record.count)
     return runs
 
+# Where a list of one run has no starts: none are copied from there, which C allows of no null pointer.
+cdef uint64_t[1] no_starts
+
 cdef inline RunList one_run(const uint8_t *value) noexcept nogil:
     """What a uniform entry would be as a list."""
     cdef RunList runs
     runs.record = NULL
     runs.count = 1
-    runs.starts = NULL
+    runs.starts = &no_starts[0]
     runs.values = value
     return runs
 
