@@ -15,6 +15,7 @@ import pytest
 from tests.embedding import building
 
 PACKAGE = Path(__file__).parent.parent / "kvmattr"
+pytestmark = pytest.mark.skipif(not (PACKAGE / "_vm.pyx").exists(), reason="the sources are not here")
 PROGRAM = r"""
 #include <stdio.h>
 #include <unistd.h>
