@@ -43,18 +43,19 @@ COMPARISONS = 20
 
 
 def plant() -> None:
-    """Let some calls take 1.3 times their CPU time, to the clock's step; their answers stay as they are.
+    """Let some calls take 1.3 times their time, to the clock's step; their answers stay as they are.
 
-    Doing a part of the work again would be less than that: what was just looked up lies in the caches.
+    Doing a part of the work again would be less than that: what was just looked up lies in the caches. The clock is
+    one that is read without the kernel, whose entry would make the calls of others slower.
     """
 
     def slower(call: Any) -> Any:
         def longer(self: Any, argument: Any) -> Any:
-            began = time.thread_time_ns()
+            began = time.perf_counter_ns()
             answer = call(self, argument)
-            ended = time.thread_time_ns()
+            ended = time.perf_counter_ns()
             until = ended + round((ended - began) * AGAIN)
-            while time.thread_time_ns() < until:
+            while time.perf_counter_ns() < until:
                 pass
             return answer
 
@@ -90,7 +91,8 @@ def load() -> Iterator[None]:
 
 
 def one_run(path: Path, kind: str) -> None:
-    words = [sys.executable, str(Path(__file__)), "--one", str(path), *(["--plant"] if kind == "planted" else [])]
+    # Words of one length: a longer command line moves all that a process has in memory.
+    words = [sys.executable, str(Path(__file__)), "--one", str(path), "--kind", f"{kind:-<8}"]
     subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
 
 
@@ -99,7 +101,6 @@ def runs_of_each(number: int, folder: Path) -> dict[str, list[Report]]:
     for index in range(number):
         for kind in found:
             print(f"{kind} {index + 1}/{number}", file=sys.stderr)
-            # Names of one length: a longer command line moves all that a process has in memory.
             path = folder / f"{kind:-<8}{index:03}.json"
             if kind == "loaded":
                 with load():
@@ -151,10 +152,10 @@ def main() -> None:
     parser.add_argument("--spare", type=int, default=10, help="more runs of each kind, to draw from (%(default)s)")
     parser.add_argument("--keep", type=Path, help="a directory for the reports")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--plant", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        if arguments.plant:
+        if arguments.kind.startswith("planted"):
             plant()
         study.run(SCENARIOS, BACKENDS, quick=True).save(arguments.one)
         return

@@ -241,7 +241,7 @@ class TestWhatIsSaid:
         assert {row.backend for row in apart.of("slower")} == {"numpy"}
         assert apart.warnings == [
             "The load differed (others took 0.00 CPUs in A, 0.80 in B, on average): in 20 of 20 cells only what is "
-            "beyond 1.25x is called a change."]
+            "beyond 1.75x is called a change."]
 
     def test_the_floor_moves_with_the_kernel(self):
         random = np.random.default_rng(1)

@@ -6,7 +6,7 @@
 Take the runs of both sides in turns, on an equally busy machine; ten short runs a side tell more than five long ones.
 Of each run a cell gives one number: its fastest rounds, divided by fixed work in the same rounds. How much these
 numbers vary is taken from several runs, never from the rounds of one. A cell is "slower" or "faster" if its interval,
-widened for the number of cells, lies beyond 1.05x (1.25x where the load differed), and "same" if a change of 1.25x
+widened for the number of cells, lies beyond 1.05x (1.75x where the load differed), and "same" if a change of 1.25x
 would have been seen; else it could not be told.
 
 Exit codes: 0 nothing is slower; 1 something is, or is broken; 2 usage, or a file that cannot be read or written;
