@@ -45,15 +45,13 @@ _DEVIATIONS = 1.4826
 #: Bytes are counted, not measured.
 _BYTES_MARGIN = 1.01
 
-VERDICTS = ("slower", "faster", "same", "open", "broken", "mended", "")
-
 
 @dataclass(frozen=True)
 class Row:
     """One cell on both sides. ``ratio``: how many times as much B takes, with its interval, in yardsticks.
 
-    ``verdict``: one of ``VERDICTS``; "open" could not be told, "broken" was measured on side A alone, "mended" on
-    side B alone, "" has nothing to judge. ``note``: why, or what else there is to say.
+    ``verdict``: "slower", "faster" or "same"; "open" could not be told, "broken" was measured on side A alone,
+    "mended" on side B alone, "" has nothing to judge. ``note``: why, or what else there is to say.
     """
 
     scenario: str
