@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Thread
 from time import perf_counter_ns, thread_time_ns
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.guest import Guest, alternating
-from bench.rounds import Alone
+from bench.rounds import Alone, Row, adding
 from kvmattr import AttributeMap
 
 #: All that this process may use, before the table keeps to one.
@@ -26,37 +25,15 @@ CPUS = os.sched_getaffinity(0)
 YARDSTICK = 34.0
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A line of the table: the work and the time that it may take, in ns; None: told, not judged."""
-
-    name: str
-    limit: float | None
-    rounds: int
-    make: Callable[[Guest], Alone]
-
-
-LIMITS: list[Limit] = []
-
-
-def limit(
-    name: str, limit: float | None, rounds: int = 21
-) -> Callable[[Callable[[Guest], Alone]], Callable[[Guest], Alone]]:
-    def add(make: Callable[[Guest], Alone]) -> Callable[[Guest], Alone]:
-        LIMITS.append(Limit(name, limit, rounds, make))
-        return make
-
-    return add
+#: Of each row: the work and the ns that it may take; None: told, not judged.
+LIMITS: list[Row] = []
+limit = adding(LIMITS, rounds=21)
 
 
 def flat_in_size(name: str, limit_ns: float, make: Callable[[Guest, int], Alone]) -> None:
     """A row for 1 GiB, 64 GiB and 1 TiB each: read down, they should be one figure."""
-    for words, pages in (
-        ("1 GiB", lambda guest: guest.gigabyte),
-        ("64 GiB", lambda guest: guest.pages),
-        ("1 TiB", lambda guest: guest.terabyte),
-    ):
-        limit(f"{name} {words}", limit_ns)(lambda guest, pages=pages: make(guest, pages(guest)))
+    for words, pages in (("1 GiB", "gigabyte"), ("64 GiB", "pages"), ("1 TiB", "terabyte")):
+        limit(f"{name} {words}", limit_ns)(lambda guest, pages=pages: make(guest, getattr(guest, pages)))
 
 
 def write_everything(guest: Guest, pages: int) -> Alone:
@@ -68,12 +45,8 @@ def write_everything(guest: Guest, pages: int) -> Alone:
             m.write(0, pages, 2)
         m.write(0, pages, last)
 
-    return Alone(
-        draw=lambda: int(guest.rng.integers(3, 256)),
-        work=work,
-        calls=1001,
-        check=lambda last, _: m.uniform(0, pages) == last,
-    )
+    return Alone(draw=lambda: int(guest.rng.integers(3, 256)), work=work, calls=1001,
+                 check=lambda last, _: m.uniform(0, pages) == last)
 
 
 def or_everything(guest: Guest, pages: int) -> Alone:
@@ -124,11 +97,8 @@ def first_write(guest: Guest) -> Alone:
         gfn = int(guest.gfns(1)[0])
         return gfn, m[gfn] ^ 1
 
-    return Alone(
-        draw=draw,
-        work=lambda drawn: m.write(drawn[0], drawn[0] + 1, drawn[1]),
-        check=lambda drawn, changed: changed and m[drawn[0]] == drawn[1] != kept[0][drawn[0]],
-    )
+    return Alone(draw=draw, work=lambda drawn: m.write(drawn[0], drawn[0] + 1, drawn[1]),
+                 check=lambda drawn, changed: changed and m[drawn[0]] == drawn[1] != kept[0][drawn[0]])
 
 
 def scattered_puts(guest: Guest, new_map: bool) -> Alone:
@@ -157,9 +127,7 @@ def scattered_puts(guest: Guest, new_map: bool) -> Alone:
 
 
 limit("put of 1e5 random pages after a snapshot, per page", 60)(lambda guest: scattered_puts(guest, True))
-limit("the same, and meanwhile what a restore dropped is freed", None)(
-    lambda guest: scattered_puts(guest, False)
-)
+limit("the same, and meanwhile what a restore dropped is freed", None)(lambda guest: scattered_puts(guest, False))
 
 
 @limit("what a get waits for that finds a batch of puts at work, 90th percentile", 0.3e6, rounds=5)
@@ -188,19 +156,13 @@ def wait_for_a_batch(guest: Guest) -> Alone:
         waits = [time for time in times if time > 2000]
         return int(np.percentile(waits or times, 90))
 
-    return Alone(
-        draw=draw,
-        work=work,
-        check=lambda drawn, _: np.array_equal(drawn[0].take(drawn[1]), drawn[2]),
-        own_clock=True,
-    )
+    return Alone(draw=draw, work=work, check=lambda drawn, _: np.array_equal(drawn[0].take(drawn[1]), drawn[2]),
+                 own_clock=True)
 
 
 @limit("del m of a fragmented 1 TiB guest", 50e6, rounds=3)
 def delete(guest: Guest) -> Alone:
-    return Alone(
-        draw=lambda: [alternating(guest.terabyte)], work=list.clear, check=lambda kept, _: kept == []
-    )
+    return Alone(draw=lambda: [alternating(guest.terabyte)], work=list.clear, check=lambda kept, _: kept == [])
 
 
 @limit("longest call while a fragmented 64 GiB collapses (and_, then 1000 writes)", 0.3e6)
@@ -226,13 +188,4 @@ def collapse(guest: Guest) -> Alone:
             and drawn[0].count(0, guest.pages, 0) == guest.pages - len(drawn[1])
         ),
         own_clock=True,
-    )
-
-
-@limit("the and_ of it alone", 0.3e6)
-def collapse_alone(guest: Guest) -> Alone:
-    return Alone(
-        draw=lambda: alternating(guest.pages),
-        work=lambda m: m.and_(0, guest.pages, 0xFE),
-        check=lambda m, changed: changed and m.uniform(0, guest.pages) == 0,
     )

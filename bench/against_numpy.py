@@ -12,36 +12,18 @@ own ("cold").
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bench.guest import Guest, Pages, same
-from bench.rounds import Arms, loop
+from bench.rounds import Arms, Row, adding, loop
 from kvmattr import AttributeMap
 from kvmattr._core import RUN_DTYPE
 
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: the work, the largest ratio to numpy that we aim at (None: told, not judged)."""
-
-    name: str
-    target: float | None
-    rounds: int
-    make: Callable[[Guest], Arms]
-
-
+#: Of each row: the work and the largest ratio to numpy that we aim at; None: told, not judged.
 ROWS: list[Row] = []
-
-
-def row(name: str, target: float | None, rounds: int = 22) -> Callable[[Callable[[Guest], Arms]], Callable[..., Any]]:
-    def add(make: Callable[[Guest], Arms]) -> Callable[[Guest], Arms]:
-        ROWS.append(Row(name, target, rounds, make))
-        return make
-
-    return add
+row = adding(ROWS, rounds=22)
 
 
 def equal(drawn: Any, ours: Any, theirs: Any) -> bool:
@@ -51,8 +33,9 @@ def equal(drawn: Any, ours: Any, theirs: Any) -> bool:
 # ---- many pages in one call ----
 
 
-def take(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
-    ours, theirs = np.empty(guest.batch, np.uint8), np.empty(guest.batch, np.uint8)
+def take(guest: Guest, m: AttributeMap, a: Pages, given: bool = True) -> Arms:
+    """``given``: the answers go into an array that is there."""
+    ours, theirs = (np.empty(guest.batch, np.uint8) if given else None for _ in range(2))
     return Arms(
         draw=lambda: guest.gfns(guest.batch),
         store=lambda gfns: m.take(gfns, out=ours),
@@ -88,13 +71,9 @@ def put_changed(guest: Guest) -> Arms:
     def assign(gfns: Any) -> None:
         a[gfns] = 1
 
-    return Arms(
-        draw=draw,
-        store=lambda gfns: m.put(gfns, 1),
-        numpy={"a[i] = v": assign, "a.put(i, v, mode='wrap')": lambda gfns: a.put(gfns, 1, mode="wrap")},
-        check=lambda gfns, ours, theirs: same(m, a),
-        calls=guest.batch,
-    )
+    return Arms(draw=draw, store=lambda gfns: m.put(gfns, 1),
+                numpy={"a[i] = v": assign, "a.put(i, v, mode='wrap')": lambda gfns: a.put(gfns, 1, mode="wrap")},
+                check=lambda gfns, ours, theirs: same(m, a), calls=guest.batch)
 
 
 def update_many(guest: Guest, values: int) -> Arms:
@@ -109,13 +88,8 @@ def update_many(guest: Guest, values: int) -> Arms:
         for start, stop, attributes in drawn[1]:
             a[start:stop] = attributes
 
-    return Arms(
-        draw=draw,
-        store=lambda drawn: m.update_many(*drawn[0]),
-        numpy={"loop of a[s:e] = v": assign},
-        check=lambda drawn, ours, theirs: same(m, a),
-        calls=guest.batch,
-    )
+    return Arms(draw=draw, store=lambda drawn: m.update_many(*drawn[0]), numpy={"loop of a[s:e] = v": assign},
+                check=lambda drawn, ours, theirs: same(m, a), calls=guest.batch)
 
 
 row("update_many 1e6 ranges of 4 KiB .. 2 MiB, 2 values", 0.50, rounds=6)(lambda guest: update_many(guest, 2))
@@ -140,14 +114,9 @@ def get(guest: Guest, m: AttributeMap, a: Pages, calls: int) -> Arms:
         for gfn in gfns:
             item(gfn)
 
-    return Arms(
-        draw=lambda: guest.gfns(calls).tolist(),
-        store=store,
-        numpy={"a[i]": subscript, "a.item(i)": items},
-        floor=loop,
-        check=lambda gfns, ours, theirs: [look_up(gfn) for gfn in gfns] == a[gfns].tolist(),
-        calls=calls,
-    )
+    return Arms(draw=lambda: guest.gfns(calls).tolist(), store=store, numpy={"a[i]": subscript, "a.item(i)": items},
+                floor=loop, check=lambda gfns, ours, theirs: [look_up(gfn) for gfn in gfns] == a[gfns].tolist(),
+                calls=calls)
 
 
 row("get one random page, per call: uniform", 0.22)(lambda guest: get(guest, *guest.uniform(), guest.calls))
@@ -156,10 +125,24 @@ row("get, fragmented: the first 1e4 calls of a turn (cold)", None)(
     lambda guest: get(guest, *guest.fragmented(), guest.calls // 100))
 
 
+def writes(m: AttributeMap, a: Pages, draw: Callable[[], Any], calls: int, floor: Callable[[Any], Any]) -> Arms:
+    """A call for each (start, stop, attributes) of one page each."""
+    write = m.write
+
+    def store(drawn: Any) -> None:
+        for start, stop, attributes in drawn:
+            write(start, stop, attributes)
+
+    def assign(drawn: Any) -> None:
+        for start, _, attributes in drawn:
+            a[start] = attributes
+
+    return Arms(draw, store, {"a[i] = v": assign}, check=lambda *_: same(m, a), floor=floor, calls=calls)
+
+
 @row("write one random page, per call, after 1e5", 0.50)
 def write_changed(guest: Guest) -> Arms:
     m, a = guest.changed()
-    write = m.write
     written: list[Any] = []
 
     def draw() -> Any:
@@ -172,22 +155,7 @@ def write_changed(guest: Guest) -> Arms:
         written.append((gfns, a[gfns]))
         return list(zip(gfns.tolist(), (gfns + 1).tolist(), (1 - a[gfns]).tolist(), strict=True))
 
-    def store(drawn: Any) -> None:
-        for start, stop, attributes in drawn:
-            write(start, stop, attributes)
-
-    def assign(drawn: Any) -> None:
-        for start, _, attributes in drawn:
-            a[start] = attributes
-
-    return Arms(
-        draw=draw,
-        store=store,
-        numpy={"a[i] = v": assign},
-        floor=loop,
-        check=lambda drawn, ours, theirs: same(m, a),
-        calls=guest.calls,
-    )
+    return writes(m, a, draw, guest.calls, loop)
 
 
 # ---- one range a call ----
@@ -206,14 +174,9 @@ def write_terabyte(guest: Guest) -> Arms:
     def slice_(last: int) -> None:
         a[:] = last
 
-    return Arms(
-        draw=lambda: int(guest.rng.integers(3, 256)),
-        store=store,
-        numpy={"a[:] = v": slice_, "a.fill(v)": a.fill},
-        calls=1001,
-        numpy_calls=1,
-        check=lambda last, ours, theirs: m.uniform(0, guest.terabyte) == a[0] == a[-1] == last,
-    )
+    return Arms(draw=lambda: int(guest.rng.integers(3, 256)), store=store,
+                numpy={"a[:] = v": slice_, "a.fill(v)": a.fill}, calls=1001, numpy_calls=1,
+                check=lambda last, ours, theirs: m.uniform(0, guest.terabyte) == a[0] == a[-1] == last)
 
 
 def masked_all(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
@@ -285,14 +248,8 @@ def or_and_back(guest: Guest, m: AttributeMap, a: Pages, aligned: bool, windows:
         last.append(drawn[0])
         return drawn
 
-    return Arms(
-        draw=draw,
-        store=store,
-        numpy={"bitwise_or(w, v, out=w)": in_place, "a[s:e] |= v": augmented},
-        check=lambda drawn, ours, theirs: same(m, a),
-        floor=loop,
-        calls=2 * windows + 1,
-    )
+    return Arms(draw=draw, store=store, numpy={"bitwise_or(w, v, out=w)": in_place, "a[s:e] |= v": augmented},
+                check=lambda drawn, ours, theirs: same(m, a), floor=loop, calls=2 * windows + 1)
 
 
 row("or_ over 1 GiB: uniform", 0.03)(lambda guest: or_and_back(guest, *guest.uniform(), aligned=False))
@@ -340,12 +297,8 @@ def or_everywhere(guest: Guest, timed_writes: bool) -> Arms:
         else:
             np.bitwise_and(a, 0xFD, out=a)
 
-    return Arms(
-        draw=draw,
-        store=store,
-        numpy={"bitwise_or(a, v, out=a)": in_place},
-        check=lambda drawn, ours, theirs: same(m, a),
-    )
+    return Arms(draw=draw, store=store, numpy={"bitwise_or(a, v, out=a)": in_place},
+                check=lambda drawn, ours, theirs: same(m, a))
 
 
 row("or_ over fragmented 64 GiB, 10 page writes before it", 0.01, rounds=102)(
@@ -376,14 +329,8 @@ def materialise(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
             theirs[:] = a[start:stop]
         return theirs
 
-    return Arms(
-        draw=lambda: guest.windows(100, aligned=False),
-        store=store,
-        numpy={"copyto(out, a[s:e])": copyto, "out[:] = a[s:e]": assign},
-        check=equal,
-        floor=loop,
-        calls=100,
-    )
+    return Arms(draw=lambda: guest.windows(100, aligned=False), store=store,
+                numpy={"copyto(out, a[s:e])": copyto, "out[:] = a[s:e]": assign}, check=equal, floor=loop, calls=100)
 
 
 row("to_numpy of 1 GiB: uniform", 0.60)(lambda guest: materialise(guest, *guest.uniform()))
@@ -437,25 +384,13 @@ def same_runs(m: AttributeMap, a: Pages) -> Arms:
         made["attributes"][1:] = a[changes]
         return made
 
-    return Arms(
-        draw=lambda: None,
-        store=lambda _: m.runs(),
-        numpy={"flatnonzero, then the same records": records},
-        check=equal,
-    )
+    return Arms(draw=lambda: None, store=lambda _: m.runs(), numpy={"flatnonzero, then the same records": records},
+                check=equal)
 
 
-def few_runs(guest: Guest) -> tuple[AttributeMap, Pages]:
-    m, a = guest.uniform()
-    gfns = guest.gfns(guest.earlier // 2)
-    m.put(gfns, 1)
-    a[gfns] = 1
-    return m, a
-
-
-row("runs: 1e5", 0.20)(lambda guest: runs(*few_runs(guest), calls=10))
-row("runs, 1e5: the first call of a turn (cold)", None)(lambda guest: runs(*few_runs(guest)))
-row("runs: 1e5, numpy makes the same records", None)(lambda guest: same_runs(*few_runs(guest)))
+row("runs: 1e5", 0.20)(lambda guest: runs(*guest.changed(guest.earlier // 2), calls=10))
+row("runs, 1e5: the first call of a turn (cold)", None)(lambda guest: runs(*guest.changed(guest.earlier // 2)))
+row("runs: 1e5, numpy makes the same records", None)(lambda guest: same_runs(*guest.changed(guest.earlier // 2)))
 row("runs: 16.8M", 0.40, rounds=8)(lambda guest: runs(*guest.fragmented()))
 row("runs: 16.8M, numpy makes the same records", None, rounds=8)(lambda guest: same_runs(*guest.fragmented()))
 
@@ -513,14 +448,8 @@ def snapshot(guest: Guest) -> Arms:
         np.copyto(other, a)
         return other
 
-    return Arms(
-        draw=draw,
-        store=store,
-        numpy={"a.copy()": lambda _: a.copy(), "copyto(b, a)": copyto},
-        check=lambda kept, ours, theirs: same(ours, theirs),
-        calls=100,
-        numpy_calls=1,
-    )
+    return Arms(draw=draw, store=store, numpy={"a.copy()": lambda _: a.copy(), "copyto(b, a)": copyto},
+                check=lambda kept, ours, theirs: same(ours, theirs), calls=100, numpy_calls=1)
 
 
 def restore(guest: Guest, m: AttributeMap, a: Pages, changes: int) -> Arms:
@@ -531,12 +460,8 @@ def restore(guest: Guest, m: AttributeMap, a: Pages, changes: int) -> Arms:
         m.put(gfns, 2)
         a[gfns] = 2
 
-    return Arms(
-        draw=draw,
-        store=lambda _: m.restore(before),
-        numpy={"copyto(a, b)": lambda _: np.copyto(a, saved)},
-        check=lambda _, ours, theirs: same(m, a),
-    )
+    return Arms(draw=draw, store=lambda _: m.restore(before), numpy={"copyto(a, b)": lambda _: np.copyto(a, saved)},
+                check=lambda _, ours, theirs: same(m, a))
 
 
 row("restore after 10 changes", 5e-3, rounds=51)(lambda guest: restore(guest, *guest.changed(), 10))

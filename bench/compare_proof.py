@@ -76,10 +76,8 @@ def copy_for_ever(cpu: int) -> None:
 @contextmanager
 def load() -> Iterator[None]:
     """Every CPU copies memory: half of the time of whoever is measured, and what its caches held."""
-    processes = [
-        multiprocessing.Process(target=copy_for_ever, args=(cpu,), daemon=True)
-        for cpu in os.sched_getaffinity(0)
-    ]
+    processes = [multiprocessing.Process(target=copy_for_ever, args=(cpu,), daemon=True)
+                 for cpu in os.sched_getaffinity(0)]
     for process in processes:
         process.start()
     try:
@@ -165,12 +163,8 @@ def main() -> None:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         found = runs_of_each(arguments.runs + arguments.spare, folder)
-    lines = [
-        "kvmattr compare on unchanged code and on a planted change: python bench/compare_proof.py",
-        described,
-        "",
-        *told(found, arguments.runs),
-    ]
+    lines = ["kvmattr compare on unchanged code and on a planted change: python bench/compare_proof.py",
+             described, "", *told(found, arguments.runs)]
     print(*lines, sep="\n")
     if arguments.out:
         writing.write(arguments.out, "\n".join([*lines, ""]))

@@ -27,7 +27,7 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 
 import numpy as np  # noqa: E402
 
-from bench.against_numpy import get, runs  # noqa: E402
+from bench.against_numpy import get, runs, take, writes  # noqa: E402
 from bench.guest import TINY, Guest, Pages, same  # noqa: E402
 from bench.report import asked, show  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
@@ -100,12 +100,6 @@ CONTENTS = (
 )
 
 
-def take_arms(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
-    return Arms(draw=lambda: guest.gfns(guest.batch), store=m.take,
-                numpy={"take": lambda gfns: np.take(a, gfns, mode="wrap"), "a[i]": lambda gfns: a[gfns]},
-                check=lambda gfns, ours, theirs: bool(np.array_equal(ours, theirs)))
-
-
 def put_arms(guest: Guest, m: AttributeMap, a: Pages, values: tuple[int, ...]) -> Arms:
     drawn_from = np.array(values, np.uint8)
 
@@ -135,27 +129,17 @@ def count_arms(guest: Guest, m: AttributeMap, a: Pages) -> Arms:
 def write_arms(guest: Guest, m: AttributeMap, a: Pages, values: tuple[int, ...]) -> Arms:
     """`write` of one page, a call each."""
     drawn_from = np.array(values, np.uint8)
-    write = m.write
 
     def draw() -> Any:
         gfns = guest.gfns(guest.calls)
         attributes = guest.rng.choice(drawn_from, len(gfns))
         return list(zip(gfns.tolist(), (gfns + 1).tolist(), attributes.tolist(), strict=True))
 
-    def store(drawn: Any) -> None:
-        for start, stop, attributes in drawn:
-            write(start, stop, attributes)
-
-    def assign(drawn: Any) -> None:
-        for start, _, attributes in drawn:
-            a[start] = attributes
-
     def loop(drawn: Any) -> None:
         for _start, _stop, _attributes in drawn:
             pass
 
-    return Arms(draw=draw, store=store, numpy={"a[i] = v": assign}, floor=loop, check=lambda *_: same(m, a),
-                calls=guest.calls)
+    return writes(m, a, draw, guest.calls, loop)
 
 
 def update_many_arms(guest: Guest, m: AttributeMap, a: Pages, values: tuple[int, ...]) -> Arms:
@@ -190,7 +174,7 @@ def measure(content: Content, guest: Guest, rounds: int) -> list[float]:
         return float(np.median(compare(arms, rounds).ratios))
 
     put = put_arms(guest, m, a, content.values)
-    cells = [ratio(take_arms(guest, m, a)), ratio(get(guest, m, a, guest.calls)), ratio(read_arms(guest, m, a)),
+    cells = [ratio(take(guest, m, a, given=False)), ratio(get(guest, m, a, guest.calls)), ratio(read_arms(guest, m, a)),
              ratio(count_arms(guest, m, a)), ratio(runs(m, a)), ratio(put)]
     kept = m.snapshot()
     for _ in range(4):

@@ -24,9 +24,10 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 import numpy as np  # noqa: E402
 
 from bench.guest import Gfns, Guest  # noqa: E402
+from bench.machine import records_of  # noqa: E402
 from bench.report import asked, show  # noqa: E402
 from bench.rounds import Arms, compare  # noqa: E402
-from kvmattr import VM, AttributeMap, uapi  # noqa: E402
+from kvmattr import VM, AttributeMap  # noqa: E402
 from kvmattr.measure.machine import Load  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 from kvmattr.study._xarray import XArray  # noqa: E402
@@ -36,19 +37,12 @@ TURNS = {"single": 1, "batch": 1024}
 FRESH = 4096
 ROUNDS = 16
 LIMIT = 1.0
-PAGE = 4096
 
 
 def there_and_back(fresh: Gfns, at_once: int) -> tuple[Gfns, Any]:
     """The gfns to convert in order, and to what."""
     gfns = np.stack([fresh.reshape(-1, at_once)] * 2, axis=1).ravel()
     return gfns, np.tile(np.repeat(np.array([1, 0], np.uint8), at_once), len(fresh) // at_once)
-
-
-def records(gfns: Gfns, attributes: Any) -> Any:
-    made = np.zeros(len(gfns), uapi.MEMORY_ATTRIBUTES)
-    made["address"], made["size"], made["attributes"] = gfns * PAGE, PAGE, attributes
-    return made
 
 
 def roads(guest: Guest, early: Gfns) -> dict[str, tuple[Callable[..., Any], AttributeMap]]:
@@ -63,7 +57,7 @@ def roads(guest: Guest, early: Gfns) -> dict[str, tuple[Callable[..., Any], Attr
         return calls
 
     vm = VM()
-    vm.set_memory_attributes_many(records(early, 1))
+    vm.set_memory_attributes_many(records_of(early, 1))
     maps = [AttributeMap(guest.pages) for _ in range(3)]
     for m in maps:
         m.put(early, 1)
@@ -91,7 +85,7 @@ def measure(guest: Guest, earlier: int, at_once: int, fresh: int, rounds: int) -
         gfns, attributes = there_and_back(guest.rng.choice(others, fresh, replace=False), at_once)
         starts = gfns.astype(np.uint64)
         return {"gfns": starts, "stops": starts + np.uint64(1), "attributes": attributes,
-                "operations": np.zeros(len(gfns), np.uint8), "records": records(gfns, attributes),
+                "operations": np.zeros(len(gfns), np.uint8), "records": records_of(gfns, attributes),
                 "calls": list(zip(gfns.tolist(), (gfns + 1).tolist(), attributes.tolist(), strict=True))}
 
     ratios = []
@@ -105,9 +99,8 @@ def measure(guest: Guest, earlier: int, at_once: int, fresh: int, rounds: int) -
                     pass
 
         arms = Arms(draw=draw, store=road, numpy={"xarray": lambda drawn: array.update_many(
-            drawn["gfns"], drawn["stops"], drawn["attributes"], drawn["operations"])}, check=right)
-        samples = compare(arms, rounds) if name != "write" else compare(Arms(**{**vars(arms), "floor": loop}), rounds)
-        ratios.append(float(np.median(samples.ratios)))
+            drawn["gfns"], drawn["stops"], drawn["attributes"], drawn["operations"])}, check=right, floor=loop)
+        ratios.append(float(np.median(compare(arms, rounds).ratios)))
     return ratios
 
 

@@ -43,13 +43,8 @@ def or_over(guest: Guest, length: int) -> Arms:
         np.bitwise_or(window, 2, out=window)
         np.bitwise_and(window, 0xFD, out=window)
 
-    return Arms(
-        draw=lambda: int(guest.rng.integers(0, guest.pages - length + 1)),
-        store=store,
-        numpy={"in place": in_place},
-        check=lambda start, ours, theirs: same(m, a),
-        calls=2,
-    )
+    return Arms(draw=lambda: int(guest.rng.integers(0, guest.pages - length + 1)), store=store,
+                numpy={"in place": in_place}, check=lambda start, ours, theirs: same(m, a), calls=2)
 
 
 def runs_of(guest: Guest, count: int) -> Arms:

@@ -41,10 +41,10 @@ class Guest:
         """The array is written: one that never was is a single page of zeros, mapped everywhere."""
         return AttributeMap(self.pages), np.full(self.pages, 0, np.uint8)
 
-    def changed(self) -> tuple[AttributeMap, Pages]:
-        """After single-page writes of 1 to ``earlier`` random pages."""
+    def changed(self, count: int | None = None) -> tuple[AttributeMap, Pages]:
+        """After single-page writes of 1 to so many random pages, ``earlier`` if not said."""
         m, a = self.uniform()
-        gfns = self.gfns(self.earlier)
+        gfns = self.gfns(self.earlier if count is None else count)
         m.put(gfns, 1)
         a[gfns] = 1
         return m, a

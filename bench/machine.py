@@ -5,6 +5,7 @@ Every VM has one memslot over the whole guest and has had single pages made priv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,40 +47,40 @@ def all_set(vm: VM, records: Any) -> bool:
     return np.array_equal(vm.attributes.take(records["address"] // PAGE), records["attributes"])
 
 
-@limit("SET ioctl of one random page, after 1e5", 600)
-def set_by_ioctl(guest: Guest) -> Alone:
+def set_one_by_one(guest: Guest, arguments: Callable[[Any], list[Any]], calls_of: Callable[[VM], Any]) -> Alone:
+    """``arguments`` makes those of each call from the records, ``calls_of`` what makes the calls from the VM."""
     vm = converted(guest)
-    calls = min(CALLS, guest.calls)
     last: list[Any] = []
 
-    def draw() -> list[bytearray]:
-        last[:] = [conversions(guest, vm, calls)]
-        return [bytearray(record.tobytes()) for record in last[0]]
+    def draw() -> list[Any]:
+        last[:] = [conversions(guest, vm, min(CALLS, guest.calls))]
+        return arguments(last[0])
 
+    return Alone(draw, calls_of(vm), lambda _, __: all_set(vm, last[0]), loop, min(CALLS, guest.calls))
+
+
+def by_ioctl(vm: VM) -> Any:
     def work(buffers: list[bytearray]) -> None:
         ioctl, request = vm.ioctl, uapi.KVM_SET_MEMORY_ATTRIBUTES
         for buffer in buffers:
             ioctl(request, buffer)
 
-    return Alone(draw, work, lambda _, __: all_set(vm, last[0]), loop, calls)
+    return work
 
 
-@limit("SET method of one random page, after 1e5", 500)
-def set_by_method(guest: Guest) -> Alone:
-    vm = converted(guest)
-    calls = min(CALLS, guest.calls)
-    last: list[Any] = []
-
-    def draw() -> list[tuple[int, int]]:
-        last[:] = [conversions(guest, vm, calls)]
-        return list(zip(last[0]["address"].tolist(), last[0]["attributes"].tolist(), strict=True))
-
+def by_method(vm: VM) -> Any:
     def work(drawn: list[tuple[int, int]]) -> None:
         change = vm.set_memory_attributes
         for address, attributes in drawn:
             change(address, PAGE, attributes)
 
-    return Alone(draw, work, lambda _, __: all_set(vm, last[0]), loop, calls)
+    return work
+
+
+limit("SET ioctl of one random page, after 1e5", 600)(lambda guest: set_one_by_one(
+    guest, lambda records: [bytearray(record.tobytes()) for record in records], by_ioctl))
+limit("SET method of one random page, after 1e5", 500)(lambda guest: set_one_by_one(
+    guest, lambda records: records[["address", "attributes"]].tolist(), by_method))
 
 
 def batch_of(guest: Guest, values: list[int]) -> Alone:
@@ -112,22 +113,16 @@ def set_terabyte(guest: Guest) -> Alone:
             change(0, size, 0)
         change(0, size, last)
 
-    return Alone(
-        draw=lambda: [PRIVATE, PRIVATE | uapi.KVM_MEM_ATTR_NO_WRITE][guest.rng.integers(2)],
-        work=work,
-        calls=1001,
-        check=lambda last, _: vm.attributes.uniform(0, guest.terabyte) == last,
-    )
+    return Alone(draw=lambda: [PRIVATE, PRIVATE | uapi.KVM_MEM_ATTR_NO_WRITE][guest.rng.integers(2)], work=work,
+                 calls=1001, check=lambda last, _: vm.attributes.uniform(0, guest.terabyte) == last)
 
 
 @limit("SET of 1 TiB that drops 1e5 conversions", None)
 def drop(guest: Guest) -> Alone:
     """The first call after them, cold: part of what it drops is freed in it."""
-    return Alone(
-        draw=lambda: converted(guest),
-        work=lambda vm: vm.set_memory_attributes(0, guest.terabyte * PAGE, PRIVATE),
-        check=lambda vm, _: vm.attributes.run_count == 2,
-    )
+    return Alone(draw=lambda: converted(guest),
+                 work=lambda vm: vm.set_memory_attributes(0, guest.terabyte * PAGE, PRIVATE),
+                 check=lambda vm, _: vm.attributes.run_count == 2)
 
 
 def accesses(guest: Guest, attributes: int, wanted: Access, faults: bool) -> Alone:

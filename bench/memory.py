@@ -47,8 +47,6 @@ def fragmented(guest: Guest) -> Any:
 def random_pages(guest: Guest, values: int) -> Any:
     gfns = guest.gfns(guest.earlier)
     attributes = guest.rng.integers(1, values + 1, len(gfns), np.uint8)
-    if values == 1:
-        return guest.pages, lambda m: m.put(gfns % len(m), 1)
     return guest.pages, lambda m: m.put(gfns % len(m), attributes)
 
 
@@ -102,14 +100,8 @@ def weigh(content: Content, guest: Guest) -> dict[str, int]:
 
 def weigh_apart(content: Content, tiny: bool) -> dict[str, int]:
     """The same in a process of its own, in which numpy's large temporary arrays go back at once."""
-    command = [sys.executable, str(Path(__file__).resolve()), content.name, *(["--tiny"] if tiny else [])]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, __file__, content.name, *(["--tiny"] if tiny else [])], check=True,
+                          env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}, text=True, stdout=subprocess.PIPE)
     weighed: dict[str, int] = json.loads(done.stdout)
     return weighed
 

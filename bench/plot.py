@@ -26,9 +26,8 @@ def draw_curve(axes: Any, curve: dict[str, Any]) -> None:
     axes.loglog(curve["sizes"], curve["numpy_ns"], "s-", color=NUMPY, markersize=3, label="numpy")
     axes.loglog(curve["sizes"], curve["store_ns"], "o-", color=STORE, markersize=3, label="kvmattr")
     axes.set(title=textwrap.fill(curve["name"], 36), xlabel=curve["size"])
-    axes.set_yticks(
-        [1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8], ["100 ns", "1 us", "10 us", "100 us", "1 ms", "10 ms", "100 ms"]
-    )
+    axes.set_yticks([1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8],
+                    ["100 ns", "1 us", "10 us", "100 us", "1 ms", "10 ms", "100 ms"])
     times = [*curve["store_ns"], *curve["numpy_ns"]]
     axes.set_ylim(min(times) / 2, max(times) * 2)
     axes.grid(color="#dddddd", linewidth=0.5)

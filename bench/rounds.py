@@ -65,6 +65,29 @@ class Alone:
     own_clock: bool = False
 
 
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is done in it and what is aimed at. ``make`` gets the guest."""
+
+    name: str
+    target: float | None
+    rounds: int
+    make: Callable[[Any], Any]
+
+
+def adding(rows: list[Row], rounds: int) -> Callable[..., Callable[[Any], Any]]:
+    """A decorator that makes a row of a function: its name, its target, and where it takes others its rounds."""
+
+    def row(name: str, target: float | None, rounds: int = rounds) -> Callable[[Any], Any]:
+        def add(make: Any) -> Any:
+            rows.append(Row(name, target, rounds, make))
+            return make
+
+        return add
+
+    return row
+
+
 @dataclass
 class Samples:
     """What the rounds of one row gave: ns per operation, and how many rounds were checked."""

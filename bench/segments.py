@@ -6,11 +6,11 @@ of every size, or for the fragmented guest of 64 GiB alone?
     KVMATTR_SIMD=avx2 python bench/segments.py  with the kernels of another set; --keep DIR builds only once
 
 How to read it: all variants are loaded into one process and measured in turns, a few milliseconds each. A cell is the
-median, over the rounds, of a variant's time by that of the store as it is in the same round, and the interval that
-holds this median with 95 % certainty: what happens on the machine meanwhile falls on both sides of a ratio. `pays`
-tells that the whole interval is above 1.02, so that what the variant takes away is worth having; `costs` that it is
-below 0.98. `noise` is a second build of the store as it is: it must pay and cost nowhere. Guests are as fragmented as
-a guest can be up to 1 TiB, every other page; of larger ones every eighth GiB is. The clock is the thread's CPU time.
+median, over the rounds, of a variant's time by that of the store as it is in the same round, with its interval at 95 %:
+what happens on the machine meanwhile falls on both sides of a ratio. `pays` tells that the whole interval is above
+1.02, so that what the variant takes away is worth having; `costs` that it is below 0.98. `noise` is a second build of
+the store as it is: it must pay and cost nowhere. Guests are as fragmented as a guest can be up to 1 TiB, every other
+page; of larger ones every eighth GiB is. The clock is the thread's CPU time.
 The results are in results/segments.txt. Up to 64 GiB no variant's batches differ from the store as it is by more than
 5 %. Of larger guests nothing can be told yet: `noise` itself differs there by up to 31 %, by which pages of memory a
 build's guest was given. So no size is justified by these results over another.
@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import importlib.util
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,11 +29,17 @@ from pathlib import Path
 from time import thread_time_ns
 from typing import Any
 
-import numpy as np
-
-import kvmattr  # noqa: F401 - each build of the store imports it, and is told from the one that is imported here
-
 HERE = Path(__file__).resolve().parents[1]
+sys.path.append(str(HERE))  # behind an installed kvmattr: the tree's own is for work in the tree
+
+import numpy as np  # noqa: E402
+
+# Each build of the store imports kvmattr, and is told from the one that is imported here.
+from kvmattr.measure.rounds import turns  # noqa: E402
+from kvmattr.measure.statistics import Ratio  # noqa: E402
+from kvmattr.measure.table import fitted  # noqa: E402
+from tests.mutants import copy_of_the_tree  # noqa: E402
+
 GIB = 1 << 18  # pages
 GUESTS = {"1 GiB": GIB, "16 GiB": 16 * GIB, "64 GiB": 64 * GIB, "1 TiB": 1024 * GIB, "16 TiB": 16384 * GIB}
 MANY, FEW = 50_000, 5_000  # pages of a batch, and pages one by one
@@ -54,23 +58,17 @@ VARIANTS: dict[str, list[tuple[str, str, str]]] = {
 
 def build(name: str, changes: list[tuple[str, str, str]], into: Path) -> Path:
     """A copy of the tree with only the store compiled anew."""
-    tree = into / name.replace(" ", "-")
-    if tree.exists():
-        return tree
+    folder = into / name.replace(" ", "-")
+    if folder.exists():
+        return folder / "tree"
     print(f"building: {name}", file=sys.stderr, flush=True)
-    shutil.copytree(HERE / "kvmattr", tree / "kvmattr", ignore=shutil.ignore_patterns("__pycache__", "*.c"))
-    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "pytest_kvmattr.py"):
-        shutil.copy(HERE / file, tree)
-    for module in (tree / "kvmattr").rglob("*.pyx"):
-        if module.name != "_core.pyx":
-            module.unlink()
+    tree = copy_of_the_tree(folder)
     for file, text, other in changes:
         path = tree / "kvmattr" / file
         source = path.read_text()
         if text not in source:
             raise SystemExit(f"segments.py: {file} has no {text!r} any more")
         path.write_text(source.replace(text, other))
-    (tree / "kvmattr" / "_core.pyx").touch()
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True,
                    stdout=subprocess.DEVNULL)
     return tree
@@ -101,27 +99,14 @@ def guest_of(attribute_map: Any, pages: int) -> Any:
     return guest
 
 
-def timed(call: Any) -> int:
-    begin = thread_time_ns()
-    call()
-    return thread_time_ns() - begin
-
-
 def one_by_one(get: Any, gfns: list[int]) -> None:
     for gfn in gfns:
         get(gfn)
 
 
-def median_and_interval(ratios: list[float]) -> tuple[float, float, float]:
-    """The median and the order statistics that hold it with 95 % certainty."""
-    ratios = sorted(ratios)
-    n = len(ratios)
-    away = int(0.98 * n**0.5 + 0.5)
-    return statistics.median(ratios), ratios[max(n // 2 - away, 0)], ratios[min((n - 1) // 2 + away, n - 1)]
-
-
-def verdict(low: float, high: float) -> str:
-    return "pays" if low > 1.02 else "costs" if high < 0.98 else ""
+def cell(ratio: Ratio) -> str:
+    verdict = " pays" if ratio.low > 1.02 else " costs" if ratio.high < 0.98 else ""
+    return f"{ratio.median:.2f} {ratio.low:.2f}-{ratio.high:.2f}{verdict}"
 
 
 def measure(pages: int, variants: dict[str, Any], rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -130,20 +115,18 @@ def measure(pages: int, variants: dict[str, Any], rounds: int) -> dict[str, dict
     where = fragmented(pages)
     rng = np.random.default_rng(1)
     times: dict[str, dict[str, list[float]]] = {work: {name: [] for name in guests} for work in ("get", "take", "put")}
-    names = list(guests)
-    for turn in range(rounds + 2):              # the first two warm up
-        many = rng.choice(where, MANY) + rng.integers(0, GIB, MANY).astype(np.uint64)
-        few = many[:FEW].tolist()
-        value = turn & 1
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
-            guest = guests[name]
-            for work, pages_asked, call in (("get", FEW, partial(one_by_one, guest.get, few)),
-                                            ("take", MANY, partial(guest.take, many)),
-                                            ("put", MANY, partial(guest.put, many, value))):
-                took = timed(call)
-                if turn > 1:
-                    times[work][name].append(took / pages_asked)
-    return times
+    drawn, many = -1, where
+    for turn, name in turns(list(guests), rounds + 2):              # the first two warm up
+        if turn > drawn:
+            drawn, many = turn, rng.choice(where, MANY) + rng.integers(0, GIB, MANY).astype(np.uint64)
+        guest, few = guests[name], many[:FEW].tolist()
+        for work, pages_asked, call in (("get", FEW, partial(one_by_one, guest.get, few)),
+                                        ("take", MANY, partial(guest.take, many)),
+                                        ("put", MANY, partial(guest.put, many, turn & 1))):
+            begin = thread_time_ns()
+            call()
+            times[work][name].append((thread_time_ns() - begin) / pages_asked)
+    return {work: {name: each[2:] for name, each in of.items()} for work, of in times.items()}
 
 
 def main() -> None:
@@ -155,15 +138,10 @@ def main() -> None:
         where = arguments.keep or Path(scratch)
         variants = {name: loaded(build(name, changes, where)) for name, changes in VARIANTS.items()}
     names = [name for name in variants if VARIANTS[name]]
-    print(f"{'guest':>8} {'':5}" + "".join(f"{name:>28}" for name in names) + "     ns as it is")
-    for guest, pages in GUESTS.items():
-        for work, times in measure(pages, variants, arguments.rounds).items():
-            line = f"{guest:>8} {work:5}"
-            for name in names:
-                ratios = [other / ours for other, ours in zip(times[name], times["as it is"], strict=True)]
-                median, low, high = median_and_interval(ratios)
-                line += f"{median:10.2f} {low:5.2f}-{high:4.2f} {verdict(low, high):5}"
-            print(f"{line}{statistics.median(times['as it is']):14.1f}", flush=True)
+    rows = [[f"{guest} {work}", *(cell(Ratio.of(times[name], times["as it is"])) for name in names),
+             f"{np.median(times['as it is']):.1f}"]
+            for guest, pages in GUESTS.items() for work, times in measure(pages, variants, arguments.rounds).items()]
+    print(fitted(["guest", *names, "ns as it is"], rows, 180))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own is for work in the tree
 
 import bench.machine  # noqa: E402, F401 - its rows
-from bench.absolute import LIMITS, YARDSTICK, Limit  # noqa: E402
-from bench.against_numpy import ROWS, Row  # noqa: E402
+from bench.absolute import LIMITS, YARDSTICK  # noqa: E402
+from bench.against_numpy import ROWS  # noqa: E402
 from bench.curves import CURVES, measure_curve  # noqa: E402
 from bench.guest import TINY, Guest  # noqa: E402
 from bench.memory import CONTENTS, GROWTH, RESERVE, Content, weigh_apart  # noqa: E402
-from bench.rounds import compare, hot_scalar_ns, time_alone  # noqa: E402
+from bench.rounds import Row, compare, hot_scalar_ns, time_alone  # noqa: E402
 from kvmattr import AttributeMap  # noqa: E402
 from kvmattr.measure import writing  # noqa: E402
 from kvmattr.measure.machine import Load, describe, in_words  # noqa: E402
@@ -62,10 +63,10 @@ def against_numpy(row: Row, guest: Guest, quick: bool) -> Record:
             "verdict": verdict}
 
 
-def against_limit(limit: Limit, guest: Guest, quick: bool, scale: float) -> Record:
+def against_limit(limit: Row, guest: Guest, quick: bool, scale: float) -> Record:
     samples = time_alone(limit.make(guest), 2 if quick else limit.rounds)
     time = spread(samples.store)
-    target = limit.limit and limit.limit * scale
+    target = limit.target and limit.target * scale
     return {"kind": "time", "name": limit.name, "target": target, "store_ns": time, "checked": samples.checked,
             "verdict": judged(time["median"], target)}
 
@@ -97,15 +98,12 @@ def measure(arguments: argparse.Namespace) -> Record:
     rows, curves = [], []
     with undisturbed():
         machine["scalar_ns"] = yardstick = hot_scalar_ns()
-        for row in wanted(ROWS):
-            overwritten(row.name)
-            rows.append(against_numpy(row, guest, arguments.quick))
-        for limit in wanted(LIMITS):
-            overwritten(limit.name)
-            rows.append(against_limit(limit, guest, arguments.quick, yardstick / YARDSTICK))
-        for content in wanted(CONTENTS):
-            overwritten(content.name)
-            rows.append(against_bytes(content, arguments.quick))
+        for each, measured in ((ROWS, partial(against_numpy, guest=guest)),
+                               (LIMITS, partial(against_limit, guest=guest, scale=yardstick / YARDSTICK)),
+                               (CONTENTS, against_bytes)):
+            for row in wanted(each):
+                overwritten(row.name)
+                rows.append(measured(row, quick=arguments.quick))
         for curve in wanted(CURVES) if arguments.results or arguments.json else ():
             overwritten(curve.name)
             curves.append(measure_curve(curve, guest, *([2] if arguments.quick else [])))

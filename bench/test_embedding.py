@@ -37,13 +37,8 @@ TARGETS = {
 def loops(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     directory = tmp_path_factory.mktemp("embedding")
     site = building.install(directory)
-    path = building.compile_module(
-        "embedding",
-        Path(__file__).parent / "embedding.c",
-        building.include_options(site),
-        directory,
-        building.compiler("gcc"),
-    )
+    path = building.compile_module("embedding", Path(__file__).parent / "embedding.c", building.include_options(site),
+                                   directory, building.compiler("gcc"))
     return building.load("embedding", path)
 
 

@@ -29,9 +29,9 @@ sys.path.append(str(HERE.parent))  # behind an installed kvmattr: the tree's own
 
 import numpy as np  # noqa: E402
 
-from bench.report import asked  # noqa: E402
+from bench.report import asked, show  # noqa: E402
 from kvmattr import VM, AttributeMap  # noqa: E402
-from kvmattr.measure.machine import Load, describe  # noqa: E402
+from kvmattr.measure.machine import Load  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 
 Work = Callable[[], None]
@@ -170,20 +170,28 @@ def waits() -> dict[str, tuple[Maker, Callable[[], Callable[[int], object]]]]:
     }
 
 
+def pinned(cpu: int, work: Work) -> threading.Thread:
+    """A thread, not yet started, that does the work on one of the CPUs that we may use: the first, the second ..."""
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def run() -> None:
+        os.sched_setaffinity(0, {cpus[cpu % len(cpus)]})  # of this thread alone
+        work()
+
+    return threading.Thread(target=run)
+
+
 def waited(beside: Maker, call: Callable[[], Callable[[int], object]], turns: int) -> list[float]:
     """What each call took, in microseconds, from the shortest to the longest."""
-    cpus = sorted(os.sched_getaffinity(0))
     taken: list[float] = []
     ended = False
 
     def other() -> None:
-        os.sched_setaffinity(0, {cpus[0]})
         work = beside()
         while not ended:
             work()
 
     def calls() -> None:
-        os.sched_setaffinity(0, {cpus[-1]})
         once = call()
         for turn in range(turns):
             began = time.perf_counter_ns()
@@ -191,7 +199,7 @@ def waited(beside: Maker, call: Callable[[], Callable[[int], object]], turns: in
             taken.append((time.perf_counter_ns() - began) / 1000)
             time.sleep(20e-6)
 
-    threads = threading.Thread(target=other), threading.Thread(target=calls)
+    threads = pinned(0, other), pinned(-1, calls)
     for thread in threads:
         thread.start()
     threads[1].join()
@@ -202,13 +210,11 @@ def waited(beside: Maker, call: Callable[[], Callable[[int], object]], turns: in
 
 def rate(makers: tuple[Maker, ...], seconds: float) -> float:
     """How often a second the works were done, by a thread each, on a CPU each."""
-    cpus = sorted(os.sched_getaffinity(0))
     barrier = threading.Barrier(len(makers) + 1)
     ended = False
     done = [0] * len(makers)
 
     def repeat(which: int) -> None:
-        os.sched_setaffinity(0, {cpus[which % len(cpus)]})  # of this thread alone
         count, work = 0, makers[which]()
         barrier.wait()
         while not ended:
@@ -216,7 +222,7 @@ def rate(makers: tuple[Maker, ...], seconds: float) -> float:
             count += 1
         done[which] = count
 
-    threads = [threading.Thread(target=repeat, args=(which,)) for which in range(len(makers))]
+    threads = [pinned(which, partial(repeat, which)) for which in range(len(makers))]
     for thread in threads:
         thread.start()
     barrier.wait()
@@ -229,9 +235,8 @@ def rate(makers: tuple[Maker, ...], seconds: float) -> float:
 
 
 def main() -> None:
-    words = asked(__doc__)
+    words, load = asked(__doc__), Load.now()
     rounds, seconds = (2, 0.02) if words.quick else (11, 0.1)
-    load = Load.now()
     table = []
     for name, (one, two, limit) in rows().items():
         ratios = sorted(rate((one, two), seconds) / rate((one,), seconds) for _ in range(rounds))
@@ -242,18 +247,9 @@ def main() -> None:
     turns = 100 if words.quick else 5000
     times = [[name, f"{taken[turns // 2]:.1f}", f"{taken[turns * 99 // 100]:.0f}"]
              for name, (beside, call) in waits().items() for taken in [waited(beside, call, turns)]]
-    machine, loaded = describe(), Load.now().since(load)
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    text = "\n".join([
-        fitted(["two threads / one", "median", "of all rounds", "limit"], table, 100), "", "* below its limit", "",
-        fitted(["us a call", "median", "99 of 100"], times, 100), "",
-        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']} "
-        f"{'with' if gil else 'without'} the GIL, {AttributeMap(1).stats()['kernels']}",
-        "meanwhile: " + ", ".join(f"{name} {value:.2f}" for name, value in loaded.items() if value is not None),
-    ])
-    print(text)
-    if words.results:
-        Path(f"{words.results}.txt").write_text(text + "\n")
+    gil = "with" if getattr(sys, "_is_gil_enabled", lambda: True)() else "without"
+    show(f"{fitted(['two threads / one', 'median', 'of all rounds', 'limit'], table, 100)}\n\n* below its limit\n\n"
+         f"{fitted(['us a call', 'median', '99 of 100'], times, 100)}", f"{gil} the GIL", load, words.results)
 
 
 if __name__ == "__main__":
