@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from kvmattr import _starting as _starting
 from kvmattr._core import AttributeMap
 from kvmattr._version import __version__ as __version__
 from kvmattr.embedding import get_include

@@ -24,9 +24,10 @@ QUIET = [
     HealthCheck.filter_too_much,
     HealthCheck.large_base_example,
 ]
-# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell lets what it starts in the background ignore Ctrl-C, nohup a SIGHUP, and so would all that the tests start.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=QUIET

@@ -29,6 +29,25 @@ def test_missing_says_why(tmp_path, monkeypatch):
     assert kvm.missing() == "no permission to open /dev/kvm: join the group that owns it (often kvm)"
 
 
+def test_a_signal_in_close_closes_no_descriptor_twice(monkeypatch):
+    """By then the number may be that of another file."""
+    monkeypatch.setattr(kvm.fcntl, "ioctl", lambda device, request, *argument: kvm.os.dup(device))
+    vm = kvm.KernelVM(path="/dev/null")
+    vm.create_vcpu()
+    closed, close = [], kvm.os.close
+
+    def then_a_signal(descriptor):
+        close(descriptor)
+        closed.append(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kvm.os, "close", then_a_signal)
+    with pytest.raises(KeyboardInterrupt):
+        vm.close()
+    vm.close()
+    assert len(closed) == len(set(closed)) > 0
+
+
 def test_a_device_that_is_not_kvm_is_refused():
     with pytest.raises(OSError, match="Inappropriate ioctl") as raised:
         kvm.KernelVM(path="/dev/null")

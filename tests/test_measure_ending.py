@@ -147,6 +147,42 @@ def run(command: str) -> subprocess.CompletedProcess[str]:
                           env=ENVIRONMENT)
 
 
+#: How pip starts a command.
+SCRIPT = """import sys
+from kvmattr.cli import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("words", "is_ours"), [
+    (["-m", "kvmattr", "info"], True), (["-mkvmattr", "info"], True), (["{here}/kvmattr", "info"], True),
+    (["{here}/other", "kvmattr"], False), (["-m", "others.kvmattr"], False), (["-m", "others", "kvmattr"], False),
+    (["-c", "import kvmattr", "kvmattr"], False)])
+def test_ctrl_c_while_the_command_is_imported(words, is_ours, tmp_path):
+    """Silence and the signal's own exit for the command; whoever imports the package has his KeyboardInterrupt."""
+    (tmp_path / "kvmattr").write_text(SCRIPT)
+    (tmp_path / "other").write_text(SCRIPT)
+    for package in ("numpy", "others", "others/kvmattr"):
+        (tmp_path / package).mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    (tmp_path / "others" / "__init__.py").write_text("import kvmattr\n")
+    (tmp_path / "others" / "kvmattr" / "__init__.py").touch()
+    done = subprocess.run([sys.executable, "-P", *(word.format(here=tmp_path) for word in words)], capture_output=True,
+                          text=True, env={**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"})
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.endswith("" if is_ours else "KeyboardInterrupt\n")
+    assert bool(done.stderr) is not is_ours
+
+
+def test_the_command_listens_after_its_imports():
+    program = ("import signal\nfrom kvmattr.measure import ending\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+               "try:\n    with ending.signals_interrupt(): signal.raise_signal(signal.SIGINT)\n"
+               "except KeyboardInterrupt: print('heard', flush=True)\nsignal.raise_signal(signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "heard\n", "")
+
+
 def test_a_closed_pipe_is_no_traceback():
     done = run('"$0" "$@" info | true; exit ${PIPESTATUS[0]}')
     assert done.returncode == 141

@@ -171,15 +171,20 @@ class KernelVM:
 
     def close(self) -> None:
         """Destroy the VM. Calling it again does nothing."""
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-        if self._vcpu is not None:
-            os.close(self._vcpu)
-            self._vcpu = None
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        # Forgotten first: after a signal behind os.close the number, another file's by then, would be closed again.
+        shared, self._shared = self._shared, None
+        vcpu, self._vcpu = self._vcpu, None
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            if shared is not None:
+                shared.close()
+        finally:
+            try:
+                if vcpu is not None:
+                    os.close(vcpu)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
 
     def __del__(self) -> None:
         # Whoever was refused memory between making it and `with` could not.

@@ -72,13 +72,15 @@ def signals_interrupt() -> Iterator[None]:
     """
     global _asked
     before = {}
-    if threading.current_thread() is threading.main_thread():
-        _asked = None
-        for number in _SIGNALS:
-            handler = signal.getsignal(number)
-            if handler is signal.default_int_handler or (number != signal.SIGINT and handler is not signal.SIG_IGN):
-                before[number] = signal.signal(number, _raise)
     try:
+        if threading.current_thread() is threading.main_thread():
+            _asked = None
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if handler in (signal.default_int_handler, signal.SIG_DFL) or (
+                        number != signal.SIGINT and handler is not signal.SIG_IGN):
+                    before[number] = handler    # first: the signal may come as soon as it is handled
+                    signal.signal(number, _raise)
         yield
     except OSError:
         raise
