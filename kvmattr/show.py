@@ -13,7 +13,7 @@ from pathlib import Path
 from kvmattr import timeline, uapi
 from kvmattr._core import AttributeMap
 from kvmattr.access_map import Shown, effective_attributes, end_of, text
-from kvmattr.measure import figures
+from kvmattr.measure import figures, writing
 from kvmattr.picture import figure_of, rounded
 from kvmattr.profiles import PROFILES, profile_named
 from kvmattr.trace import Trace, machine_for, read, replay
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw; 0, 1 if answers differ from the recorded ones with --strict, 2 for what cannot be read or drawn."""
     differs = False
     try:
+        writing.check(arguments.picture, arguments.timeline, read=[] if arguments.source == "-" else [arguments.source])
         if is_saved(arguments.source):
             for name in ("at", "history", "timeline"):
                 if getattr(arguments, name) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -395,6 +396,19 @@ def test_a_gate_that_fails_itself_has_found_no_regression(
     captured = capsys.readouterr()
     assert "the gate itself failed: RuntimeError: an inner error" in captured.out
     assert "Traceback" in captured.err
+
+
+def test_a_signal_that_became_another_error_ends_the_gate(
+        project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise TypeError("what a library made of it")
+    monkeypatch.setattr(stages, "judge_counts", broken)
+    assert gate() == 143
+    captured = capsys.readouterr()
+    assert "interrupted" in captured.out
+    assert captured.err.endswith("kvmattr: ended by SIGTERM\n")
 
 
 def test_what_was_judged_before_an_interrupt_is_told(

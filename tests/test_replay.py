@@ -1,7 +1,9 @@
 """Replay: real KVM's answers, the recordings by both sides, recording and playing back, the command."""
 
+import contextlib
 import io
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from kvmattr import VM, Operation, uapi
 from kvmattr.cli import main
 from kvmattr.hosts import Host
+from kvmattr.measure.ending import signals_interrupt
 from kvmattr.memslots import SplittingBaseline
 from kvmattr.profiles import Profile
 from kvmattr.trace import (
@@ -24,6 +27,7 @@ from kvmattr.trace import (
     read,
     record,
     replay,
+    replay_files,
     replaying,
     write,
 )
@@ -451,6 +455,46 @@ def test_what_replay_writes_is_whole_or_one_line_of_error(tmp_path, capsys):
     assert main(["replay", path, "--write", "/nowhere/x", "--no-comparison"]) == 2
     assert capsys.readouterr().out == ""    # before anything was replayed
     assert sorted(tmp_path.iterdir()) == [tmp_path / "link", here]
+
+
+@pytest.mark.parametrize("option", ["--json", "--write"])
+def test_a_trace_is_not_written_over(option, tmp_path, capsys):
+    path, link = tmp_path / "a.log", tmp_path / "link"
+    path.write_bytes(RECORDINGS[0].read_bytes())
+    link.symlink_to(path)
+    for place in (path, link):
+        assert main(["replay", str(path), option, str(place)]) == 2
+        printed = capsys.readouterr()
+        assert printed.err == (f"kvmattr replay: {place} cannot be written: it is read by this command, and would be "
+                               "lost\n")
+        assert printed.out == ""
+    assert path.read_bytes() == RECORDINGS[0].read_bytes()
+
+
+def test_a_signal_that_something_cleared_ends_a_replay(monkeypatch, capsys):
+    def clearing(*words, **options):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return machine_for(*words, **options)
+
+    monkeypatch.setattr("kvmattr.trace.command.machine_for", clearing)
+    assert main(["replay", str(RECORDINGS[0])]) == 143
+    assert capsys.readouterr() == ("", "kvmattr: ended by SIGTERM\n")
+
+
+def test_a_signal_that_became_another_error_is_no_trace_that_failed(monkeypatch):
+    tried = []
+
+    def failing(path, *_):
+        tried.append(path)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise TypeError("what a library made of it")
+
+    monkeypatch.setattr("kvmattr.trace.files.replay_file", failing)
+    with pytest.raises(KeyboardInterrupt, match="ended by SIGTERM"), signals_interrupt():
+        list(replay_files(RECORDINGS[:2]))
+    assert tried == RECORDINGS[:1]
 
 
 def test_the_time_is_the_median_of_the_rounds():

@@ -111,6 +111,19 @@ def test_a_picture_of_less_than_a_row(tmp_path, trace):
     assert run(trace, "--range", "0-3000", "--picture", tmp_path / "a.png") == 0
 
 
+@pytest.mark.parametrize("option", ["--picture", "--timeline"])
+def test_what_is_shown_is_not_written_over(option, trace, tmp_path, capsys):
+    drawn, saved = tmp_path / "trace.png", tmp_path / "map.png"
+    drawn.write_bytes(trace.read_bytes())
+    AttributeMap(1000).save(saved)
+    for path in (drawn, saved):
+        before = path.read_bytes()
+        assert run(path, option, path) == 2
+        assert capsys.readouterr().err == (f"kvmattr show: {path} cannot be written: it is read by this command, and "
+                                           "would be lost\n")
+        assert path.read_bytes() == before
+
+
 def test_without_matplotlib(trace, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(trace, "--picture", tmp_path / "a.png") == 2

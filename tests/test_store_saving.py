@@ -223,6 +223,15 @@ def test_errors_name_the_path_that_was_given(tmp_path: Path) -> None:
         assert raised.value.strerror == name
 
 
+@pytest.mark.parametrize("path", ["", b""])
+def test_an_empty_path_is_named(path: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as raised:
+        a_map().save(path)
+    assert str(raised.value) == f"[Errno 2] the path is empty: {path!r}"
+    assert nothing_else_in(tmp_path)
+
+
 FULL = """
 import resource, sys
 from kvmattr import AttributeMap

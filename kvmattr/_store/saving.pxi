@@ -48,6 +48,8 @@ cdef int save_bytes(object path, object data, object progress) except -1:
     """Write bytes to where a path leads; OSError names the path, and leaves what was there as it was."""
     cdef _Told told = _Told(progress, len(data))
     try:
+        if not os.fspath(path):     # as a name beside others it would be the directory
+            raise FileNotFoundError(errno.ENOENT, "the path is empty")
         try:
             status = os.stat(path)
         except FileNotFoundError:

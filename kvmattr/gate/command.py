@@ -25,7 +25,7 @@ from kvmattr.gate.project import Project
 from kvmattr.gate.selftest import prove, selftest
 from kvmattr.gate.stages import Gate
 from kvmattr.gate.verdict import EXIT_USAGE, CannotTell, Judgement, Usage, Verdict
-from kvmattr.measure import writing
+from kvmattr.measure import ending, writing
 from kvmattr.measure.status import overwritten
 
 HELP = "fail a build in CI when code has become slower"
@@ -86,13 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Judge, print, write; the exit code."""
     judgement = Judgement()
     try:
-        _at_odds(arguments)
-        if arguments.prove:
-            prove(_gate(arguments), arguments.prove, judgement)
-        elif arguments.selftest:
-            selftest(_gate(arguments), judgement)
-        else:
-            _judge(judgement, arguments)
+        with ending.heard():
+            _at_odds(arguments)
+            if arguments.prove:
+                prove(_gate(arguments), arguments.prove, judgement)
+            elif arguments.selftest:
+                selftest(_gate(arguments), judgement)
+            else:
+                _judge(judgement, arguments)
     except Usage as error:
         return _usage(error)
     except writing.CannotWrite as error:

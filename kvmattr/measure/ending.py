@@ -81,17 +81,25 @@ def signals_interrupt() -> Iterator[None]:
                         number != signal.SIGINT and handler is not signal.SIG_IGN):
                     before[number] = handler    # first: the signal may come as soon as it is handled
                     signal.signal(number, _raise)
+        with heard():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            _asked = None       # what ended one command is nothing to the next
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """An error that may be what became of a signal's exception is raised as that at the end of the context."""
+    try:
         yield
     except OSError:
         raise
     except Exception:
         again()
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if threading.current_thread() is threading.main_thread():
-            _asked = None       # what ended one command is nothing to the next
 
 
 def again() -> None:

@@ -149,6 +149,7 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
             try:
                 results = future.result()
             except Exception as error:
+                ending.again()
                 results = _without_results(futures[future], error)
             yield results
     finally:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from kvmattr.hosts import X86_64
-from kvmattr.measure import writing
+from kvmattr.measure import ending, writing
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ESTIMATED, ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _wrong("expected one TRACE with --write")
     summaries: list[Summary] = []
     try:
-        writing.check(arguments.json, arguments.write)
+        writing.check(arguments.json, arguments.write, read=[name for name in arguments.traces if name != "-"])
         for name in arguments.traces or [None]:
             with _trace(name, arguments) as trace:
                 summaries.append(_replay(trace, arguments))
@@ -147,7 +147,8 @@ class _Counter:
         self._next = monotonic() + 1
 
     def __call__(self, count: int) -> Any:
-        """Show the count."""
+        """Show the count; end where a signal asked for it that something cleared."""
+        ending.again()
         now = monotonic()
         if now >= self._next and sys.stderr.isatty():
             self._next = now + 0.1

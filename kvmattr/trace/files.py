@@ -8,6 +8,7 @@ from concurrent.futures import Executor, as_completed
 from functools import partial
 from typing import Any
 
+from kvmattr.measure import ending
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
 
@@ -57,6 +58,7 @@ def replay_files(paths: Iterable[Path], executor: Executor | None = None, abi: s
         try:
             summary = task()
         except Exception as error:
+            ending.again()
             errors.append(error)
             continue
         yield summary
