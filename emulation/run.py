@@ -39,7 +39,9 @@ COUNTED = ("study", "calls")
 #: What building a kernel and running one needs, as Debian calls the packages.
 _PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "make": "make", "gcc": "gcc", "flex": "flex", "bison": "bison",
              "bc": "bc"}
-_ICOUNT = "shift=0,sleep=off"
+#: No clock of the host and no random numbers: what an emulated machine does is then the same in every run, but for
+#: when the host's files come.
+_ALIKE = ["-icount", "shift=0,sleep=off", "-rtc", "clock=vm", "-seed", "1"]
 _MEMORY = "4G"
 #: Nested paging for the kernel inside.
 _CPU = "EPYC,+svm,+npt"
@@ -103,8 +105,8 @@ def qemu_command(image: Path, out: Path, part: str) -> list[str]:
     needed("qemu-system-x86_64")
     append = ["console=ttyS0", "quiet", "panic=-1", "root=root", "rootfstype=9p", "ro",
               "rootflags=trans=virtio,version=9p2000.L,msize=262144,cache=loose", f"init={HERE / 'init.sh'}",
-              f"part={part}"]
-    return ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", _CPU, "-m", _MEMORY, "-icount", _ICOUNT,
+              "norandmaps", f"part={part}"]
+    return ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", _CPU, "-m", _MEMORY, *_ALIKE,
             "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
@@ -118,7 +120,8 @@ def vng_command(image: Path, out: Path, part: str) -> list[str]:
     script = (f"sh {shlex.quote(str(out / f'command-{part}'))} </dev/null; echo $? >"
               f"{shlex.quote(str(out / f'status-{part}'))}")
     return ["vng", "--run", str(image), "--disable-kvm", "--cpus", "1", "--memory", _MEMORY, "--force-9p",
-            f"--rwdir={out}", "--user", "root", f"--qemu-opts=-cpu {_CPU} -icount {_ICOUNT}", "--exec", script]
+            f"--rwdir={out}", "--user", "root", "--append", "norandmaps",
+            f"--qemu-opts={shlex.join(['-cpu', _CPU, *_ALIKE])}", "--exec", script]
 
 
 def parts_of(jobs: list[str]) -> dict[str, list[str]]:
@@ -170,7 +173,7 @@ class _Machine:
         words = [sys.executable, "-P", "-B", str(HERE / "jobs.py"), str(inside), *jobs]
         (out / f"command-{part}").write_text(
             f"cd {shlex.quote(str(TREE))}\nexport PYTHONPATH={shlex.quote(str(TREE))} "
-            f"PYTHONDONTWRITEBYTECODE=1\n{shlex.join(words)} 2>&1\n")
+            f"PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0\n{shlex.join(words)} 2>&1\n")
         self._command = (vng_command if emulator == "vng" else qemu_command)(image, out, part)
         self._process: subprocess.Popen[str] | None = None
         self.thread = threading.Thread(target=self._copy, daemon=True)

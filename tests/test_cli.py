@@ -74,6 +74,7 @@ def test_scaling_refuses_a_number_that_is_none(number, capsys):
 @pytest.mark.parametrize(("word", "complaint"), [
     ("--seconds=0", "0 is not a positive number"), ("--seconds=nan", "nan is not a positive number"),
     ("--seconds=inf", "inf is more than 1,000,000"), ("--seconds=1e7", "1e7 is more than 1,000,000"),
+    ("--operations=store=x", "x is not a positive number"),
     ("--rounds=1000001", "1000001 is more than 1,000,000"), ("--rounds=" + "9" * 5000, "is more than 1,000,000")])
 def test_scaling_refuses_what_has_no_end(word, complaint, capsys):
     with pytest.raises(SystemExit) as raised:

@@ -223,7 +223,7 @@ class TestHowACellEnds:
         assert (result.status, result.note) == ("failed", "failed at k = 51: ENOMEM")
 
     @pytest.mark.parametrize(("place", "where"), [
-        ("missing", "in the setup: "), ("__init__", "in the setup: "), ("load", "in the setup: "),
+        ("missing", ""), ("__init__", "in the setup: "), ("load", "in the setup: "),
         ("prepare", "in the setup: "), ("update", "in the setup: "), ("runs", "in the check: "),
         ("close", "on closing: "),
     ])
@@ -364,7 +364,8 @@ class TestHowACellEnds:
         assert re.fullmatch(r"page 0x\w+ reads back as 0, should be 1 \(\d+ of the \d+ pages that were probed differ\)",
                             _result(Idle).note)
         assert _result(Next).status == "wrong"
-        assert _result(Stateless).note == ""
+        assert _result(Stateless).note == "its state was not checked: it has neither runs nor single pages to show"
+        assert _result(type("Floor", (Stateless, ), {"stateless": True})).note == ""
         unread = _result(Unreadable)
         assert (unread.status, unread.note) == ("ok", "its state was not checked: Operation not supported")
         assert "array at 49: its state was not checked: Operation not supported" in table.plain(

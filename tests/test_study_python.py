@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -74,6 +75,21 @@ class TestReport:
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="unknown scenario 'nope': known are conversion, "):
             study.run(["nope"])
+
+    def test_operations_are_the_same_in_every_run(self):
+        report = study.run(["conversion", "whole"], ["store", "xarray", "numpy"], quick=True, rounds=3,
+                           operations={"": 64, "numpy": 6})
+        assert {(result.backend, result.operations) for result in report.results if result.scenario == "conversion"
+                } == {("store", 64), ("xarray", 64), ("numpy", 6)}
+        assert report.method["operations"] == "all others 64, numpy 6"
+        assert {result.operations for result in study.run(["whole"], ["store"], quick=True, rounds=3, operations=10
+                                                          ).results} == {10}
+        for wrong, said in (
+                (3, "3 operations a round: expected an even number up to 16,384, because half of them convert back"),
+                ({"store": 1 << 20}, "1048576 operations a round of store: expected an even number up"),
+                ({"nope": 2}, "unknown backend 'nope': known are store")):
+            with pytest.raises(ValueError, match=re.escape(said)):
+                study.run(["whole"], ["store"], quick=True, operations=wrong)
 
     def test_growth_is_judged(self, report):
         seen = {(each.scenario, each.backend): each for each in report.seen}
@@ -159,7 +175,16 @@ class TestPlugins:
         (PLUGIN.replace('"twice"', '"store"', 1), "there is a backend 'store' already"),
         (PLUGIN.replace('Scenario("mine"', 'Scenario("has"'), "there is a scenario 'has' already"),
         (PLUGIN.replace("    about =", "    kind = 'robot'\n    about ="),
-         "backend 'twice' is of kind 'robot': known are model, kernel, library"),
+         "backend twice.kind is 'robot', expected one of model, kernel, library"),
+        (PLUGIN.replace("    about =", "    about = 5  #"), "backend twice.about is 5, expected a string"),
+        (PLUGIN.replace('"twice"', '"tw\\x1bice"', 1), "has no name that can be printed"),
+        (PLUGIN.replace("(1_000, 10_000), make", "(-1, ), make"),
+         "scenario mine.quick_sizes[0] is -1, expected an integer of at least 0"),
+        (PLUGIN.replace("(1_000, 10_000), (", "(), ("), "scenario mine.sizes is (), expected at least one size"),
+        (PLUGIN.replace("(1_000, 10_000), (", "(4, 4), ("), "scenario mine.sizes is (4, 4), expected distinct sizes"),
+        (PLUGIN.replace('"ns/update"', "None"), "scenario mine.unit is None, expected a string"),
+        (PLUGIN.replace('(Growth("in proportion", ("twice", )), )', '["growing"]'),
+         "scenario mine.growths[0] is 'growing', expected a Growth"),
         ("from kvmattr.study.backends import Backend\nclass Half(Backend):\n    name = kind = about = 'model'\n",
          "backend 'model' has no __init__, runs, update"),
     ])
@@ -176,6 +201,45 @@ class TestPlugins:
         assert "none.py cannot be loaded: FileNotFoundError" in capsys.readouterr().err
         assert cli.main(["scaling", "--with", str(tmp_path / "none.txt"), "--list"]) == 2
         assert "none.txt is no Python file: expected a name that ends in .py" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("method", "scenario", "end"), [
+        ("@classmethod\n    def missing(cls): raise OSError(5, 'boo')", "mine", "OSError: [Errno 5] boo (lies.py:"),
+        ("@classmethod\n    def missing(cls): return False", "mine", "False"),
+        ("@classmethod\n    def bytes_needed(cls, footprint): return 'much'", "mine", "TypeError: '>' not supported"),
+        ("@classmethod\n    def unsupported(cls, batch): raise ValueError('no')", "mine", "ValueError: no (lies.py:"),
+        ("def nbytes(self): return float('nan')", "memory", "ValueError: nan is no number of bytes"),
+        ("def nbytes(self): return -5", "memory", "ValueError: -5 is no number of bytes"),
+        ("def update(self, prepared): raise GeneratorExit", "memory", "in the setup: GeneratorExit: (lies.py:"),
+        ("def update(self, prepared): raise Failed(-5, 'no')", "memory", "it says that -5 of 8 updates are done: no"),
+        ("def update(self, prepared): raise Failed(3, 'no\\x1b[2J')", "memory", r"failed at k = 4: no\x1b[2J"),
+        ("def prepare(self, batch):\n        batch.attributes[:] = 0\n        return super().prepare(batch)", "memory",
+         "its state is ["),
+        ("runs = lambda self: None", "memory", "its state was not checked: it has neither runs nor single pages to "),
+    ])
+    def test_a_backend_that_lies_costs_its_own_cells(self, known, tmp_path, method, scenario, end):
+        path = tmp_path / "lies.py"
+        # In the class's own lines, before its update.
+        path.write_text(PLUGIN.replace("    def update", f"    {method}\n\n    def update" if "update" not in method
+                                       else f"    {method}\n\n    def no_update")
+                        .replace("import Batch", "import Batch, Failed"))
+        report = study.run([scenario], ["store", "twice"], quick=True, rounds=3, files=[str(path)])
+        for result in report.results:
+            if result.backend == "store":
+                assert result.status in ("ok", "unsupported"), result
+            else:
+                assert result.note.startswith(end), result
+        # What was measured can be read again.
+        report.save(tmp_path / "a.json")
+        assert [result.note for result in study.load(tmp_path / "a.json").results] == [
+            result.note for result in report.results]
+
+    def test_a_scenario_that_cannot_be_made_costs_its_own_cells(self, known, tmp_path, capsys):
+        path = tmp_path / "lies.py"
+        path.write_text(PLUGIN.replace("    def argument(", "    raise RuntimeError('no\\nwork')\n    def argument("))
+        report = study.run(["mine", "memory"], ["store"], quick=True, rounds=3, files=[str(path)])
+        assert [(result.scenario, result.status) for result in report.results] == [
+            ("mine", "error"), ("mine", "error"), ("memory", "ok")]
+        assert report.results[0].note.startswith("RuntimeError: no work (lies.py:")
 
     def test_a_worker_loads_the_file_too(self, known, tmp_path):
         from concurrent.futures import ProcessPoolExecutor

@@ -69,8 +69,8 @@ class Field:
             yield name, Field(value, self._file, self._inner(ascii(name)[1:-1]))
 
     def list(self, read: Callable[[Field], Read]) -> list[Read]:
-        """As a list, each of whose items is read in this way."""
-        if not isinstance(self.value, list):
+        """As a list (or what Python has in its place), each of whose items is read in this way."""
+        if not isinstance(self.value, (list, tuple)):
             self.refuse("a list")
         return [read(Field(item, self._file, f"{self._place}[{index}]"))
                 for index, item in enumerate(self.value)]
@@ -135,14 +135,14 @@ class Field:
         return None if self.value is None else read(self)
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
     """The document, with what would act on a terminal or cannot be encoded written as an escape in every string."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
     if isinstance(value, list):
-        return [_printable(item) for item in value]
+        return [printable(item) for item in value]
     if isinstance(value, dict):
-        return {_printable(name): _printable(item) for name, item in value.items()}
+        return {printable(name): printable(item) for name, item in value.items()}
     return value
 
 
@@ -153,7 +153,7 @@ def load(path: str | os.PathLike[str]) -> Field:
     def refuse(constant: str) -> NoReturn:
         raise BadField(f"{name} is not JSON: it has {constant}")
     try:
-        return Field(_printable(json.loads(Path(path).read_bytes(), parse_constant=refuse)), name)
+        return Field(printable(json.loads(Path(path).read_bytes(), parse_constant=refuse)), name)
     except BadField:
         raise
     except RecursionError:

@@ -11,6 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmattr.measure import text
+
 #: Enough for intervals that do not move in the digits that are printed.
 _RESAMPLES = 2000
 _CONFIDENCE = 95
@@ -50,6 +52,14 @@ class Spread:
         p10, median, p90 = np.percentile(values, (10, 50, 90))
         return cls(float(median), float(p10), float(p90), *interval(values))
 
+    def words(self, unit: str) -> str:
+        """The median with its 10th and 90th percentile.
+
+        >>> Spread.of([1000, 2000, 3000]).words("ns/call")
+        '2 us (1.2..2.8)'
+        """
+        return text.spread(self.median, self.p10, self.p90, unit)
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -74,6 +84,12 @@ class Ratio:
     def told_apart(self) -> bool:
         """False when the interval holds 1: the run could not say which of the two is faster."""
         return not self.low <= 1 <= self.high
+
+    @property
+    def words(self) -> str:
+        """The ratio with its interval, and a question mark where it is not told apart from 1."""
+        low, high = text.digits(self.low), text.digits(self.high)
+        return f"{text.digits(self.median)} ({low}..{high}){'' if self.told_apart else ' ?'}"
 
 
 def student_tail(t: float, freedom: int) -> float:

@@ -6,10 +6,8 @@ import copy
 import functools
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from kvmattr.measure.machine import available_bytes
 from kvmattr.study.backends import Backend
 from kvmattr.study.results import Result
 from kvmattr.study.scenarios import ACTIONS, Scenario, Workload
-from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported
+from kvmattr.study.work import Batch, Failed, Footprint, Reference, Stopped, Unsupported, described, one_line
 
 #: Where the time limit must be kept, updates go in parts that take about so long, the first of so many.
 _PART_SECONDS = 0.05
@@ -71,7 +69,7 @@ class Arm:
     """Runs a workload on one backend. ``alive`` until something ended it; ``result`` says what came out."""
 
     def __init__(self, backend: type[Backend], scenario: Scenario, size: int, work: Work, seconds: float) -> None:
-        self._class = backend
+        self._class, self.name = backend, backend.name
         self._scenario = scenario
         self._size = size
         self._work, self._workload = work, work.workload
@@ -111,11 +109,14 @@ class Arm:
         """Wall time of the rounds so far."""
         return sum(took.wall for took, _ in self._rounds) / 1e9
 
-    def warm_up(self, round_seconds: float) -> None:
-        """Find how many operations fit a round, which also brings code and data into the caches."""
+    def warm_up(self, round_seconds: float, fixed: int = 0) -> None:
+        """Find how many operations fit a round (``fixed``: it has so many), and bring code and data into the caches."""
         if self._workload.whole:
             # Where rounds alternate, this is the odd one: it finds nothing to undo, and round 0 comes next.
             self._whole_round(self._work.argument(1, self._operations))
+        elif fixed:
+            self._operations = min(fixed, self._operations)
+            self._timed(self._work.argument(0, self._operations))
         else:
             operations = 2
             while self.alive:
@@ -146,7 +147,8 @@ class Arm:
             if self.alive:
                 self._rounds.append((took, fixed))
                 if self._scenario.unit == "bytes":
-                    self._bytes.append(float(self._answer))
+                    with self._ending_here(None):
+                        self._bytes.append(_bytes(self._answer))
 
     def check(self) -> None:
         """Compare the last answer and the final state with the reference; a wrong backend has no samples."""
@@ -198,7 +200,9 @@ class Arm:
             self._end("stopped", str(error))
         except (OSError, MemoryError) as error:
             self._end("failed", f"{where}{error}", reached)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:      # also SystemExit and what else a backend may raise
             ending.again()
             self._end("error", f"{where}{described(error)}", reached)
 
@@ -224,6 +228,8 @@ class Arm:
             self._note = f"its state was not checked: {error.strerror}"
             return
         if seen is None:
+            if not self._class.stateless:
+                self._note = "its state was not checked: it has neither runs nor single pages to show"
             return
         different = np.flatnonzero(seen != reference.lookup(gfns))
         if len(different):
@@ -235,7 +241,7 @@ class Arm:
     def _set_up(self) -> None:
         assert self._backend is not None
         started = time.perf_counter()
-        first = self._backend.load(self._workload.setup, self._seconds)
+        first = self._backend.load(copy.deepcopy(self._workload.setup), self._seconds)
         self._spent += time.perf_counter() - started
         self._in_parts(self._workload.setup.part(first, len(self._workload.setup)), first)
 
@@ -257,12 +263,12 @@ class Arm:
                 reached = before + first
                 self._end("stopped", f"stopped after {self._seconds:g} s at k = {reached}", reached)
                 return
-            prepared = self._backend.prepare(updates.part(first, first + part))
+            prepared = self._backend.prepare(copy.deepcopy(updates.part(first, first + part)))
             started = time.perf_counter()
             try:
                 self._backend.update(prepared)
             except Failed as failure:
-                self._fail(failure, before + first)
+                self._fail(failure, before + first, min(part, len(updates) - first))
                 return
             took = time.perf_counter() - started
             self._spent += took
@@ -291,7 +297,7 @@ class Arm:
                 own = [] if argument is None else [self._prepared(copy.deepcopy(argument))]
                 self._answer, took = timed(call, *own)
             except Failed as failure:
-                self._fail(failure, reached)
+                self._fail(failure, reached, self._operations)
                 return took
             self._done.append(argument)
             self._spent += took.wall / 1e9
@@ -313,7 +319,10 @@ class Arm:
                 times.append(timed(call, self._prepared(empty))[1].wall / 1e9)
             self._empty_seconds = min(times)
 
-    def _fail(self, failure: Failed, before: int) -> None:
+    def _fail(self, failure: Failed, before: int, most: int) -> None:
+        if failure.done not in range(most + 1):
+            self._end("error", f"it says that {failure.done!r} of {most} updates are done: {failure.why}")
+            return
         reached = before + failure.done
         self._end("failed", f"failed at k = {reached + 1}: {failure.why}", reached)
 
@@ -323,7 +332,7 @@ class Arm:
 
     def _end(self, status: str, note: str, reached: int | None = None) -> None:
         if self.alive:  # what ended it first is what is told
-            self._status, self._note, self._reached = status, note, reached
+            self._status, self._note, self._reached = status, one_line(note), reached
         # At once: a backend that ended at a limit of the process (mprotect's regions) would starve others.
         self.close()
 
@@ -354,7 +363,7 @@ def probed_pages(npages: int, batches: list[Batch]) -> NDArray[np.uint64]:
 def unbroken_seconds(backend: type[Backend], workload: Workload) -> float:
     """Seconds in which nothing can stop a backend, at least: its longest update, there and back."""
     a_page = backend.seconds_a_page()
-    if not a_page:
+    if not a_page > 0:      # nor where it is no number
         return 0.0
     argument = workload.argument(0, 2)
     batches = [workload.setup, *([argument] if are_updates(argument, workload.action) else [])]
@@ -365,8 +374,16 @@ def unbroken_seconds(backend: type[Backend], workload: Workload) -> float:
 def reason_against(backend: type[Backend], workload: Workload, seconds: float) -> tuple[str, str] | None:
     """Why a cell cannot be measured, known before it starts: the status that it ends with, and the words.
 
-    ``seconds`` is the time limit of a cell.
+    ``seconds`` is the time limit of a cell. What a backend raises when it is asked is the end of this cell alone.
     """
+    try:
+        return _reason_against(backend, workload, seconds)
+    except Exception as error:
+        ending.again()
+        return "error", described(error)
+
+
+def _reason_against(backend: type[Backend], workload: Workload, seconds: float) -> tuple[str, str] | None:
     if not hasattr(backend, workload.action):
         return "unsupported", f"has no {ACTIONS[workload.action]}"
     reason = backend.missing()
@@ -405,13 +422,13 @@ def answer(reference: Reference, action: str, argument: Any) -> Any:
     return None
 
 
-def described(error: BaseException) -> str:
-    """An exception in one line: its type, its text and the place in the code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}{place}".split())
+def _bytes(answer: Any) -> float:
+    """What a backend says that it takes."""
+    if not 0 <= answer < 1 << 64:
+        raise ValueError(f"{_short(answer)} is no number of bytes")
+    return float(answer)
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = one_line(value)
     return text if len(text) <= 80 else text[:77] + "..."

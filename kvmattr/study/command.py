@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with", action="append", dest="files", default=[], metavar="FILE.py",
                         help="also know the backends and scenarios that this file defines (may be repeated)")
     parser.add_argument("--rounds", type=_count, metavar="N", help="samples a cell")
+    parser.add_argument("--operations", type=_operations, action="append", default=[], metavar="[BACKEND=]N",
+                        help="operations a round, the same in every run (else as many as fit its time)")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="time limit of a cell")
     add_outputs(parser)
 
@@ -57,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(_listing())
             return 0
         made = plan.make(arguments.scenario, arguments.backend, quick=arguments.quick, rounds=arguments.rounds,
-                         seconds=arguments.seconds, files=arguments.files)
+                         seconds=arguments.seconds, operations=dict(arguments.operations),
+                         files=arguments.files)
         outputs = Outputs("scaling", arguments)
     except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr scaling: {error}", file=sys.stderr)
@@ -110,7 +113,7 @@ def _listing() -> str:
         lines += [f"  {scenario.name:<18} {scenario.question}", f"  {'':<18} expected: {scenario.expected}"]
     lines.append("backends:")
     for backend in backends.ALL.values():
-        reason = backend.missing()
+        reason = backends.missing(backend.name)
         lines.append(f"  {backend.name:<18} [{backend.kind}] {backend.about}")
         if reason:
             lines.append(f"  {'':<18} not here: {reason}")
@@ -128,6 +131,11 @@ def _count(word: str) -> int:
     if len(word) > 9 or int(word) > _MOST:
         raise argparse.ArgumentTypeError(f"{word} is more than {_MOST:,}")
     return int(word)
+
+
+def _operations(word: str) -> tuple[str, int]:
+    backend, _, count = word.rpartition("=")
+    return backend, _count(count)
 
 
 def _seconds(word: str) -> float:

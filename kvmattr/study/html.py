@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kvmattr.measure import text
 from kvmattr.measure.extras import require
 from kvmattr.study import table
-from kvmattr.study.results import DEFECTS, KINDS, STATUSES
+from kvmattr.study.results import DEFECTS, KINDS, NOT_HERE, STATUSES
 
 if TYPE_CHECKING:
     from kvmattr.study.growth import Seen
@@ -42,24 +42,17 @@ def render(report: Report) -> str:
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
-    """The sortable table: for each cell what is shown and, where it differs, what is sorted by."""
+    """The sortable table: each cell that could run, what is shown of it and what it is sorted by."""
     rows = []
     for result in report.results:
-        spread = result.spread
+        if result.status in NOT_HERE:
+            continue
         compared = report.ratios.get((result.scenario, result.size, result.backend))
-        ratio = compared.ratio if compared else None
         rows.append({
-            "result": result,
-            "size": text.size(result.size, report.scenarios[result.scenario].size_name),
-            "median": text.quantity(spread.median, result.unit) if spread else "",
-            "median_key": spread.median if spread else -1,
-            "range": text.spread(spread.median, spread.p10, spread.p90, result.unit).partition(" (")[2][:-1]
-            if spread else "",
-            "ratio": "" if ratio is None else
-            f"{text.digits(ratio.median)} ({text.digits(ratio.low)}..{text.digits(ratio.high)})"
-            f"{'' if ratio.told_apart else ' ?'}",
-            "ratio_key": ratio.median if ratio else -1,
-        })
+            "result": result, "size": text.size(result.size, report.scenarios[result.scenario].size_name),
+            "median": result.spread.words(result.unit) if result.spread else "",
+            "median_key": result.spread.median if result.spread else -1,
+            "ratio": compared.ratio.words if compared else "", "ratio_key": compared.ratio.median if compared else -1})
     return rows
 
 

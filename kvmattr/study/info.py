@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     for library in extras.EXTRA_OF:
         print(f"  {library}: {extras.missing(library) or _version(library)}")
     print("backends of the study:")
-    for name, backend in backends.ALL.items():
-        print(f"  {name}: {backend.missing() or 'yes'}")
+    for name in backends.ALL:
+        print(f"  {name}: {backends.missing(name) or 'yes'}")
     print("profiles of the model (--abi):")
     for profile in PROFILES.values():
         print(f"  {profile.name}: {profile.kernels}")

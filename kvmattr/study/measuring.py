@@ -26,6 +26,8 @@ def measure(plan: Plan, *, executor: Executor | None = None, done: Callable[[Rep
     options, results = plan.options, list[Result]()
     method = {"rounds": options.rounds, "most": max(options.rounds, options.most),
               "round_seconds": options.round_seconds, "cell_seconds": options.cell_seconds,
+              "operations": ", ".join(f"{name or 'all others'} {count:,}" for name, count in options.operations.items())
+              or "as many as fit round_seconds",
               "order": "forwards and backwards in turn",
               "clock": f"perf_counter_ns, resolution {time.get_clock_info('perf_counter').resolution:g} s; CPU time "
                        "of the thread for models and libraries in rounds of 0.1 ms or more",

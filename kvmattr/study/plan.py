@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvmattr.measure import text
@@ -30,14 +30,22 @@ class Plan:
 
 
 def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | None, *, quick: bool,
-         rounds: int | None = None, seconds: float | None = None, files: Sequence[str] = ()) -> Plan:
+         rounds: int | None = None, seconds: float | None = None, operations: int | Mapping[str, int] = 0,
+         files: Sequence[str] = ()) -> Plan:
     """Plan a run of these scenarios and backends (None: all). Raises ValueError where nothing would be run."""
     registry.load(files)
     _known("scenario", scenario_names or (), list(scenarios.ALL))
     _known("backend", backend_names or (), list(backends.ALL))
+    if isinstance(operations, int):
+        operations = {"": operations} if operations else {}
+    _known("backend", [name for name in operations if name], list(backends.ALL))
+    for name, count in operations.items():
+        if count % 2 or not 2 <= count <= scenarios.MOST_OPERATIONS:
+            raise ValueError(f"{count} operations a round{name and f' of {name}'}: expected an even number up to "
+                             f"{scenarios.MOST_OPERATIONS:,}, because half of them convert back")
     options = QUICK if quick else FULL
     options = Options(rounds or options.rounds, options.round_seconds, seconds or options.cell_seconds,
-                      rounds or options.most)
+                      rounds or options.most, operations)
     names = list(scenario_names or scenarios.ALL)
     chosen = list(backend_names or [name for name in backends.ALL if not (quick and name in NOT_QUICK)])
     units, whole = plan(names, chosen, quick, files), plan(names, chosen, False, files)
@@ -53,7 +61,7 @@ def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | No
     if quick and not backend_names:
         left_out.append(f"the backends {text.listed(list(NOT_QUICK))} (--quick leaves them out)")
     for name in backend_names or ():
-        reason = backends.ALL[name].missing()
+        reason = backends.missing(name)
         if reason is not None:
             left_out.append(f"{name} ({reason})")
         elif not any(name in unit.backends for unit in units):

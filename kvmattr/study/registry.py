@@ -16,11 +16,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from kvmattr.measure.checked import Field
 from kvmattr.study import backends, scenarios
 from kvmattr.study.backends import Backend
+from kvmattr.study.growth import Growth
 from kvmattr.study.results import KINDS
 from kvmattr.study.scenarios import Scenario
 
+#: What a report needs of a backend and of a scenario.
+_TEXTS = {"backend": ("kind", "about"), "scenario": ("question", "size_name", "unit")}
+_SIZES = ("sizes", "quick_sizes")
 #: What was loaded so far: files by their path, entry points by their group.
 _loaded: set[str] = set()
 
@@ -55,19 +60,24 @@ def add(found: type[Backend] | Scenario, where: str) -> None:
     known: dict[str, Any] = backends.ALL if isinstance(found, type) else scenarios.ALL
     what = "backend" if isinstance(found, type) else "scenario"
     name = getattr(found, "name", None)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: {what} {found!r} has no name")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ValueError(f"{where}: {what} {found!r} has no name that can be printed")
     if known.get(name, found) is not found:
         raise ValueError(f"{where}: there is a {what} {name!r} already")
+    field = Field({each: getattr(found, each, None) for each in (*_TEXTS[what], *_SIZES, "growths")}, where,
+                  f"{what} {name}")
+    for each in _TEXTS[what]:
+        field[each].text()
     if isinstance(found, type):
-        for attribute in ("kind", "about"):
-            if not isinstance(getattr(found, attribute, None), str):
-                raise ValueError(f"{where}: backend {name!r} has no {attribute}")
-        if found.kind not in KINDS:
-            raise ValueError(f"{where}: backend {name!r} is of kind {found.kind!r}: known are {', '.join(KINDS)}")
+        field["kind"].one_of(list(KINDS))
         if inspect.isabstract(found):
-            missing = ", ".join(sorted(found.__abstractmethods__))
-            raise ValueError(f"{where}: backend {name!r} has no {missing}")
+            raise ValueError(f"{where}: backend {name!r} has no {', '.join(sorted(found.__abstractmethods__))}")
+    else:
+        for each in _SIZES:
+            sizes = field[each].list(Field.integer)
+            if len(set(sizes)) < len(sizes) or not (sizes or each == "quick_sizes"):
+                field[each].refuse("distinct sizes" if sizes else "at least one size")
+        field["growths"].list(lambda each: isinstance(each.value, Growth) or each.refuse("a Growth"))
     known[name] = found
 
 

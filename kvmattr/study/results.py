@@ -24,6 +24,9 @@ STATUSES = {
     "error": "something raised what it should not have: a defect, of the backend or of the study",
 }
 
+#: Nothing was tried: the backend is not here, or not made for this.
+NOT_HERE = ("unavailable", "unsupported")
+
 #: A run that has one of these did not go as it should: the exit code says so.
 DEFECTS = ("wrong", "error")
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kvmattr.measure import ending, rounds
 from kvmattr.measure.machine import Load
 from kvmattr.study import backends, registry, scenarios
-from kvmattr.study.arm import Arm, Work, described, reason_against, unbroken_seconds
+from kvmattr.study.arm import Arm, Work, reason_against, unbroken_seconds
 from kvmattr.study.results import Result
+from kvmattr.study.work import described
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Options:
     round_seconds: float = 0.1
     cell_seconds: float = 20.0
     most: int = 0
+    #: Operations a round, the same in every run, of a backend or (``""``) of every other; else as many as fit
+    #: ``round_seconds``.
+    operations: Mapping[str, int] = field(default_factory=dict)
 
 
 FULL = Options(most=60)
@@ -78,7 +82,6 @@ class Forecast:
 
 def forecast(units: Sequence[Unit], options: Options) -> Forecast:
     """Look which backends are here, can do what the scenarios ask, and have the memory for such a guest."""
-    here = {name for name, backend in backends.ALL.items() if backend.missing() is None}
     cells, low, high = 0, 0.0, 0.0
     each: list[float] = []
     for unit in units:
@@ -86,8 +89,12 @@ def forecast(units: Sequence[Unit], options: Options) -> Forecast:
         scenario = scenarios.ALL[unit.scenario]
         # Guests are made as big as they will be; of other sizes the smallest shows what is asked, quickly.
         size = unit.size if scenario.size_name == "guest size" else scenario.sizes[0]
-        work = scenario.make(size, np.random.default_rng(0))
-        for backend in (backends.ALL[name] for name in unit.backends if name in here):
+        try:
+            work = scenario.make(size, np.random.default_rng(0))
+        except Exception:       # a scenario of somebody else: its cells will say it
+            each.append(options.round_seconds)
+            continue
+        for backend in (backends.ALL[name] for name in unit.backends):
             if reason_against(backend, work, options.cell_seconds) is not None:
                 continue
             a_round = max(options.round_seconds, unbroken_seconds(backend, work))
@@ -163,7 +170,7 @@ def _measure(arms: Sequence[Arm], options: Options) -> None:
             arm.open()
         for arm in arms:
             if arm.alive:
-                arm.warm_up(options.round_seconds)
+                arm.warm_up(options.round_seconds, options.operations.get(arm.name, options.operations.get("", 0)))
         enough = options.rounds * options.round_seconds
         for index, arm in rounds.turns(arms, max(options.rounds, options.most)):
             if index < options.rounds or arm.seconds_in_rounds < enough:

@@ -25,7 +25,7 @@ PAGES_2M = 512
 PRIVATE = 1
 OTHER_BIT = 2
 #: Operations of a round that take tens of nanoseconds each: a call's fixed cost must vanish among them.
-_CHEAP = 16384
+MOST_OPERATIONS = 16384
 #: So few that a round at 10,000 earlier conversions stays below the limit of memslots.
 _CONVERTED_AT_ONCE = 1024
 
@@ -111,26 +111,26 @@ def _conversions(npages: int, earlier: int, length: int, operations: int, random
 
 
 def _conversion(earlier: int, random: Generator) -> Workload:
-    return _conversions(GUEST, earlier, 1, _CHEAP, random)
+    return _conversions(GUEST, earlier, 1, MOST_OPERATIONS, random)
 
 
 def _conversion_single(earlier: int, random: Generator) -> Workload:
-    return _conversions(GUEST, earlier, 1, _CHEAP, random, at_once=1)
+    return _conversions(GUEST, earlier, 1, MOST_OPERATIONS, random, at_once=1)
 
 
 def _conversion_2m(earlier: int, random: Generator) -> Workload:
-    return _conversions(GUEST, earlier, PAGES_2M, _CHEAP, random)
+    return _conversions(GUEST, earlier, PAGES_2M, MOST_OPERATIONS, random)
 
 
 def _guest(npages: int, random: Generator) -> Workload:
-    return _conversions(npages, 1000, 1, _CHEAP, random)
+    return _conversions(npages, 1000, 1, MOST_OPERATIONS, random)
 
 
 def _whole(npages: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         pair = Batch.joined(Batch.of([0], npages, PRIVATE), Batch.of([0], npages, 0))
         return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(npages, Batch.empty(), "update", argument, _CHEAP)
+    return Workload(npages, Batch.empty(), "update", argument, MOST_OPERATIONS)
 
 
 def _alternating(npages: int, random: Generator) -> Workload:
@@ -148,7 +148,7 @@ def _rmw(runs: int, random: Generator) -> Workload:
         pair = Batch.joined(Batch.of([0], stop, OTHER_BIT, Operation.OR),
                             Batch.of([0], stop, 0xFF ^ OTHER_BIT, Operation.AND))
         return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, _CHEAP)
+    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, MOST_OPERATIONS)
 
 
 def _lookup(earlier: int, random: Generator) -> Workload:
@@ -156,7 +156,7 @@ def _lookup(earlier: int, random: Generator) -> Workload:
 
     def argument(index: int, operations: int) -> NDArray[np.uint64]:
         return np.take(gfns, np.arange(index * operations, (index + 1) * operations), mode="wrap")
-    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, _CHEAP)
+    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, MOST_OPERATIONS)
 
 
 def _has(length: int, random: Generator) -> Workload:
@@ -167,7 +167,7 @@ def _has(length: int, random: Generator) -> Workload:
     def argument(index: int, operations: int) -> Batch:
         return Batch.of(np.take(blocks, np.arange(index * operations, (index + 1) * operations), mode="wrap"),
                         length, PRIVATE)
-    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, _CHEAP)
+    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, MOST_OPERATIONS)
 
 
 def _boot(npages: int, random: Generator) -> Workload:
@@ -220,7 +220,7 @@ def _slots(slots: int, random: Generator) -> Workload:
     # What is converted in a round lies in the middle between two of them, or behind the last.
     places = random.permutation(blocks) + np.uint64(PAGES_2M // 2 + PAGES_2M)
     return Workload(npages, Batch.of(blocks + np.uint64(PAGES_2M // 2), 1, PRIVATE), "update",
-                    _there_and_back(places, 1, min(slots, _CONVERTED_AT_ONCE)), _CHEAP)
+                    _there_and_back(places, 1, min(slots, _CONVERTED_AT_ONCE)), MOST_OPERATIONS)
 
 
 _CONVERSIONS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)

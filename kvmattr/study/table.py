@@ -88,7 +88,7 @@ def cell_text(cell: Result | None, ratio: Comparison | None) -> str:
     spread = cell.spread
     if cell.status != "ok" or spread is None:
         return cell.note if cell.status in ("failed", "stopped") else cell.status
-    words = text.spread(spread.median, spread.p10, spread.p90, cell.unit)
+    words = spread.words(cell.unit)
     if ratio is None:
         return words
     return f"{words} x{text.digits(ratio.ratio.median)}{'' if ratio.ratio.told_apart else '?'}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmattr.measure.checked import printable
 from kvmattr.operation import Operation
 
 #: Pages of the blocks that KVM maps huge: 2 MiB and 1 GiB.
@@ -84,6 +87,18 @@ class Stopped(Exception):
 
 class Unsupported(Exception):
     """A backend has no way to express what a scenario asks of it; the text says what."""
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line: its type, its text and the place in the code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return one_line(f"{type(error).__name__}: {error}{place}")
+
+
+def one_line(words: object) -> str:
+    """What others have to say, without line ends and without what would act on a terminal."""
+    return str(printable(" ".join(str(words).split())))
 
 
 class Reference:

@@ -15,6 +15,7 @@ from kvmattr.study.backends.store import Store
 from kvmattr.study.backends.store_get_write import StoreGetWrite
 from kvmattr.study.backends.unicorn import Unicorn
 from kvmattr.study.backends.xarray import XArrayModel
+from kvmattr.study.work import described, one_line
 
 ALL: dict[str, type[Backend]] = {
     backend.name: backend for backend in (
@@ -22,4 +23,13 @@ ALL: dict[str, type[Backend]] = {
         KernelMemslotsWithVcpu, Mprotect, EmptyIoctl, Roaring, SortedRuns, Unicorn)
 }
 
-__all__ = ["ALL", "Backend"]
+__all__ = ["ALL", "Backend", "missing"]
+
+
+def missing(name: str) -> str | None:
+    """Why a backend cannot run on this machine, or None. One that fails when it is asked cannot."""
+    try:
+        reason = ALL[name].missing()
+        return None if reason is None else one_line(reason)
+    except Exception as error:
+        return described(error)

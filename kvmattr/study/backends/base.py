@@ -48,6 +48,8 @@ class Backend(ABC):
     about: ClassVar[str]
     #: Whether somebody else does its work (a server), so that only wall time tells what it takes.
     elsewhere: ClassVar[bool] = False
+    #: Whether it keeps no state that could be checked: the floor under others.
+    stateless: ClassVar[bool] = False
     #: Whether an operation may take milliseconds, so that cells come near their time limit.
     slow: ClassVar[bool] = False
 

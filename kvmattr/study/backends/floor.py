@@ -17,6 +17,7 @@ class EmptyIoctl(Backend):
     name = "empty-ioctl"
     kind = "model" if IS_FAKE else "kernel"
     elsewhere = IS_FAKE
+    stateless = True
     about = "the floor: an ioctl on a VM that does nothing"
 
     @classmethod
