@@ -1,14 +1,15 @@
 """The table of instructions a conversion, from a report that the study wrote under emulation.
 
 `python -m emulation.table results/kernel/study.json` prints it as Markdown; `--data FILE` also writes it as JSON.
-Under -icount the guest's clock counts instructions, a nanosecond each. A cell is the least of its rounds: what else the
-emulated machine did in a round only adds to it, and the least is alike from run to run.
+Under -icount the guest's clock counts instructions, a nanosecond each. A cell is the median of its rounds, which
+convert other pages each, but the same ones in every run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def counted(report: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{cell['backend']} in {cell['scenario']} at {cell['size']}: {cell['note']}")
         row = rows.setdefault((cell["scenario"], cell["size"]),
                               {"way": WAYS[cell["scenario"]], "earlier": cell["size"]})
-        value = round(min(cell["samples"])) if cell["status"] == "ok" else cell["note"]
+        value = round(statistics.median(cell["samples"])) if cell["status"] == "ok" else cell["note"]
         row[BACKENDS[cell["backend"]].replace(" ", "_")] = value
     return {"kernel": report["machine"]["kernel"], "cpu": report["machine"]["cpu"],
             "kvmattr": report["machine"]["kvmattr"], "started": report["machine"]["started"],

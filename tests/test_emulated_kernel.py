@@ -90,8 +90,8 @@ def test_a_configuration_without_the_vm_type_is_refused(capsys):
         run._say_unmet(wanted, "CONFIG_KVM=y\n")
 
 
-def cell(scenario, backend, size, least, status="ok", note=""):
-    samples = [] if least is None else [least + 3000, least, least + 1]
+def cell(scenario, backend, size, middle, status="ok", note=""):
+    samples = [] if middle is None else [middle + 3000, middle, middle - 1]
     return {"scenario": scenario, "backend": backend, "size": size, "samples": samples, "status": status, "note": note}
 
 

@@ -32,7 +32,7 @@ class TestWork:
         assert reference.runs().tolist() == [(0, 10, 0), (10, 12, 1), (12, 15, 7), (15, 17, 6), (17, 100, 0)]
         reference.apply(Batch.of([12], 5, 2, Operation.AND))
         assert reference.lookup(np.array([0, 11, 12, 16, 99], np.uint64)).tolist() == [0, 1, 2, 2, 0]
-        assert reference.changed_by(Batch.of([10], 5, 2)) == 2
+        assert reference.migrate(Batch.of([10], 5, 2)) == 2
 
     def test_reference_equals_a_dense_array(self):
         random = np.random.default_rng(3)

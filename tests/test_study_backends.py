@@ -115,7 +115,7 @@ def test_migrate_counts_changed_pages_and_snapshot_restore_leaves_none(name):
     backend.update(backend.prepare(setup))
     backend.snapshot_restore(backend.prepare(changes))
     assert np.array_equal(backend.runs(), reference.runs())
-    assert backend.migrate(backend.prepare(changes)) == reference.changed_by(changes)
+    assert backend.migrate(backend.prepare(changes)) == reference.migrate(changes)
     assert np.array_equal(backend.export(), reference.runs())
 
 

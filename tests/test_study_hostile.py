@@ -50,7 +50,7 @@ DELETED = object()
     ("machine.kvm", "none", "machine.kvm is 'none', expected an object"),
     ("machine.extra", {"a": 1}, "machine.extra is {'a': 1}, expected a plain value"),
     ("method.rounds", 0, "method.rounds is 0, expected an integer of at least 1"),
-    ("load.other_cpus", "few", "load.other_cpus is 'few', expected a number of at least 0"),
+    ("load.other_cpus", "few", "load.other_cpus is 'few', expected a number"),
     ("load.stolen_cpus", DELETED, "load.stolen_cpus is missing"),
     ("interrupted", 0, "interrupted is 0, expected true or false"),
     ("left_out", [3], "left_out[0] is 3, expected a string"),

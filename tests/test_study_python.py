@@ -84,12 +84,27 @@ class TestReport:
         assert report.method["operations"] == "all others 64, numpy 6"
         assert {result.operations for result in study.run(["whole"], ["store"], quick=True, rounds=3, operations=10
                                                           ).results} == {10}
-        for wrong, said in (
-                (3, "3 operations a round: expected an even number up to 16,384, because half of them convert back"),
-                ({"store": 1 << 20}, "1048576 operations a round of store: expected an even number up"),
-                ({"nope": 2}, "unknown backend 'nope': known are store")):
-            with pytest.raises(ValueError, match=re.escape(said)):
-                study.run(["whole"], ["store"], quick=True, operations=wrong)
+
+    @pytest.mark.parametrize(("asked", "said"), [
+        ({"rounds": -1}, "rounds is -1, expected a whole number above 0, at most 1,000,000"),
+        ({"rounds": 2.5}, "rounds is 2.5, expected a whole number above 0, at most 1,000,000"),
+        ({"rounds": True}, "rounds is True, expected a whole number above 0, at most 1,000,000"),
+        ({"seconds": 0}, "seconds is 0, expected a number above 0, at most 1,000,000"),
+        ({"seconds": "1"}, "seconds is '1', expected a number above 0, at most 1,000,000"),
+        ({"operations": 3}, "operations is 3, expected an even number: half of them convert back"),
+        ({"operations": {"store": 1 << 20}}, "operations of store is 1048576, expected a whole number above 0, at"),
+        ({"operations": {"nope": 2}}, "unknown backend 'nope': known are store"),
+        ({"backends": []}, "no backend is named: expected names, or None for all"),
+        ({"files": "none.py"}, "none.py cannot be loaded: FileNotFoundError")])
+    def test_what_cannot_be_asked_for(self, asked, said):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            study.run(**{"scenarios": ["whole"], "backends": ["store"], "quick": True, **asked})
+
+    def test_a_name_is_a_list_of_one_and_counts_once(self, tmp_path):
+        report = study.run("has", ["store", "numpy", "store"], quick=True, rounds=3)
+        assert [result.backend for result in report.results] == ["store", "numpy"]
+        report.save(tmp_path / "a.json")
+        assert study.load(tmp_path / "a.json") == report
 
     def test_growth_is_judged(self, report):
         seen = {(each.scenario, each.backend): each for each in report.seen}

@@ -14,7 +14,7 @@ __all__ = ["load", "run"]
 
 
 def run(scenarios: Sequence[str] | None = None, backends: Sequence[str] | None = None, *, quick: bool = False,
-        rounds: int | None = None, seconds: float | None = None, operations: int | Mapping[str, int] = 0,
+        rounds: int | None = None, seconds: float | None = None, operations: int | Mapping[str, int] | None = None,
         files: Sequence[str] = (), executor: Executor | None = None) -> Report:
     """Measure scenarios on backends (names; None: all) and return the :class:`~kvmattr.study.report.Report`.
 

@@ -60,7 +60,7 @@ class Work:
             # A question changes nothing, and only the last answer was kept.
             changing, wanted = self.workload.action in ("update", "migrate"), None
             for argument in done if changing else done[-1:]:
-                wanted = answer(reference, self.workload.action, argument)
+                wanted = reference.answer(self.workload.action, argument)
             self._outcomes[key] = done, reference, wanted
         return self._outcomes[key][1:]
 
@@ -401,24 +401,6 @@ def _reason_against(backend: type[Backend], workload: Workload, seconds: float) 
     if unbroken > seconds:
         return "refused", (f"would take {text.digits(unbroken)} s in calls that nothing can interrupt, "
                            f"of {seconds:g} s")
-    return None
-
-
-def answer(reference: Reference, action: str, argument: Any) -> Any:
-    """What ``action`` must answer, doing to the reference what it does to a backend; None: no answer."""
-    match action:
-        case "update":
-            reference.apply(argument)
-        case "lookup":
-            return reference.lookup(argument)
-        case "has":
-            return reference.has(argument)
-        case "export":
-            return reference.runs()
-        case "mixed":
-            return reference.mixed()
-        case "migrate":
-            return reference.changed_by(argument)
     return None
 
 

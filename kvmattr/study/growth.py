@@ -72,8 +72,8 @@ class Seen:
 
     def as_record(self) -> dict[str, object]:
         """The JSON object."""
-        return {"scenario": self.scenario, "backend": self.backend, "expected": self.law, "factor": self.factor,
-                "first": self.first, "last": self.last, "as_expected": self.as_expected, "because": self.because}
+        record = {name: value for name, value in vars(self).items() if name not in ("law", "size_name")}
+        return record | {"expected": self.law}
 
 
 def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvmattr.measure import text
 from kvmattr.study import backends, registry, scenarios
@@ -30,24 +31,27 @@ class Plan:
 
 
 def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | None, *, quick: bool,
-         rounds: int | None = None, seconds: float | None = None, operations: int | Mapping[str, int] = 0,
+         rounds: int | None = None, seconds: float | None = None, operations: int | Mapping[str, int] | None = None,
          files: Sequence[str] = ()) -> Plan:
     """Plan a run of these scenarios and backends (None: all). Raises ValueError where nothing would be run."""
+    files = _listed(files)
     registry.load(files)
-    _known("scenario", scenario_names or (), list(scenarios.ALL))
-    _known("backend", backend_names or (), list(backends.ALL))
-    if isinstance(operations, int):
-        operations = {"": operations} if operations else {}
-    _known("backend", [name for name in operations if name], list(backends.ALL))
-    for name, count in operations.items():
-        if count % 2 or not 2 <= count <= scenarios.MOST_OPERATIONS:
-            raise ValueError(f"{count} operations a round{name and f' of {name}'}: expected an even number up to "
-                             f"{scenarios.MOST_OPERATIONS:,}, because half of them convert back")
+    scenario_names = _known("scenario", scenario_names, scenarios.ALL)
+    backend_names = _known("backend", backend_names, backends.ALL)
+    fixed = operations if isinstance(operations, Mapping) else {} if operations is None else {"": operations}
+    _known("backend", [*filter(None, fixed)] or None, backends.ALL)
+    for name, count in fixed.items():
+        what = f"operations{name and f' of {name}'}"
+        _number(what, count, int, scenarios.MOST_OPERATIONS)
+        if count % 2:
+            raise ValueError(f"{what} is {count}, expected an even number: half of them convert back")
+    _number("rounds", 1 if rounds is None else rounds, int)
+    _number("seconds", 1 if seconds is None else seconds, (int, float))
     options = QUICK if quick else FULL
     options = Options(rounds or options.rounds, options.round_seconds, seconds or options.cell_seconds,
-                      rounds or options.most, operations)
-    names = list(scenario_names or scenarios.ALL)
-    chosen = list(backend_names or [name for name in backends.ALL if not (quick and name in NOT_QUICK)])
+                      rounds or options.most, fixed)
+    names = scenario_names or list(scenarios.ALL)
+    chosen = backend_names or [name for name in backends.ALL if not (quick and name in NOT_QUICK)]
     units, whole = plan(names, chosen, quick, files), plan(names, chosen, False, files)
     if not whole:
         raise ValueError("; ".join(f"{name} takes part in {text.listed(places)} alone"
@@ -60,7 +64,7 @@ def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | No
         left_out = [f"{text.listed(not_quick)} (--quick leaves them out)"]
     if quick and not backend_names:
         left_out.append(f"the backends {text.listed(list(NOT_QUICK))} (--quick leaves them out)")
-    for name in backend_names or ():
+    for name in backend_names:
         reason = backends.missing(name)
         if reason is not None:
             left_out.append(f"{name} ({reason})")
@@ -74,7 +78,22 @@ def _own_places(name: str) -> list[str]:
     return [scenario.name for scenario in scenarios.ALL.values() if name in scenario.own_backends]
 
 
-def _known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    for name in asked:
+def _listed(asked: Iterable[str] | None) -> list[str]:
+    """Each once; a name alone is a list of one."""
+    return list(dict.fromkeys([asked] if isinstance(asked, str) else asked or ()))
+
+
+def _known(kind: str, asked: Iterable[str] | None, known: Collection[str]) -> list[str]:
+    names = _listed(asked)
+    if not names and asked is not None:
+        raise ValueError(f"no {kind} is named: expected names, or None for all")
+    for name in names:
         if name not in known:
             raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}")
+    return names
+
+
+def _number(what: str, value: object, kind: Any, most: int = 1_000_000) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= most:
+        whole = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{what} is {value!r}, expected {whole} above 0, at most {most:,}")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvmattr.measure import figures, text
 from kvmattr.measure.extras import require
-from kvmattr.study.results import KINDS, Result
+from kvmattr.measure.statistics import Spread
+from kvmattr.study.results import FLOOR, KINDS, Result
 
 if TYPE_CHECKING:
     from kvmattr.study.comparing import Row
@@ -49,15 +50,50 @@ class Plot:
     figure: Any
 
 
+#: Backend -> size -> the lowest, the middle and the highest of what was measured.
+_Curves = dict[str, dict[int, tuple[float, float, float]]]
+
+
 def plots(report: Report) -> Iterator[Plot]:
     """A figure wherever a scenario was measured at two sizes or more, on the backends of one kind."""
     require("matplotlib")
+    from matplotlib.figure import Figure  # the object interface, never pyplot: no global state, no display
+
     for name, scenario in report.scenarios.items():
         for kind in dict.fromkeys(result.kind for result in report.results):
-            cells = [result for result in report.results if result.scenario == name and result.kind == kind]
-            if len({cell.size for cell in cells if cell.status == "ok"}) > 1:
-                yield Plot(f"{_file_name(name)}-{kind}", name, kind, f"{kind}: {KINDS[kind]}",
-                           _figure(cells, scenario.size_name))
+            curves = _curves([report], name, kind, _of_rounds)
+            if len({size for sizes in curves.values() for size in sizes}) > 1:
+                figure = Figure(figsize=_SIZE, layout="constrained")
+                axes = figure.subplots()
+                _draw(axes, curves)
+                _mark_ends(axes, [cell for cell in report.results if (cell.scenario, cell.kind) == (name, kind)],
+                           scenario.size_name, list(curves))
+                _label_axes(axes, scenario.size_name, report.unit_of(name))
+                _add_legend(figure, axes)
+                yield Plot(f"{_file_name(name)}-{kind}", name, kind, f"{kind}: {KINDS[kind]}", figure)
+
+
+def _curves(reports: Sequence[Report], scenario: str, kind: str,
+            summed: Callable[[list[Result]], tuple[float, float, float]]) -> _Curves:
+    """What was measured in one report or several; a floor under nothing is left out."""
+    cells: dict[str, dict[int, list[Result]]] = {}
+    for report in reports:
+        for cell in report.results:
+            if (cell.scenario, cell.kind, cell.status) == (scenario, kind, "ok") and cell.samples:
+                cells.setdefault(cell.backend, {}).setdefault(cell.size, []).append(cell)
+    return {} if list(cells) == [FLOOR] else {
+        backend: {size: summed(own) for size, own in sorted(sizes.items())} for backend, sizes in cells.items()}
+
+
+def _of_rounds(cells: list[Result]) -> tuple[float, float, float]:
+    spread = Spread.of(cells[0].samples)
+    return spread.p10, spread.median, spread.p90
+
+
+def _of_runs(cells: list[Result]) -> tuple[float, float, float]:
+    """Each run counts by its fastest rounds, as it is judged."""
+    values = sorted(cell.fastest for cell in cells)
+    return values[0], values[len(values) // 2], values[-1]
 
 
 def _file_name(scenario: str) -> str:
@@ -69,39 +105,32 @@ def _file_name(scenario: str) -> str:
     return re.sub(r"[^0-9A-Za-z_-]", "_", scenario)
 
 
-def _figure(cells: Sequence[Result], size_name: str) -> Any:
-    # The object interface, never pyplot: no global state, no display, nothing to close.
-    from matplotlib.figure import Figure
+def _draw(axes: Any, curves: _Curves, line: str = "-", labels: bool = True) -> None:
+    """A line and a band a backend, in its colour and with its mark."""
+    for number, (backend, points) in enumerate(curves.items()):
+        low, middle, high = zip(*points.values(), strict=True)
+        colour = _COLOURS.get(backend, f"C{number}")
+        axes.fill_between(list(points), low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(list(points), middle, line, color=colour, marker=_MARKERS[number % len(_MARKERS)],
+                  label=_literal(backend) if labels else None)
 
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.subplots()
-    ends: list[tuple[int, str, str]] = []
-    for index, backend in enumerate(dict.fromkeys(cell.backend for cell in cells)):
-        own = [cell for cell in cells if cell.backend == backend]
-        colour = _COLOURS.get(backend, f"C{index}")
-        measured = [(cell.size, cell.spread) for cell in own
-                    if cell.status == "ok" and cell.spread is not None]
-        if measured:
-            sizes = [size for size, _ in measured]
-            axes.fill_between(sizes, [spread.p10 for _, spread in measured],
-                              [spread.p90 for _, spread in measured], color=colour, alpha=0.2, linewidth=0)
-            axes.plot(sizes, [spread.median for _, spread in measured], color=colour,
-                      marker=_MARKERS[index % len(_MARKERS)], label=_literal(backend))
-        reached = [cell.reached for cell in own if cell.status == "failed" and cell.reached]
-        if reached and size_name == "earlier conversions":
-            ends.append((min(reached), backend, colour))
-    for line, (end, backend, colour) in enumerate(ends):
+
+def _mark_ends(axes: Any, cells: Sequence[Result], size_name: str, drawn: list[str]) -> None:
+    """Where a backend came to its end, if that is told in what the axis counts."""
+    ends: dict[str, int] = {}
+    for cell in cells:
+        if cell.status == "failed" and cell.reached and size_name == "earlier conversions":
+            ends[cell.backend] = min(cell.reached, ends.get(cell.backend, cell.reached))
+    for line, (backend, end) in enumerate(ends.items()):
+        colour = _COLOURS.get(backend, f"C{drawn.index(backend) if backend in drawn else line}")
         axes.axvline(end, color=colour, linestyle=":")
         # Above the axes, where no curve can cross it.
         axes.annotate(f"{_literal(backend)} ends at {end:,}", (end, 1), (3, 2 + 10 * line), color=colour,
                       fontsize="small", xycoords=axes.get_xaxis_transform(), textcoords="offset points",
                       ha="right", va="bottom")
-    _label_axes(axes, size_name, cells[0].unit, {cell.size for cell in cells})
-    _add_legend(figure, axes)
-    return figure
 
 
-def _label_axes(axes: Any, size_name: str, unit: str, sizes: set[int]) -> None:
+def _label_axes(axes: Any, size_name: str, unit: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
@@ -111,7 +140,7 @@ def _label_axes(axes: Any, size_name: str, unit: str, sizes: set[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(round(value), size_name)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, unit)))
     if size_name in text.MEMORY_SIZES:
-        axes.set_xticks(sorted(sizes))
+        axes.set_xticks(sorted({float(size) for line in axes.get_lines() for size in line.get_xdata()}))
         axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
     if high < 10 * low:     # noise would fill the figure, and a flat curve look steep
@@ -171,29 +200,24 @@ def both_sides(a: Sequence[Report], b: Sequence[Report], compared: Sequence[Row]
     """
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in dict.fromkeys((result.scenario, result.kind) for result in a[0].results)
-              if all(len(_points(side, *panel)) for side in (a, b))]
+    panels = {(scenario, kind): [_curves(side, scenario, kind, _of_runs) for side in (a, b)]
+              for scenario, kind in dict.fromkeys((result.scenario, result.kind) for result in a[0].results)}
+    panels = {panel: sides for panel, sides in panels.items()
+              if all(any(len(points) > 1 for points in side.values()) for side in sides)}
     judged = [row for row in compared if row.ratio is not None]
     heights = [*[_SIZE[1]] * -(-len(panels) // 2), 1 + 0.2 * len(judged)]
     figure = Figure(figsize=(2 * _SIZE[0], sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     names = {name: asked.size_name for report in a for name, asked in report.scenarios.items()}
-    for index, (scenario, kind) in enumerate(panels):
+    for index, ((scenario, kind), sides) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[index // 2, index % 2])
         axes.set_title(_literal(f"{scenario} ({kind})"), fontsize="medium")
-        unit = ""
-        for side, style in ((a, "-"), (b, "--")):
-            for number, (backend, points) in enumerate(_points(side, scenario, kind).items()):
-                sizes, colour = sorted(points), _COLOURS.get(backend, f"C{number}")
-                unit = next(result.unit for result in side[0].results if result.scenario == scenario)
-                axes.fill_between(sizes, [min(points[size]) for size in sizes], [max(points[size]) for size in sizes],
-                                  color=colour, alpha=0.15, linewidth=0)
-                axes.plot(sizes, [sorted(points[size])[len(points[size]) // 2] for size in sizes], style,
-                          color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=4,
-                          label=_literal(f"{backend} {'A' if style == '-' else 'B'}"))
-        _label_axes(axes, names[scenario], unit, {size for points in _points(a, scenario, kind).values()
-                                                  for size in points})
-        axes.legend(fontsize="x-small", frameon=False)
+        for side, line in zip(sides, ("-", "--"), strict=True):
+            _draw(axes, side, line, labels=side is sides[0])
+        _label_axes(axes, names[scenario], a[0].unit_of(scenario))
+        axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+    if panels:
+        figure.suptitle("A in full lines, B in broken ones", fontsize="medium")
     _ratios(figure.add_subplot(grid[-1, :]), judged, names)
     return figure
 
@@ -228,13 +252,3 @@ def _ratios(axes: Any, rows: Sequence[Row], size_names: Mapping[str, str]) -> No
     axes.spines[["top", "right"]].set_visible(False)
     if shown:
         axes.legend(fontsize="x-small", frameon=False)
-
-
-def _points(side: Sequence[Report], scenario: str, kind: str) -> dict[str, dict[int, list[float]]]:
-    """Backend -> size -> what each run comes to, of backends with two sizes or more."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for report in side:
-        for cell in report.results:
-            if (cell.scenario, cell.kind, cell.status) == (scenario, kind, "ok") and cell.samples:
-                found.setdefault(cell.backend, {}).setdefault(cell.size, []).append(cell.fastest)
-    return {backend: points for backend, points in found.items() if len(points) > 1}

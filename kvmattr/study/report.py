@@ -85,6 +85,10 @@ class Report:
         return growth.seen(self.results, {name: asked.growths for name, asked in self.scenarios.items()},
                            {name: asked.size_name for name, asked in self.scenarios.items()})
 
+    def unit_of(self, scenario: str) -> str:
+        """What a scenario is measured in."""
+        return next(result.unit for result in self.results if result.scenario == scenario)
+
     @property
     def sentences(self) -> list[str]:
         """What the run has to say, most important first."""

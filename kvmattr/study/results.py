@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -101,30 +101,21 @@ class Result:
     @classmethod
     def from_record(cls, record: Field, schema: int) -> Result:
         """The inverse of :meth:`as_record`; raises BadField for what no run writes."""
-        status = record["status"].one_of(list(STATUSES))
-        samples = record["samples"].list(_nanoseconds if record["unit"].value != "bytes" else
-                                         lambda item: _at_most(item, 2.0 ** 64))
-        if status == "ok" and not samples:
+        rules = _FIELDS | (_FIELDS_SINCE_2 if schema > 1 else {})
+        values = {name: rule(record[name]) for name, rule in rules.items()}
+        number = _nanoseconds if values["unit"] != "bytes" else lambda item: item.within(0, 2.0 ** 64)
+        samples = values["samples"] = record["samples"].list(number)
+        if values["status"] == "ok" and not samples:
             record["samples"].refuse("samples, as the status is ok")
-        result = cls(
-            record["scenario"].text(), record["backend"].text(), record["kind"].one_of(list(KINDS)),
-            record["size"].integer(), record["unit"].text(), status, record["note"].text(), samples,
-            record["operations"].integer(), record["overhead"].optional(lambda each: each.number(0)),
-            record["reached"].optional(Field.integer), record["host"].text())
-        if schema == 1:
-            return result
-        lists = {}
         for name in ("wall", "yardstick"):
-            lists[name] = record[name].list(_nanoseconds)
-            if lists[name] and len(lists[name]) != len(samples):
+            if values.get(name) and len(values[name]) != len(samples):
                 record[name].refuse(f"as many as samples, {len(samples)}")
-        load = record["load"].optional(lambda each: {name: load_of(number) for name, number in each.items()})
-        return cls(**{**vars(result), "clock": record["clock"].one_of(CLOCKS), **lists, "load": load})
+        return cls(**values)
 
 
 def load_of(record: Field) -> float:
     """CPUs, MHz or seconds: no machine has a billion."""
-    return _at_most(record, 1e9)
+    return record.within(0, 1e9)
 
 
 def _nanoseconds(record: Field) -> float:
@@ -132,9 +123,17 @@ def _nanoseconds(record: Field) -> float:
     return record.within(1e-6, 1e18)
 
 
-def _at_most(record: Field, most: float) -> float:
-    record.number(0)
-    return record.within(0, most)
+#: What the JSON of a result must hold; the samples by their unit.
+_FIELDS: dict[str, Callable[[Field], Any]] = {
+    **dict.fromkeys(("scenario", "backend", "unit", "note", "host"), Field.text),
+    **dict.fromkeys(("size", "operations"), Field.integer),
+    "kind": lambda record: record.one_of(list(KINDS)), "status": lambda record: record.one_of(list(STATUSES)),
+    "overhead": lambda record: record.optional(lambda each: each.number(0)),
+    "reached": lambda record: record.optional(Field.integer)}
+_FIELDS_SINCE_2: dict[str, Callable[[Field], Any]] = {
+    "clock": lambda record: record.one_of(CLOCKS),
+    **dict.fromkeys(("wall", "yardstick"), lambda record: record.list(_nanoseconds)),
+    "load": lambda record: record.optional(lambda each: {name: load_of(value) for name, value in each.items()})}
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,8 @@ class Comparison:
 
     def as_record(self) -> dict[str, Any]:
         """The JSON object."""
-        return {"scenario": self.scenario, "size": self.size, "backend": self.backend,
-                "reference": self.reference, "ratio": self.ratio.median, "low": self.ratio.low,
-                "high": self.ratio.high, "told_apart": self.ratio.told_apart}
+        return vars(self) | {"ratio": self.ratio.median, "low": self.ratio.low, "high": self.ratio.high,
+                             "told_apart": self.ratio.told_apart}
 
 
 def units(results: Iterable[Result]) -> dict[tuple[str, int], list[Result]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,26 @@ def _distinct(random: Generator, below: int, count: int) -> NDArray[np.uint64]:
     return random.choice(below, size=count, replace=False, shuffle=True).astype(np.uint64)
 
 
+def _turn(values: NDArray[np.uint64], index: int, count: int) -> NDArray[np.uint64]:
+    """The values of a round, ``count`` of them a round; after the last comes the first again."""
+    return np.take(values, np.arange(index * count, (index + 1) * count), mode="wrap")
+
+
+def _over_and_over(*batches: Batch) -> Callable[[int, int], Batch]:
+    """Rounds of the same updates again and again."""
+    once = Batch.joined(*batches)
+
+    def argument(index: int, operations: int) -> Batch:
+        return Batch.joined(*[once] * -(-operations // len(once))).part(0, operations)
+    return argument
+
+
 def _there_and_back(places: NDArray[np.uint64], length: int,
                     at_once: int = _CONVERTED_AT_ONCE) -> Callable[[int, int], Batch]:
     """Rounds that convert fresh places, ``at_once`` of them, and then convert those back, and so on."""
     def argument(index: int, operations: int) -> Batch:
         count = max(operations // 2, 1)
-        chosen = np.take(places, np.arange(index * count, (index + 1) * count), mode="wrap")
+        chosen = _turn(places, index, count)
         whole = count // at_once * at_once
         there_and_back = np.stack([chosen[:whole].reshape(-1, at_once)] * 2, axis=1).ravel()
         rest = chosen[whole:]
@@ -102,35 +117,18 @@ def _there_and_back(places: NDArray[np.uint64], length: int,
     return argument
 
 
-def _conversions(npages: int, earlier: int, length: int, operations: int, random: Generator,
-                 at_once: int = _CONVERTED_AT_ONCE) -> Workload:
+def _after(earlier: int, random: Generator, *, npages: int = GUEST, length: int = 1,
+           operations: int = MOST_OPERATIONS, at_once: int = _CONVERTED_AT_ONCE) -> Workload:
+    """Conversions of ranges of one length after so many earlier ones."""
     spare = min(npages // length - earlier, 4 * operations)
     places = _distinct(random, npages // length, earlier + spare) * np.uint64(length)
     return Workload(npages, Batch.of(places[:earlier], length, PRIVATE), "update",
                     _there_and_back(places[earlier:], length, at_once), operations, step=2 * at_once)
 
 
-def _conversion(earlier: int, random: Generator) -> Workload:
-    return _conversions(GUEST, earlier, 1, MOST_OPERATIONS, random)
-
-
-def _conversion_single(earlier: int, random: Generator) -> Workload:
-    return _conversions(GUEST, earlier, 1, MOST_OPERATIONS, random, at_once=1)
-
-
-def _conversion_2m(earlier: int, random: Generator) -> Workload:
-    return _conversions(GUEST, earlier, PAGES_2M, MOST_OPERATIONS, random)
-
-
-def _guest(npages: int, random: Generator) -> Workload:
-    return _conversions(npages, 1000, 1, MOST_OPERATIONS, random)
-
-
 def _whole(npages: int, random: Generator) -> Workload:
-    def argument(index: int, operations: int) -> Batch:
-        pair = Batch.joined(Batch.of([0], npages, PRIVATE), Batch.of([0], npages, 0))
-        return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(npages, Batch.empty(), "update", argument, MOST_OPERATIONS)
+    return Workload(npages, Batch.empty(), "update", _over_and_over(
+        Batch.of([0], npages, PRIVATE), Batch.of([0], npages, 0)), MOST_OPERATIONS)
 
 
 def _alternating(npages: int, random: Generator) -> Workload:
@@ -139,24 +137,26 @@ def _alternating(npages: int, random: Generator) -> Workload:
                     2 * len(places), whole=True)
 
 
-def _rmw(runs: int, random: Generator) -> Workload:
-    # Alternate pages from gfn 1 on: k private pages lie apart from each other, the range ends with the last.
-    private = np.arange(runs // 2, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    stop = max(runs, 1)
+def _private_runs(runs: int) -> Batch:
+    """Alternate pages from gfn 1 on: private pages lie apart from each other, the last run ends with the last."""
+    return Batch.of(np.arange(runs // 2, dtype=np.uint64) * np.uint64(2) + np.uint64(1), 1, PRIVATE)
 
-    def argument(index: int, operations: int) -> Batch:
-        pair = Batch.joined(Batch.of([0], stop, OTHER_BIT, Operation.OR),
-                            Batch.of([0], stop, 0xFF ^ OTHER_BIT, Operation.AND))
-        return Batch.joined(*[pair] * max(operations // 2, 1))
-    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "update", argument, MOST_OPERATIONS)
+
+def _bit_there_and_back(runs: int) -> tuple[Batch, Batch]:
+    """Another bit, set in so many runs and cleared."""
+    stop = max(runs, 1)
+    return Batch.of([0], stop, OTHER_BIT, Operation.OR), Batch.of([0], stop, 0xFF ^ OTHER_BIT, Operation.AND)
+
+
+def _rmw(runs: int, random: Generator) -> Workload:
+    return Workload(GUEST, _private_runs(runs), "update", _over_and_over(*_bit_there_and_back(runs)), MOST_OPERATIONS)
 
 
 def _lookup(earlier: int, random: Generator) -> Workload:
     gfns = random.integers(0, GUEST, 1 << 16, dtype=np.uint64)
 
-    def argument(index: int, operations: int) -> NDArray[np.uint64]:
-        return np.take(gfns, np.arange(index * operations, (index + 1) * operations), mode="wrap")
-    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", argument, MOST_OPERATIONS)
+    return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", partial(_turn, gfns),
+                    MOST_OPERATIONS)
 
 
 def _has(length: int, random: Generator) -> Workload:
@@ -164,10 +164,8 @@ def _has(length: int, random: Generator) -> Workload:
     guest = 4 * GIB
     blocks = random.integers(0, guest // 2 // length, 1024, dtype=np.uint64) * np.uint64(length)
 
-    def argument(index: int, operations: int) -> Batch:
-        return Batch.of(np.take(blocks, np.arange(index * operations, (index + 1) * operations), mode="wrap"),
-                        length, PRIVATE)
-    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", argument, MOST_OPERATIONS)
+    return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", lambda index, operations: Batch.of(
+        _turn(blocks, index, operations), length, PRIVATE), MOST_OPERATIONS)
 
 
 def _boot(npages: int, random: Generator) -> Workload:
@@ -180,20 +178,13 @@ def _boot(npages: int, random: Generator) -> Workload:
         return Batch(starts, stops, np.full(len(starts), attributes, np.uint8),
                      np.zeros(len(starts), np.uint8))
 
-    def argument(index: int, operations: int) -> Batch:
-        one_pass = Batch.joined(shadow(PRIVATE), shadow(0))
-        return Batch.joined(*[one_pass] * -(-operations // len(one_pass))).part(0, operations)
-    return Workload(npages, Batch.empty(), "update", argument, 26 * 80, whole=True)
+    return Workload(npages, Batch.empty(), "update", _over_and_over(shadow(PRIVATE), shadow(0)), 26 * 80, whole=True)
 
 
 def _notify(runs: int, random: Generator) -> Workload:
-    private = np.arange(runs // 2, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-
-    def argument(index: int, operations: int) -> Batch:
-        if index % 2 == 0:
-            return Batch.of([0], max(runs, 1), OTHER_BIT, Operation.OR)
-        return Batch.of([0], max(runs, 1), 0xFF ^ OTHER_BIT, Operation.AND)
-    return Workload(GUEST, Batch.of(private, 1, PRIVATE), "migrate", argument, 1, whole=True)
+    there_and_back = _bit_there_and_back(runs)
+    return Workload(GUEST, _private_runs(runs), "migrate", lambda index, operations: there_and_back[index % 2], 1,
+                    whole=True)
 
 
 def _slot(npages: int, random: Generator) -> Workload:
@@ -205,7 +196,7 @@ def _slot(npages: int, random: Generator) -> Workload:
 def _after_conversions(action: str, updates: int) -> Callable[[int, Generator], Workload]:
     """One ``action`` a round, in a guest with earlier conversions and with so many new ones a round."""
     def make(earlier: int, random: Generator) -> Workload:
-        work = _conversions(GUEST, earlier, 1, max(updates, 1), random)
+        work = _after(earlier, random, operations=max(updates, 1))
 
         def argument(index: int, operations: int) -> Batch | None:
             return work.argument(index, 2 * updates).part(0, updates) if updates else None
@@ -250,14 +241,14 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              (_steady("store", "memslots", "numpy"), Growth("growing", ("xarray", )),
               Growth("falling", ("kvm-attributes", ), _BLOCKS),
               Growth("falling", _REAL_SLOTS, _FIRST)),
-             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion,
+             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _after,
              ("kvm-memslots-vcpu", )),
     Scenario("conversion-single", "And one at a time, each page taken back before the next is converted?",
              (_steady("store", "numpy"), Growth("growing", ("xarray", )),
               Growth("growing", ("memslots", ), "the depth of its trees; before, metadata of a slot of the whole "
                      "guest: see slots", since=100),
               Growth("falling", ("kvm-attributes", ), _BLOCKS), Growth("falling", _REAL_SLOTS, _FIRST)),
-             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _conversion_single,
+             "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, partial(_after, at_once=1),
              ("kvm-memslots-vcpu", )),
     Scenario("slots", "What does a conversion cost after k earlier ones whose slots are all of one size?",
              (_steady("store", "xarray", "kvm-attributes", *_REAL_SLOTS),
@@ -267,7 +258,8 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              (Growth("growing", ("store", ), _FIRST_PAGE), _steady("memslots", "xarray", "kvm-attributes"),
               Growth("growing", _REAL_SLOTS, "metadata follow the size of the slot that is split")),
-             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _guest),
+             "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB),
+             lambda npages, random: _after(1000, random, npages=npages)),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
              (_steady("store"), _proportional("xarray", "numpy", "kvm-attributes"),
               Growth("growing", _REAL_SLOTS, "metadata of the whole guest")),
@@ -275,7 +267,8 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
     Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
              (_steady("store", "memslots", "xarray", "numpy", "kvm-attributes"),
               Growth("falling", _REAL_SLOTS, _FIRST)),
-             "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (), _conversion_2m),
+             "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (),
+             partial(_after, length=PAGES_2M)),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
              (_steady("store", "memslots", "xarray", "numpy", "kvm-attributes"), ),
              "guest size", "ns/conversion", (2_048, 16_384, 262_144, 1_048_576), (),
@@ -313,8 +306,3 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              (Growth("growing", ("store", "memslots", "xarray")), _steady("numpy", because=_DENSE)),
              "earlier conversions", "bytes", _CONVERSIONS, (10_000, ), _after_conversions("nbytes", 0)),
 )}
-
-
-def size_name(scenario: str) -> str:
-    """What the sizes of a scenario count; of one that this version does not know, nothing in particular."""
-    return ALL[scenario].size_name if scenario in ALL else "size"

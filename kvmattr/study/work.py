@@ -101,6 +101,17 @@ def one_line(words: object) -> str:
     return str(printable(" ".join(str(words).split())))
 
 
+def applied(before: Any, attributes: Any, operation: Operation) -> Any:
+    """What pages become, as numbers or as arrays.
+
+    >>> applied(3, 4, Operation.OR), applied(3, 5, Operation.AND), applied(3, 4, Operation.WRITE)
+    (7, 1, 4)
+    """
+    if operation is Operation.WRITE:
+        return attributes
+    return before | attributes if operation is Operation.OR else before & attributes
+
+
 class Reference:
     """The right answer, by the plainest means: a dense array of the stretches that no update divides.
 
@@ -118,6 +129,15 @@ class Reference:
         self._edges = every[np.concatenate([[True], every[1:] != every[:-1]])]
         self._values = np.zeros(len(self._edges) - 1, np.uint8)
 
+    def answer(self, action: str, argument: Any) -> Any:
+        """Do what a round asks of a backend, and give the right answer; None where there is none to compare."""
+        asked = getattr(self, action, None)
+        return None if asked is None else asked() if argument is None else asked(argument)
+
+    def update(self, batch: Batch) -> None:
+        """Do the updates: no answer."""
+        self.apply(batch)
+
     def apply(self, batch: Batch) -> Self:
         """Do the updates in order; all their edges must be among those given on construction."""
         values = self._values
@@ -126,18 +146,15 @@ class Reference:
             values[first] = batch.attributes    # one element each; of several writes to one, the last stays
             return self
         for low, high, attributes, operation in zip(first.tolist(), last.tolist(), batch.attributes,
-                                                    batch.operations.tolist(), strict=True):
-            if operation == Operation.WRITE:
-                values[low:high] = attributes
-            elif operation == Operation.OR:
-                values[low:high] |= attributes
-            else:
-                values[low:high] &= attributes
+                                                    map(Operation, batch.operations.tolist()), strict=True):
+            values[low:high] = applied(values[low:high], attributes, operation)
         return self
 
     def runs(self) -> NDArray[Any]:
         """The state as coalesced runs over the whole guest."""
         return coalesced(self._edges[:-1], self._edges[1:], self._values)
+
+    export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """The attributes of single pages."""
@@ -155,7 +172,7 @@ class Reference:
         """For each block of 2 MiB, then of 1 GiB, that lies in the guest: do its attributes differ?"""
         return mixed_blocks(self.runs())
 
-    def changed_by(self, batch: Batch) -> int:
+    def migrate(self, batch: Batch) -> int:
         """Do the updates and tell how many pages differ from what they were before."""
         before = self._values.copy()
         self.apply(batch)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.backends.dense import Dense
-from kvmattr.study.backends.floor import EmptyIoctl
+from kvmattr.study.backends.kernel import EmptyIoctl
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
 from kvmattr.study.backends.kvm_memslots import KernelMemslots, KernelMemslotsWithVcpu
 from kvmattr.study.backends.memslots import Memslots
 from kvmattr.study.backends.mprotect import Mprotect
 from kvmattr.study.backends.roaring import Roaring
 from kvmattr.study.backends.sorted_runs import SortedRuns
-from kvmattr.study.backends.store import Store
-from kvmattr.study.backends.store_get_write import StoreGetWrite
+from kvmattr.study.backends.store import Store, StoreGetWrite
 from kvmattr.study.backends.unicorn import Unicorn
 from kvmattr.study.backends.xarray import XArrayModel
 from kvmattr.study.work import described, one_line

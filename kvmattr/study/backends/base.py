@@ -19,22 +19,22 @@ optional, and a scenario that needs what a backend lacks shows "has no ..." in i
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmattr.measure import extras
 from kvmattr.operation import Operation
 from kvmattr.study.work import Batch, Footprint
 
 #: What an update takes as a tuple of Python numbers, for libraries that take no arrays.
 ROW_BYTES = 200
-
-
-def is_one_bit(batch: Batch) -> bool:
-    """Whether these updates WRITE 0 or 1: all that a backend with one attribute and no operations can express."""
-    return bool((batch.attributes <= 1).all() and (batch.operations == int(Operation.WRITE)).all())
+#: Pages of the one set that tells what a page takes.
+_CALIBRATED = 1 << 14
 
 
 class Backend(ABC):
@@ -46,6 +46,10 @@ class Backend(ABC):
     kind: ClassVar[str]
     #: One line for ``kvmattr scaling --list``.
     about: ClassVar[str]
+    #: The module of a library that it needs.
+    library: ClassVar[str] = ""
+    #: Why it can do no more than WRITE 0 and 1, in words; "" where it has every attribute and operation.
+    one_bit: ClassVar[str] = ""
     #: Whether somebody else does its work (a server), so that only wall time tells what it takes.
     elsewhere: ClassVar[bool] = False
     #: Whether it keeps no state that could be checked: the floor under others.
@@ -56,7 +60,7 @@ class Backend(ABC):
     @classmethod
     def missing(cls) -> str | None:
         """Why it cannot run on this machine, or None."""
-        return None
+        return extras.missing(cls.library) if cls.library else None
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
@@ -75,7 +79,8 @@ class Backend(ABC):
     @classmethod
     def unsupported(cls, batch: Batch) -> str | None:
         """Why it cannot express these updates, or None; asked before the setup is begun."""
-        return None
+        writes = (batch.attributes <= 1).all() and (batch.operations == int(Operation.WRITE)).all()
+        return None if writes else cls.one_bit or None
 
     @abstractmethod
     def __init__(self, npages: int) -> None: ...
@@ -115,3 +120,14 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing that must be closed
         """Give back what garbage collection would not (file descriptors, mappings)."""
+
+
+def measured_seconds_a_page(update: Callable[[Batch], object]) -> float:
+    """What a page of one update takes, there and back, for :meth:`Backend.seconds_a_page`.
+
+    Of 16,384 pages, whose nodes the caches hold: a lower bound of what more of them take.
+    """
+    sets = Batch.joined(*(Batch.of([0], _CALIBRATED, attributes) for attributes in (1, 0)))
+    started = time.perf_counter()
+    update(sets)
+    return (time.perf_counter() - started) / (2 * _CALIBRATED)

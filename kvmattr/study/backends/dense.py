@@ -39,6 +39,8 @@ class Dense(Backend):
         stops = np.append(edges[1:], len(self.pages))
         return coalesced(edges, stops, self.pages[edges])
 
+    export = runs
+
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """numpy's fastest gather; its index must be signed."""
         return self.pages.take(gfns.view(np.int64), mode="wrap")
@@ -64,7 +66,3 @@ class Dense(Backend):
     def nbytes(self) -> int:
         """The array."""
         return self.pages.nbytes
-
-    def export(self) -> NDArray[Any]:
-        """The same walk over all pages."""
-        return self.runs()

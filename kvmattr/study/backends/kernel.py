@@ -1,10 +1,12 @@
-"""What the backends of the running kernel share: a VM of their own, and memslots over addresses without memory."""
+"""What the backends of the running kernel share (a VM, memslots over addresses without memory), and their floor."""
 
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack, closing
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
@@ -14,7 +16,7 @@ from kvmattr.measure.machine import physical_address_bits
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Unsupported
+from kvmattr.study.work import Batch, Unsupported
 
 #: No row of a fake device may stand among those of a kernel.
 IS_FAKE = kvm.is_fake()
@@ -35,19 +37,13 @@ class KernelBackend(Backend):
             cls.kind, cls.about = "model", f"{cls.name} on a fake /dev/kvm: the model, a socket away"
 
     def __init__(self, npages: int, vm_type: int = uapi.KVM_X86_DEFAULT_VM) -> None:
-        # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.
-        self._memory = Mapping(npages)
-        self._plan = SlotPlan(npages, self._memory.address)
-        try:
-            self._vm = kvm.KernelVM(vm_type)
-        except OSError:
-            self._memory.close()
-            raise
-        try:
+        with ExitStack() as held:
+            # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.
+            memory = held.enter_context(closing(Mapping(npages)))
+            self._vm = held.enter_context(kvm.KernelVM(vm_type))
+            self._plan = SlotPlan(npages, memory.address)
             self._create(self._plan.slots())
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
     def _create(self, slots: NDArray[Any]) -> None:
         """The memslots of a new VM; where they pass the end of physical addresses, in those words."""
@@ -64,5 +60,37 @@ class KernelBackend(Backend):
 
     def close(self) -> None:
         """Close the VM, then give back the addresses."""
+        self._held.close()
+
+
+class EmptyIoctl(Backend):
+    """KVM_CHECK_EXTENSION for a capability that no kernel has, once an update: the way in and out."""
+
+    name = "empty-ioctl"
+    kind = "model" if IS_FAKE else "kernel"
+    elsewhere = IS_FAKE
+    stateless = True
+    about = "the floor: an ioctl on a VM that does nothing"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """/dev/kvm must open."""
+        return kvm.missing()
+
+    def __init__(self, npages: int) -> None:
+        self._vm = kvm.KernelVM()
+
+    def prepare(self, batch: Batch) -> NDArray[np.uint64]:
+        """One word an update; its address is the capability that is asked for."""
+        return np.zeros(len(batch), np.uint64)
+
+    def update(self, prepared: NDArray[np.uint64]) -> None:
+        """The empty calls."""
+        self._vm.ioctl_many(uapi.KVM_CHECK_EXTENSION, prepared)
+
+    def runs(self) -> None:
+        """It keeps no state."""
+
+    def close(self) -> None:
+        """Close the VM."""
         self._vm.close()
-        self._memory.close()

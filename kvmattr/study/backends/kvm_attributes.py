@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from functools import cache
 from typing import Any
 
@@ -13,18 +12,16 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.bridges import kvm
 from kvmattr.measure.machine import memslot_bytes
-from kvmattr.study.backends.base import is_one_bit
+from kvmattr.study.backends.base import measured_seconds_a_page
 from kvmattr.study.backends.kernel import KernelBackend
 from kvmattr.study.work import Batch, Failed, Footprint
-
-#: Pages of the one set that tells what a page takes.
-_CALIBRATED = 1 << 14
 
 
 class KernelAttributes(KernelBackend):
     """One call an update, over one slot; the merged interface has WRITE and PRIVATE alone."""
 
     name = "kvm-attributes"
+    one_bit = "this kernel's interface has WRITE of PRIVATE alone"
     about = "real KVM memory attributes (Linux 6.8 and later, a VM type with private memory)"
 
     @classmethod
@@ -48,17 +45,9 @@ class KernelAttributes(KernelBackend):
     @classmethod
     @cache
     def seconds_a_page(cls) -> float:
-        """Measured on 16,384 pages of a VM without memslots: a set is linear in its pages, and uninterruptible."""
-        sets = _records(Batch.joined(*(Batch.of([0], _CALIBRATED, attributes) for attributes in (1, 0))))
+        """Measured once, of a VM without memslots: a set is linear in its pages, and uninterruptible."""
         with kvm.KernelVM(kvm.private_vm_type() or 0) as vm:
-            started = time.perf_counter()
-            vm.ioctl_many(uapi.KVM_SET_MEMORY_ATTRIBUTES, sets)
-            return (time.perf_counter() - started) / (2 * _CALIBRATED)
-
-    @classmethod
-    def unsupported(cls, batch: Batch) -> str | None:
-        """WRITE of one attribute is all."""
-        return None if is_one_bit(batch) else "this kernel's interface has WRITE of PRIVATE alone"
+            return measured_seconds_a_page(lambda sets: vm.ioctl_many(uapi.KVM_SET_MEMORY_ATTRIBUTES, _records(sets)))
 
     def __init__(self, npages: int) -> None:
         super().__init__(npages, kvm.private_vm_type() or 0)

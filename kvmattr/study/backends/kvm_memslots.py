@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from kvmattr import uapi
 from kvmattr.bridges import kvm
 from kvmattr.measure.machine import memslot_bytes
-from kvmattr.study.backends.base import is_one_bit
 from kvmattr.study.backends.kernel import KernelBackend
 from kvmattr.study.work import RUN, Batch, Failed, Footprint, Stopped
 
@@ -26,6 +25,7 @@ class KernelMemslots(KernelBackend):
     """Delete the slot, create its pieces, in the running kernel; converted pages become read-only slots."""
 
     name = "kvm-memslots"
+    one_bit = "a memslot can say read-only and nothing else"
     about = "real KVM memslots, split and merged through /dev/kvm"
     slow = True
 
@@ -46,11 +46,6 @@ class KernelMemslots(KernelBackend):
     def bytes_needed(cls, footprint: Footprint) -> int:
         """The kernel's metadata of the slots, which together are as big as the guest."""
         return memslot_bytes(footprint.npages)
-
-    @classmethod
-    def unsupported(cls, batch: Batch) -> str | None:
-        """WRITE of one attribute is all."""
-        return None if is_one_bit(batch) else "a memslot can say read-only and nothing else"
 
     def load(self, setup: Batch, seconds: float) -> int:
         """Create the slots of the state outright, but leave the last below the limit to be split."""

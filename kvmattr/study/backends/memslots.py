@@ -35,9 +35,7 @@ class Memslots(Backend):
         """``SplittingBaseline.runs``: its slots."""
         return self.table.runs()
 
-    def export(self) -> NDArray[Any]:
-        """The same slots."""
-        return self.table.runs()
+    export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """One ``take``: a search of the slots a page."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kvmattr import uapi
 from kvmattr.study._mprotect import mprotect_many
-from kvmattr.study.backends.base import Backend, is_one_bit
+from kvmattr.study.backends.base import Backend
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.work import Batch, Failed, coalesced
 
@@ -22,12 +22,8 @@ class Mprotect(Backend):
 
     name = "mprotect"
     kind = "kernel"
+    one_bit = "mprotect has WRITE of read-only alone"
     about = "mprotect on a mapping as big as the guest, up to vm.max_map_count regions"
-
-    @classmethod
-    def unsupported(cls, batch: Batch) -> str | None:
-        """WRITE of one attribute is all."""
-        return None if is_one_bit(batch) else "mprotect has WRITE of read-only alone"
 
     def __init__(self, npages: int) -> None:
         self._npages = npages

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr.measure import extras
 from kvmattr.operation import Operation
-from kvmattr.study.backends.base import ROW_BYTES, Backend, is_one_bit
+from kvmattr.study.backends.base import ROW_BYTES, Backend
 from kvmattr.study.work import Batch, Footprint, Unsupported, coalesced
 
 
@@ -18,22 +17,14 @@ class Roaring(Backend):
 
     name = "pyroaring"
     kind = "library"
+    library = "pyroaring"
+    one_bit = "a bitmap has one attribute bit"
     about = "pyroaring.BitMap64 of the converted pages: one attribute bit"
-
-    @classmethod
-    def missing(cls) -> str | None:
-        """The library must be installed."""
-        return extras.missing("pyroaring")
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
         """A bit a page at most; and the updates as Python numbers."""
         return footprint.npages // 8 + footprint.updates * ROW_BYTES
-
-    @classmethod
-    def unsupported(cls, batch: Batch) -> str | None:
-        """WRITE of one attribute is all."""
-        return None if is_one_bit(batch) else "a bitmap has one attribute bit"
 
     def __init__(self, npages: int) -> None:
         from pyroaring import BitMap64

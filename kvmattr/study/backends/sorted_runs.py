@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr.measure import extras
 from kvmattr.operation import Operation
 from kvmattr.study.backends.base import ROW_BYTES, Backend
-from kvmattr.study.work import Batch, Footprint, coalesced
+from kvmattr.study.work import Batch, Footprint, applied, coalesced
 
 
 class SortedRuns(Backend):
@@ -18,12 +17,8 @@ class SortedRuns(Backend):
 
     name = "sortedcontainers"
     kind = "library"
+    library = "sortedcontainers"
     about = "sortedcontainers.SortedDict of runs, split and merged in Python"
-
-    @classmethod
-    def missing(cls) -> str | None:
-        """The library must be installed."""
-        return extras.missing("sortedcontainers")
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
@@ -48,10 +43,7 @@ class SortedRuns(Backend):
                 self._cut(stop)
             inside = list(self._runs.irange(start, stop, (True, False)))
             for first in inside:
-                before = self._runs[first]
-                self._runs[first] = (attributes if operation is Operation.WRITE
-                                     else before | attributes if operation is Operation.OR
-                                     else before & attributes)
+                self._runs[first] = applied(self._runs[first], attributes, operation)
             for first in (*inside, stop):
                 self._merge(first)
 
@@ -69,9 +61,7 @@ class SortedRuns(Backend):
         starts = list(self._runs)
         return coalesced(starts, [*starts[1:], self._npages], list(self._runs.values()))
 
-    def export(self) -> NDArray[Any]:
-        """The map as an array."""
-        return self.runs()
+    export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """A search a page."""

@@ -13,7 +13,7 @@ from kvmattr._core import AttributeMap
 from kvmattr.operation import Operation
 from kvmattr.study import _queries
 from kvmattr.study.backends.base import Backend
-from kvmattr.study.work import Batch, mixed_blocks
+from kvmattr.study.work import Batch, applied, mixed_blocks
 
 
 class Store(Backend):
@@ -43,9 +43,7 @@ class Store(Backend):
         """``AttributeMap.runs``."""
         return self.map.runs()
 
-    def export(self) -> NDArray[Any]:
-        """``AttributeMap.runs``."""
-        return self.map.runs()
+    export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """One ``take``."""
@@ -77,3 +75,22 @@ class Store(Backend):
     def nbytes(self) -> int:
         """``AttributeMap.nbytes``."""
         return self.map.nbytes
+
+
+class StoreGetWrite(Store):
+    """The read-modify-write that the mail's OPERATION field saves: GET of every run, then one WRITE each."""
+
+    name = "store-get-write"
+    about = "the store without OR and AND: GET of the runs of a range, one WRITE a run"
+
+    def prepare(self, batch: Batch) -> Callable[[], int]:
+        """The updates one by one: what one writes, the next reads."""
+        return partial(self._get_and_write, list(batch.rows()))
+
+    def _get_and_write(self, rows: list[tuple[int, int, int, Operation]]) -> int:
+        changed = 0
+        for start, stop, attributes, operation in rows:
+            runs = self.map.runs(start, stop)
+            values = applied(runs["attributes"], np.full(len(runs), attributes, np.uint8), operation)
+            changed += self.map.update_many(runs["start"], runs["stop"], values)
+        return changed

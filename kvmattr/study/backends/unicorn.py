@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.measure import extras
-from kvmattr.study.backends.base import Backend, is_one_bit
+from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, Failed, Footprint, coalesced
 
 
@@ -19,22 +18,14 @@ class Unicorn(Backend):
 
     name = "unicorn"
     kind = "library"
+    library = "unicorn"
+    one_bit = "mem_protect has WRITE of read-only alone"
     about = "Unicorn's mem_protect on one region, split as it goes"
-
-    @classmethod
-    def missing(cls) -> str | None:
-        """The library must be installed."""
-        return extras.missing("unicorn")
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
         """Unicorn reserves the guest's memory and its own tables, about a tenth of it."""
         return footprint.npages * uapi.PAGE_SIZE * 11 // 10
-
-    @classmethod
-    def unsupported(cls, batch: Batch) -> str | None:
-        """WRITE of one attribute is all."""
-        return None if is_one_bit(batch) else "mem_protect has WRITE of read-only alone"
 
     def __init__(self, npages: int) -> None:
         # Its stubs export nothing: the module is Any.
