@@ -7,7 +7,7 @@ import numpy.typing as npt
 from kvmattr._core import AttributeMap
 from kvmattr.faults import Exit
 from kvmattr.guest_memfd import GuestMemfds
-from kvmattr.listeners import Listener
+from kvmattr.listeners import CallListener, Listener
 from kvmattr.memslots import GuestMemfd, MemslotTable
 from kvmattr.profiles import Profile
 from kvmattr.protection import Access, Capabilities
@@ -67,7 +67,6 @@ class Invalidation:
 
 class Machine:
     """What a SET and an access need of a VM; :class:`kvmattr.VM` is this and everything around it."""
-    observer: Callable[..., object] | None
     @property
     def profile(self) -> Profile:
         """The profile whose interface this VM speaks."""
@@ -185,13 +184,20 @@ class Machine:
         >>> vm.mapping_level(0), vm.mapping_level(2 << 20)
         (1, 2)
         """
-    def _locked(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        """Call a function under the lock and return what it returns; ENOMEM for its MemoryError."""
+    def _locked(
+        self, call: str | None, numbers: tuple[int, ...], function: Callable[..., Any], *arguments: Any, **keywords: Any
+    ) -> Any:
+        """Call a function under the lock and return what it returns; ENOMEM for its MemoryError.
+
+        ``call``, ``numbers``: what listeners of calls hear afterwards; None for a call that they do not hear of.
+        """
+    def _hears_calls(self) -> bool:
+        """Whether a call that changes nothing is to be told, under the lock: what a listener asks itself is not."""
     def _close_guest_memfd(self, files: GuestMemfds, handle: int) -> None:
         """Close a file of ``files``; what its memslots map is stale."""
-    def _add_listener(self, listener: Listener, replay: bool) -> None:
-        """Add a listener, who first hears what is stored."""
-    def _remove_listener(self, listener: Listener) -> None: ...
+    def _add_listener(self, listener: Listener | CallListener, hears: int, replay: bool) -> None:
+        """Add a listener; one that hears of changes first hears what is stored, if that is to be."""
+    def _remove_listener(self, listener: Listener | CallListener) -> None: ...
     def _adopt(self, file: GuestMemfd, pages: FilePages, machine: Any) -> None:
         """Make a file one of this machine's, with these pages; ``machine``: a weak reference to it."""
     def _link(self, files: Any, other: GuestMemfd) -> int:
@@ -242,16 +248,21 @@ class FileError(OSError):
     """KVM_SET_MEMORY_ATTRIBUTES2 got stuck at ``error_offset``, a byte offset in the file."""
     error_offset: int
 
-def change_pages(file: GuestMemfd, start: int, stop: int, fails: bool) -> None:
+def change_pages(
+    file: GuestMemfd, start: int, stop: int, fails: bool, call: str | None, numbers: tuple[int, ...]
+) -> None:
     """The memory of the pages [start, stop) fails, or is given back and new memory takes its place.
 
-    What memslots map of them is stale: one change of each machine that maps any.
+    What memslots map of them is stale: one change of each machine that maps any. ``call``, ``numbers``: what listeners
+    of the file's machine hear, as in ``Machine._locked``.
     """
-def convert_file(file: GuestMemfd, offset: int, size: int, attributes: int, flags: int) -> int:
+def tell_refused(file: GuestMemfd, call: str, numbers: tuple[int, ...], error: OSError) -> None:
+    """Tell the listeners of the file's machine of a call that is about to raise an OSError for its arguments."""
+def convert_file(file: GuestMemfd, handle: int, offset: int, size: int, attributes: int, flags: int) -> int:
     """KVM_SET_MEMORY_ATTRIBUTES2 with these fields."""
-def convert_file_many(file: GuestMemfd, records: Any) -> int:
+def convert_file_many(file: GuestMemfd, handle: int, records: Any) -> int:
     """An array of KVM_SET_MEMORY_ATTRIBUTES2 structures in order; how many changed something."""
-def file_ioctl_set(file: GuestMemfd, arg: Any, mutate_flag: bool) -> int | bytes:
+def file_ioctl_set(file: GuestMemfd, handle: int, arg: Any, mutate_flag: bool) -> int | bytes:
     """KVM_SET_MEMORY_ATTRIBUTES2 as an ioctl: the structure comes back when the call got stuck, and only then."""
 
 class Watcher:

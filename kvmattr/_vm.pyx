@@ -11,8 +11,9 @@ The order of one SET, here and in every other call that changes attributes:
 5. the store changes, or finds that nothing would;
 6. the invalidation ends; only a change counts.
 
-With listeners, the changed store is made beside the one that is, between 3 and 4, and ``prepare`` hears of the
-runs in which the two differ; ``commit`` comes between 5 and 6. See ``listeners.py``.
+With listeners of changes, the changed store is made beside the one that is, between 3 and 4, and ``prepare`` hears of
+the runs in which the two differ; ``commit`` comes between 5 and 6. Listeners of calls hear of the answer after 6, or
+after what refused the call, under the lock. See ``listeners.py``.
 """
 
 cimport cython
@@ -180,6 +181,20 @@ cdef int visit_changes(Map *before, Map *after, uint64_t start, uint64_t stop, C
     return 0
 
 
+cdef enum:  # what a listener hears; the first two as listeners.CHANGES and CALLS
+    HEARS_CHANGES = 1  # of changed pages, before and after
+    HEARS_CALLS = 2
+    HEARS_COMPILED = 4  # that what it knows may be stale: a Watcher
+
+
+cdef tuple whole(tuple numbers):
+    """The numbers of a call as ints; None if one is none: whatever the call answers, KVM was not asked."""
+    try:
+        return tuple([as_integer(number) for number in numbers])
+    except TypeError:
+        return None
+
+
 # The first runs of a difference, as they go to a listener.
 cdef packed struct Change:  # DIFF_DTYPE
     uint64_t start
@@ -257,9 +272,7 @@ include "_machine/announcement.pxi"
 # Each says only where more has to be looked at. It is stored with release order after that was written, and read with
 # acquire order before that is looked at, so whoever sees it raised finds what it tells of:
 #
-# observed          after heard_by, which is then read in the section; not yet seen: the call began before the setter
-#                   ended
-# listened          after listeners, under the lock; a slice of a batch asks again under the lock, where it is exact
+# listened          after who hears, under the lock; a SET and a slice of a batch ask again there, where it is exact
 # poisoned          after the page's mark in FilePages.held, which is then read under that map's mutex. The machine's
 #                   sequence count rises after both, so an access that missed it is one that `retry` refuses; it is
 #                   never lowered
@@ -279,13 +292,13 @@ cdef class Machine:
     """The memslot table, to look at; it is changed through the VM."""
     cdef readonly Invalidation invalidation
     """Sequence count and hull of the changes."""
-    cdef object heard_by  # the observer, or None
-    cdef int observed  # is there one? Asked without a section
-    cdef tuple listeners
-    cdef int listened  # are there any? Asked without the lock
+    cdef tuple heard_by  # every listener and what it hears, in the order in which they came
+    cdef tuple listeners  # those of them that hear of changed pages
+    cdef tuple told  # and those that hear of calls
+    cdef tuple watchers  # and the compiled ones, a Watcher each
+    cdef int listened  # HEARS_CHANGES and HEARS_CALLS, if somebody does. Asked without the lock
     cdef object store
     cdef Map *map  # the store's
-    cdef tuple watchers  # the Watcher of each software TLB
     cdef uint64_t supported
     cdef uint8_t private_bit
     cdef bint mail_calls
@@ -301,7 +314,7 @@ cdef class Machine:
 
     def __cinit__(self, *args, **kwargs):
         self.invalidation = Invalidation()
-        self.listeners = self.watchers = ()
+        self.heard_by = self.listeners = self.told = self.watchers = ()
         self.lock.invalidation = &self.invalidation.state
         kvmattr_lock_open(&self.lock)
 
@@ -348,24 +361,6 @@ cdef class Machine:
                     self.keeps[OR][attributes] &= self.legal[byte | attributes]
                     self.keeps[AND][attributes] &= self.legal[byte & attributes]
             self.keeps[WRITE][attributes] = self.legal[attributes]
-
-    @property
-    def observer(self):
-        """Called with the name and the numbers of each SET, GET and memslot call before it is made, or None."""
-        return self.observing()
-
-    @observer.setter
-    def observer(self, observer):
-        # What was there is given up after the section: that may run anything.
-        with cython.critical_section(self):
-            observer, self.heard_by = self.heard_by, observer
-            kvmattr_store_int(&self.observed, self.heard_by is not None)
-
-    cdef object observing(self):
-        """The observer, in a section: without the GIL it may be taken away between the look and the reference."""
-        with cython.critical_section(self):
-            observer = self.heard_by
-        return observer
 
     # One change at a time ----------------------------------------------------------------------------------
 
@@ -416,15 +411,65 @@ cdef class Machine:
             (<Watcher>watcher).changed()
         kvmattr_lock_leave(&self.lock)
 
-    def _locked(self, function, *arguments, **keywords):
-        """Call a function under the lock and return what it returns; ENOMEM for its MemoryError."""
+    def _locked(self, str call, tuple numbers, function, *arguments, **keywords):
+        """Call a function under the lock and return what it returns; ENOMEM for its MemoryError.
+
+        ``call``, ``numbers``: what listeners of calls hear afterwards; None for a call that they do not hear of.
+        """
+        cdef list interrupts = None
         self.enter()
         try:
-            return function(*arguments, **keywords)
+            if self.told and call is not None:
+                interrupts = []
+                answer = self.answer_heard(call, numbers, interrupts, function, arguments, keywords)
+            else:
+                answer = function(*arguments, **keywords)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
             self.leave()
+        if interrupts:
+            raise interrupts[0]
+        return answer
+
+    cdef object answer_heard(self, str call, tuple numbers, list interrupts, function, tuple arguments, dict keywords):
+        """Call a function that is a call of KVM's, and tell it. What tells it is made first: memory may run out."""
+        numbers = whole(numbers)
+        try:
+            answer = function(*arguments, **keywords)
+        except OSError as error:
+            self.tell_refused(call, numbers, error)
+            raise
+        self.tell(call, numbers, answer if isinstance(answer, int) else 0, interrupts)
+        return answer
+
+    def _hears_calls(self):
+        """Whether a call that changes nothing is to be told, under the lock: what a listener asks itself is not."""
+        return (kvmattr_load_int(&self.listened) & HEARS_CALLS
+                and kvmattr_lock_owner(&self.lock) != PyThread_get_thread_ident())
+
+    cdef int tell(self, str call, tuple numbers, answer, list interrupts) except -1:
+        """Tell the listeners of calls of one, under the lock. What they raise is as in ``Announcement.tell``."""
+        if call is None or numbers is None:
+            return 0
+        for listener in self.told:
+            try:
+                listener.called(call, numbers, answer)
+            except BaseException as error:
+                if isinstance(error, Exception) or interrupts:
+                    report_unraisable(error, listener)
+                else:
+                    interrupts.append(error)
+        return 0
+
+    cdef int tell_refused(self, str call, tuple numbers, error) except -1:
+        """The same of a call that is about to raise an OSError; what takes its place is raised."""
+        cdef list interrupts = []
+        if error.errno is not None:
+            self.tell(call, numbers, -error.errno, interrupts)
+        if interrupts:
+            raise interrupts[0] from error
+        return 0
 
     def _close_guest_memfd(self, files, handle):
         """Close a file of ``files``; what its memslots map is stale."""
@@ -455,17 +500,16 @@ cdef class Machine:
         if interrupt is not None:
             raise interrupt
 
-    def _add_listener(self, listener, bint replay):
-        """Add a listener, who first hears what is stored."""
+    def _add_listener(self, listener, int hears, bint replay):
+        """Add a listener; one that hears of changes first hears what is stored, if that is to be."""
         cdef Announcement stored = None
         self.enter()
         try:
-            if replay:
+            if replay and hears & HEARS_CHANGES:
                 stored = Announcement((listener,), AttributeMap(), self.store.snapshot(), [(0, len(self.store), 0)])
                 stored.prepare()
                 stored.commit()
-            self.listeners = (*self.listeners, listener)
-            kvmattr_store_int(&self.listened, 1)
+            self.arrange((*self.heard_by, (listener, hears)))
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
@@ -476,13 +520,21 @@ cdef class Machine:
     def _remove_listener(self, listener):
         self.enter()
         try:
-            others = tuple([other for other in self.listeners if other is not listener])
-            if len(others) == len(self.listeners):
+            others = tuple([other for other in self.heard_by if other[0] is not listener])
+            if len(others) == len(self.heard_by):
                 raise ValueError(f"{listener!r}: is not registered")
-            self.listeners = others
-            kvmattr_store_int(&self.listened, len(others) > 0)
+            self.arrange(others)
         finally:
             self.leave()
+
+    cdef int arrange(self, tuple heard_by) except -1:
+        """Let these hear from now on, under the lock; nothing is changed without memory for it."""
+        of_changes = tuple([listener for listener, hears in heard_by if hears & HEARS_CHANGES])
+        of_calls = tuple([listener for listener, hears in heard_by if hears & HEARS_CALLS])
+        compiled = tuple([listener for listener, hears in heard_by if hears & HEARS_COMPILED])
+        self.heard_by, self.listeners, self.told, self.watchers = heard_by, of_changes, of_calls, compiled
+        kvmattr_store_int(&self.listened, HEARS_CHANGES * (len(of_changes) > 0) | HEARS_CALLS * (len(of_calls) > 0))
+        return 0
 
     # KVM_SET_MEMORY_ATTRIBUTES -----------------------------------------------------------------------------
 
@@ -635,28 +687,49 @@ cdef class Machine:
         cdef bint entered
         cdef Outcome outcome
         self.check_call()
-        if kvmattr_load_int(&self.observed):
-            observer = self.observing()
-            if observer is not None:
-                observer("set", record.address, record.size, record.attributes, record.last)
         outcome = INVALID if self.set_errno(record) else UNCHANGED
-        if outcome == UNCHANGED:
+        if outcome == UNCHANGED or kvmattr_load_int(&self.listened):
             self.enter()
-            if self.listeners:
+            if kvmattr_load_int(&self.listened):  # under the lock it is exact
                 kept = [] if interrupts is None else interrupts
                 try:
-                    outcome = <Outcome>self.change_announced(record, kept)
+                    outcome = <Outcome>self.set_heard(record, outcome, kept)
                 finally:
                     self.leave()
                 if interrupts is None and kept:
                     raise kept[0]
                 return outcome
-            entered = map_enter(self.map)
-            outcome = self.change(record, &refused, entered)
-            map_leave(self.map, entered)
+            if outcome == UNCHANGED:
+                entered = map_enter(self.map)
+                outcome = self.change(record, &refused, entered)
+                map_leave(self.map, entered)
             self.leave()
         if outcome < 0:
             self.fail(outcome, record, refused)
+        return outcome
+
+    cdef bint set_heard(self, const Record *record, Outcome outcome, list interrupts) except -1:
+        """Make one change that somebody hears of, under the lock; ``outcome``: INVALID if it was refused already."""
+        cdef tuple numbers = None
+        cdef uint8_t refused = 0
+        cdef bint entered
+        try:
+            if self.told:
+                numbers = record.address, record.size, record.attributes, record.last
+            if outcome == UNCHANGED and self.listeners:
+                outcome = <Outcome>self.change_announced(record, interrupts)
+            elif outcome == UNCHANGED:
+                entered = map_enter(self.map)
+                outcome = self.change(record, &refused, entered)
+                map_leave(self.map, entered)
+            if outcome < 0:
+                self.fail(outcome, record, refused)
+        except MemoryError as no_memory:
+            raise OSError(ENOMEM, str(no_memory)) from no_memory
+        except OSError as error:
+            self.tell_refused("set_memory_attributes", numbers, error)
+            raise
+        self.tell("set_memory_attributes", numbers, 0, interrupts)
         return outcome
 
     cdef int fail(self, Outcome outcome, const Record *record, uint8_t refused) except -1:
@@ -737,13 +810,28 @@ cdef class Machine:
                 if difference.becomes[attributes] and not self.legal[attributes]:
                     raise OSError(EINVAL, self._illegal(attributes))
             if difference.stop:
+                before = self.store.snapshot() if self.told else None
                 self.install(saved, difference.start, difference.stop, interrupts)
+                if before is not None:
+                    self.tell_restored(before, saved, difference.start, difference.stop, interrupts)
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:
             self.leave()
         if interrupts:
             raise interrupts[0]
+
+    cdef int tell_restored(self, before, after, uint64_t start, uint64_t stop, list interrupts) except -1:
+        """Listeners of calls hear a restore as the SETs that it comes to. Without memory the rest is not told."""
+        try:
+            while len(runs := first_changes(before, after, start, stop, MAX_RUNS_A_CALL)):
+                for first, last, _, attributes in runs.tolist():
+                    self.tell("set_memory_attributes",
+                              (first << PAGE_SHIFT, (last - first) << PAGE_SHIFT, attributes, 0), 0, interrupts)
+                    start = last
+        except MemoryError as error:
+            report_unraisable(error, self)
+        return 0
 
     def set_memory_attributes(self, address, size, attributes, operation=0, flags=0):
         """KVM_SET_MEMORY_ATTRIBUTES: change the attributes of the pages [address, address + size); return 0.
@@ -850,7 +938,7 @@ cdef class Machine:
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:
-                if not kvmattr_load_int(&self.observed) and not kvmattr_load_int(&self.listened):
+                if not kvmattr_load_int(&self.listened):
                     self.set_slice(&batch)
                 else:
                     record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
@@ -1171,22 +1259,15 @@ cdef class Watcher:
 
     cdef int watch(self, machine) except -1:
         """Watch this machine from now on; OSError(EBUSY) from inside a listener."""
-        cdef Machine watched = machine
-        watched.enter()
-        watched.watchers = (*watched.watchers, self)
-        self.machine = watched
-        watched.leave()
+        (<Machine>machine)._add_listener(self, HEARS_COMPILED, False)
+        self.machine = machine
         return 0
 
     cdef int unwatch(self) except -1:
         """Watch it no more. Waits for a change in progress; nothing to do if none is watched."""
-        if self.machine is None:
-            return 0
-        cdef Machine watched = self.machine
-        watched.enter()
-        watched.watchers = tuple(other for other in watched.watchers if other is not self)
-        self.machine = None
-        watched.leave()
+        if self.machine is not None:
+            (<Machine>self.machine)._remove_listener(self)
+            self.machine = None
         return 0
 
     cdef void changed(self) noexcept:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from kvmattr import uapi
 from kvmattr._core import AttributeMap
-from kvmattr._vm import Machine, change_pages, convert_file, convert_file_many, file_ioctl_set
+from kvmattr._vm import Machine, change_pages, convert_file, convert_file_many, file_ioctl_set, tell_refused
 from kvmattr.guest_memfd import GuestMemfds, check_fallocate, open_file, resolve
 from kvmattr.hosts import Host, host_named
-from kvmattr.listeners import Listener, check_listener
+from kvmattr.listeners import CallListener, Listener, heard_by
 from kvmattr.memslots import GuestMemfd, MemslotTable
 from kvmattr.operation import Operation
 from kvmattr.profiles import Profile, profile_named
@@ -187,9 +187,13 @@ class VM(Machine):
         """
         if not (self.profile.mail_calls and self.profile.vm_attributes):
             raise OSError(ENOTTY, f"the {self.profile.name} profile has no KVM_GET_MEMORY_ATTRIBUTES")
-        observer = self.observer
-        if observer is not None:
-            observer("get", address, size)
+        if self._hears_calls():
+            heard: npt.NDArray[np.void] = self._locked("get_memory_attributes", (address, size), self._ranges, address,
+                                                       size)
+            return heard
+        return self._ranges(address, size)
+
+    def _ranges(self, address: int, size: int) -> npt.NDArray[np.void]:
         self._check(address, size)
         runs = self.attributes.runs(address >> uapi.PAGE_SHIFT, address + size >> uapi.PAGE_SHIFT)
         ranges = np.empty(len(runs), RANGES)
@@ -198,10 +202,13 @@ class VM(Machine):
         ranges["attributes"] = runs["attributes"]
         return ranges
 
-    def _get_attributes(self, asked: uapi.kvm_memory_attributes) -> int:
-        observer = self.observer
-        if observer is not None:
-            observer("get", asked.address, asked.size)
+    def _ioctl_get(self, asked: uapi.kvm_memory_attributes) -> int:
+        if self._hears_calls():
+            answer: int = self._locked("get_memory_attributes", (asked.address, asked.size), self._get_run, asked)
+            return answer
+        return self._get_run(asked)
+
+    def _get_run(self, asked: uapi.kvm_memory_attributes) -> int:
         self._check(asked.address, asked.size, asked.operation, asked.flags)
         start, stop = asked.address >> uapi.PAGE_SHIFT, asked.address + asked.size >> uapi.PAGE_SHIFT
         _, run_stop, asked.attributes = self.attributes.run(start)
@@ -262,10 +269,9 @@ class VM(Machine):
         having changed nothing (:meth:`kvmattr.memslots.MemslotTable.set_region` says which), EBUSY from
         inside a listener; ValueError for a value that fits no field of the structure.
         """
-        observer = self.observer
-        if observer is not None:
-            observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        self._locked(self.memslots._set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        numbers = (slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        self._locked("set_user_memory_region", numbers, self.memslots._set_region, slot, flags, guest_phys_addr,
+                     memory_size, userspace_addr)
         return 0
 
     def set_user_memory_region2(
@@ -287,12 +293,10 @@ class VM(Machine):
         >>> vm.set_user_memory_region2(0, 0, 1 << 20, flags=uapi.KVM_MEM_GUEST_MEMFD, guest_memfd=memory)
         0
         """
-        observer = self.observer
-        if observer is not None:
-            observer("slot", slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd,
-                     guest_memfd_offset)
-        self._locked(self.memslots._set_region, slot, flags, guest_phys_addr, memory_size, userspace_addr, region2=True,
-                     guest_memfd=guest_memfd, guest_memfd_offset=guest_memfd_offset)
+        numbers = (slot, flags, guest_phys_addr, memory_size, userspace_addr, guest_memfd, guest_memfd_offset)
+        self._locked("set_user_memory_region2", numbers, self.memslots._set_region, slot, flags, guest_phys_addr,
+                     memory_size, userspace_addr, region2=True, guest_memfd=guest_memfd,
+                     guest_memfd_offset=guest_memfd_offset)
         return 0
 
     def _set_region(self, region: uapi.kvm_userspace_memory_region) -> int:
@@ -317,7 +321,7 @@ class VM(Machine):
         Traceback (most recent call last):
         OSError: [Errno 22] flags are 0x2: a guest_memfd of this VM may have 0x1
         """
-        handle: int = self._locked(self._guest_memfds.create, self, size, flags)
+        handle: int = self._locked("create_guest_memfd", (size, flags), self._guest_memfds.create, self, size, flags)
         return handle
 
     def _create_guest_memfd(self, file: uapi.kvm_create_guest_memfd) -> int:
@@ -397,7 +401,7 @@ class VM(Machine):
         if not isinstance(request, int) or request & 0xFFFFFFFF != uapi.KVM_SET_MEMORY_ATTRIBUTES2:
             raise OSError(ENOTTY, f"request {request!r}: a guest_memfd has KVM_SET_MEMORY_ATTRIBUTES2 alone")
         self._check_file(file)
-        return file_ioctl_set(file, arg, mutate_flag)
+        return file_ioctl_set(file, handle, arg, mutate_flag)
 
     def set_memory_attributes2(
         self, handle: int, offset: int, size: int, attributes: int, flags: int = 0
@@ -420,7 +424,7 @@ class VM(Machine):
         """
         file = open_file(handle)
         self._check_file(file)
-        return convert_file(file, offset, size, attributes, flags)
+        return convert_file(file, handle, offset, size, attributes, flags)
 
     def set_memory_attributes2_many(self, handle: int, records: npt.NDArray[np.void]) -> int:
         """Apply an array of KVM_SET_MEMORY_ATTRIBUTES2 structures in order; return how many changed something.
@@ -438,7 +442,7 @@ class VM(Machine):
         """
         file = open_file(handle)
         self._check_file(file)
-        return convert_file_many(file, records)
+        return convert_file_many(file, handle, records)
 
     def _check_file(self, file: GuestMemfd) -> None:
         """Raise OSError(ENOTTY) unless the attributes of this file are its own."""
@@ -460,7 +464,7 @@ class VM(Machine):
         Traceback (most recent call last):
         FileExistsError: [Errno 17] [0xfee00000, 0xfee01000) overlaps memslot 32764, [0xfee00000, 0xfee01000)
         """
-        self._locked(self._make_irqchip)
+        self._locked(None, (), self._make_irqchip)
         return 0
 
     def _make_irqchip(self) -> None:
@@ -482,11 +486,15 @@ class VM(Machine):
         an end beyond 2^63 - 1; EBUSY from inside a listener (``virt/kvm/guest_memfd.c``, kvm_gmem_fallocate).
         """
         file = open_file(handle)
-        check_fallocate(file, mode, offset, size, self.host.page_size)
-        if mode & uapi.FALLOC_FL_PUNCH_HOLE:
-            last = file.size >> uapi.PAGE_SHIFT
-            start, stop = min(offset >> uapi.PAGE_SHIFT, last), min(offset + size >> uapi.PAGE_SHIFT, last)
-            change_pages(file, start, stop, False)
+        call, numbers = "fallocate_guest_memfd", (handle, mode, offset, size)
+        try:
+            check_fallocate(file, mode, offset, size, self.host.page_size)
+        except OSError as error:
+            tell_refused(file, call, numbers, error)
+            raise
+        last = file.size >> uapi.PAGE_SHIFT if mode & uapi.FALLOC_FL_PUNCH_HOLE else 0
+        start, stop = min(offset >> uapi.PAGE_SHIFT, last), min(offset + size >> uapi.PAGE_SHIFT, last)
+        change_pages(file, start, stop, False, call, numbers)
 
     def punch_hole(self, handle: int, offset: int, size: int) -> None:
         """Give pages of a guest_memfd back: fallocate(2) with FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE.
@@ -516,7 +524,7 @@ class VM(Machine):
         if not 0 <= offset < file.size:
             raise ValueError(f"offset {offset:#x}: must be within the guest_memfd, which has {file.size:#x} bytes")
         page = offset >> uapi.PAGE_SHIFT
-        change_pages(file, page, page + 1, True)
+        change_pages(file, page, page + 1, True, None, ())
 
     # vCPUs -------------------------------------------------------------------------------------------------
 
@@ -612,17 +620,27 @@ class VM(Machine):
 
     # Listeners ---------------------------------------------------------------------------------------------
 
-    def add_listener(self, listener: Listener, replay: bool = False) -> None:
-        """Let a :class:`kvmattr.listeners.Listener` hear of each change from now on, after those before it.
+    def add_listener(self, listener: Listener | CallListener, replay: bool = False) -> None:
+        """Let a listener hear of each change, or of each call, from now on, after those before it.
 
-        With ``replay`` it first hears what is stored, as changes from attributes 0, in its ``prepare`` and
-        ``commit``; if it raises there, it is not added. OSError(EBUSY) from inside a listener; TypeError for
-        an object without its methods.
+        A :class:`kvmattr.listeners.Listener` hears of changed pages before and after they change, a
+        :class:`kvmattr.listeners.CallListener` of calls and their answers; an object with the methods of both, of
+        both. With ``replay`` the former first hears what is stored, as changes from attributes 0, in its ``prepare``
+        and ``commit``; if it raises there, it is not added. OSError(EBUSY) from inside a listener; TypeError for an
+        object without their methods.
+
+        >>> class Log:
+        ...     def called(self, call, numbers, answer):
+        ...         print(call, [hex(number) for number in numbers], answer)
+        >>> vm = VM()
+        >>> vm.add_listener(Log())
+        >>> vm.set_memory_attributes(0x1000, 0x1000, uapi.KVM_MEM_ATTR_PRIVATE)
+        set_memory_attributes ['0x1000', '0x1000', '0x1', '0x0'] 0
+        0
         """
-        check_listener(listener)
-        self._add_listener(listener, replay)
+        self._add_listener(listener, heard_by(listener), replay)
 
-    def remove_listener(self, listener: Listener) -> None:
+    def remove_listener(self, listener: Listener | CallListener) -> None:
         """Let a listener hear no more; ValueError if it is not registered, OSError(EBUSY) from inside one."""
         self._remove_listener(listener)
 
@@ -688,7 +706,7 @@ _KVM_CALLS: dict[int, Handler] = {
 _ATTRIBUTE_CALLS: dict[int, Handler] = {uapi.KVM_SET_MEMORY_ATTRIBUTES: Machine._ioctl_set}
 #: The calls that only the mail has.
 _MAIL_CALLS: dict[int, Handler] = {
-    uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._get_attributes, comes_out=True),
+    uapi.KVM_GET_MEMORY_ATTRIBUTES: _through_memory(uapi.kvm_memory_attributes, VM._ioctl_get, comes_out=True),
     uapi.KVM_SUPPORTED_MEMORY_ATTRIBUTES: _through_memory(
         uapi.supported_memory_attributes, VM._get_supported, comes_out=True
     ),

@@ -124,6 +124,26 @@ def listening(world: World) -> World:
     return world
 
 
+def told(world: World, call: Callable[[VM], Any], vm: VM | None = None) -> Any:
+    """A call that a listener of calls hears of. What is told was answered, and what was answered is told."""
+    vm = world.vm if vm is None else vm
+    heard: list[tuple[str, int]] = []
+
+    class Calls:
+        def called(self, name: str, numbers: tuple[int, ...], answer: int) -> None:
+            heard.append((name, min(answer, 1)))
+
+    vm.add_listener(Calls())
+    answer = call(vm)
+    return answer, heard
+
+
+def told_in_file(world: World) -> Any:
+    vm = VM(GMEM)
+    handle = vm.create_guest_memfd(1 << 22, uapi.GUEST_MEMFD_FLAG_INIT_SHARED)
+    return told(world, lambda vm: vm.set_memory_attributes2_many(handle, file_records()), vm)
+
+
 def set_many(world: World) -> Any:
     return world.vm.set_memory_attributes_many(world.records)
 
@@ -210,6 +230,12 @@ SCENARIOS: dict[str, Callable[[World], Any]] = {
     "VM.set_memory_attributes": lambda w: w.vm.set_memory_attributes(100 * PAGE, 900 * PAGE, 1),
     "VM.set_memory_attributes: or": lambda w: w.vm.set_memory_attributes(7 * PAGE, GIB, 8, Operation.OR),
     "VM.set_memory_attributes: listener": lambda w: listening(w).vm.set_memory_attributes(0, 900 * PAGE, 1),
+    "VM.set_memory_attributes: told": lambda w: told(w, lambda vm: vm.set_memory_attributes(0, 900 * PAGE, 1)),
+    "VM.get_memory_attributes: told": lambda w: told(w, lambda vm: len(vm.get_memory_attributes(0, 900 * PAGE))),
+    "VM.set_user_memory_region: told": lambda w: told(w, lambda vm: vm.set_user_memory_region(5, 8 * GIB, GIB)),
+    # What of it cannot be told for want of memory goes to sys.unraisablehook.
+    "VM.restore: told": lambda w: told(w, lambda vm: vm.restore(w.saved))[0],
+    "VM.set_memory_attributes2_many: told": told_in_file,
     "VM.set_memory_attributes_many": set_many,
     "VM.set_memory_attributes_many: listener": lambda w: set_many(listening(w)),
     "VM.get_memory_attributes": lambda w: w.vm.get_memory_attributes(0, 3000 * PAGE).tobytes(),

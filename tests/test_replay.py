@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -327,6 +328,45 @@ def test_a_recording_replays_to_the_same_machine(tmp_path):
     assert "ioctl" not in vars(vm)
 
 
+def test_two_recordings_of_one_machine_and_calls_of_several_threads(tmp_path):
+    """Each begins with what there is and ends with its block; the lines are in the order in which calls took effect."""
+    vm = VM()
+    pages = np.arange(300, dtype=np.uint64) << np.uint64(12)
+
+    def work(attributes):
+        for address in pages.tolist():
+            vm.set_memory_attributes(address, 4096, attributes)
+
+    with record(vm, tmp_path / "outer"):
+        vm.set_memory_attributes(0x1000, 0x1000, 5)
+        with record(vm, tmp_path / "inner"):
+            threads = [threading.Thread(target=work, args=(attributes,)) for attributes in (1, 4, 5)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        vm.set_memory_attributes(1 << 40, 0x1000, 1)
+    for name, operations in (("outer", 902), ("inner", 901)):
+        with read(tmp_path / name) as trace:
+            assert len(list(trace)) == operations
+            again = machine_for(trace)
+            replay(trace, again)
+        assert again.attributes.diff(vm.attributes, 0, 1 << 28).tolist() == []
+
+
+def test_a_disk_that_is_full_fails_no_call_and_is_told_at_the_end():
+    vm = VM()
+
+    def changes():
+        for page in range(20_000):
+            vm.set_memory_attributes(page << 12, 4096, 1 + 3 * (page & 1))
+
+    with pytest.raises(OSError, match="No space left on device"), record(vm, "/dev/full"):
+        changes()
+    assert vm.attributes.run_count == 20_001
+    vm.set_memory_attributes(0, 4096, 0)
+
+
 def test_a_recording_names_its_host(tmp_path):
     vm = VM("linux-7.2", private=False, host="arm64")
     with record(vm, tmp_path / "a"):
@@ -379,10 +419,6 @@ def test_registered_regions_are_recorded_once(tmp_path):
 
 def test_refused_recordings(tmp_path):
     vm = VM()
-    with record(vm, tmp_path / "a"), pytest.raises(ValueError, match="this VM is being recorded already"), \
-            record(vm, tmp_path / "b"):
-        pass
-    assert not (tmp_path / "b").exists()
     mine = VM(Profile("mine", private=1))
     with pytest.raises(ValueError, match=r"profile .mine.: a trace can name rfc, linux, .*, vsm alone"), \
             record(mine, tmp_path / "b"):

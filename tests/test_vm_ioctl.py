@@ -322,25 +322,6 @@ def test_own_profile():
     assert vm.attributes[0] == 1 << 7 | 1 << 5
 
 
-def test_observer_hears_each_call_before_it_is_made():
-    vm, calls = VM(), []
-    vm.observer = lambda *call: calls.append((*call, vm.attributes.version))
-    version = vm.attributes.version
-    vm.set_memory_attributes(0, 4096, 1, Operation.OR)
-    vm.set_memory_attributes_many(np.frombuffer(bytes(change(4096)), uapi.MEMORY_ATTRIBUTES))
-    vm.get_memory_attributes(0, 8192)
-    vm.set_user_memory_region(3, 0, 4096, flags=2)
-    assert calls == [
-        ("set", 0, 4096, 1, 1, version),
-        ("set", 4096, 4096, 1, 0, version + 1),
-        ("get", 0, 8192, version + 2),
-        ("slot", 3, 2, 0, 4096, 0, version + 2),
-    ]
-    vm.observer = None
-    vm.set_memory_attributes(0, 4096, 0)
-    assert len(calls) == 4
-
-
 @pytest.mark.parametrize(
     "arguments", [{"phys_bits": 53}, {"nr_memslots": 0}, {"abi": "kvm"}, {"phys_bits": -1}], ids=str
 )

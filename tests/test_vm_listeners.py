@@ -496,3 +496,187 @@ def test_a_vm_in_a_reference_cycle_is_collected_whole():
     del vm
     gc.collect()
     assert gone() is None
+
+
+# calls -----------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Writes down every call; ``error`` is raised at each."""
+
+    def __init__(self, log=None, name="", error=None):
+        self.log = [] if log is None else log
+        self.name, self.error = name, error
+
+    def called(self, call, numbers, answer):
+        self.log.append((self.name + call, *numbers, answer))
+        if self.error is not None:
+            raise self.error
+
+
+def told(*profile, **options):
+    vm, calls = VM(*profile), Calls(**options)
+    vm.add_listener(calls)
+    return vm, calls.log
+
+
+def test_each_call_is_told_with_its_numbers_and_its_answer():
+    vm, log = told()
+    vm.set_memory_attributes(np.uint64(0x1000), 0x1000, 1, Operation.OR)
+    vm.ioctl(uapi.KVM_SET_MEMORY_ATTRIBUTES, uapi.kvm_memory_attributes(0x2000, 0x1000, 4))
+    vm.ioctl(uapi.KVM_MEMORY_ENCRYPT_REG_REGION, uapi.kvm_enc_region(0x3000, 0x1000))
+    vm.get_memory_attributes(0, 0x2000)
+    vm.ioctl(uapi.KVM_GET_MEMORY_ATTRIBUTES, uapi.kvm_memory_attributes(0, 0x4000))
+    vm.set_user_memory_region(3, 0, 0x1000, flags=2)
+    vm.ioctl(uapi.KVM_SET_USER_MEMORY_REGION, uapi.kvm_userspace_memory_region(4, 0, 1 << 20, 0x1000, 0x7000))
+    handle = vm.create_guest_memfd(1 << 20)
+    vm.set_user_memory_region2(5, 1 << 30, 1 << 20, 0x9000, uapi.KVM_MEM_GUEST_MEMFD, handle, 0)
+    vm.punch_hole(handle, 0, 0x1000)
+    vm.fallocate_guest_memfd(handle, uapi.FALLOC_FL_KEEP_SIZE, 0, 0x1000)
+    assert log == [
+        ("set_memory_attributes", 0x1000, 0x1000, 1, 1, 0), ("set_memory_attributes", 0x2000, 0x1000, 4, 0, 0),
+        ("set_memory_attributes", 0x3000, 0x1000, 1, 1, 0), ("get_memory_attributes", 0, 0x2000, 0),
+        ("get_memory_attributes", 0, 0x4000, 0), ("set_user_memory_region", 3, 2, 0, 0x1000, 0, 0),
+        ("set_user_memory_region", 4, 0, 1 << 20, 0x1000, 0x7000, 0), ("create_guest_memfd", 1 << 20, 0, handle),
+        ("set_user_memory_region2", 5, 4, 1 << 30, 1 << 20, 0x9000, handle, 0, 0),
+        ("fallocate_guest_memfd", handle, 3, 0, 0x1000, 0), ("fallocate_guest_memfd", handle, 1, 0, 0x1000, 0)]
+    assert {type(number) for call in log for number in call[1:]} == {int}
+
+
+def test_refused_calls_are_told_and_what_is_no_call_is_not():
+    vm, log = told()
+    handle = vm.create_guest_memfd(1 << 20)
+    log.clear()
+    vm.set_user_memory_region(0, 0, 4096)
+    refused = [
+        (lambda: vm.set_memory_attributes(0, 4096, 0x80), errno.EINVAL),
+        (lambda: vm.set_memory_attributes(0, 4096, 8), errno.EINVAL),       # this VM cannot have NO_EXEC alone
+        (lambda: vm.get_memory_attributes(1, 4096), errno.EINVAL),
+        (lambda: vm.set_user_memory_region(1, 0, 4096), errno.EEXIST),
+        (lambda: vm.create_guest_memfd(5), errno.EINVAL),
+        (lambda: vm.punch_hole(handle, 0, 5), errno.EINVAL),
+    ]
+    for call, number in refused:
+        with pytest.raises(OSError, match=r"\S") as raised:
+            call()
+        assert raised.value.errno == number
+    assert [call[-1] for call in log] == [0, *(-number for _, number in refused)]
+    log.clear()
+    for call in (lambda: vm.set_memory_attributes("0", 4096, 0), lambda: vm.set_memory_attributes(0, 1 << 64, 0),
+                 lambda: vm.get_memory_attributes(None, 0), lambda: vm.set_user_memory_region(0, 0, 1 << 64),
+                 lambda: vm.ioctl(0x1234), lambda: vm.ioctl(uapi.KVM_SET_MEMORY_ATTRIBUTES, b"short")):
+        with pytest.raises((TypeError, ValueError, OSError)):
+            call()
+    assert log == []
+
+
+def test_batches_files_and_restores_are_told_call_by_call():
+    vm, log = told()
+    before = vm.snapshot()
+    alternate(vm, 4)
+    assert log == [("set_memory_attributes", page << 12, 4096, 1, 0, 0) for page in (0, 2)]
+    log.clear()
+    vm.restore(before)
+    assert log == [("set_memory_attributes", page << 12, 4096, 0, 0, 0) for page in (0, 2)]
+    records = np.zeros(3, uapi.MEMORY_ATTRIBUTES)
+    records["size"], records["attributes"] = 4096, [1, 0x80, 1]
+    log.clear()
+    with pytest.raises(OSError, match="0x80") as stopped:
+        vm.set_memory_attributes_many(records)
+    assert stopped.value.done == 1
+    assert [call[3:] for call in log] == [(1, 0, 0), (0x80, 0, -errno.EINVAL)]
+
+    vm, log = told("gmem")
+    handle = vm.create_guest_memfd(1 << 20, uapi.GUEST_MEMFD_FLAG_INIT_SHARED)
+    private = uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE
+    log.clear()
+    vm.set_memory_attributes2(handle, 0x1000, 0x1000, private)
+    vm.gmem_ioctl(handle, uapi.KVM_SET_MEMORY_ATTRIBUTES2, uapi.kvm_memory_attributes2(offset=0x1000, size=0x1000))
+    vm.guest_memfd(handle).pin(0x5000)
+    with pytest.raises(OSError, match="in use"):
+        vm.set_memory_attributes2(handle, 0, 1 << 20, private)
+    many = np.zeros(2, uapi.MEMORY_ATTRIBUTES2)
+    many["size"], many["reserved"][1, 10] = 0x1000, 7
+    with pytest.raises(OSError, match="reserved"):
+        vm.set_memory_attributes2_many(handle, many)
+    name = "set_memory_attributes2"
+    assert log == [
+        (name, handle, 0x1000, 0x1000, private, 0, 0), (name, handle, 0x1000, 0x1000, 0, 0, 0),
+        (name, handle, 0, 1 << 20, private, 0, -errno.EAGAIN), (name, handle, 0, 0x1000, 0, 0, 0),
+        (name, handle, 0, 0x1000, 0, 0, *[0] * 10, 7, -errno.EINVAL)]
+
+
+def test_a_call_is_told_after_its_change_was_committed():
+    log = []
+    vm = VM()
+    vm.add_listener(Calls(log, "first "))
+    vm.add_listener(Log(log))
+    vm.add_listener(Calls(log, "second "))
+    vm.set_memory_attributes(0, 4096, 1)
+    assert [entry[0] for entry in log] == ["prepare", "commit", "first set_memory_attributes",
+                                           "second set_memory_attributes"]
+    both = Calls()
+    both.prepare = both.commit = lambda changes: both.log.append(changes.tolist())
+    both.abort = None
+    with pytest.raises(TypeError, match=r"a listener has prepare, commit and abort, this lacks abort$"):
+        vm.add_listener(both)
+    both.abort = both.commit
+    vm.add_listener(both, replay=True)
+    vm.set_memory_attributes(0, 4096, 0)
+    assert both.log == [[(0, 1, 0, 1)]] * 2 + [[(0, 1, 1, 0)]] * 2 + [("set_memory_attributes", 0, 4096, 0, 0, 0)]
+    vm.remove_listener(both)
+    with pytest.raises(TypeError, match=r"a listener has prepare, commit and abort, or called, this has none of them$"):
+        vm.add_listener(object())
+
+
+STANDS = {
+    "set": lambda vm: vm.set_memory_attributes(0, 4096, 1),
+    "memslot": lambda vm: vm.set_user_memory_region(0, 0, 4096),
+    "get": lambda vm: vm.get_memory_attributes(0, 4096),
+    "create": lambda vm: vm.create_guest_memfd(4096),
+    "batch": lambda vm: alternate(vm, 2),
+    "restore": lambda vm: vm.restore(AttributeMap()),
+}
+
+
+@pytest.mark.parametrize("call", STANDS.values(), ids=STANDS)
+@pytest.mark.parametrize("error", [RuntimeError("too late"), KeyboardInterrupt()], ids=["error", "signal"])
+def test_what_a_listener_of_calls_raises(call, error, monkeypatch):
+    """An error goes to the hook, what is no Exception to the caller; the call stands, the others hear of it."""
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: reported.append(found.exc_value))
+    vm, later = VM(), Calls()
+    vm.set_memory_attributes(1 << 40, 4096, 4)
+    vm.add_listener(Calls(error=error))
+    vm.add_listener(later)
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            call(vm)
+        assert reported == []
+    else:
+        call(vm)
+        assert reported == [error]
+    assert [entry[-1] >= 0 for entry in later.log] == [True]
+    assert vm._locked(None, (), lambda: "free") == "free"
+
+
+def test_a_refused_call_ends_with_what_its_listener_raised():
+    vm, _ = told(error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as raised:
+        vm.set_memory_attributes(0, 4096, 0x80)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert vm.attributes.run_count == 1
+
+
+def test_a_listener_of_calls_may_ask_and_not_change():
+    vm, seen = VM(), []
+
+    class Asks:
+        def called(self, call, numbers, answer):
+            seen.append((call, vm.get_memory_attributes(0, 4096).tolist()))
+            with pytest.raises(OSError, match="a listener may not change it"):
+                vm.set_memory_attributes(0, 4096, 0)
+
+    vm.add_listener(Asks())
+    vm.set_memory_attributes(0, 4096, 1)
+    assert seen == [("set_memory_attributes", [(0, 4096, 1)])]

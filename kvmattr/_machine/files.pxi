@@ -165,16 +165,19 @@ cdef int forget_file(GuestMemfd file) except -1:
     return 0
 
 
-def change_pages(GuestMemfd file, uint64_t start, uint64_t stop, bint fails):
+def change_pages(GuestMemfd file, uint64_t start, uint64_t stop, bint fails, str call, tuple numbers):
     """The memory of the pages [start, stop) fails, or is given back and new memory takes its place.
 
-    What memslots map of them is stale: one change of each machine that maps any.
+    What memslots map of them is stale: one change of each machine that maps any. ``call``, ``numbers``: what listeners
+    of the file's machine hear, as in ``Machine._locked``.
     """
+    cdef list interrupts = []
     cdef FilePages pages = file.pages
     cdef Machine machine
     cdef Hull hull
     cdef list machines = pages.lock()
     try:
+        numbers = whole(numbers)
         if start < stop:
             if fails:
                 pages.held.or_(start, stop, POISONED)
@@ -189,10 +192,23 @@ def change_pages(GuestMemfd file, uint64_t start, uint64_t stop, bint fails):
             if hull.start != NO_GFN:
                 invalidation_begin(&machine.invalidation.state, hull, True)
                 invalidation_end(&machine.invalidation.state, True, True)
+        (<Machine>file.machine()).tell(call, numbers, 0, interrupts)
     except MemoryError as no_memory:
         raise OSError(ENOMEM, str(no_memory)) from no_memory
     finally:
         pages.unlock(machines)
+    if interrupts:
+        raise interrupts[0]
+
+
+def tell_refused(GuestMemfd file, str call, tuple numbers, error):
+    """Tell the listeners of the file's machine of a call that is about to raise an OSError for its arguments."""
+    cdef Machine machine = file.machine()
+    machine.enter()
+    try:
+        machine.tell_refused(call, whole(numbers), error)
+    finally:
+        machine.leave()
 
 
 cdef int file_errno(GuestMemfd file, const FileRecord *record, uint64_t supported,
@@ -368,32 +384,51 @@ class FileError(OSError):
     error_offset = 0
 
 
-cdef bint set_file(GuestMemfd file, const FileRecord *record, list interrupts) except -1:
+cdef bint set_file(GuestMemfd file, handle, const FileRecord *record, list interrupts) except -1:
     """Check, lock, change; return whether any page changed. OSError with KVM's errno."""
     cdef FilePages pages = file.pages
     cdef Machine machine = file.machine()
     cdef uint64_t supported = machine.supported_by_files
     cdef int outcome = INVALID if file_errno(file, record, supported, machine.page_mask) else UNCHANGED
     cdef bint entered, alone = False
-    cdef list machines
-    if outcome == UNCHANGED:
+    if outcome == UNCHANGED or kvmattr_load_int(&machine.listened):
         if len(pages.files) == 1:
             machine.enter()
-            alone = not machine.listeners and len(pages.files) == 1
-            if alone:
+            alone = not kvmattr_load_int(&machine.listened) and len(pages.files) == 1
+            if alone and outcome == UNCHANGED:
                 map_vm_set(pages.map, 1)
                 entered = map_enter(pages.map)
                 outcome = convert(machine, file, pages, record, entered)
                 map_leave(pages.map, entered)
             machine.leave()
         if not alone:
-            machines = pages.lock()
-            try:
-                outcome = convert_everywhere(pages, machines, record, interrupts)
-            finally:
-                pages.unlock(machines)
+            return set_file_heard(file, handle, record, outcome, interrupts)
     if outcome < 0:
         fail_conversion(file, pages, outcome, record, supported, machine.page_mask)
+    return outcome
+
+
+cdef bint set_file_heard(GuestMemfd file, handle, const FileRecord *record, int outcome, list interrupts) except -1:
+    """Make one conversion that several machines see or somebody hears of; ``outcome``: INVALID if it was refused."""
+    cdef FilePages pages = file.pages
+    cdef Machine machine = file.machine()
+    cdef tuple numbers = (handle, record.offset, record.size, record.attributes, record.flags)
+    cdef list reserved = [record.reserved[word] for word in range(11)]
+    cdef list machines
+    if any(reserved):
+        numbers = (*numbers, *reserved)
+    machines = pages.lock()
+    try:
+        if outcome == UNCHANGED:
+            outcome = convert_everywhere(pages, machines, record, interrupts)
+        if outcome < 0:
+            fail_conversion(file, pages, outcome, record, machine.supported_by_files, machine.page_mask)
+        machine.tell("set_memory_attributes2", numbers, 0, interrupts)
+    except OSError as error:
+        machine.tell_refused("set_memory_attributes2", numbers, error)
+        raise
+    finally:
+        pages.unlock(machines)
     return outcome
 
 
@@ -431,7 +466,7 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
     return 0
 
 
-def convert_file(GuestMemfd file, offset, size, attributes, flags):
+def convert_file(GuestMemfd file, handle, offset, size, attributes, flags):
     """KVM_SET_MEMORY_ATTRIBUTES2 with these fields."""
     cdef FileRecord record
     cdef list interrupts = []
@@ -440,13 +475,13 @@ def convert_file(GuestMemfd file, offset, size, attributes, flags):
     record.size = field(size, U64, "size")
     record.attributes = field(attributes, U64, "attributes")
     record.flags = field(flags, U64, "flags")
-    set_file(file, &record, interrupts)
+    set_file(file, handle, &record, interrupts)
     if interrupts:
         raise interrupts[0]
     return 0
 
 
-def convert_file_many(GuestMemfd file, records):
+def convert_file_many(GuestMemfd file, handle, records):
     """An array of KVM_SET_MEMORY_ATTRIBUTES2 structures in order; how many changed something."""
     array = np.asarray(records)
     if array.ndim != 1 or array.dtype != uapi.MEMORY_ATTRIBUTES2:
@@ -469,7 +504,7 @@ def convert_file_many(GuestMemfd file, records):
                 set_file_slice(file, &batch)
             else:
                 record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
-                batch.changed += set_file(file, &record, interrupts)
+                batch.changed += set_file(file, handle, &record, interrupts)
                 batch.done += 1
                 if interrupts:
                     raise interrupts[0]
@@ -484,7 +519,7 @@ def convert_file_many(GuestMemfd file, records):
     return batch.changed
 
 
-def file_ioctl_set(GuestMemfd file, arg, mutate_flag):
+def file_ioctl_set(GuestMemfd file, handle, arg, mutate_flag):
     """KVM_SET_MEMORY_ATTRIBUTES2 as an ioctl: the structure comes back when the call got stuck, and only then."""
     cdef FileRecord record
     cdef Py_buffer view
@@ -503,7 +538,7 @@ def file_ioctl_set(GuestMemfd file, arg, mutate_flag):
         memcpy(&record, view.buf, sizeof(FileRecord))
         answer = bytes(arg) if view.readonly or not mutate_flag else 0  # before anything changes
         try:
-            set_file(file, &record, interrupts)
+            set_file(file, handle, &record, interrupts)
         except FileError as stuck:
             if not view.readonly and mutate_flag:
                 record.error_offset = stuck.error_offset
