@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,14 @@ class _Printed(argparse.Action):
         """Print what the option stands for."""
         print(self.const())
         parser.exit()
+
+
+class _Paragraphs(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs of a description fit the width; those with indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(block if "\n " in f"\n{block}" else textwrap.fill(block, width, break_on_hyphens=False)
+                           for block in text.strip("\n").split("\n\n"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +111,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
             continue
         module = importlib.import_module(module_name)
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+                                      formatter_class=_Paragraphs)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     if "_ARGCOMPLETE" in os.environ:    # a shell asks what could come next: docs/study.md

@@ -9,7 +9,7 @@ import pytest
 from kvmattr import AttributeMap, Operation, uapi
 from kvmattr.bridges import kvm
 from kvmattr.measure import machine
-from kvmattr.study import backends, runner, slot_plan
+from kvmattr.study import backends, runner, scenarios, slot_plan
 from kvmattr.study._xarray import XArray
 from kvmattr.study.backends import kernel, kvm_attributes, kvm_memslots
 from kvmattr.study.backends.kvm_attributes import KernelAttributes
@@ -383,6 +383,9 @@ def test_the_kernels_metadata_counts_by_how_it_pages(monkeypatch):
         monkeypatch.setattr(machine.Path, "exists", lambda path: True)
         monkeypatch.setattr(machine.Path, "read_text", lambda path, said=said: said)
         assert machine.memslot_bytes(1 << 30) == (1 << 30) // 512 * 4 + 4096 * 4 + (bytes_a_page << 30)
+        # Where the first splits are no dearer, nobody expects them to be.
+        growth = scenarios._real_slots("falling", "the first are dear")
+        assert growth.law == ("falling" if bytes_a_page else "not growing")
     monkeypatch.setattr(machine.Path, "exists", lambda path: False)
     assert machine.memslot_bytes(1 << 30) > 10 << 30
     whole = Footprint(1 << 30, Batch.empty(), Batch.empty())

@@ -11,7 +11,8 @@ import pytest
 
 from kvmattr.measure import text
 from kvmattr.study import plots, report, table
-from kvmattr.study.report import Report
+from kvmattr.study.growth import Growth
+from kvmattr.study.report import Asked, Report
 from kvmattr.study.results import Result
 
 MACHINE = {"host": "here", "kernel": "6.12", "cpu": "a CPU", "cpus": 2, "memory_bytes": 8_000_000_000,
@@ -104,7 +105,9 @@ class TestTable:
 
 class TestSummary:
     def test_says_what_was_measured(self, whole_report):
-        said = whole_report.sentences
+        # What is expected of real memslots depends on the machine.
+        asked = Asked("?", "earlier conversions", (Growth("falling", ("kvm-memslots", ), "the first are dear"), ))
+        said = replace(whole_report, scenarios={"conversion": asked}).sentences
         assert said == [
             "After 100 and 10,000 earlier conversions, converting one page costs 51 ns and 51 ns by "
             "attributes (store) and 1.53 us and 1.53 us by splitting memslots (memslots): 30 and 30 times as "
@@ -116,8 +119,8 @@ class TestSummary:
             "earlier ones; an empty ioctl takes 170 ns.",
             "kvm-attributes did not run: kernel has no <attributes>.",
             "WRONG: numpy in conversion at 100,000: its state is [], should be [(0, 1, 1)].",
-            "conversion: kvm-memslots: expected falling (KVM's metadata follow the size of the slot that is split, so "
-            "the first splits are dear: see slots), seen 1x from 100 to 10,000: not as expected.",
+            "conversion: kvm-memslots: expected falling (the first are dear), seen 1x from 100 to 10,000: not as "
+            "expected.",
             "Could not be told apart: numpy and store in conversion at 100; numpy and store in conversion at "
             "10,000.",
         ]

@@ -56,13 +56,19 @@ def cpu_mhz() -> float | None:
 def memslot_bytes(npages: int) -> int:
     """Kernel memory that KVM takes for a memslot of so many pages, at most.
 
-    A u32 for each 2 MiB and each 1 GiB (``lpage_info``); where KVM does not page in two dimensions by its TDP
-    MMU also a reverse map and a write-tracking counter for each page, 10 bytes, which fill memory long before
-    the guest's addresses end.
+    A u32 for each 2 MiB and each 1 GiB (``lpage_info``); with metadata of each page also 10 bytes a page, which fill
+    memory long before the guest's addresses end.
+    """
+    return npages // 512 * 4 + npages // (1 << 18) * 4 + npages * 10 * slots_have_metadata_of_each_page()
+
+
+def slots_have_metadata_of_each_page() -> bool:
+    """Whether KVM keeps a reverse map and a write-tracking counter for each page of a memslot.
+
+    It does where it does not page in two dimensions by its TDP MMU.
     """
     parameter = Path("/sys/module/kvm/parameters/tdp_mmu")
-    two_dimensional = parameter.exists() and parameter.read_text().strip() == "Y"
-    return npages // 512 * 4 + npages // (1 << 18) * 4 + (0 if two_dimensional else npages * 10)
+    return not (parameter.exists() and parameter.read_text().strip() == "Y")
 
 
 def kvm_capabilities() -> dict[str, Any]:

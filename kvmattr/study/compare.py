@@ -1,13 +1,14 @@
 """Compare two states of a machine, a kernel or a version, from several reports of each.
 
-  kvmattr compare --a old1.json old2.json old3.json --b new1.json new2.json new3.json
-  kvmattr compare A.json B.json --same 1.json 2.json 3.json 4.json   one run a side, and runs of unchanged code
+  kvmattr compare --a old1.json old2.json old3.json --b new1.json new2.json
+  kvmattr compare A.json B.json --same 1.json 2.json 3.json 4.json
 
-Take the runs of both sides in turns, on an equally busy machine; ten short runs a side tell more than five long ones.
-Of each run a cell gives one number: its fastest rounds, divided by fixed work in the same rounds. How much these
-numbers vary is taken from several runs, never from the rounds of one. A cell is "slower" or "faster" if its interval,
-widened for the number of cells, lies beyond 1.05x (1.75x where the load differed), and "same" if a change of 1.25x
-would have been seen; else it could not be told.
+The second has one run a side, and runs of unchanged code to show what runs vary by. Take the runs of both sides in
+turns, on an equally busy machine; ten short runs a side tell more than five long ones. Of each run a cell gives one
+number: its fastest rounds, divided by fixed work in the same rounds. How much these numbers vary is taken from several
+runs, never from the rounds of one. A cell is "slower" or "faster" if its interval, widened for the number of cells,
+lies beyond 1.05x (1.75x where the load differed), and "same" if a change of 1.25x would have been seen; else it could
+not be told.
 
 Exit codes: 0 nothing is slower; 1 something is, or is broken; 2 usage, or a file that cannot be read or written;
 3 it could not be told.

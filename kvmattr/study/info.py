@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvmattr.hosts import HOSTS
 from kvmattr.measure import extras, text
 from kvmattr.measure.machine import available_bytes, describe
+from kvmattr.measure.table import width
 from kvmattr.profiles import PROFILES
 from kvmattr.study import backends
+from kvmattr.study.table import wrapped
 
 HELP = "say what this machine can do"
 
@@ -21,26 +24,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it; 0."""
-    machine = describe()
-    print(f"kvmattr {machine['kvmattr']}, Python {machine['python']}, numpy {machine['numpy']}")
-    print(f"{machine['cpu']}: {machine['cpus']} CPUs for us, "
-          f"{text.quantity(machine['memory_bytes'], 'bytes')} of memory, "
-          f"{text.quantity(available_bytes(), 'bytes')} free")
-    print(f"kernel {machine['kernel']}, vm.max_map_count {_kernel_setting('vm/max_map_count')}")
-    print("KVM:")
-    for name, value in machine["kvm"].items():
-        print(f"  {name.replace('_', ' ')}: {value}")
-    print("libraries:")
-    for library in extras.EXTRA_OF:
-        print(f"  {library}: {extras.missing(library) or _version(library)}")
-    print("backends of the study:")
-    for name in backends.ALL:
-        print(f"  {name}: {backends.missing(name) or 'yes'}")
-    print("profiles of the model (--abi):")
-    for profile in PROFILES.values():
-        print(f"  {profile.name}: {profile.kernels}")
-    print(f"hosts of the model: {', '.join(HOSTS)}")
+    columns = width()
+    for line in _lines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        print(*wrapped(line.lstrip(), columns, indent, "  "), sep="\n")
     return 0
+
+
+def _lines() -> Iterator[str]:
+    machine = describe()
+    yield f"kvmattr {machine['kvmattr']}, Python {machine['python']}, numpy {machine['numpy']}"
+    memory, free = (text.quantity(count, "bytes") for count in (machine["memory_bytes"], available_bytes()))
+    yield f"{machine['cpu']}: {machine['cpus']} CPUs for us, {memory} of memory, {free} free"
+    yield f"kernel {machine['kernel']}, vm.max_map_count {_kernel_setting('vm/max_map_count')}"
+    for title, values in (
+            ("KVM", {name.replace("_", " "): value for name, value in machine["kvm"].items()}),
+            ("libraries", {library: extras.missing(library) or _version(library) for library in extras.EXTRA_OF}),
+            ("backends of the study", {name: backends.missing(name) or "yes" for name in backends.ALL}),
+            ("profiles of the model (--abi)", {profile.name: profile.kernels for profile in PROFILES.values()})):
+        yield f"{title}:"
+        for name, value in values.items():
+            yield f"  {name}: {value}"
+    yield f"hosts of the model: {', '.join(HOSTS)}"
 
 
 def _version(library: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from kvmattr.measure.machine import slots_have_metadata_of_each_page
 from kvmattr.operation import Operation
 from kvmattr.study.growth import Growth
 from kvmattr.study.work import Batch
@@ -231,6 +232,13 @@ def _steady(*backends: str, because: str = "") -> Growth:
     return Growth("not growing", backends, because)
 
 
+def _real_slots(law: str, because: str, since: int = 0) -> Growth:
+    """What is expected of real memslots: where KVM keeps metadata of each page they make the cost, else it is flat."""
+    if slots_have_metadata_of_each_page():
+        return Growth(law, _REAL_SLOTS, because, since)
+    return _steady(*_REAL_SLOTS, because="this KVM keeps no metadata of each page of a slot")
+
+
 def _proportional(*backends: str) -> Growth:
     return Growth("in proportion", backends)
 
@@ -240,14 +248,14 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "to 1,024 before they are taken back)?",
              (_steady("store", "memslots", "numpy"), Growth("growing", ("xarray", )),
               Growth("falling", ("kvm-attributes", ), _BLOCKS),
-              Growth("falling", _REAL_SLOTS, _FIRST)),
+              _real_slots("falling", _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, _after,
              ("kvm-memslots-vcpu", )),
     Scenario("conversion-single", "And one at a time, each page taken back before the next is converted?",
              (_steady("store", "numpy"), Growth("growing", ("xarray", )),
               Growth("growing", ("memslots", ), "the depth of its trees; before, metadata of a slot of the whole "
                      "guest: see slots", since=100),
-              Growth("falling", ("kvm-attributes", ), _BLOCKS), Growth("falling", _REAL_SLOTS, _FIRST)),
+              Growth("falling", ("kvm-attributes", ), _BLOCKS), _real_slots("falling", _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, partial(_after, at_once=1),
              ("kvm-memslots-vcpu", )),
     Scenario("slots", "What does a conversion cost after k earlier ones whose slots are all of one size?",
@@ -257,16 +265,16 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (10, 1_000), _slots),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              (Growth("growing", ("store", ), _FIRST_PAGE), _steady("memslots", "xarray", "kvm-attributes"),
-              Growth("growing", _REAL_SLOTS, "metadata follow the size of the slot that is split")),
+              _real_slots("growing", "metadata follow the size of the slot; below 16 GiB they are few", 16 * GIB)),
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB),
              lambda npages, random: _after(1000, random, npages=npages)),
     Scenario("whole", "What does setting a whole guest private at once cost, and back?",
              (_steady("store"), _proportional("xarray", "numpy", "kvm-attributes"),
-              Growth("growing", _REAL_SLOTS, "metadata of the whole guest")),
+              _real_slots("growing", "metadata of the whole guest")),
              "guest size", "ns/conversion", _GUESTS, (GIB, 16 * GIB), _whole, ("kvm-memslots-vcpu", )),
     Scenario("conversion-2m", "What does converting a random 2 MiB block cost after k earlier ones?",
              (_steady("store", "memslots", "xarray", "numpy", "kvm-attributes"),
-              Growth("falling", _REAL_SLOTS, _FIRST)),
+              _real_slots("falling", _FIRST)),
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (),
              partial(_after, length=PAGES_2M)),
     Scenario("alternating", "What does a conversion cost on the way to full fragmentation and back?",
@@ -300,7 +308,7 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
              (Growth("growing", ("store", ), "it tells of every run"), ),
              "runs", "ns/change", (1, 10, 100, 1_000, 10_000, 100_000), (), _notify),
     Scenario("boot", "What does a firmware's toggle of a BIOS shadow area cost in a guest of this size?",
-             (_steady("store"), Growth("growing", _REAL_SLOTS, "metadata of the slot beside it")),
+             (_steady("store"), _real_slots("growing", "metadata of the slot beside it")),
              "guest size", "ns/conversion", _GUESTS, (), _boot),
     Scenario("memory", "How many bytes hold the state after k conversions?",
              (Growth("growing", ("store", "memslots", "xarray")), _steady("numpy", because=_DENSE)),
