@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import time
-from contextlib import ExitStack
 from typing import IO, Protocol
 
 from kvmattr import uapi
@@ -105,15 +104,15 @@ class Recording:
         self.place = place
         self.failed: CannotWrite | None = None
         self.lines = 0
-        self._stack = ExitStack()
-        self._file: IO[bytes] = self._stack.enter_context(opened(place, in_place=True))
+        self._opened = opened(place, in_place=True)
+        self._file: IO[bytes] = self._opened.__enter__()
 
     def __enter__(self) -> Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._stack.close()
+            self._opened.__exit__(None, None, None)
         except CannotWrite as error:
             self.failed = self.failed or error
 

@@ -75,7 +75,7 @@ def check(*places: Place | None, read: Iterable[Place] = ()) -> None:
         if place is None:
             continue
         target = _target(place)
-        name = "-" if is_stdout(place) else None if target is None else str(target)
+        name = "-" if is_stdout(place) else target
         if name is not None and name in seen:
             raise CannotWrite.reason(place, errno.EEXIST, f"{os.fspath(seen[name])} writes there too")
         if name is not None:
@@ -83,12 +83,10 @@ def check(*places: Place | None, read: Iterable[Place] = ()) -> None:
         if target is None:
             _check_special(place)
             continue
-        if str(target) in kept:
+        if target in kept:
             raise CannotWrite.reason(place, errno.EEXIST, "it is read by this command, and would be lost")
-        descriptor, partial = _partial(place, target)
-        os.close(descriptor)
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        with _Partial(place, target):
+            pass
 
 
 def check_directory(place: Place | None) -> None:
@@ -162,24 +160,18 @@ def opened(place: Place, *, append: bool = False, in_place: bool = False) -> Ite
             yield file
         return
     target = _target(place)
-    partial: Path | None = None
-    try:
-        if target is None:
-            descriptor = _open_special(place)
-        elif append or in_place:
-            descriptor = _open_in_place(place, target, append)
-        else:
-            descriptor, partial = _partial(place, target)
-            if partial is None:
-                os.ftruncate(descriptor, 0)
-        with io.BufferedWriter(_File(descriptor, place)) as file:
+    if target is None:
+        with _into(place) as raw, io.BufferedWriter(raw) as file:
             yield file
-        if partial is not None and target is not None:
-            _take_place(place, partial, target)
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+    elif append or in_place:
+        with _File(place, target, "ab" if append else "wb") as raw, io.BufferedWriter(raw) as file:
+            yield file
+    else:
+        with _Partial(place, target) as partial:
+            with io.BufferedWriter(partial.file) as file:
+                partial.file.truncate()
+                yield file
+            partial.take_place()
 
 
 @contextmanager
@@ -198,15 +190,26 @@ def _standard_output() -> Iterator[IO[bytes]]:
 
 
 class _File(io.FileIO):
-    """A descriptor whose errors name the place."""
+    """A file of the system whose errors name the place. It is owned from its first moment on, whatever comes then."""
 
-    def __init__(self, descriptor: int, place: Place) -> None:
-        super().__init__(descriptor, "wb")
+    def __init__(self, place: Place, name: str | int, mode: str, flags: int | None = None) -> None:
+        """``flags``: of open(2), in place of those of the mode. A number is not closed: it is not ours."""
         self._place = place
+        try:
+            super().__init__(name, mode, closefd=not isinstance(name, int),
+                             opener=None if flags is None else lambda path, _: os.open(path, flags | os.O_CLOEXEC))
+        except OSError as error:
+            raise CannotWrite.because(place, error) from None
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
+        except OSError as error:
+            raise CannotWrite.because(self._place, error) from None
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
         except OSError as error:
             raise CannotWrite.because(self._place, error) from None
 
@@ -224,7 +227,88 @@ class _File(io.FileIO):
             super().close()
 
 
-def _target(place: Place) -> Path | None:
+class _Partial:
+    """A partial file beside its target, with the target's mode and owner; or, where none can be made, the target.
+
+    As a context it leaves nothing behind that has not taken the target's place.
+    """
+
+    #: What has to be removed, known before it is made; and what has to be closed.
+    _name: str | None = None
+    file: _File
+
+    def __init__(self, place: Place, target: str) -> None:
+        self._place, self._target = place, target
+        self._name = os.path.join(os.path.dirname(target), f".kvmattr-{secrets.token_hex(4)}.partial")
+
+    def __enter__(self) -> Self:
+        try:
+            self._open()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def _open(self) -> None:
+        assert self._name is not None
+        old = None
+        with contextlib.suppress(OSError):      # none yet, or none that could be made: told below
+            old = os.stat(self._target)
+        if old is not None and not _may(self._target, os.W_OK):
+            raise CannotWrite.reason(self._place, errno.EACCES, os.strerror(errno.EACCES))
+        try:
+            self.file = _File(self._place, self._name, "xb")
+        except CannotWrite as error:
+            if error.errno == errno.ENOENT:
+                raise CannotWrite.reason(self._place, errno.ENOENT,
+                                         f"no such directory: {os.path.dirname(self._target)}") from None
+            if error.errno not in (errno.EACCES, errno.EPERM) or old is None:
+                raise
+            self._name = None
+            self.file = _File(self._place, self._target, "wb", os.O_WRONLY)
+            return
+        if old is not None:
+            try:
+                with contextlib.suppress(OSError):
+                    os.fchown(self.file.fileno(), old.st_uid, old.st_gid)
+                os.fchmod(self.file.fileno(), stat.S_IMODE(old.st_mode))
+            except OSError as error:
+                raise CannotWrite.because(self._place, error) from None
+
+    def take_place(self) -> None:
+        """Give the file, which was closed, the name that it was made for."""
+        if (name := self._name) is None:
+            return
+        try:
+            try:
+                os.replace(name, self._target)
+                self._name = None
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                shutil.copyfile(name, self._target)     # a mount point: it can be written, not replaced
+        except OSError as error:
+            raise CannotWrite.because(self._place, error) from None
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def __del__(self) -> None:
+        # Whoever was refused memory in its end, or heard a signal there, could not.
+        self._remove()
+
+    def _remove(self) -> None:
+        try:
+            if hasattr(self, "file"):
+                self.file.close()
+        finally:
+            if self._name is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._name)
+                self._name = None
+
+
+def _target(place: Place) -> str | None:
     """The regular file that a place is or will be, every link followed; None: something to write into."""
     if os.fspath(place) == "-" or _own_descriptor(place) is not None:
         return None
@@ -234,12 +318,12 @@ def _target(place: Place) -> Path | None:
         mode = os.stat(place).st_mode
     except FileNotFoundError:
         # A link to nowhere: the file is made where the link points.
-        return Path(os.path.realpath(place))
+        return os.path.realpath(place)
     except OSError as error:
         raise CannotWrite.because(place, error) from None
     if stat.S_ISDIR(mode):
         raise CannotWrite.reason(place, errno.EISDIR, "is a directory, expected a file to write")
-    return Path(os.path.realpath(place)) if stat.S_ISREG(mode) else None
+    return os.path.realpath(place) if stat.S_ISREG(mode) else None
 
 
 def _own_descriptor(place: Place) -> int | None:
@@ -274,61 +358,15 @@ def _check_special(place: Place) -> None:
         raise CannotWrite.reason(place, errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _open_special(place: Place) -> int:
-    number = _own_descriptor(place)
+def _into(place: Place) -> _File:
+    """What stands behind a place that is no regular file."""
     for stream in (sys.stdout, sys.stderr):     # what was printed before comes before
         if stream is not None:
             stream.flush()
-    try:
-        return os.dup(number) if number is not None else os.open(place, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CannotWrite.because(place, error) from None
-
-
-def _open_in_place(place: Place, target: Path, append: bool) -> int:
-    how = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
-    try:
-        return os.open(target, how, 0o666)
-    except OSError as error:
-        raise CannotWrite.because(place, error) from None
-
-
-def _partial(place: Place, target: Path) -> tuple[int, Path | None]:
-    """An open partial file beside the target, with the target's mode and owner; or, where none can be made, the
-    target itself (then None), still with its old content."""
-    try:
-        old = target.stat() if target.exists() else None
-        if old is not None and not _may(target, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        partial = target.with_name(f".kvmattr-{secrets.token_hex(4)}.partial")
-        try:
-            # 0666: the umask takes away what it does from every new file.
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except PermissionError:
-            if old is None:
-                raise
-            return os.open(target, os.O_WRONLY | os.O_CLOEXEC), None
-        if old is not None:
-            with contextlib.suppress(OSError):
-                os.fchown(descriptor, old.st_uid, old.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise CannotWrite.reason(place, errno.ENOENT, f"no such directory: {target.parent}") from None
-        raise CannotWrite.because(place, error) from None
-    return descriptor, partial
-
-
-def _take_place(place: Place, partial: Path, target: Path) -> None:
-    try:
-        try:
-            partial.replace(target)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            shutil.copyfile(partial, target)     # a mount point: it can be written, not replaced
-    except OSError as error:
-        raise CannotWrite.because(place, error) from None
+    number = _own_descriptor(place)
+    if number is not None:
+        return _File(place, number, "wb")
+    return _File(place, os.fspath(place), "wb", os.O_WRONLY | os.O_NOCTTY)
 
 
 def _may(path: Place, right: int) -> bool:
