@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -106,6 +107,10 @@ class File:
     def closed(self) -> None:
         """Its last descriptor is gone."""
 
+    def refused(self) -> None:
+        """No descriptor of it could be given to the program: it was never made."""
+        self.closed()
+
     def _answer_by(self, kept: State, asked: Ioctl) -> Answering | None:
         """What the file's kept state answers, None for what it does not know."""
         request, structure = asked.request, asked.structure
@@ -179,7 +184,16 @@ class VMFile(File):
         self.vcpus: set[int] = set()
         self._state = State(of_vcpu=False)
         kept.vms.append(vm)
-        kept.guests.append(self.guest)
+        try:
+            kept.guests.append(self.guest)
+        except MemoryError:
+            kept.vms.pop()
+            raise
+
+    def refused(self) -> None:
+        """As if it had never been."""
+        self.kept.vms.remove(self.vm)
+        self.kept.guests.remove(self.guest)
 
     def check_process(self, asked: Ioctl) -> None:
         """KVM answers the address space that made the VM, and nobody else."""
@@ -208,10 +222,15 @@ class VMFile(File):
             return Answer(int(self.vm.ioctl(request, asked.argument)))
         if structure is None:
             raise OSError(EFAULT, f"argument {asked.argument:#x}: no structure can be read there")
-        result = int(self.vm.ioctl(request, structure))
         if request == uapi.KVM_CREATE_GUEST_MEMFD:
             flags = uapi.kvm_create_guest_memfd.from_buffer_copy(structure).flags
-            return Answer(file=GuestMemory(self, result, flags))
+            result = int(self.vm.ioctl(request, structure))
+            try:
+                return Answer(file=GuestMemory(self, result, flags))
+            except MemoryError:
+                self.vm.close_guest_memfd(result)
+                raise
+        result = int(self.vm.ioctl(request, structure))
         return Answer(result, structure if uapi.comes_out(request) else None)
 
     def _create_vcpu(self, number: int) -> Answer:
@@ -221,8 +240,13 @@ class VMFile(File):
             raise OSError(EINVAL, f"vCPU {number}: the VM has {uapi.KVM_MAX_VCPUS} already")
         if number in self.vcpus:
             raise OSError(EEXIST, f"vCPU {number}: is there already")
-        self.vcpus.add(number)
-        return Answer(file=Vcpu(self, number))
+        vcpu = Vcpu(self, number)
+        try:
+            self.vcpus.add(number)
+            return Answer(file=vcpu)
+        except MemoryError:
+            vcpu.refused()
+            raise
 
     def _set_region2(self, structure: bytearray) -> Asking:
         """The program's descriptor becomes the model's handle."""
@@ -322,11 +346,15 @@ class Vcpu(File):
     def __init__(self, machine: VMFile, number: int) -> None:
         super().__init__(machine.kept)
         self.machine, self.number = machine, number
+        self._state = State(of_vcpu=True)
         size = uapi.KVM_VCPU_PAGES * machine.kept.host.page_size
         self._memory = sealed_memory(f"kvm-vcpu:{number}", size)
-        self._mapped = mmap.mmap(self._memory, size)
-        self._run = uapi.kvm_run.from_buffer(self._mapped)
-        self._state = State(of_vcpu=True)
+        try:
+            self._mapped = mmap.mmap(self._memory, size)
+            self._run = uapi.kvm_run.from_buffer(self._mapped)
+        except BaseException:
+            os.close(self._memory)
+            raise
 
     def ioctl(self, asked: Ioctl) -> Answering:
         """KVM_RUN, and KVM_PRE_FAULT_MEMORY where the profile has it."""
@@ -390,8 +418,14 @@ class Vcpu(File):
     def closed(self) -> None:
         """The mapping of a program that still has one stays."""
         del self._run
-        self._mapped.close()
+        with contextlib.suppress(BufferError):      # a call that failed may still be held with what it looked at
+            self._mapped.close()
         os.close(self._memory)
+
+    def refused(self) -> None:
+        """Its number is free again."""
+        self.closed()
+        self.machine.vcpus.discard(self.number)
 
 
 def sealed_memory(name: str, size: int) -> int:

@@ -85,9 +85,10 @@ class Channel:
 class Made:
     """A file that a program has open: the server's end of its descriptor's pipe."""
 
-    __slots__ = ("end", "file", "inode", "number", "owner", "pid")
+    __slots__ = ("end", "ended", "file", "inode", "number", "owner", "pid")
 
     def __init__(self, file: File, end: int, inode: int, number: int, channel: Channel) -> None:
+        self.ended = False
         self.file, self.end, self.inode, self.number = file, end, inode, number
         self.owner, self.pid = channel.owner, channel.pid
 
@@ -159,35 +160,38 @@ class Server:
         poll, message = self._epoll.poll, self._message
         wakeful = 0     # until then nobody sleeps: the next call of a program that calls again and again is near
         while not self._stop:
-            events = poll(0)
-            if events:
-                wakeful = time.monotonic_ns() + _WAKEFUL_NS
-            elif time.monotonic_ns() < wakeful:
-                os.sched_yield()
-                continue
-            else:
-                events = poll(0.5)
-            for descriptor, _event in events:
-                channel = channels.get(descriptor)
-                if channel is not None:
-                    try:
-                        message(channel)
-                    except Cut:
-                        self._drop(channel)
-                    except Exception as error:
-                        # One program's call; the others have theirs.
-                        tell(f"fake: a defect of kvmattr, the program's connection is closed: {error!r}")
-                        self.defects.append(error)
-                        self._drop(channel)
-                elif descriptor in self._ends:
-                    self._close(self._ends[descriptor])
-                elif descriptor == listener:
-                    self._accept()
-                elif descriptor == woken:
-                    with contextlib.suppress(BlockingIOError):
-                        self._woken.recv(64)
-            if not events and self.idle is not None:
-                self.idle()
+            try:
+                events = poll(0)
+                if events:
+                    wakeful = time.monotonic_ns() + _WAKEFUL_NS
+                elif time.monotonic_ns() < wakeful:
+                    os.sched_yield()
+                    continue
+                else:
+                    events = poll(0.5)
+                for descriptor, _event in events:
+                    channel = channels.get(descriptor)
+                    if channel is not None:
+                        try:
+                            message(channel)
+                        except (Cut, MemoryError):      # of the latter nobody can say whether the call was made
+                            self._drop(channel)
+                        except Exception as error:
+                            # One program's call; the others have theirs.
+                            tell(f"fake: a defect of kvmattr, the program's connection is closed: {error!r}")
+                            self.defects.append(error)
+                            self._drop(channel)
+                    elif descriptor in self._ends:
+                        self._close(self._ends[descriptor])
+                    elif descriptor == listener:
+                        self._accept()
+                    elif descriptor == woken:
+                        with contextlib.suppress(BlockingIOError):
+                            self._woken.recv(64)
+                if not events and self.idle is not None:
+                    self.idle()
+            except MemoryError:
+                pass        # what was not done is told again
             if done():
                 break
 
@@ -381,43 +385,55 @@ class Server:
 
     def _reply_file(self, channel: Channel, file: File, parent: Made | None, asked: Ioctl) -> None:
         """Reply with a descriptor of a new file."""
-        refused = errno.ENFILE if self._is_greedy(channel.owner) else 0
         ours = theirs = -1
-        if not refused:
-            try:
-                theirs, ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            except OSError as error:
-                refused = error.errno or errno.ENFILE
-        if refused:
-            file.closed()
+        try:
+            if self._is_greedy(channel.owner):
+                raise OSError(errno.ENFILE, "one program has too many files")
+            theirs, ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            made = self._enter(file, ours, os.fstat(theirs).st_ino, channel)
+        except (OSError, MemoryError) as error:
+            for end in (theirs, ours):
+                if end >= 0:
+                    os.close(end)
+            file.refused()
+            refused = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or errno.EINVAL
             if self._recorder is not None and parent is not None:
                 self._recorder.answered(channel, parent, asked, -1, refused)
             self._send(channel, REPLY.pack(-1, refused, 0, 0, 0))
             return
-        inode = os.fstat(theirs).st_ino
-        made = Made(file, ours, inode, self._next_number, channel)
-        self._next_number += 1
-        self._files[inode] = self._ends[ours] = made
-        self._held[channel.owner] += 1
-        self._epoll.register(ours, 0)      # without readers it is an error, which is always told
-        if self._recorder is not None:
-            self._recorder.made(channel, parent, asked, made)
         try:
+            if self._recorder is not None:
+                self._recorder.made(channel, parent, asked, made)
             self._send(channel, REPLY.pack(0, 0, 0, 0, 0), theirs)
         finally:
             os.close(theirs)
 
+    def _enter(self, file: File, end: int, inode: int, channel: Channel) -> Made:
+        """Keep an open file until the other end of its descriptor's pipe is closed."""
+        made = Made(file, end, inode, self._next_number, channel)
+        self._held[channel.owner] += 1
+        try:
+            self._files[inode] = self._ends[end] = made
+            self._epoll.register(end, 0)        # without readers it is an error, which is always told
+        except (OSError, MemoryError):
+            self._files.pop(inode, None)
+            self._ends.pop(end, None)
+            self._give_back(channel.owner)
+            raise
+        self._next_number += 1
+        return made
+
     def _close(self, made: Made) -> None:
-        """The last descriptor of a file was closed."""
+        """The last descriptor of a file was closed. Where memory is refused, it is told again in the next turn."""
+        if not made.ended:
+            made.file.closed()
+            made.ended = True
+        if self._recorder is not None:
+            self._recorder.closed(made)
         del self._files[made.inode], self._ends[made.end]
         self._give_back(made.owner)
         self._epoll.unregister(made.end)
         os.close(made.end)
-        try:
-            made.file.closed()
-        finally:
-            if self._recorder is not None:
-                self._recorder.closed(made)
 
     def _send(self, channel: Channel, message: bytes | bytearray, descriptor: int | None = None) -> None:
         """Send without waiting: who has not read what he asked for is cut off."""
