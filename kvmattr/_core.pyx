@@ -86,7 +86,7 @@ change, update                              the change of a range; the one door 
 export, diff, ruler                         pages and runs in address order, what differs, few runs as a ruler
 locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
-batch, bitmap                               many pages, many ranges
+openlists, batch, bitmap                    many pages, many ranges
 arguments, records, arrays, given           what Python hands in and gets: checks, runs, pages, batches
 facts, serial, saving                       stats() and validate(); bytes; files
 attribute_map                               the Python face
@@ -212,6 +212,8 @@ cdef extern from "kernels/choose.h" nogil:
     enum: KVMATTR_LIST_RUNS
     uint64_t *kvmattr_list_starts(const kvmattr_list *list) noexcept nogil
     uint8_t *kvmattr_list_values(const kvmattr_list *list, int count) noexcept nogil
+    unsigned int kvmattr_starts_find(const uint64_t *starts, unsigned int count, uint64_t page, unsigned int few,
+                                     unsigned int *left) noexcept nogil
     unsigned int kvmattr_list_find(const kvmattr_list *list, uint64_t page, unsigned int few,
                                    unsigned int *left) noexcept nogil
 
@@ -293,6 +295,7 @@ include "_store/maps.pxi"
 include "_store/assign.pxi"
 include "_store/fork.pxi"
 include "_store/validate.pxi"
+include "_store/openlists.pxi"
 include "_store/batch.pxi"
 include "_store/bitmap.pxi"
 include "_store/arguments.pxi"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvmattr import Operation
+from kvmattr import AttributeMap, Operation
 
 
 def test_update_many_applies_in_order(Map):
@@ -211,3 +211,50 @@ def test_put_bitmap_raises_the_version_however_many_bits_a_block_has(Map):
         assert m.version > version
         assert m.run_count == 3
         m.validate()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ranges", [False, True])
+def test_pages_of_few_run_lists_in_one_batch(Map, seed, ranges):
+    """First conversions and back: lists are opened, overflow, become uniform and close, beside a snapshot or alone."""
+    rng = np.random.default_rng(seed)
+    pages = [1 << 18, 1 << 24, 1 << 26][seed % 3]
+    m, a = Map(pages), np.zeros(pages, np.uint8)
+    # Few places, so that pages come again and runs join; edges of lists and of the map among them.
+    places = np.concatenate([rng.integers(0, pages, 1500), np.arange(0, pages, 1 << 18)[:20],
+                             rng.integers(0, pages, 1) + np.arange(-40, 40), [pages - 1, 1, 2, 3]])
+    places = np.unique(places.clip(0, pages - 1))
+    seen = []
+    for most, operated in ((2, False), (1, False), (4, False), (2, True), (1, False), (3, True)):
+        gfns = rng.choice(places, 1800).astype(np.uint64)
+        values = rng.integers(0, most, len(gfns)).astype(np.uint8)
+        operations = (rng.integers(0, 3, len(gfns)) * operated).astype(np.uint8)
+        before, changed = m.version, 0
+        if seed % 2 or most == 4:
+            seen.append((m.snapshot(), a[places]))
+        for gfn, value, operation in zip(gfns.tolist(), values.tolist(), operations.tolist(), strict=True):
+            new = (value, a[gfn] | value, a[gfn] & value)[operation]
+            changed += int(new != a[gfn])
+            a[gfn] = new
+        if ranges:
+            assert m.update_many(gfns, gfns + np.uint64(1), values, operations) == changed
+        else:
+            assert m.put(gfns, values, operations) == changed
+        assert m.version > before
+        m.validate()
+        assert np.array_equal(m.take(places), a[places])
+        assert m.count(0, pages, 0) == pages - np.count_nonzero(a[places])
+    for snapshot, then in seen:
+        assert np.array_equal(snapshot.take(places), then)
+
+
+def test_a_list_is_opened_and_stored_once():
+    """Of 1,000 conversions in one run list its record is made a few times, not a thousand."""
+    m = AttributeMap(1 << 18)
+    gfns = np.arange(10, 50, 2, dtype=np.uint64).repeat(50)
+    values = np.tile(np.arange(50, dtype=np.uint8) & 1, 20)
+    m.write(100_000, 100_001, 1)
+    before = m.stats()["leaf_allocations"]
+    assert m.put(gfns, values) == len(gfns) - 20
+    assert m.stats()["leaf_allocations"] - before <= 3
+    assert m.count(0, 1 << 18, 1) == 21

@@ -1,15 +1,17 @@
 # Many pages and many ranges at a time: look-ups and updates without the GIL.
 
 cdef enum:
-    # Pages and ranges for each hold of the mutex, by what they may take: a flip 5 ns, a page by itself 140 ns, one that
-    # goes the way of a range 1.5 us. At most about 50 us.
+    # Pages and ranges for each hold of the mutex, by what they may take: a flip 5 ns, a page in an open run list 40 ns,
+    # one by itself 140 ns, one that goes the way of a range 1.5 us. At most about 50 us.
     HELD_MOST = 1 << 14
     HELD_FLIP = 4
+    HELD_LISTED = 16
     HELD_PAGE = 48
     HELD_RANGE = 512
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     LOOKS = 512                 # looks at what another node may have before all below the node is looked at
     LONGEST_STRETCH = 1 << 12   # pages that go one by one before they are located in groups again
+    LISTED_PAGES = 64           # more must be left for run lists to be opened; as long at least it is not asked again
 
 
 # Memory order: a walk reads without the mutex what hangs from a root that it pinned under it. All of that was written
@@ -97,6 +99,9 @@ cdef struct Batch:
     size_t one_by_one           # up to here, single pages go one by one: to locate them in groups did not pay
     size_t stretch              # how many those were the last time
     size_t asked                # up to here, leaves were asked for
+    OpenLists *lists            # behind the piece; NULL in a small batch
+    size_t unlisted             # up to here, run lists are not opened: it did not pay
+    size_t unlisted_stretch     # how many those will be the next time
 
 
 cdef void blocks_know_firsts(Map *map, const uint64_t *gfns, uint64_t firsts) noexcept nogil:
@@ -119,10 +124,16 @@ cdef inline uint64_t bits_between(int start, int stop) noexcept nogil:
 cdef bint batch_open(Batch *batch, size_t count) noexcept nogil:
     """Room for a piece of a batch of so many operations. False when out of memory."""
     cdef size_t room = count if count < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
+    cdef size_t cells = room if batch.given_stops == NULL else 2 * room
+    cdef bint listed = count > LISTED_PAGES
     batch.stretch = KVMATTR_LOCATED // 2
-    batch.starts = <uint64_t *>malloc((1 if batch.given_stops == NULL else 2) * room * sizeof(uint64_t))
-    batch.stops = batch.starts + room if batch.starts != NULL and batch.given_stops != NULL else NULL
-    return batch.starts != NULL
+    batch.unlisted_stretch = LISTED_PAGES
+    batch.starts = <uint64_t *>malloc(cells * sizeof(uint64_t) + (sizeof(OpenLists) if listed else 0))
+    if batch.starts == NULL:
+        return False
+    batch.stops = NULL if batch.given_stops == NULL else batch.starts + room
+    batch.lists = <OpenLists *>(batch.starts + cells) if listed else NULL
+    return True
 
 
 cdef void batch_copy(const Map *map, Batch *batch, size_t upto) noexcept nogil:
@@ -291,12 +302,65 @@ cdef void ask_for_leaves(Map *map, Batch *batch, size_t upto) noexcept nogil:
     batch.asked = start + n
 
 
+cdef UpdateResult put_listed(Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """Single pages up to number `upto`, in order, of which many lie in run lists, which are opened; the others go by
+    themselves. Ends early if these are too many, if the mutex was held long enough, or if memory is refused."""
+    cdef OpenLists *lists = batch.lists
+    cdef OpenList *list
+    cdef UpdateResult result = UPDATE_UNCHANGED
+    cdef size_t start = batch.done, listed = 0, i, cell
+    cdef uint64_t gfn
+    lists.taken = lists.changed = 0
+    lists.count = 0
+    if not lists_reserve(map):
+        return UPDATE_NO_MEMORY
+    while batch.done < upto and batch.held < HELD_MOST and result >= 0:
+        i = batch.done - batch.first
+        cell = batch.done * batch.step
+        gfn = batch.starts[i]
+        if batch.stops != NULL and batch.stops[i] - gfn != 1 or listed + LISTED_PAGES < (batch.done - start) >> 1:
+            break
+        if known_above(map, gfn):
+            batch.changed += lists_close(map, lists)
+        else:
+            list = list_open(map, lists, gfn)
+            if list != NULL and list_put(lists, list, gfn, batch.k[cell], batch.x[cell]):
+                listed += 1
+                batch.done += 1
+                batch.held += HELD_LISTED
+                continue
+            if list != NULL:
+                batch.changed += lists_close(map, lists)
+        result = put_one(map, batch, batch.done) if lists_reserve(map) else UPDATE_NO_MEMORY
+        batch.done += result >= 0
+    batch.changed += lists_close(map, lists)
+    batch.held += HELD_PAGE * lists.count
+    batch.unlisted_stretch = LISTED_PAGES
+    return result
+
+
+cdef bint may_be_listed(const Map *map, Batch *batch, size_t upto) noexcept nogil:
+    """Whether it is worth it to open run lists: there are some pages still, and the next one lies in one. Else this is
+    not asked for a while, the longer the more often it was not."""
+    cdef uint64_t gfn = batch.starts[batch.done - batch.first]
+    cdef Entry e
+    if batch.lists == NULL or batch.done < batch.unlisted or upto - batch.done <= LISTED_PAGES:
+        return False
+    if not known_above(map, gfn) and list_level(map, gfn, &e):
+        return True
+    batch.unlisted = batch.done + batch.unlisted_stretch
+    batch.unlisted_stretch = 2 * batch.unlisted_stretch if batch.unlisted_stretch < LONGEST_STRETCH else LONGEST_STRETCH
+    return False
+
+
 cdef UpdateResult put_pages(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Single pages up to number `upto`, in order; ends early if the mutex was held long enough or memory is refused."""
     cdef UpdateResult result = UPDATE_UNCHANGED
     while batch.done < upto and batch.held < HELD_MOST and result >= 0:
         # Where hardly any page is the plain write of a field, looking ahead does not pay for a while.
-        if not KVMATTR_COUNTING_BUILD and batch.done >= batch.one_by_one:
+        if may_be_listed(map, batch, upto):
+            result = put_listed(map, batch, upto)
+        elif not KVMATTR_COUNTING_BUILD and batch.done >= batch.one_by_one:
             result = put_located(map, batch, upto)
         else:
             if not KVMATTR_COUNTING_BUILD and batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked:
@@ -337,6 +401,11 @@ cdef UpdateResult update_ranges(Map *map, Batch *batch, size_t upto) noexcept no
             ask_for_ends(map, batch, upto)
         i = batch.done - batch.first
         cell = batch.done * batch.step
+        if batch.stops[i] - batch.starts[i] == 1 and may_be_listed(map, batch, upto):
+            result = put_listed(map, batch, upto)
+            if result < 0:
+                break
+            continue
         result = map_update(map, batch.starts[i], batch.stops[i], batch.k[cell], batch.x[cell])
         if result < 0:
             break

@@ -121,6 +121,11 @@ cdef void runs_load(const Family *family, Entry e, Runs *runs) noexcept nogil:
     if entry_handle(e) == 0:
         return
     old = run_list_at(family, entry_handle(e))
+    if entry_k(e) == 0xff and entry_x(e) == 0:
+        runs.count = old.count
+        memcpy(&runs.starts[1], old.starts, 8 * (old.count - 1))
+        memcpy(runs.values, old.values, old.count)
+        return
     for i in range(1, old.count):
         runs_append(runs, run_start(&old, i), (old.values[i] & entry_k(e)) ^ entry_x(e))
 
@@ -203,8 +208,9 @@ cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
     cdef Splice splice
-    cdef uint8_t first_value = entry_first(e), varying
-    cdef int now
+    cdef uint8_t first_value = entry_first(e), old_value = runs.values[first], varying
+    cdef const uint8_t *values
+    cdef int now, i
     splice_plan(&splice, runs.values, runs.count, first, last, run_start(runs, first) == lo,
                 run_stop(runs, last, span) == hi, lo, hi, value)
     now = runs.count + splice.added - splice.gone
@@ -217,7 +223,12 @@ cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_
     handle = run_list_splice(family, handle, runs, &splice)
     varying = entry_varying(e) | (value ^ first_value)
     if splice.gone:                 # a value may have gone that was the only one to have some bit
-        varying = runs_varying(kvmattr_list_values(<const Record *>address_of(family, handle), now), now)
+        values = kvmattr_list_values(<const Record *>address_of(family, handle), now)
+        i = splice.at - 2 if splice.at > 2 else 0
+        while i < now and i < splice.at + 2 and values[i] != old_value:
+            i += 1
+        if first != last or i == now or i == splice.at + 2:     # one that went alone is mostly near still
+            varying = runs_varying(values, now)
     slot[0] = entry_make(handle, 0xff, 0, varying, first_value)
     return True
 

@@ -160,7 +160,11 @@ cdef UpdateResult page_update_above_leaves(Map *map, Entry e, int level, uint64_
     if (handle and e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000
             or not run_list_put(family, ours, &runs, page, page + 1, level_span(level), run, run, new)):
         entry_update(family, ours, level, page, page + 1, 0, new)
-    page_settle(map, gfn, loose or entry_handle(ours[0]) == 0)
+    loose = loose or entry_handle(ours[0]) == 0
+    if loose or entry_handle(ours[0]) != handle or family_unsettled(family):
+        page_settle(map, gfn, loose)
+    else:                           # the list is where it was: there is nothing new to be tidied
+        kvmattr_raise_version(&map.version, 1)
     return UPDATE_CHANGED
 
 

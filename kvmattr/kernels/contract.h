@@ -285,14 +285,20 @@ static inline uint64_t kvmattr_load64(const void *p)
 
 /* The number of the run that holds a page, by halves, as long as more than `few` of the starts are left; these are the
  * *left ones from the run's on. No step is a branch that depends on the page: half of them would be foreseen wrongly. */
-static inline unsigned kvmattr_list_find(const kvmattr_list *list, uint64_t page, unsigned few, unsigned *left)
+static inline unsigned kvmattr_starts_find(const uint64_t *starts, unsigned count, uint64_t page, unsigned few,
+                                           unsigned *left)
 {
     unsigned low = 0, half;
-    for (*left = list->count - 1u; *left > few; *left -= half) {
+    for (*left = count; *left > few; *left -= half) {
         half = (*left + 1) / 2;
-        low += half & -(unsigned)(list->starts[low + half - 1] <= page);
+        low += half & -(unsigned)(starts[low + half - 1] <= page);
     }
     return low;
+}
+
+static inline unsigned kvmattr_list_find(const kvmattr_list *list, uint64_t page, unsigned few, unsigned *left)
+{
+    return kvmattr_starts_find(list->starts, list->count - 1u, page, few, left);
 }
 
 static inline uint8_t kvmattr_list_raw(const kvmattr_list *list, uint64_t page)

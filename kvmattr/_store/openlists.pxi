@@ -1,0 +1,132 @@
+# Open run lists: pages of a batch change the runs in buffers, and each list is stored once.
+#
+# A page that is put into a run list by itself finds its way down, moves the runs behind it and mostly the record, too.
+# A batch of a guest's first conversions meets the same lists again and again. So it opens them, as many as there are
+# places, each in that of its number: a list's runs lie in a buffer until all are closed, at the latest when the mutex
+# is given back, so nobody sees a list that is behind. There is memory to store all of them as long as any is open:
+# what is done to them cannot fail, and a batch stops between two operations as ever. In between the batch may update
+# pages of other subtrees; as an open list's old record stays where it is, no node above it becomes uniform meanwhile.
+
+cdef enum:
+    OPEN_LISTS = 64                 # 36 KB: about what the first-level cache holds
+    # While some are open: to store all, and for the worst of one update of another page and of what is tidied after it.
+    OPEN_RESERVE = OPEN_LISTS + 2 * RESERVE_PAGES
+
+cdef struct OpenList:
+    uint64_t gfn                # a page of it
+    uint8_t varying             # what its pages' new values differ in from the old ones; 0: nothing has changed
+    bint loose
+    Runs runs
+
+cdef struct OpenLists:
+    int level                   # of the entries that lead to them
+    int count                   # of those that were opened
+    uint64_t changed            # pages
+    uint64_t taken              # bit i: place i
+    OpenList[OPEN_LISTS] lists
+
+
+cdef inline bint known_above(const Map *map, uint64_t gfn) noexcept nogil:
+    """Whether a page is beyond the root, or one that entries of nodes know (see page_update)."""
+    return gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages or gfn >= level_span(map.level)
+
+
+cdef inline int list_level(const Map *map, uint64_t gfn, Entry *e) noexcept nogil:
+    """The level of the entry above a page that leads to a run list, and *e the entry. 0 where there is none, or where
+    something on the way to it is pending or another map's too."""
+    cdef Way way = way_down(map.family, &map.root, map.level, 2, gfn, WAY_SHARES)
+    cdef uint32_t handle = entry_handle(way.entry)
+    e[0] = way.entry
+    if way.shift == level_shift(2) or handle == 0 or is_node(handle) or way.shared:
+        return 0
+    return way_level(&way)
+
+
+cdef OpenList *list_open(Map *map, OpenLists *lists, uint64_t gfn) noexcept nogil:
+    """The open list that holds a page, which no entry above knows. NULL where none does: it lies in no list, or
+    another one has its place."""
+    cdef int level = lists.level, shift, place
+    cdef OpenList *list
+    cdef Entry e
+    if lists.taken == 0:
+        level = lists.level = list_level(map, gfn, &e)
+        if level == 0:
+            return NULL
+    shift = level_shift(level)
+    place = <int>((gfn >> shift) % OPEN_LISTS)
+    list = &lists.lists[place]
+    if lists.taken >> place & 1:
+        return list if (list.gfn ^ gfn) >> shift == 0 else NULL
+    if list_level(map, gfn, &e) != level:
+        return NULL
+    list.gfn = gfn
+    list.varying = 0
+    list.loose = False
+    runs_load(map.family, e, &list.runs)
+    lists.taken |= <uint64_t>1 << place
+    lists.count += 1
+    return list
+
+
+cdef inline bint lists_reserve(Map *map) noexcept nogil:
+    """Whether there is memory to store all lists, and for an update of another page before that."""
+    return available_pages(map.family) >= OPEN_RESERVE or arena_reserve(map.family, OPEN_RESERVE) == 0
+
+
+cdef bint list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on a page of an open list. False, with nothing done, where it would have too many runs."""
+    cdef Runs *runs = &list.runs
+    cdef uint64_t span = level_span(lists.level), page = gfn & (span - 1)
+    cdef unsigned int left
+    cdef int run = <int>kvmattr_starts_find(&runs.starts[1], runs.count - 1, page, 0, &left), now, tail, i
+    cdef uint8_t new = (runs.values[run] & k) ^ x, varying = new ^ runs.values[run]
+    cdef Splice splice
+    if varying == 0:
+        return True
+    splice_plan(&splice, runs.values, runs.count, run, run, runs.starts[run] == page,
+                page + 1 == (runs.starts[run + 1] if run < runs.count - 1 else span), page, page + 1, new)
+    now = runs.count + splice.added - splice.gone
+    if now > RUN_LIST_RUNS:
+        return False
+    tail = runs.count - splice.at - splice.gone
+    memmove(&runs.starts[splice.at + splice.added], &runs.starts[splice.at + splice.gone], 8 * tail)
+    memmove(&runs.values[splice.at + splice.added], &runs.values[splice.at + splice.gone], tail)
+    for i in range(splice.added):
+        runs.starts[splice.at + i] = splice.starts[i]
+        runs.values[splice.at + i] = splice.values[i]
+    runs.count = now
+    list.varying |= varying
+    lists.changed += 1
+    return True
+
+
+cdef uint64_t lists_close(Map *map, OpenLists *lists) noexcept nogil:
+    """Store the lists that have changed; how many pages did. What the entries above may not know yet they are told when
+    all are stored: a node that seems uniform without one of them must not go."""
+    cdef Family *family = map.family
+    cdef uint64_t left = lists.taken, changed = lists.changed
+    cdef OpenList *list
+    cdef Entry *slot
+    while left:
+        list = &lists.lists[kvmattr_first_bit(left)]
+        left &= left - 1
+        if list.varying == 0:
+            continue
+        slot = way_own(map, list.gfn, lists.level, list.varying, &list.loose)
+        if list.runs.count > 1:
+            slot[0] = run_list_store(family, entry_handle(slot[0]), &list.runs)
+        else:
+            release(family, entry_handle(slot[0]))
+            slot[0] = entry_uniform(list.runs.values[0])
+            list.loose = True
+    kvmattr_raise_version(&map.version, changed)
+    left = lists.taken
+    while left:
+        list = &lists.lists[kvmattr_first_bit(left)]
+        left &= left - 1
+        if list.varying and list.loose and list.gfn < level_span(map.level):
+            map_tighten(map, list.gfn)
+    if changed:
+        family_settle(family)
+    lists.taken = lists.changed = 0
+    return changed
