@@ -14,8 +14,8 @@ cdef enum:
     PAGES_PER_BLOCK = 512       # pages of a 2 MiB block, entries of a node
     SEGMENTS = 32               # entries of a family's segment table (KVMATTR_SEGMENTS in kernels/contract.h)
     SEGMENT_SHIFT = 27          # granules of a segment in a handle (KVMATTR_SEGMENT_SHIFT)
-    LIST_CLASSES = 18           # size classes of run lists
-    RECORD_CLASSES = 22         # the same, and of leaves of fields of 1, 2, 4 and 8 bits
+    LIST_CLASSES = 9            # size classes of run lists
+    RECORD_CLASSES = 13         # the same, and of leaves of fields of 1, 2, 4 and 8 bits
     MAX_LEVEL = 7               # an entry of level 7 covers 2^54 pages; the gfn space has 2^52
 
 # A 4 KiB page of the arena: what lies in it, and its place in one of the family's lists.

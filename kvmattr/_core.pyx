@@ -214,8 +214,7 @@ cdef extern from "kernels/choose.h" nogil:
     uint8_t *kvmattr_list_values(const kvmattr_list *list, int count) noexcept nogil
     unsigned int kvmattr_starts_find(const uint64_t *starts, unsigned int count, uint64_t page, unsigned int few,
                                      unsigned int *left) noexcept nogil
-    unsigned int kvmattr_list_find(const kvmattr_list *list, uint64_t page, unsigned int few,
-                                   unsigned int *left) noexcept nogil
+    unsigned int kvmattr_list_run(const kvmattr_list *list, uint64_t page) noexcept nogil
 
     enum: KVMATTR_LINE, KVMATTR_TAG, KVMATTR_LINE_STARTS, KVMATTR_NO_START
     ctypedef struct kvmattr_line:

@@ -47,7 +47,7 @@ cdef enum:
     LAST_SEGMENT_PAGES = 1 << 18    # 1 GiB, all that a handle can count
     NO_RECORD = 0xffff
     # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each
-    # end a run list that bursts into at most 4 nodes and a new slab of each of 22 size classes: 68.
+    # end a run list that bursts into at most 4 nodes and a new slab of each of 13 size classes: 51.
     RESERVE_PAGES = 96
     # Entries of dead nodes released after an update: so many, and more the more nodes wait (an update after a snapshot
     # may leave one on each level), up to at most about 25 us.
@@ -55,7 +55,7 @@ cdef enum:
     DEAD_SLICE_MORE = 64            # for each node that waits
     DEAD_SLICE_MOST = 1024
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
-    KEPT_PAGES = 8                  # free pages kept to be used again, beside 1/32 of those in use (kept_pages)
+    KEPT_PAGES = 12                 # free pages kept to be used again, beside 1/32 of those in use (kept_pages)
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
 
 cdef enum PageKind:

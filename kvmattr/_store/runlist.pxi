@@ -63,8 +63,7 @@ cdef inline uint64_t run_stop(const RunList *runs, int i, uint64_t span) noexcep
 
 cdef inline int run_find(const RunList *runs, uint64_t page) noexcept nogil:
     """The number of the run that holds a page, of a list that was opened."""
-    cdef unsigned int left
-    return <int>kvmattr_list_find(runs.record, page, 0, &left)
+    return <int>kvmattr_list_run(runs.record, page)
 
 
 cdef uint8_t run_list_raw(const Family *family, uint32_t handle, uint64_t page) noexcept nogil:

@@ -1,15 +1,16 @@
 # Slabs: pages of the arena that are cut into records of one size, for run lists and leaves.
 
 # Size classes: of run lists, each a multiple of 16 bytes, header included, so that every record begins 8 bytes after a
-# multiple of 16; then of leaves, each aligned to its size.
-cdef uint16_t[RECORD_CLASSES] class_bytes = [
-    16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512, 64, 128, 256, 512]
+# multiple of 16; then of leaves, each aligned to its size. A list grows by 18 bytes with each page that is converted in
+# it: of steps of a third it moves every second time or less, and they waste a tenth. Steps of 16 bytes waste less and
+# make a guest's first thousand conversions a quarter slower.
+cdef uint16_t[RECORD_CLASSES] class_bytes = [32, 48, 64, 96, 128, 192, 256, 352, 512, 64, 128, 256, 512]
 
 # A slab of leaves is an array of places of their size. The first of them hold the reference counts of the others, one
 # for each place; those of leaves of 8 bits, for which that would be an eighth of the memory, are beside the segment's
 # pages. A run line has the size of a leaf of 1 bit, and lies among these.
-cdef uint16_t[RECORD_CLASSES] class_first = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 1, 0]
-cdef uint16_t[RECORD_CLASSES] class_header = [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 256, 128, 64, 0]
+cdef uint16_t[RECORD_CLASSES] class_first = [0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 1, 0]
+cdef uint16_t[RECORD_CLASSES] class_header = [8, 8, 8, 8, 8, 8, 8, 8, 8, 256, 128, 64, 0]
 
 cdef uint8_t[33] class_of_units     # (bytes + 15) / 16 -> the smallest class of run lists that holds them
 

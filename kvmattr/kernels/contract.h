@@ -301,6 +301,26 @@ static inline unsigned kvmattr_list_find(const kvmattr_list *list, uint64_t page
     return kvmattr_starts_find(list->starts, list->count - 1u, page, few, left);
 }
 
+/* The same, to the end, where the one page is all that is waited for: each eighth start is asked, then the eight before
+ * the first that is too far. None of the comparisons waits for another, where halves do, one after the other. */
+static inline unsigned kvmattr_list_run(const kvmattr_list *list, uint64_t page)
+{
+    const uint64_t *starts = list->starts;
+    unsigned count = list->count - 1u, run = 0, low = 0;
+    for (unsigned i = 7; i < count; i += 8)
+        low += starts[i] <= page;
+    low *= 8;
+    if (count >= 8) {
+        low = low < count - 8 ? low : count - 8;
+        for (unsigned i = 0; i < 8; i++)
+            run += starts[low + i] <= page;
+    } else {
+        for (unsigned i = 0; i < count; i++)
+            run += starts[i] <= page;
+    }
+    return low + run;
+}
+
 static inline uint8_t kvmattr_list_raw(const kvmattr_list *list, uint64_t page)
 {
     unsigned left;
