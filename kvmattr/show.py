@@ -84,7 +84,8 @@ def _run(trace: Trace, arguments: argparse.Namespace) -> bool:
         if arguments.history is not None:
             gfn = _page(arguments.history, len(again.attributes))
             changes = history(trace, answering, gfn, end)
-            sys.stdout.writelines(line + "\n" for line in history_text(again, changes, trace.clock))
+            for line in history_text(again, changes, trace.clock):
+                print(line)
         else:
             start, stop = _range(arguments.range) if arguments.range else (0, timeline.end_of(trace))
             found = timeline.timeline(trace, answering, start, min(stop, len(again.attributes)), end)
@@ -106,7 +107,8 @@ def draw(shown: Shown, arguments: argparse.Namespace) -> None:
     if arguments.picture:
         figures.save(figure_of(shown, start, stop), arguments.picture)
     else:
-        sys.stdout.writelines(line + "\n" for line in text(shown, start, stop))
+        for line in text(shown, start, stop):
+            print(line)
 
 
 def is_saved(source: str) -> bool:

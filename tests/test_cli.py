@@ -243,6 +243,10 @@ class TestNothingIsLost:
         assert done.stdout.startswith("has (model)")
         done = kvmattr(f"kvmattr {' '.join(SMALL)} --json - 2>&-")
         assert (done.returncode, json.loads(done.stdout)["interrupted"]) == (0, False)
+        assert kvmattr(f"kvmattr {' '.join(SMALL)} --json {path} >&-").returncode == 0
+        assert kvmattr(f"kvmattr report {path} >&-").returncode == 0
+        done = kvmattr(f"kvmattr report {path} --json - >&-")
+        assert (done.returncode, done.stderr) == (2, "kvmattr report: - cannot be written: Bad file descriptor\n")
         done = kvmattr(f"kvmattr report {path} --csv /nowhere/a.csv 2> /dev/full")
         assert done.returncode == 2
         done = kvmattr(f"kvmattr report {path} > /dev/full 2>&1")

@@ -112,7 +112,7 @@ class TestSummary:
             "After 100 and 10,000 earlier conversions, converting one page costs 51 ns and 51 ns by "
             "attributes (store) and 1.53 us and 1.53 us by splitting memslots (memslots): 30 and 30 times as "
             "much.",
-            "By attributes it still costs 61 ns after 100,000.",
+            "By attributes (store) it still costs 61 ns after 100,000.",
             "Memslots stop working in the model (memslots) after 16,398 random conversions: failed at k = "
             "16399: EINVAL.",
             "In this kernel a conversion by kvm-memslots takes 105 us and 105 us after 100 and 10,000 "

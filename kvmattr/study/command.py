@@ -93,7 +93,7 @@ def show(report: Report, stream: Any) -> None:
     print(file=stream)
     for sentence in report.sentences:
         print(*wrapped(sentence, columns), sep="\n", file=stream)
-    stream.flush()
+    print(end="", file=stream, flush=True)      # a standard output that was closed before we began is None
 
 
 def _announce(made: Plan) -> None:

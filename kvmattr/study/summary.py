@@ -63,7 +63,8 @@ def _conversions(report: Report) -> list[str]:
                     f"memslots (memslots): {times} times as much.")
     beyond = [size for size in store if size not in slots]
     if beyond:
-        said.append(f"By attributes it still costs {_medians(store, beyond)} after {_counts(beyond)}.")
+        still = "still " if both else ""
+        said.append(f"By attributes (store) it {still}costs {_medians(store, beyond)} after {_counts(beyond)}.")
     return said
 
 
