@@ -49,8 +49,8 @@ def study(directory: Path) -> int:
     off (RCU's frees, ticks) is alike in all of them."""
     words = [word for name, values in (("--scenario", _SCENARIOS), ("--backend", _BACKENDS))
              for value in values for word in (name, value)]
-    return _python(directory / "study.txt", "-m", "kvmattr", "scaling", "--quick", "--rounds", "5",
-                   "--operations", "8192", "--operations", "kvm-memslots=1024", *words,
+    return _python(directory / "study.txt", "-m", "kvmattr", "scaling", "--quick", "--rounds", "7",
+                   "--operations", "8192", "--operations", "kvm-memslots=768", *words,
                    "--json", str(directory / "study.json"))
 
 

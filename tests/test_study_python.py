@@ -158,7 +158,7 @@ class TestPlugins:
         scenarios.ALL.pop("mine")
         assert study.load(tmp_path / "a.json").scenarios["mine"].size_name == "pages"
 
-    def test_entry_points(self, known, monkeypatch):
+    def test_entry_points(self, known, monkeypatch, capsys):
         namespace = {"__name__": "a_package"}
         exec(PLUGIN, namespace)
 
@@ -175,12 +175,16 @@ class TestPlugins:
         monkeypatch.setattr(registry, "entry_points", lambda group: points[group])
         report = study.run(["mine"], ["twice"], quick=True, rounds=3)
         assert [result.status for result in report.results] == ["ok", "ok"]
+        assert cli.main(["info"]) == 0
+        assert "\n  twice: yes\n" in capsys.readouterr().out
         for value, complaint in ((ImportError("no module"), "cannot be loaded: ImportError: no module"),
                                  (3, "is 3, expected a class that derives from Backend")):
             registry._loaded.clear()
             points["kvmattr.backends"] = [Point("bad", value)]
             with pytest.raises(ValueError, match=f"entry point bad in kvmattr.backends {complaint}"):
                 registry.load()
+            assert cli.main(["info"]) == 0
+            assert f"kvmattr info: entry point bad in kvmattr.backends {complaint}" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("content", "complaint"), [
         ("x = 1", "defines no backend and no scenario"),

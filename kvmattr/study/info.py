@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kvmattr.measure import extras, text
 from kvmattr.measure.machine import available_bytes, describe
 from kvmattr.measure.table import width
 from kvmattr.profiles import PROFILES
-from kvmattr.study import backends
+from kvmattr.study import backends, registry
 from kvmattr.study.table import wrapped
 
 HELP = "say what this machine can do"
@@ -33,6 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines() -> Iterator[str]:
     machine = describe()
+    try:
+        registry.load()
+    except ValueError as error:     # a package of somebody else is broken; the rest is still true
+        print(f"kvmattr info: {error}", file=sys.stderr)
     yield f"kvmattr {machine['kvmattr']}, Python {machine['python']}, numpy {machine['numpy']}"
     memory, free = (text.quantity(count, "bytes") for count in (machine["memory_bytes"], available_bytes()))
     yield f"{machine['cpu']}: {machine['cpus']} CPUs for us, {memory} of memory, {free} free"
