@@ -235,6 +235,14 @@ class TestHowACellEnds:
         assert re.fullmatch(rf"{where}ZeroDivisionError: this and that \(test_study\.py:\d+\)", result.note)
         assert len(result.samples) == (3 if place in ("runs", "close") else 0)
 
+    def test_failing_within_a_snapshot(self, monkeypatch):
+        class Full(Array):
+            def snapshot_restore(self, prepared):
+                raise Failed(len(prepared) - 1, "ENOMEM")
+        monkeypatch.setitem(backends.ALL, "full", Full)
+        (result, ) = runner.run_unit(Unit("snapshot", 1, ("full", )), BRIEF)
+        assert (result.status, result.note, result.reached) == ("failed", "failed at k = 101: ENOMEM", 100)
+
     def test_an_unexpected_exception_in_a_round(self):
         class Broken(Array):
             def update(self, prepared):

@@ -297,7 +297,7 @@ class Arm:
                 own = [] if argument is None else [self._prepared(copy.deepcopy(argument))]
                 self._answer, took = timed(call, *own)
             except Failed as failure:
-                self._fail(failure, reached, self._operations)
+                self._fail(failure, reached, 0 if argument is None else len(argument))
                 return took
             self._done.append(argument)
             self._spent += took.wall / 1e9
