@@ -51,6 +51,7 @@ def study(directory: Path) -> int:
              for value in values for word in (name, value)]
     return _python(directory / "study.txt", "-m", "kvmattr", "scaling", "--quick", "--rounds", "7",
                    "--operations", "8192", "--operations", "kvm-memslots=768", *words,
+                   "--note", "Under emulation: a nanosecond is an instruction of the guest.",
                    "--json", str(directory / "study.json"))
 
 

@@ -105,7 +105,7 @@ def qemu_command(image: Path, out: Path, part: str) -> list[str]:
     needed("qemu-system-x86_64")
     append = ["console=ttyS0", "quiet", "panic=-1", "root=root", "rootfstype=9p", "ro",
               "rootflags=trans=virtio,version=9p2000.L,msize=262144,cache=loose", f"init={HERE / 'init.sh'}",
-              "norandmaps", f"part={part}"]
+              "norandmaps", "hostname=emulated", f"part={part}"]
     return ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", _CPU, "-m", _MEMORY, *_ALIKE,
             "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",

@@ -229,6 +229,13 @@ class TestNothingIsLost:
         assert record["interrupted"] is True
         assert 1 <= len(record["results"]) < 5
 
+    def test_a_note_stands_first(self, tmp_path):
+        path = tmp_path / "a.json"
+        done = kvmattr(f"kvmattr {' '.join(SMALL)} --note 'On <my> machine.' --json {path}")
+        assert "\n\nOn <my> machine.\n" in done.stdout
+        assert json.loads(path.read_text())["method"]["note"] == "On <my> machine."
+        assert "\n\nOn <my> machine.\n" in kvmattr(f"kvmattr report {path}").stdout
+
     def test_a_full_terminal_keeps_the_file(self, tmp_path):
         path = tmp_path / "a.json"
         done = kvmattr(f"kvmattr {' '.join(SMALL)} --json {path} > /dev/full")

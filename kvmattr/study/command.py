@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="samples a cell")
     parser.add_argument("--operations", type=operations, action="append", default=[], metavar="[BACKEND=]N",
                         help="operations a round, the same in every run (else as many as fit its time)")
+    parser.add_argument("--note", metavar="WORDS", default="", help="what readers of the report shall know first")
     parser.add_argument("--seconds", type=float, metavar="S", help="time limit of a cell")
     add_outputs(parser)
 
@@ -64,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"kvmattr scaling: {error}", file=sys.stderr)
         return EXIT_USAGE
     _announce(made)
-    report, interrupt = measuring.measure(made, done=outputs.keep, progress=progress(made.forecast.units))
+    report, interrupt = measuring.measure(made, note=arguments.note, done=outputs.keep,
+                                          progress=progress(made.forecast.units))
     # Files first: whatever becomes of the terminal, they are there.
     all_written = outputs.write(report)
     if interrupt is not None:

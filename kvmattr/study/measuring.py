@@ -16,11 +16,13 @@ from kvmattr.study.report import Report
 from kvmattr.study.results import Result
 
 
-def measure(plan: Plan, *, executor: Executor | None = None, done: Callable[[Report], None] = lambda report: None,
+def measure(plan: Plan, *, note: str = "", executor: Executor | None = None,
+            done: Callable[[Report], None] = lambda report: None,
             progress: AbstractContextManager[Advance] | None = None) -> tuple[Report, KeyboardInterrupt | None]:
     """Run the plan; the report, and what ended the run early (Ctrl-C, a signal, a closed pipe) or None.
 
-    ``done`` is called after each unit with the report so far. ``progress``: told what is about to run.
+    ``note``: words that the report begins with. ``done`` is called after each unit with the report so far.
+    ``progress``: told what is about to run.
     """
     machine, before = describe(), Load.now()
     options, results = plan.options, list[Result]()
@@ -32,6 +34,9 @@ def measure(plan: Plan, *, executor: Executor | None = None, done: Callable[[Rep
               "clock": f"perf_counter_ns, resolution {time.get_clock_info('perf_counter').resolution:g} s; CPU time "
                        "of the thread for models and libraries in rounds of 0.1 ms or more",
               "yardstick": "1,000 steps of fixed work in user space, just before each sample"}
+
+    if note:
+        method["note"] = note
 
     def report(interrupted: bool) -> Report:
         return Report(machine, method, Load.now().since(before), list(results), interrupted,

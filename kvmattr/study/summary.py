@@ -25,6 +25,8 @@ def sentences(report: Report) -> list[str]:
             *_overhead(results, report.scenarios)]
     if not any(result.status == "ok" for result in results):
         said.insert(0, "Nothing was measured.")
+    if report.method.get("note"):
+        said.insert(0, str(report.method["note"]))
     if load["other_cpus"] + load["stolen_cpus"] > _NOTABLE_LOAD:
         said.append(f"The machine was not quiet: others used {load['other_cpus']:.2g} CPUs, the hypervisor "
                     f"took {load['stolen_cpus']:.2g} on average; trust the ratios more than the times.")
