@@ -59,9 +59,8 @@ def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | No
     not_quick = [name for name in names if not scenarios.ALL[name].quick_sizes] if quick else []
     if not units:
         raise ValueError(f"--quick leaves out {text.listed(not_quick)}: run it without --quick")
-    left_out = [f"{name} (--quick leaves it out)" for name in not_quick if scenario_names]
-    if not_quick and not scenario_names:
-        left_out = [f"{text.listed(not_quick)} (--quick leaves them out)"]
+    them = "it" if len(not_quick) == 1 else "them"
+    left_out = [f"{text.listed(not_quick)} (--quick leaves {them} out)"] if not_quick else []
     if quick and not backend_names:
         left_out.append(f"the backends {text.listed(list(NOT_QUICK))} (--quick leaves them out)")
     for name in backend_names:

@@ -33,14 +33,9 @@ class KernelMemslots(KernelBackend):
     def missing(cls) -> str | None:
         """/dev/kvm must open and know read-only slots."""
         reason = kvm.missing()
-        if reason is not None:
-            return reason
-        try:
-            with kvm.KernelVM() as vm:
-                read_only = vm.check_extension(uapi.KVM_CAP_READONLY_MEM)
-        except OSError as error:
-            return f"{kvm.DEVICE} makes no VM: {error.strerror}"
-        return None if read_only else "kernel has no KVM_CAP_READONLY_MEM"
+        if reason is None and not kvm.system_extension(uapi.KVM_CAP_READONLY_MEM):
+            reason = "kernel has no KVM_CAP_READONLY_MEM"
+        return reason
 
     @classmethod
     def bytes_needed(cls, footprint: Footprint) -> int:
