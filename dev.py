@@ -11,8 +11,8 @@
     python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
     python3 dev.py simd       the store's tests under each set of kernels that the machine has
     python3 dev.py pages      the store's tests as on kernels with pages of 16 and 64 KiB (or of one size: pages 64)
-    python3 dev.py freethreaded   all tests on a CPython without the GIL (--python PATH), those of threads under
-                              ThreadSanitizer too (--tsan PATH; docs/trust.md)
+    python3 dev.py freethreaded   all tests on a CPython without the GIL (--python PATH); with --tsan PATH those of
+                              threads under ThreadSanitizer (docs/trust.md)
     python3 dev.py arm64      cross-compile for arm64 and run the store's tests under emulation (docs/trust.md)
     python3 dev.py fuzz       each fuzzing target for a minute, or one: fuzz TARGET --seconds N (docs/trust.md)
     python3 dev.py mutants    breaks one formula of the store or its kernels at a time: is it seen? (docs/trust.md)
@@ -234,12 +234,15 @@ def freethreaded(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="dev.py freethreaded", description="The tests without the GIL.",
                                      allow_abbrev=False)
     parser.add_argument("--python", help="a CPython built with --disable-gil (else: the newest python3.1Xt there is)")
-    parser.add_argument("--tsan", help="a CPython built with --disable-gil --with-thread-sanitizer")
+    parser.add_argument("--tsan", help="a CPython built with --disable-gil --with-thread-sanitizer: the tests of "
+                        "threads on it, in place of all; --python prepares them, or this one does")
     asked, words = parser.parse_known_args(words)
     path = asked.python or next((name for name in map(shutil.which, FREE_THREADED) if name), None)
     for given in (path, asked.tsan):
         if given and not without_the_gil(given):
             raise SystemExit(f"dev.py: {given} has a GIL: a CPython 3.13 or later built with --disable-gil is needed")
+    if asked.tsan is not None:
+        return under_thread_sanitizer(path, asked.tsan, words)
     if path is None:
         print("not run: there is no free-threaded Python here. It takes a CPython 3.13 or later that was configured "
               f"with --disable-gil, as {', '.join(FREE_THREADED)} on the path or by --python PATH")
@@ -249,21 +252,23 @@ def freethreaded(words: list[str]) -> None:
         # A module that is not declared brings the GIL back, with a warning.
         run(python, "-W", "error", "-c", "import kvmattr, sys; assert not sys._is_gil_enabled()")
         run(python, "-m", "pytest", "-p", "no:cacheprovider", *words, PYTHON_GIL="0")
-    if asked.tsan is None:
-        print("not run under ThreadSanitizer: it must know the interpreter's own locks, so it takes a CPython that was "
-              "configured with --disable-gil --with-thread-sanitizer, by --tsan PATH")
-        return
+    print("not run under ThreadSanitizer: it must know the interpreter's own locks, so it takes a CPython that was "
+          "configured with --disable-gil --with-thread-sanitizer, by --tsan PATH")
+
+
+def under_thread_sanitizer(path: str | None, sanitized: str, words: list[str]) -> None:
+    """The tests of threads on a CPython that is built for it; ``path``: one that is not, to prepare them."""
     # The other Python prepares what this one runs, where there is one: pip and Cython take ten times as long here.
-    python = free_threaded_environment("freethreaded", path or asked.tsan)
-    facts = "-c", "import sysconfig; print(sysconfig.get_config_var('SOABI'), sysconfig.get_path('platlib'), sep='\n')"
+    python = free_threaded_environment("freethreaded", path or sanitized)
+    facts = "-c", "import sysconfig; print(sysconfig.get_config_var('SOABI')); print(sysconfig.get_path('platlib'))"
     (built_for, packages), (loads, _) = (
-        subprocess.check_output([each, *facts], text=True).splitlines() for each in (python, asked.tsan))
+        subprocess.check_output([each, *facts], text=True).splitlines() for each in (python, sanitized))
     if built_for != loads:
-        raise SystemExit(f"dev.py: {asked.tsan} loads modules for {loads}, {path} builds them for {built_for}")
+        raise SystemExit(f"dev.py: {sanitized} loads modules for {loads}, {path} builds them for {built_for}")
     with copied() as tree:
         run(python, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, KVMATTR_BUILD="tsan")
         # Not those that fork: ThreadSanitizer knows no child of a process with threads.
-        run(asked.tsan, "-m", "pytest", "-p", "no:cacheprovider",
+        run(sanitized, "-m", "pytest", "-p", "no:cacheprovider",
             "tests/test_store_threads.py", "tests/test_vm_threads.py",
             "-k", "not child and not fork and not ctrl_c and not bytecode", *words,
             cwd=tree, PYTHON_GIL="0", PYTHONPATH=packages,

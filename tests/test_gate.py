@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -863,6 +864,7 @@ def test_pytest_does_not_load_kvmattr_for_its_plugin(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
 def test_a_project_is_found_by_its_entry_point(
         project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really installed, and gated without naming it; its test finds assert_cost, too, by itself or by name."""

@@ -75,6 +75,7 @@ def ran(command: str, place: Path, environment: dict[str, str]) -> subprocess.Co
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_from_pip_install_to_the_first_red_build(tmp_path: Path, shell: dict[str, str]) -> None:
     """Every file and every command of the guide, in its order; what it promises of an exit code and of a line."""
     project = fresh(tmp_path / "project", shell)
@@ -176,6 +177,8 @@ def test_the_time_of_their_code(tmp_path: Path, shell: dict[str, str], packaged:
     project = tmp_path / "project"
     shutil.copytree(EXAMPLE, project, ignore=shutil.ignore_patterns("__pycache__"))
     install = ""
+    if packaged and importlib.util.find_spec("pip") is None:
+        pytest.skip("this Python has no pip")
     if packaged:
         (project / "source").mkdir()
         (project / "balloon.py").rename(project / "source" / "balloon.py")

@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,6 +66,32 @@ def test_a_dead_worker_is_the_error_of_its_unit():
     assert len(results) == 4
     assert {result.status for result in results} == {"error"}
     assert all(result.note.startswith("BrokenProcessPool: ") for result in results)
+
+
+class Dies(ThreadPoolExecutor):
+    """Its only worker is gone when the second task is handed in."""
+
+    tasks = 0
+
+    def submit(self, *words):
+        self.tasks += 1
+        if self.tasks > 1:
+            raise BrokenExecutor("its worker died")
+        return super().submit(*words)
+
+
+def test_a_worker_that_dies_while_units_are_handed_in():
+    with Dies(1) as pool:
+        results = [result for unit in runner.run(UNITS, BRIEF, executor=pool) for result in unit]
+    assert sorted((result.scenario, result.status) for result in results) == [
+        ("conversion", "ok"), ("conversion", "ok"), ("has", "error"), ("has", "error")]
+    assert all("BrokenExecutor: its worker died" in result.note for result in results if result.status == "error")
+
+
+def test_a_worker_that_dies_while_traces_are_handed_in():
+    with Dies(1) as pool, pytest.raises(ExceptionGroup, match="1 traces could not be replayed") as raised:
+        list(replay_files(RECORDINGS[:2], executor=pool))
+    assert isinstance(raised.value.exceptions[0], BrokenExecutor)
 
 
 @pytest.mark.slow

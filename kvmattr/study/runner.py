@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kvmattr.measure import ending, rounds
+from kvmattr.measure.executors import submitted
 from kvmattr.measure.machine import Load
 from kvmattr.study import backends, registry, scenarios
 from kvmattr.study.arm import Arm, Work, reason_against, unbroken_seconds
@@ -149,7 +150,7 @@ def run(units: Sequence[Unit], options: Options, executor: Executor | None = Non
             started(unit)
             yield run_unit(unit, options)
         return
-    futures = {executor.submit(run_unit, unit, options): unit for unit in units}
+    futures = {submitted(executor, run_unit, unit, options): unit for unit in units}
     try:
         for future in as_completed(futures):
             started(futures[future])

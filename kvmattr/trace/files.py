@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from kvmattr.measure import ending
+from kvmattr.measure.executors import submitted
 from kvmattr.trace.reading import read
 from kvmattr.trace.replaying import Summary, machine_for, replay, time_again
 
@@ -52,7 +53,7 @@ def replay_files(paths: Iterable[Path], executor: Executor | None = None, abi: s
     if executor is None:
         tasks = (partial(replay_file, path, abi, phys_bits) for path in paths)
     else:
-        futures = [executor.submit(replay_file, path, abi, phys_bits) for path in paths]
+        futures = [submitted(executor, replay_file, path, abi, phys_bits) for path in paths]
         tasks = (future.result for future in as_completed(futures))
     for task in tasks:
         try:
