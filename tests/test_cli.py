@@ -96,6 +96,33 @@ def test_an_empty_name_is_no_place(words, capsys):
     assert capsys.readouterr().err == "kvmattr scaling: '' cannot be written: the name is empty\n"
 
 
+def test_what_somebody_planted_among_the_plots_is_replaced(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    (plots / "conversion-model.svg").symlink_to(victim)
+    os.mkfifo(plots / "conversion-model.png")
+    words = [*BRIEF, "--scenario", "conversion", "--backend", "store", "--plots", str(plots)]
+    assert cli.main(words) == 0
+    assert victim.read_text() == "precious"
+    for path in plots.iterdir():
+        assert path.is_file()
+        assert not path.is_symlink()
+        assert path.stat().st_size > 1000
+        path.unlink()
+    capsys.readouterr()
+    (plots / "conversion-model.svg").mkdir()
+    (plots / "conversion-model.png").mkdir()
+    assert cli.main(words) == 2
+    errors = capsys.readouterr().err
+    assert "two sizes" not in errors
+    for ending in ("svg", "png"):
+        assert f"{plots}/conversion-model.{ending} cannot be written: Is a directory\n" in errors
+    assert len(list(plots.iterdir())) == 2
+
+
 def test_plots_go_where_a_link_points(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     link = tmp_path / "link"

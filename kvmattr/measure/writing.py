@@ -7,6 +7,9 @@ is written:
   takes its name; mode and owner of an old file stay. Symbolic links are followed, also those to nowhere.
 * a device, a FIFO, ``/dev/stdout``, ``/dev/fd/N``: written into, never replaced and never truncated.
 * a file that cannot be replaced (its directory is read-only, it is a mount point): written in place.
+
+Where the user named a directory and the command the files in it, a link or a FIFO of such a name is replaced: nobody
+who may write there decides what else is written.
 """
 
 from __future__ import annotations
@@ -104,8 +107,11 @@ def check_directory(place: Place | None) -> None:
         raise CannotWrite.reason(place, errno.EACCES, f"no right to write into {there}")
 
 
-def write(place: Place, content: str | bytes, *, append: bool = False) -> None:
+def write(place: Place, content: str | bytes, *, append: bool = False, ours: bool = False) -> None:
     """Write text (as UTF-8) or bytes to a place; with ``append``, behind what is in the file.
+
+    ``ours``: the file's name is not what the user said, but the command's own in a directory of his. What somebody has
+    put there under that name, a link or a FIFO, is replaced, not followed and not written into.
 
     Raises :class:`CannotWrite`; then no partial file is left, and a regular file is as it was (appending and
     writing in place apart). Where standard output was closed by its reader, BrokenPipeError.
@@ -119,19 +125,19 @@ def write(place: Place, content: str | bytes, *, append: bool = False) -> None:
     """
     # A name with bytes that are no UTF-8 must not cost the whole file.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    with opened(place, append=append) as file:
+    with opened(place, append=append, ours=ours) as file:
         file.write(data)
 
 
-def write_each(files: Iterable[tuple[Place, Callable[[], str | bytes]]]) -> list[CannotWrite]:
+def write_each(files: Iterable[tuple[Place, Callable[[], str | bytes]]], *, ours: bool = False) -> list[CannotWrite]:
     """Write every file, whatever becomes of the others: the errors, one a file that was not written.
 
-    ``files``: places, each with a function that makes its content.
+    ``files``: places, each with a function that makes its content; ``ours`` as :func:`write` has it.
     """
     errors = []
     for place, make in files:
         try:
-            write(place, make())
+            write(place, make(), ours=ours)
         except CannotWrite as error:
             errors.append(error)
     return errors
@@ -148,7 +154,7 @@ def tell(command: str, written: Sequence[str], errors: Iterable[CannotWrite]) ->
 
 
 @contextmanager
-def opened(place: Place, *, append: bool = False, in_place: bool = False) -> Iterator[IO[bytes]]:
+def opened(place: Place, *, append: bool = False, in_place: bool = False, ours: bool = False) -> Iterator[IO[bytes]]:
     """A binary file to write a place with, for content that comes in parts.
 
     A regular file takes its new content when the context ends without an exception; after one it is as it was.
@@ -159,7 +165,7 @@ def opened(place: Place, *, append: bool = False, in_place: bool = False) -> Ite
         with _standard_output() as file:
             yield file
         return
-    target = _target(place)
+    target = _name(place) if ours else _target(place)
     if target is None:
         with _into(place) as raw, io.BufferedWriter(raw) as file:
             yield file
@@ -253,7 +259,9 @@ class _Partial:
         assert self._name is not None
         old = None
         with contextlib.suppress(OSError):      # none yet, or none that could be made: told below
-            old = os.stat(self._target)
+            old = os.lstat(self._target)
+        if old is not None and not stat.S_ISREG(old.st_mode):
+            old = None
         if old is not None and not _may(self._target, os.W_OK):
             raise CannotWrite.reason(self._place, errno.EACCES, os.strerror(errno.EACCES))
         try:
@@ -265,7 +273,7 @@ class _Partial:
             if error.errno not in (errno.EACCES, errno.EPERM) or old is None:
                 raise
             self._name = None
-            self.file = _File(self._place, self._target, "wb", os.O_WRONLY)
+            self.file = _File(self._place, self._target, "wb", os.O_WRONLY | os.O_NOFOLLOW)
             return
         if old is not None:
             try:
@@ -324,6 +332,12 @@ def _target(place: Place) -> str | None:
     if stat.S_ISDIR(mode):
         raise CannotWrite.reason(place, errno.EISDIR, "is a directory, expected a file to write")
     return os.path.realpath(place) if stat.S_ISREG(mode) else None
+
+
+def _name(place: Place) -> str:
+    """The place itself: links are followed up to its directory."""
+    directory, name = os.path.split(os.fspath(place))
+    return os.path.join(os.path.realpath(directory), name)
 
 
 def _own_descriptor(place: Place) -> int | None:

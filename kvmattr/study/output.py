@@ -73,7 +73,9 @@ class Outputs:
         except OSError as error:
             return [CannotWrite.because(directory, error)]
         drawn = list(files(report, directory))
-        errors = writing.write_each(drawn)
-        count = len(drawn) - len(errors)
-        written.append(f"{count} files in {directory}" if count else f"no plot in {directory}, which needs two sizes")
+        errors = writing.write_each(drawn, ours=True)
+        if not drawn:
+            written.append(f"no plot in {directory}, which needs two sizes")
+        elif count := len(drawn) - len(errors):
+            written.append(f"{count} files in {directory}")
         return errors
