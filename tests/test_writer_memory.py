@@ -9,6 +9,7 @@ import gc
 import inspect
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,52 @@ def test_a_refused_request_of_the_interpreter(name: str, tmp_path: Path, monkeyp
         gc.unfreeze()
         gc.enable()
     assert refused
+
+
+@pytest.mark.parametrize("name", ["measure.writing.write", "measure.writing.write: a new file",
+                                  "measure.writing.opened", "measure.writing.check"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+# What is raised in __del__ Python tells and drops; measure.ending raises a signal's again.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_at_any_bytecode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in each place of measure.writing where Python would raise it."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    call, place, raised_there = SCENARIOS[name], 0, True
+    World(tmp_path)
+    call(tmp_path)
+    world = World(tmp_path)
+    before = world.files()
+    call(tmp_path)
+    after, opened = world.files(), descriptors()
+
+    while raised_there:
+        world = World(tmp_path)
+        left, raised_there = place, False
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal left, raised_there
+            if frame.f_code.co_filename != writing.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                left -= 1
+                if left < 0 and not raised_there:
+                    raised_there = True
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            call(tmp_path)
+        except KeyboardInterrupt as caught:
+            caught.with_traceback(None)
+        finally:
+            sys.settrace(None)
+        files = world.files()
+        if files not in (before, after) or descriptors() != opened:
+            gc.collect()
+            files = world.files()
+        assert files in (before, after), place
+        assert descriptors() == opened, place
+        place += 1
+    assert place > 100
