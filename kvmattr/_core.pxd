@@ -39,6 +39,7 @@ cdef struct Segment:
     uint32_t *counts            # for each page the references to the eight leaves that it may hold
     uint32_t capacity           # pages
     uint32_t touched            # pages ever handed out; those above it were never written
+    uint32_t looked_at          # of these, as many as were looked at to become huge pages (huge.pxi)
 
 # What a map was asked to do, at any of its faces (calls.pxi has their names).
 cdef enum Call:
@@ -112,6 +113,7 @@ cdef struct Family:
     pthread_mutex_t turn        # held by who claims the mutex (locking.pxi)
     int claimed                 # somebody has waited for the mutex long enough and is the next to have it
     int announced               # writers that run, or are about to run, without the GIL
+    int filled                  # a huge page of a segment may have become full (huge.pxi)
     int writing                 # somebody has the mutex, as readers without it see it (sync.h)
     Called called[CALLS]        # beside what every call reads
     Map *maps                   # list of the maps, snapshots and pinned roots of this family

@@ -84,7 +84,8 @@ compact                                     what updates leave is tidied, a slic
 query                                       search, count, values
 change, update                              the change of a range; the one door for a page or a range
 export, diff, ruler                         pages and runs in address order, what differs, few runs as a ruler
-locking, maps, assign, fork                 the mutex, whole maps, arrays written to them, the child of a fork
+locking, huge                               the mutex; what is full becomes huge pages of the system
+maps, assign, fork                          whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
 openlists, batch, bitmap                    many pages, many ranges
 arguments, records, arrays, given           what Python hands in and gets: checks, runs, pages, batches
@@ -264,7 +265,6 @@ cdef extern from "kernels/choose.h" nogil:
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)
     uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
-    uint64_t *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
     void kvmattr_prefetch(const void *p)
     void kvmattr_prefetch_soon(const void *p)
     int kvmattr_first_bit(uint64_t word)
@@ -290,6 +290,7 @@ include "_store/export.pxi"
 include "_store/diff.pxi"
 include "_store/ruler.pxi"
 include "_store/locking.pxi"
+include "_store/huge.pxi"
 include "_store/maps.pxi"
 include "_store/assign.pxi"
 include "_store/fork.pxi"

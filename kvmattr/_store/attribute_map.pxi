@@ -91,6 +91,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         count_call(family, CALL_UPDATE, hi - lo)
         result = map_update(map, lo, hi, k, x)
         family_leave(family, entered)
+        family_filled(family)
         if result < 0:
             raise MemoryError(f"out of memory for an update of [{lo}, {hi}): nothing has changed")
         audit_change(map)

@@ -430,4 +430,5 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
         if family_unsettled(map.family):
             family_settle(map.family)
         family_unlock(map.family)
+        family_filled(map.family)
     return result >= 0

@@ -103,6 +103,7 @@ cdef bint bitmap_run(Map *map, BitmapBatch *batch) noexcept nogil:
         if family_unsettled(map.family):
             family_settle(map.family)
         family_unlock(map.family)
+        family_filled(map.family)
         block += BITMAP_GROUP
     return sound
 

@@ -257,6 +257,7 @@ cdef int api_update(kvmattr_map *handle, uint64_t start, uint64_t stop, uint8_t 
     if KVMATTR_DEBUG_BUILD:
         audit_or_abort(map)
     family_leave(map.family, entered)
+    family_filled(map.family)
     return KVMATTR_NO_MEMORY if result < 0 else <int>result
 
 

@@ -15,9 +15,8 @@ cdef struct Way:
 # What is asked of a way, a constant wherever one is begun: the C compiler leaves out what nobody asked for.
 cdef enum:
     WAY_COMPOSES = 1        # goes on where an operation is pending, and composes it; else the way ends there
-    WAY_WAITS = 2           # is alone, and waits for memory (kvmattr_foreseen); else the fewest instructions are best
-    WAY_SHARES = 4          # tells node and shared
-    WAY_SURE = 8            # is known to lead to a leaf, with nothing pending: nothing is looked for
+    WAY_SHARES = 2          # tells node and shared
+    WAY_SURE = 4            # is known to lead to a leaf, with nothing pending: nothing is looked for
 
 
 cdef inline bint leads_to_node(Entry e) noexcept nogil:
@@ -46,10 +45,7 @@ cdef inline Way way_down(const Family *family, const Entry *root, int level, int
             way.shared |= way.node.references != 1
         kvmattr_count_visit(family)
         shift -= KVMATTR_LEVEL_BITS
-        if asked & WAY_WAITS:
-            slot = &kvmattr_foreseen(family.bias, entry_handle(e))[(page >> shift) & 511]
-        else:
-            slot = &kvmattr_words(family.bias, entry_handle(e))[(page >> shift) & 511]
+        slot = &kvmattr_words(family.bias, entry_handle(e))[(page >> shift) & 511]
         e = slot[0]
     way.slot = slot
     way.entry = e
@@ -73,8 +69,16 @@ cdef inline uint8_t way_value(const Way *way, uint32_t stored) noexcept nogil:
 
 
 cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
-    """The attributes of one page below an entry."""
-    cdef Way way = way_down(family, &e, level, 2, page, WAY_COMPOSES | WAY_WAITS)
+    """The attributes of one page below an entry. Most often nothing is pending above the blocks."""
+    cdef Way way = way_down(family, &e, level, 2, page, 0)
+    if way.shift > level_shift(2):
+        return tree_get_from(family, way.entry, way_level(&way), page)
+    return leaf_raw(family, entry_handle(way.entry), page & 511) & entry_k(way.entry) ^ entry_x(way.entry)
+
+
+cdef uint8_t tree_get_from(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
+    """The same on from an entry above level 2 that leads to no node, or where an operation is pending."""
+    cdef Way way = way_down(family, &e, level, 2, page, WAY_COMPOSES)
     if way.shift > level_shift(2):
         if entry_handle(way.entry) == 0:
             return way_value(&way, entry_first(way.entry))

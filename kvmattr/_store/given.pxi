@@ -153,6 +153,7 @@ cdef int assign_array(Map *map, uint64_t lo, uint64_t hi, values) except -1:
             map_swing(map, &aside)
             family_settle(map.family)
     family_leave(map.family, entered)
+    family_filled(map.family)
     PyBuffer_Release(&view)
     if result < 0:
         raise MemoryError(f"out of memory for a write to [{lo}, {hi}): nothing has changed")

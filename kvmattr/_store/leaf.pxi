@@ -42,7 +42,7 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
     kvmattr_count_pages(family, 1)
     if is_line(handle):
         return line_raw(family, handle, page)
-    return kvmattr_field_raw(kvmattr_foreseen(family.bias, handle & ~<uint32_t>KVMATTR_TAG), wide_of(handle), page)
+    return kvmattr_field_raw(leaf_at(family, handle), wide_of(handle), page)
 
 
 # Not inline, so that a look-up in fields saves no registers for it.

@@ -12,10 +12,7 @@
 # the low three bits are no part of the place, since a leaf begins a cache line: they are the leaf's tag, the binary
 # logarithm of the bits of its fields or KVMATTR_LINE (leaf.pxi). A run list begins 8 bytes after a multiple of 16.
 # Segment 0 is one static page of zeros, so that handle 0 may be followed as a node or as a leaf: both give
-# raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for programs with thousands of maps; together
-# with segment 2 it holds a fully fragmented guest of 64 GiB. Which of the two a handle lies in the processor mostly
-# foresees, and then a walk down waits for its entries alone, not for the table of biases too (kernels/contract.h:
-# kvmattr_foreseen).
+# raw values of 0 and a uniform entry needs no branch. Segment 1 is small, for programs with thousands of maps.
 #
 # The system's pages may be larger: 16 or 64 KiB on arm64. Memory comes and goes in system pages, so the pages of one
 # system page are resident or clean together: the first that is taken makes its neighbours free, and only when all
@@ -55,6 +52,8 @@ cdef enum:
     DEAD_SLICE_MORE = 64            # for each node that waits
     DEAD_SLICE_MOST = 1024
     TRIM_SLICE = 64                 # free pages given back to the system after an update: at most about 40 us
+    HUGE_BYTES = 2 << 20            # of a huge page, where the system's pages are of 4 KiB
+    HUGE_PAGES = 512                # in it
     KEPT_PAGES = 12                 # free pages kept to be used again, beside 1/32 of those in use (kept_pages)
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
 
@@ -98,6 +97,21 @@ cdef inline size_t segment_bytes(uint32_t capacity) noexcept nogil:
     return (<size_t>capacity * (PAGE_BYTES + sizeof(PageInfo) + 8 * sizeof(uint32_t)) + whole - 1) & ~(whole - 1)
 
 
+cdef char *memory_map(size_t bytes, bint huge) noexcept nogil:
+    """A mapping of its own, where a huge page may begin if it shall have such; NULL when out of memory."""
+    cdef size_t more = HUGE_BYTES if huge else 0, before
+    cdef void *memory = mmap(NULL, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == MAP_FAILED:
+        return NULL
+    if more:
+        before = -<size_t>memory & (HUGE_BYTES - 1)
+        if before:
+            munmap(memory, before)
+        munmap(<char *>memory + before + bytes, more - before)
+        memory = <char *>memory + before
+    return <char *>memory
+
+
 cdef int family_grow(Family *family) noexcept nogil:
     """Add a segment. -1 when out of memory or of handles; then nothing has changed."""
     cdef int number = family.segment_count
@@ -111,8 +125,8 @@ cdef int family_grow(Family *family) noexcept nogil:
         capacity = FIRST_SEGMENT_PAGES
     else:
         capacity = <uint32_t>SECOND_SEGMENT_PAGES << (number - 2) if number < 10 else LAST_SEGMENT_PAGES
-    memory = <char *>mmap(NULL, segment_bytes(capacity), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if <void *>memory == MAP_FAILED:
+    memory = memory_map(segment_bytes(capacity), capacity >= HUGE_PAGES and system_pages == 1)
+    if memory == NULL:
         return -1
     # What the last segment still has is listed as free, so that only the newest has untouched pages.
     last = &family.segments[number - 1]
@@ -126,6 +140,7 @@ cdef int family_grow(Family *family) noexcept nogil:
     segment.counts = <uint32_t *>(segment.pages + capacity)
     segment.capacity = capacity
     segment.touched = 0
+    segment.looked_at = 0 if capacity >= HUGE_PAGES and system_pages == 1 else capacity
     family.bias[number] = <uintptr_t>memory - 8 * (<uintptr_t>number << SEGMENT_SHIFT)
     kvmattr_store_int(&family.segment_count, number + 1)
     return 0
@@ -236,10 +251,14 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
             page = family.clean_pages
             family.clean_pages = page_info(family, page).next
             family.clean_count -= system_pages
+            if family.clean_pages == 0 and family.segment_count > 2:
+                kvmattr_store_int(&family.filled, 1)
         else:
             number = family.segment_count - 1
             page = <uint32_t>number << (SEGMENT_SHIFT - 9) | family.segments[number].touched
             family.segments[number].touched += system_pages
+            if family.segments[number].touched % HUGE_PAGES == 0:
+                kvmattr_store_int(&family.filled, 1)
         for i in range(1, system_pages):
             page_list_free(family, page + i)
     info = page_info(family, page)

@@ -333,26 +333,6 @@ static inline uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
     return (uint64_t *)(bias[handle >> KVMATTR_SEGMENT_SHIFT] + 8 * (uintptr_t)handle);
 }
 
-/* The same for a walk of one page, which has nothing else to do while it waits: as long as handles lie in the first
- * segments, the address does not wait for a look-up of the bias that needs the handle. The empty assembly keeps the
- * compiler from making one look-up of it again. */
-static inline uint64_t *kvmattr_foreseen(const uintptr_t *bias, uint32_t handle)
-{
-    uint32_t segment = handle >> KVMATTR_SEGMENT_SHIFT;
-    uintptr_t base;
-    if (__builtin_expect(segment == 2, 1)) {
-        base = bias[2];
-        __asm__("" : "+r"(base));
-    } else if (segment == 1) {
-        base = bias[1];
-        __asm__("" : "+r"(base));
-    } else {
-        base = bias[segment];
-        __asm__("" : "+r"(base));
-    }
-    return (uint64_t *)(base + 8 * (uintptr_t)handle);
-}
-
 static inline void kvmattr_prefetch(const void *p)
 {
 #if defined(__GNUC__) || defined(__clang__)
