@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "arm64"
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
 SUFFIX = ".cpython-311-aarch64-linux-gnu.so"
+#: What says nothing there: files, threads (they are ordered as on x86), and memory that a library of this machine's
+#: compiler refuses.
+LEFT_OUT = {"test_store_arguments_change.py", "test_store_memory.py", "test_store_saving.py", "test_store_threads.py"}
+#: The references are Python, and run where Python does.
+WORDS = ["-q", "-m", "not slow", "-k", "not SparseMap and not DenseMap"]
 
 
 def run(*words: object, **environment: str) -> None:
@@ -110,10 +115,10 @@ def main() -> None:
         return
     root, site = fetch_python(), fetch_packages()
     python, tree = starter(root), build(root)
-    words = sys.argv[1:] or ["-q", "-m", "not slow"]
+    words = sys.argv[1:] or WORDS
     os.chdir(tree)
-    command = [str(python), "-m", "pytest", *map(str, sorted((tree / "tests").glob("test_store*.py"))), "-p",
-               "no:cacheprovider", *words]
+    files = [str(path) for path in sorted((tree / "tests").glob("test_store*.py")) if path.name not in LEFT_OUT]
+    command = [str(python), "-m", "pytest", *files, "-p", "no:cacheprovider", *words]
     print("+", *command, flush=True)
     raise SystemExit(subprocess.call(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(site)}))
 

@@ -445,8 +445,8 @@ def test_a_listener_that_comes_while_a_batch_runs_misses_nothing_after_it() -> N
         writer.join(PATIENCE)
         mirror = AttributeMap()
         for changes in heard.committed:
-            for start, stop, _, new in np.frombuffer(changes, "<u8,<u8,u1,u1").tolist():
-                mirror[start:stop] = new
+            rows = np.frombuffer(changes, [("start", "<u8"), ("stop", "<u8"), ("old", "u1"), ("new", "u1")])
+            mirror.update_many(rows["start"], rows["stop"], rows["new"])
         assert mirror == vm.attributes
 
 
