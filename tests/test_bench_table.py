@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_the_table_by_content_measures_and_compares(tmp_path):
     assert table.rstrip() == done.stdout.rstrip()
     for content in ("uniform, in 2^52 pages", "every other page", "16 values", "256 values", "1e5 ranges of 16 values"):
         assert content in table
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc").split()[0]), reason="needs a C compiler")
+def test_the_floor_of_the_machine_is_measured(tmp_path):
+    done = subprocess.run([sys.executable, "bench/floor.py", "--quick", "--results", tmp_path / "quick"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "quick.txt").read_text()
+    assert table.rstrip() == done.stdout.rstrip()
+    for word in ("1 bit, 0.0 MB", "8 bits, 0.3 MB", "ahead, / numpy's take"):
+        assert word in table
 
 
 def test_first_conversions_are_measured_beside_the_xarray(tmp_path):
