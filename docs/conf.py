@@ -28,24 +28,30 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "ci"]
 html_theme = "furo"
 html_title = "kvmattr"
+html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 myst_heading_anchors = 3
 # Pages of the tree that are no part of the site (README, sources) are links for who reads the tree.
 suppress_warnings = ["myst.xref_missing"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 nitpicky = False
 
 
 def functions_of_header(text: str) -> str:
-    """The functions of the C header as a page: each declaration, and the comment that stands right before it."""
+    """The functions of the C header as a page: name, declaration, and the comment that stands right before it."""
     page = ["# The C interface", "", "From `kvmattr.h` (`kvmattr.get_include()` is its folder; "
             "[embedding](../embedding.md) tells how to build).", ""]
     found = re.finditer(r"(?:/\*((?:(?!\*/).)*)\*/\n)?^static inline ([^{;]*?kvmattr_\w+\([^{;]*\))\s*\{", text,
                         re.DOTALL | re.MULTILINE)
     for match in found:
         comment = " ".join(line.strip(" *") for line in (match.group(1) or "").splitlines()).strip()
-        page += ["```c", " ".join(match.group(2).split()) + ";", "```", "", comment, ""]
+        declaration = " ".join(match.group(2).split())
+        name = re.search(r"(\w+)\(", declaration)
+        assert name
+        page += [f"## `{name[1]}`", "", "```c", f"{declaration};", "```", "", comment, ""]
     return "\n".join(page) + "\n"
 
 
