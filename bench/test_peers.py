@@ -4,7 +4,7 @@
 many look-ups among 4096 neighbours, nothing in between. A tree wins cold what it loses hot: its bytes are few. Read
 down the lengths of a range: an array follows them, the store does not; 511, 512 and 513 pages show its block of 512.
 bitarray holds one bit a page, the others a byte. pyroaring and a map of runs of sortedcontainers are backends of the
-study: `kvmattr scaling --backends store,pyroaring,sortedcontainers`.
+study: `kvmattr scaling --backend pyroaring --backend sortedcontainers`.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvmattr import embedding
@@ -117,7 +118,23 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     if "_ARGCOMPLETE" in os.environ:    # a shell asks what could come next: docs/study.md
         import argcomplete
         argcomplete.autocomplete(parser)
-    return parser.parse_args(words)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        parser.error(f"there is no command {words[0]!r}{_meant(words[0], COMMANDS)}: the commands are "
+                     f"{', '.join(COMMANDS)}")
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:     # told by the command that was asked for, not by argparse's parser of all
+        command = commands.choices[arguments.command]
+        options = [word for word in re.findall(r"(?<![\w-])--?[\w-]+", command.format_usage()) if word != "--"]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], options)}")
+    return arguments
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """What a mistyped word may have been, in brackets; nothing where none is like it."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 if __name__ == "__main__":

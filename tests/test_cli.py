@@ -402,3 +402,20 @@ def test_the_shell_completes(line, wanted, tmp_path):
              "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"})
     assert done.returncode == 0, done.stderr
     assert set((tmp_path / "out").read_text().split()) == wanted
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["scalin"], "kvmattr: error: there is no command 'scalin' (did you mean scaling?): the commands are "
+                 f"{', '.join(cli.COMMANDS)}"),
+    (["xyzzy", "--quick"], f"kvmattr: error: there is no command 'xyzzy': the commands are {', '.join(cli.COMMANDS)}"),
+    (["scaling", "--quik"], "kvmattr scaling: error: unrecognized arguments: --quik (did you mean --quick?)"),
+    (["gate", "--thresold=3"], "kvmattr gate: error: unrecognized arguments: --thresold=3 (did you mean --threshold?)"),
+    (["info", "what"], "kvmattr info: error: unrecognized arguments: what"),
+])
+def test_a_mistyped_word_names_the_command_and_what_it_may_have_been(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1] == said

@@ -53,3 +53,20 @@ def test_a_table_says_how_many_memslots_it_has():
     assert repr(table) == f"<MemslotTable: 1 memslot of at most 10, generation {table.generation:#x}>"
     assert repr(MemslotTable(7, address_spaces=2)) == (
         "<MemslotTable: 0 memslots of at most 7 in each of 2 address spaces, generation 0x0>")
+
+
+def test_an_invalidation_and_a_guest_memfd_say_what_they_hold():
+    vm = VM("linux-7.2")
+    assert repr(vm.invalidation) == "<Invalidation: sequence 0, 0 in progress, no hull>"
+    vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=1 << 20)
+    vm.set_memory_attributes(0x1000, 0x2000, 8)
+    assert repr(vm.invalidation) == "<Invalidation: sequence 1, 0 in progress, hull 0x1..0x3>"
+    vm.invalidation.begin()
+    assert repr(vm.invalidation) == "<Invalidation: sequence 1, 1 in progress, no hull>"
+    vm.invalidation.add(4, 5)
+    vm.invalidation.end()
+    handle = vm.create_guest_memfd(1 << 20, 1)
+    file = vm.guest_memfd(handle)
+    assert repr(file) == "<GuestMemfd of 0x100000 bytes, flags 0x1>"
+    vm.close_guest_memfd(handle)
+    assert repr(file) == "<GuestMemfd of 0x100000 bytes, flags 0x1, closed>"

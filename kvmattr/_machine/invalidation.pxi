@@ -80,6 +80,12 @@ cdef class Invalidation:
     def __cinit__(self):
         self.state.start = self.state.stop = NO_GFN
 
+    def __repr__(self):
+        """All of it, of one moment."""
+        cdef kvmattr_invalidation state = self.now()
+        hull = "no hull" if state.start == NO_GFN else f"hull {state.start:#x}..{state.stop:#x}"
+        return f"<Invalidation: sequence {state.sequence}, {state.in_progress} in progress, {hull}>"
+
     cdef kvmattr_invalidation now(self) noexcept:
         """All of it, of one moment."""
         cdef kvmattr_invalidation state

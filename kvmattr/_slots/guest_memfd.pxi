@@ -32,6 +32,11 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
     def __dealloc__(self):
         free(self.ranges)
 
+    def __repr__(self):
+        """Its size and flags, and whether it is closed."""
+        state = ", closed" if self.closed else ""
+        return f"<GuestMemfd of {self.size:#x} bytes, flags {self.flags:#x}{state}>"
+
     @property
     def attributes(self):
         """The attributes of each page of the file, a read-only AttributeMap; None without a VM."""
