@@ -14,6 +14,7 @@ from kvmattr import timeline, uapi
 from kvmattr._core import AttributeMap
 from kvmattr.access_map import Shown, effective_attributes, end_of, text
 from kvmattr.measure import figures, writing
+from kvmattr.measure.text import reason
 from kvmattr.picture import figure_of, rounded
 from kvmattr.profiles import PROFILES, profile_named
 from kvmattr.trace import Trace, machine_for, read, replay
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             with read(arguments.source, **reading_options(arguments)) as trace:
                 differs = _run(trace, arguments) and arguments.strict
     except (ValueError, OSError, ImportError) as error:
-        print(f"kvmattr show: {error}", file=sys.stderr)
+        print(f"kvmattr show: {reason(error)}", file=sys.stderr)
         return 2
     return 1 if differs else 0
 

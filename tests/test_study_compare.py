@@ -342,7 +342,7 @@ class TestCommand:
         (["{a}", "{a}", "--a", "{a}"], "give two reports, or --a and --b, not both"),
         (["--a", "{a}"], "expected two reports, or --a A.json ... --b B.json ..."),
         (["{a}", "{a}", "--figure", "x.jpg"], "--figure x.jpg: a picture's name ends in .png, .svg or .pdf"),
-        (["{a}", "/nowhere/b.json"], "[Errno 2] No such file or directory: '/nowhere/b.json'"),
+        (["{a}", "/nowhere/b.json"], "/nowhere/b.json: No such file or directory"),
         (["{a}", "{a}", "--json", "/nowhere/c.json"],
          "/nowhere/c.json cannot be written: no such directory: /nowhere"),
     ])

@@ -16,7 +16,7 @@ from kvmattr.gate.slopes import slope
 from kvmattr.gate.verdict import Judgement, Usage, Verdict
 from kvmattr.measure import checked, writing
 from kvmattr.measure.checked import BadField, Field
-from kvmattr.measure.text import digits
+from kvmattr.measure.text import digits, reason
 
 SCHEMA = 2
 #: Its calls were not counted yet: a run against it says what to do.
@@ -65,7 +65,7 @@ class Baseline:
         except FileNotFoundError:
             raise Usage(f"{path}: no such baseline; --update-baseline writes one") from None
         except (OSError, BadField) as error:
-            raise Usage(f"not a baseline: {error}") from None
+            raise Usage(f"not a baseline: {reason(error)}") from None
 
     @property
     def counted(self) -> bool:

@@ -1,6 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers, and what went wrong, as people read them."""
 
 from __future__ import annotations
+
+import os
 
 _TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -93,3 +95,14 @@ def listed(words: list[str]) -> str:
     'a, b and c'
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: of a file, its name and the system's words for it, without a number.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.json")), reason(ValueError("size 0"))
+    ('a.json: No such file or directory', 'size 0')
+    """
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.filename and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)

@@ -19,6 +19,7 @@ from typing import Any
 from kvmattr.measure import ending
 from kvmattr.measure.status import duration, progress
 from kvmattr.measure.table import width
+from kvmattr.measure.text import reason
 from kvmattr.study import backends, measuring, plan, registry, scenarios
 from kvmattr.study.output import Outputs
 from kvmattr.study.output import add_arguments as add_outputs
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                          files=arguments.files)
         outputs = Outputs("scaling", arguments)
     except (OSError, ValueError, ImportError) as error:
-        print(f"kvmattr scaling: {error}", file=sys.stderr)
+        print(f"kvmattr scaling: {reason(error)}", file=sys.stderr)
         return EXIT_USAGE
     _announce(made)
     report, interrupt = measuring.measure(made, note=arguments.note, done=outputs.keep,

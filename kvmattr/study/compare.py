@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         writing.check(arguments.json, arguments.figure, read=[*paths_a, *paths_b, *arguments.same])
         a, b, same = ([load(path) for path in paths] for paths in (paths_a, paths_b, arguments.same))
     except (OSError, ValueError, ImportError) as error:
-        print(f"kvmattr compare: {error}", file=sys.stderr)
+        print(f"kvmattr compare: {text.reason(error)}", file=sys.stderr)
         return EXIT_USAGE
     compared = compare(a, b, same)
     if not compared.rows:

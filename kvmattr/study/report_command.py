@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from kvmattr.measure.text import reason
 from kvmattr.study import command
 from kvmattr.study.output import Outputs
 from kvmattr.study.output import add_arguments as add_outputs
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         outputs = Outputs("report", arguments, [arguments.report])
         report = load(arguments.report)
     except (OSError, ValueError, ImportError) as error:
-        print(f"kvmattr report: {error}", file=sys.stderr)
+        print(f"kvmattr report: {reason(error)}", file=sys.stderr)
         return command.EXIT_USAGE
     all_written = outputs.write(report)
     command.show(report, outputs.people)

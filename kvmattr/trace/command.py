@@ -16,6 +16,7 @@ from typing import Any
 
 from kvmattr.hosts import X86_64
 from kvmattr.measure import ending, writing
+from kvmattr.measure.text import reason
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ESTIMATED, ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             result = {"schema": 1, "machine": machine, "replays": replays}
             writing.write(arguments.json, json.dumps(result, indent=1) + "\n")
     except (ValueError, OSError) as error:
-        return _wrong(str(error))
+        return _wrong(reason(error))
     differs = arguments.strict and any(summary.different or (summary.on_kvm is not None and summary.on_kvm.different)
                                        for summary in summaries)
     return 1 if differs or any(summary.equal is False for summary in summaries) else 0
