@@ -201,6 +201,8 @@ class TestPlugins:
          "scenario mine.quick_sizes[0] is -1, expected an integer of at least 0"),
         (PLUGIN.replace("(1_000, 10_000), (", "(), ("), "scenario mine.sizes is (), expected at least one size"),
         (PLUGIN.replace("(1_000, 10_000), (", "(4, 4), ("), "scenario mine.sizes is (4, 4), expected distinct sizes"),
+        (PLUGIN.replace("make)\n", "make, 'twice')\n"), "scenario mine.own_backends is 'twice', expected a list"),
+        (PLUGIN.replace('("twice", )', '"twice"'), "ValueError: backends is 'twice', expected a tuple of names"),
         (PLUGIN.replace('"ns/update"', "None"), "scenario mine.unit is None, expected a string"),
         (PLUGIN.replace('(Growth("in proportion", ("twice", )), )', '["growing"]'),
          "scenario mine.growths[0] is 'growing', expected a Growth"),

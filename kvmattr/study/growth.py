@@ -41,6 +41,8 @@ class Growth:
     def __post_init__(self) -> None:
         if self.law not in LAWS:
             raise ValueError(f"unknown law {self.law!r}: known are {', '.join(LAWS)}")
+        if isinstance(self.backends, str):
+            raise ValueError(f"backends is {self.backends!r}, expected a tuple of names")
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def add(found: type[Backend] | Scenario, where: str) -> None:
         raise ValueError(f"{where}: {what} {found!r} has no name that can be printed")
     if known.get(name, found) is not found:
         raise ValueError(f"{where}: there is a {what} {name!r} already")
-    field = Field({each: getattr(found, each, None) for each in (*_TEXTS[what], *_SIZES, "growths")}, where,
-                  f"{what} {name}")
+    asked = (*_TEXTS[what], *_SIZES, "growths", "own_backends")
+    field = Field({each: getattr(found, each, None) for each in asked}, where, f"{what} {name}")
     for each in _TEXTS[what]:
         field[each].text()
     if isinstance(found, type):
@@ -77,6 +77,7 @@ def add(found: type[Backend] | Scenario, where: str) -> None:
             sizes = field[each].list(Field.integer)
             if len(set(sizes)) < len(sizes) or not (sizes or each == "quick_sizes"):
                 field[each].refuse("distinct sizes" if sizes else "at least one size")
+        field["own_backends"].list(Field.text)
         field["growths"].list(lambda each: isinstance(each.value, Growth) or each.refuse("a Growth"))
     known[name] = found
 
