@@ -5,7 +5,7 @@
     python3 dev.py test       build, then all tests
     python3 dev.py lint       ruff, cython-lint, mypy, stubtest, import contracts
     python3 dev.py stubs      write the docstrings of the compiled modules into their .pyi files, for editors
-    python3 dev.py bench      the benchmarks of pytest, of peers and of C (bench/README.md)
+    python3 dev.py bench      what a call of the store costs from C (bench/README.md has the other questions)
     python3 dev.py debug      all tests of the store under the debug build: validate() after each operation
     python3 dev.py asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
     python3 dev.py locking    the same with the mutex always taken, as on free-threaded CPython
