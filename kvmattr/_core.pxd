@@ -148,7 +148,7 @@ cdef bint map_enter(Map *map) noexcept nogil
 cdef bint map_enter_in_turn(Map *map) noexcept nogil
 cdef void map_leave(Map *map, bint entered) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
-cdef void map_vm_set(Map *map, uint64_t ranges) noexcept nogil
+cdef void map_called(Map *map, int call, uint64_t items) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil
 cdef uint8_t map_look_up(Map *map, uint64_t gfn) noexcept nogil
 cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil

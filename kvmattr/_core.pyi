@@ -431,8 +431,9 @@ class AttributeMap:
         maps is how many there are in the family: this one, its copies and its snapshots. calls is how often they were
         called, from Python, C and Cython, and update_calls, update_pages, get_calls, put_calls, put_pages, take_calls,
         runs_calls, runs_runs, snapshot_calls, ... how often in which way and about how many pages, runs or ranges.
-        These are modulo 2^64; what stats, nbytes, version and validate() are asked is not in them, nor are C's look-ups
-        in a snapshot.
+        These are modulo 2^64; what stats, nbytes, version and validate() are asked is not in them. Calls from C and
+        Cython are counted from the first stats() of the process on, of whichever map: what two of them differ by is
+        exact.
 
         >>> AttributeMap(1000).stats()["nodes"]
         0

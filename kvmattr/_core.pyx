@@ -91,8 +91,8 @@ openlists, batch, bitmap                    many pages, many ranges
 arguments, records, arrays, given           what Python hands in and gets: checks, runs, pages, batches
 facts, serial, saving                       stats() and validate(); bytes; files
 attribute_map                               the Python face
-for_cython, c_handles, c_calls, c_cursors,  what Cython, C and C++ call, and the table behind the capsule
-capi
+for_cython, c_handles, c_calls, c_cursors,  what Cython, C and C++ call, counted once somebody asks for counts, and the
+c_counted, capi                             table behind the capsule
 =========================================== ====================================================================
 
 ================================== ==================================================== ====================
@@ -156,6 +156,9 @@ cdef extern from "sync.h" nogil:
     const bint KVMATTR_DEBUG_BUILD
     void kvmattr_assert(bint condition)
     void kvmattr_read_once(void *copy, const void *source, size_t bytes)
+    void kvmattr_add(uint64_t *number, uint64_t by)
+    uint64_t kvmattr_number(const uint64_t *number)
+    void kvmattr_replace_words(void *to, const void *source, size_t bytes)
     void kvmattr_raise_version(uint64_t *version, uint64_t by)
     uint64_t kvmattr_read_version(const uint64_t *version)
     void kvmattr_store_int(int *where, int value)
@@ -310,6 +313,7 @@ include "_store/for_cython.pxi"
 include "_store/c_handles.pxi"
 include "_store/c_calls.pxi"
 include "_store/c_cursors.pxi"
+include "_store/c_counted.pxi"
 include "_store/capi.pxi"
 
 

@@ -34,9 +34,10 @@ from weakref import ref as reference_to
 import numpy as np
 
 from kvmattr import uapi
-from kvmattr._core cimport (PAGES_PER_BLOCK, UPDATE_CHANGED, UPDATE_NO_MEMORY, ChangeVisitor, Map, UpdateResult,
-                            map_announce, map_apply, map_block_is_uniform, map_changes, map_enter, map_enter_in_turn,
-                            map_expect, map_leave, map_look_up, map_of, map_refused, map_run_stop, map_vm_set)
+from kvmattr._core cimport (CALL_LEVEL, CALL_VM_SET, PAGES_PER_BLOCK, UPDATE_CHANGED, UPDATE_NO_MEMORY, ChangeVisitor,
+                            Map, UpdateResult, map_announce, map_apply, map_block_is_uniform, map_called, map_changes,
+                            map_enter, map_enter_in_turn, map_expect, map_leave, map_look_up, map_of, map_refused,
+                            map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, GuestMemfd, MemslotTable, Slot, SlotSet,
                                 binding_reaching, kvmattr_gate_enter, kvmattr_gate_leave, slot_after, slot_at,
                                 slot_reaching)
@@ -864,7 +865,7 @@ cdef class Machine:
         if record.last == AND and self.mail_calls and PyLong_Check(attributes) and attributes < 0:
             attributes = self.keeping(attributes)
         record.attributes = field(attributes, U64, "attributes")
-        map_vm_set(self.map, 1)
+        map_called(self.map, CALL_VM_SET, 1)
         self.set(&record)
         return 0
 
@@ -896,7 +897,7 @@ cdef class Machine:
         if length < sizeof(Record):
             raise OSError(EFAULT, f"a buffer of {length} bytes: the structure has {sizeof(Record)}")
         self.check_made()
-        map_vm_set(self.map, 1)
+        map_called(self.map, CALL_VM_SET, 1)
         # What is returned is there before anything changes: memory for it may run out.
         answer = bytes(arg) if readonly or not mutate_flag else 0
         self.set(&record)
@@ -934,7 +935,7 @@ cdef class Machine:
             batch.records = <const Record *>&memory[0]
         interrupts = []
         self.check_made()
-        map_vm_set(self.map, batch.count)
+        map_called(self.map, CALL_VM_SET, batch.count)
         map_announce(self.map, 1)
         try:
             while batch.done < batch.count:
@@ -1230,6 +1231,7 @@ cdef class Machine:
         self.check_made()
         inside = kvmattr_gate_enter(&self.memslots.gate)
         slot = slot_at(&self.memslots.spaces[0], gfn)
+        map_called(self.map, CALL_LEVEL, 0)
         if slot is not NULL:
             askew = slot.start ^ slot.userspace_addr >> PAGE_SHIFT
             entered = map_enter(self.map)

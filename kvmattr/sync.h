@@ -51,6 +51,28 @@ static inline void kvmattr_read_once(void *copy, const void *from, size_t bytes)
     __asm__ __volatile__("" : : "r"(copy) : "memory");
 }
 
+/* Pointers in the place of others: whoever reads one meanwhile gets the old or the new one. */
+typedef uintptr_t __attribute__((may_alias)) kvmattr_word;
+
+static inline void kvmattr_replace_words(void *to, const void *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes / sizeof(kvmattr_word); i++)
+        __atomic_store_n((kvmattr_word *)to + i, ((const kvmattr_word *)from)[i], __ATOMIC_RELEASE);
+}
+
+/* Numbers that count: added to under the mutex or the GIL; where there is no GIL, by anybody at any time. */
+static inline void kvmattr_add(uint64_t *number, uint64_t by)
+{
+#if KVMATTR_FREE_THREADED
+    if (!__builtin_constant_p(by) || by)
+        __atomic_fetch_add(number, by, __ATOMIC_RELAXED);
+#else
+    *number += by;
+#endif
+}
+
+static inline uint64_t kvmattr_number(const uint64_t *number) { return __atomic_load_n(number, __ATOMIC_RELAXED); }
+
 /* Numbers that are changed under the mutex and read without it. */
 static inline void kvmattr_store_int(int *where, int value) { __atomic_store_n(where, value, __ATOMIC_RELEASE); }
 

@@ -396,7 +396,7 @@ cdef bint set_file(GuestMemfd file, handle, const FileRecord *record, list inter
             machine.enter()
             alone = not kvmattr_load_int(&machine.listened) and len(pages.files) == 1
             if alone and outcome == UNCHANGED:
-                map_vm_set(pages.map, 1)
+                map_called(pages.map, CALL_VM_SET, 1)
                 entered = map_enter(pages.map)
                 outcome = convert(machine, file, pages, record, entered)
                 map_leave(pages.map, entered)
@@ -515,7 +515,7 @@ def convert_file_many(GuestMemfd file, handle, records):
     finally:
         map_announce(pages.held_map, -1)
         map_announce(pages.map, -1)
-    map_vm_set(pages.map, batch.done)
+    map_called(pages.map, CALL_VM_SET, batch.done)
     return batch.changed
 
 

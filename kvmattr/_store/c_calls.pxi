@@ -24,7 +24,6 @@ cdef int get_shared(const Map *map, uint64_t gfn) noexcept nogil:
     """A page of a map that another thread may write."""
     cdef bint entered = family_enter(map.family)
     cdef int value = map_get(map, gfn)
-    count_one(map.family, CALL_GET)
     family_leave(map.family, entered)
     return value
 
@@ -36,26 +35,16 @@ cdef inline uint32_t fields_raw(const Family *family, uint32_t handle, uint64_t 
 
 
 cdef int api_get(const kvmattr_map *handle, uint64_t gfn) noexcept nogil:
-    cdef const Map *map = <const Map *>handle
+    cdef const Map *map = opened(handle)
     cdef Family *family
     cdef Way way
     if map == NULL:
         return KVMATTR_BAD_MAP
-    # What opened() looks at, in an order in which counting a look-up costs no instruction more.
-    if map.seal & ~<uint32_t>SEAL_OURS == SEAL:
-        if gfn >= map.pages:
-            return KVMATTR_BAD_GFN
-        family = map.family
-        if family_shared(family):
-            return get_entering(map, gfn)
-        count_one(family, CALL_GET)
-    elif map.seal & ~<uint32_t>SEAL_OURS != SEAL | SEAL_READ_ONLY:
-        return KVMATTR_BAD_MAP
-    else:
-        if gfn >= map.pages:
-            return KVMATTR_BAD_GFN
-        family = map.family
-        count_in_snapshot(family, CALL_GET, 0)
+    if gfn >= map.pages:
+        return KVMATTR_BAD_GFN
+    family = map.family
+    if not map.seal & SEAL_READ_ONLY and family_shared(family):
+        return get_entering(map, gfn)
     if gfn >> level_shift(map.level):
         return map.rest
     way = way_down(family, &map.root, map.level, 2, gfn, 0)
@@ -80,10 +69,6 @@ cdef int api_take(const kvmattr_map *handle, const uint64_t *gfns, uint8_t *attr
     if count and kernels.largest(gfns, count) >= map.pages:
         return KVMATTR_BAD_GFN
     pins = not map.seal & SEAL_READ_ONLY and family_shared(map.family)
-    if map.seal & SEAL_READ_ONLY:
-        count_in_snapshot(map.family, CALL_TAKE, count)
-    else:
-        count_entering(map.family, CALL_TAKE, count)
     if pins:
         pin(&pinned, map)
         view = &pinned
@@ -106,7 +91,7 @@ cdef int api_all(const kvmattr_map *handle, uint64_t start, uint64_t stop, uint8
         return KVMATTR_BAD_MAP
     if bad_range(map, start, stop):
         return KVMATTR_BAD_RANGE
-    entered = look_enter(map, CALL_SEARCH, stop - start)
+    entered = look_enter(map)
     found = map_find(map, start, stop, attributes, mask, False)
     family_leave(map.family, entered)
     return found < 0
@@ -121,7 +106,7 @@ cdef int api_run(const kvmattr_map *handle, uint64_t gfn, kvmattr_run *run) noex
         return KVMATTR_BAD_POINTER
     if gfn >= map.pages:
         return KVMATTR_BAD_GFN
-    entered = look_enter(map, CALL_RUN, 0)
+    entered = look_enter(map)
     run.attributes = map_get(map, gfn)
     map_run(map, gfn, &run.start, &run.stop)
     family_leave(map.family, entered)
@@ -132,17 +117,15 @@ cdef struct RunCall:
     kvmattr_run_callback callback
     void *context
     int result
-    uint64_t runs
-    kvmattr_run run             # here and not on the stack of each call: that pays for counting them
 
 
 cdef bint call_run(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
     cdef RunCall *call = <RunCall *>sink.context
-    call.run.start = start
-    call.run.stop = stop
-    call.run.attributes = value
-    call.runs += 1
-    call.result = call.callback(call.context, &call.run)
+    cdef kvmattr_run run
+    run.start = start
+    run.stop = stop
+    run.attributes = value
+    call.result = call.callback(call.context, &run)
     return call.result == 0
 
 
@@ -161,10 +144,8 @@ cdef int api_runs(const kvmattr_map *handle, uint64_t start, uint64_t stop, kvma
     call.callback = callback
     call.context = context
     call.result = 0
-    call.runs = 0
     pin(&pinned, map)               # the callback may change the map
     map_runs(&pinned, start, stop, &sink)
-    count_entering(pinned.family, CALL_RUNS, call.runs)
     unpin(&pinned)
     return call.result
 
@@ -173,33 +154,29 @@ cdef struct ChangeCall:
     kvmattr_change_callback callback
     void *context
     int result
-    uint64_t runs
-    kvmattr_change change
 
 
 cdef bint call_change(DiffSink *sink, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil:
     cdef ChangeCall *call = <ChangeCall *>sink.context
-    call.change.start = start
-    call.change.stop = stop
-    call.change.before = old
-    call.change.after = new
-    call.runs += 1
-    call.result = call.callback(call.context, &call.change)
+    cdef kvmattr_change change
+    change.start = start
+    change.stop = stop
+    change.before = old
+    change.after = new
+    call.result = call.callback(call.context, &change)
     return call.result == 0
 
 
 cdef int call_changes(const Map *old, const Map *new, uint64_t start, uint64_t stop,
-                      kvmattr_change_callback callback, void *context, uint64_t *runs) noexcept nogil:
+                      kvmattr_change_callback callback, void *context) noexcept nogil:
     cdef ChangeCall call
     cdef DiffSink sink
     call.callback = callback
     call.context = context
     call.result = 0
-    call.runs = 0
     sink.emit = call_change
     sink.context = &call
     maps_diff(old, new, start, stop, &sink)
-    runs[0] = call.runs
     return call.result
 
 
@@ -208,7 +185,6 @@ cdef int api_diff(const kvmattr_map *handle, const kvmattr_map *before, uint64_t
     cdef Map *map = opened(handle)
     cdef Map *other = opened(before)
     cdef Map old, new
-    cdef uint64_t runs
     cdef int result
     if map == NULL or other == NULL:
         return KVMATTR_BAD_MAP
@@ -220,8 +196,7 @@ cdef int api_diff(const kvmattr_map *handle, const kvmattr_map *before, uint64_t
         return KVMATTR_BAD_RANGE
     pin(&old, other)
     pin(&new, map)
-    result = call_changes(&old, &new, start, stop, callback, context, &runs)
-    count_entering(new.family, CALL_DIFF, runs)
+    result = call_changes(&old, &new, start, stop, callback, context)
     unpin(&new)
     unpin(&old)
     return result
@@ -252,7 +227,6 @@ cdef int api_update(kvmattr_map *handle, uint64_t start, uint64_t stop, uint8_t 
         return refused
     change = change_of(attributes, operation, mask)
     entered = family_enter(map.family)
-    count_call(map.family, CALL_UPDATE, stop - start)
     result = map_update(map, start, stop, change.k, change.x)
     if KVMATTR_DEBUG_BUILD:
         audit_or_abort(map)
@@ -267,7 +241,6 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     cdef Map old, new
     cdef Change change
     cdef UpdateResult result
-    cdef uint64_t runs
     cdef bint entered
     cdef int answer
     cdef int refused = refused_update(map, start, stop, operation)
@@ -278,7 +251,6 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     change = change_of(attributes, operation, mask)
     # The states before and after are held within one hold of the mutex, so that no other update is between them.
     entered = family_enter(map.family)
-    count_call(map.family, CALL_UPDATE, stop - start)
     map_share(&old, map)
     old.pinned_by = <uintptr_t>pthread_self()
     result = map_update(map, start, stop, change.k, change.x)
@@ -289,7 +261,7 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     family_leave(map.family, entered)
     answer = KVMATTR_NO_MEMORY if result < 0 else <int>result
     if result > 0:
-        answer = call_changes(&old, &new, start, stop, callback, context, &runs)
+        answer = call_changes(&old, &new, start, stop, callback, context)
         answer = answer if answer else 1
     unpin(&new)
     unpin(&old)
@@ -304,8 +276,7 @@ cdef int api_snapshot(const kvmattr_map *handle, const kvmattr_map **snapshot) n
         return KVMATTR_BAD_MAP
     if snapshot == NULL:
         return KVMATTR_BAD_POINTER
-    count_entering(map.family, CALL_SNAPSHOT, 0)
-    map = map_twin(map, False)
+    map = map_twin(map, False, NULL)
     if map == NULL:
         return KVMATTR_NO_MEMORY
     map.seal = SEAL | SEAL_READ_ONLY | SEAL_OURS
@@ -332,5 +303,4 @@ cdef int api_restore(kvmattr_map *handle, const kvmattr_map *source) noexcept no
         return KVMATTR_READ_ONLY
     if map.pages != other.pages:
         return KVMATTR_BAD_PAGES
-    count_entering(map.family, CALL_RESTORE, 0)
     return KVMATTR_NO_MEMORY if map_restore(map, other) < 0 else 0

@@ -22,13 +22,11 @@ cdef const Map *cursor_view(Cursor *cursor) noexcept nogil:
     cdef const Map *map = cursor.map
     cdef bint entered
     if map.seal & SEAL_READ_ONLY or not family_shared(map.family):
-        count_in_snapshot(map.family, CALL_SEEK, 0)
         cursor_unpin(cursor)
         cursor.window.seen = map.version
         return map
     if not cursor.pins or kvmattr_read_version(&map.version) != cursor.window.seen:
         entered = family_enter(map.family)
-        count_one(map.family, CALL_SEEK)
         if cursor.pins:
             map_drop(&cursor.pinned)
         map_share(&cursor.pinned, map)

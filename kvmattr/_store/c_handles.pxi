@@ -90,15 +90,9 @@ cdef inline Map *opened(const kvmattr_map *handle) noexcept nogil:
     return map
 
 
-cdef inline bint look_enter(const Map *map, int call, uint64_t items) noexcept nogil:
-    """Take the mutex for a look-up in a map that may change meanwhile, and count it there."""
-    cdef bint entered
-    if map.seal & SEAL_READ_ONLY:
-        count_in_snapshot(map.family, call, items)
-        return False
-    entered = family_enter(map.family)
-    count_call(map.family, call, items)
-    return entered
+cdef inline bint look_enter(const Map *map) noexcept nogil:
+    """Take the mutex for a look-up in a map that may change meanwhile."""
+    return not map.seal & SEAL_READ_ONLY and family_enter(map.family)
 
 
 cdef inline void seal_break(uint32_t *seal) noexcept nogil:
@@ -180,8 +174,7 @@ cdef object api_object_of(const kvmattr_map *handle):
     cdef Map *map = opened(handle)
     if map == NULL:
         raise ValueError(api_error_text(KVMATTR_BAD_MAP).decode())
-    count_entering(map.family, CALL_COPY, 0)
-    return share(map, False)
+    return share(map, False, CALL_COPY)
 
 
 # ---- maps ----
@@ -206,8 +199,7 @@ cdef int api_copy(const kvmattr_map *handle, kvmattr_map **copy) noexcept nogil:
         return KVMATTR_BAD_MAP
     if copy == NULL:
         return KVMATTR_BAD_POINTER
-    count_entering(map.family, CALL_COPY, 0)
-    map = map_twin(map, False)
+    map = map_twin(map, False, NULL)
     if map == NULL:
         return KVMATTR_NO_MEMORY
     map.seal = SEAL | SEAL_OURS

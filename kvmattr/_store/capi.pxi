@@ -32,4 +32,27 @@ api.cursor_open = api_cursor_open
 api.cursor_seek = api_cursor_seek
 api.cursor_close = api_cursor_close
 
+# The same functions, counting where there is something to count.
+cdef kvmattr_api counting_api = api
+
+counting_api.copy = counted_copy
+counting_api.get = counted_get
+counting_api.take = counted_take
+counting_api.all = counted_all
+counting_api.run = counted_run_at
+counting_api.runs = counted_runs
+counting_api.diff = counted_diff
+counting_api.update = counted_update
+counting_api.update_changes = counted_update_changes
+counting_api.snapshot = counted_snapshot
+counting_api.restore = counted_restore
+counting_api.cursor_seek = counted_seek
+
+
+cdef void count_c_calls() noexcept:
+    """Clients read an entry at each call: from the next one on they are counted. Calls under way are not."""
+    kvmattr_replace_words(&api, &counting_api, sizeof(api))
+
+set_begin_counting(count_c_calls)
+
 C_API = PyCapsule_New(&api, "kvmattr._core.C_API", NULL)

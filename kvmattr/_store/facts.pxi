@@ -23,7 +23,7 @@ cdef dict map_facts(const Map *map, uint64_t runs, const Counters *asked):
     family.counters.nodes_visited = asked.nodes_visited
     family.counters.pages_compared = asked.pages_compared
     has = family.counters
-    memcpy(called, family.called, sizeof(called))
+    calls_now(family, called)
     each = family.maps
     while each != NULL:
         maps += 1

@@ -24,9 +24,9 @@ cdef void map_announce(Map *map, int change) noexcept nogil:
     """+1 before a writer gives up the GIL, -1 when it has it back."""
     family_announce(map.family, change)
 
-cdef void map_vm_set(Map *map, uint64_t ranges) noexcept nogil:
-    """Count a call of a machine that sets the attributes of so many ranges; without the mutex."""
-    count_entering(map.family, CALL_VM_SET, ranges)
+cdef void map_called(Map *map, int call, uint64_t items) noexcept nogil:
+    """Count a call of a machine that is about so many pages or ranges; without the mutex."""
+    count_entering(map.family, call, items)
 
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil:
     """The attributes of one page."""
@@ -59,7 +59,6 @@ cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept
     """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""
     cdef uint64_t start = gfn & ~(level_span(level) - 1)
     cdef Way way
-    count_call(map.family, CALL_UNIFORM, level_span(level))
     if gfn < level_span(map.level) and map.level >= level:
         way = way_down(map.family, &map.root, map.level, level, gfn, WAY_COMPOSES)
         # What is pending above may leave nothing of what varies below.

@@ -31,7 +31,7 @@ cdef inline bint family_shared(const Family *family) noexcept nogil:
 cdef inline void family_exclude_readers(Family *family) noexcept nogil:
     """With the mutex: wait for the look-ups that go without it."""
     if KVMATTR_FREE_THREADED:
-        family.called[<int>CALL_GET].calls += kvmattr_readers_wait(family_stripes(family), &family.writing)
+        kvmattr_add(&family.called[<int>CALL_GET].calls, kvmattr_readers_wait(family_stripes(family), &family.writing))
 
 cdef void family_claim(Family *family) noexcept nogil:
     """Take the mutex after whoever has it now, before all others. The turn is taken too; fork() keeps it."""
@@ -111,19 +111,24 @@ cdef inline void family_announce(Family *family, int change) noexcept nogil:
     family_unlock(family)
 
 
-cdef void count_entering(Family *family, int call, uint64_t items) noexcept nogil:
-    """The same for a caller that does not hold the mutex."""
-    cdef bint entered = family_enter(family)
+cdef void count_locking(Family *family, int call, uint64_t items) noexcept nogil:
+    family_lock(family)
     count_call(family, call, items)
-    family_leave(family, entered)
+    family_unlock(family)
 
-cdef inline void count_in_snapshot(Family *family, int call, uint64_t items) noexcept nogil:
-    """A look-up without the mutex: counted while the family belongs to one thread."""
-    if not family_shared(family):
+# Called through a pointer, so that no compiler takes it into its caller, which then needs no frame on the stack.
+cdef void (*count_apart)(Family *family, int call, uint64_t items) noexcept nogil
+count_apart = count_locking
+
+cdef inline void count_entering(Family *family, int call, uint64_t items) noexcept nogil:
+    """The same for a caller that does not hold the mutex."""
+    if family_shared(family) and not KVMATTR_FREE_THREADED:
+        count_apart(family, call, items)
+    else:
         count_call(family, call, items)
 
 cdef void count_items(Family *family, int call, uint64_t items) noexcept nogil:
     """More of a call that was counted before."""
     cdef bint entered = family_enter(family)
-    family.called[call].items += items
+    kvmattr_add(&family.called[call].items, items)
     family_leave(family, entered)

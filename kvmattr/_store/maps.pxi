@@ -78,12 +78,14 @@ cdef Map *map_new(uint64_t pages, uint8_t value) noexcept nogil:
     return map
 
 
-cdef Map *map_twin(const Map *source, bint movable) noexcept nogil:
-    """One map more with the content of `source`; NULL when out of memory."""
+cdef inline Map *map_twin(const Map *source, bint movable, const int *call) noexcept nogil:
+    """One map more with the content of `source`, for a call of that kind if one is given; NULL when out of memory."""
     cdef Map *map = <Map *>malloc(sizeof(Map))
     cdef bint entered
     if map != NULL:
         entered = family_enter(source.family)
+        if call != NULL:
+            count_one(source.family, call[0])
         map_share(map, source)
         map.movable = movable
         family_leave(source.family, entered)

@@ -66,7 +66,7 @@ def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Me
     unseen: dict[str, None] = {}
     calls: dict[str, int] = {}
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
-        found.counted = worker.loaded["counting"]
+        found.counted = worker.ask("build")["counting"]
         found.scenarios = worker.loaded["scenarios"]
         if gate.source and not found.counted:
             raise CannotTell(f"wrong build loaded: {worker.loaded['file']} does not count what it visits")

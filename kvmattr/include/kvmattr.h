@@ -24,7 +24,8 @@
  *   everything else                                         takes the family's mutex for one operation
  *   callbacks                                               run without it, over the state at one moment
  *
- * A cursor belongs to one thread. A snapshot may be read by any number of threads.
+ * A cursor belongs to one thread. A snapshot may be read by any number of threads. Once Python has asked for stats(), each
+ * call is counted, under the mutex where the family is shared.
  */
 #ifndef KVMATTR_H
 #define KVMATTR_H
@@ -97,7 +98,8 @@ typedef struct kvmattr_cursor {
 
 struct _object;                 /* Python's PyObject */
 
-/* What kvmattr._core.C_API points to. The first two fields keep their place for ever. */
+/* What kvmattr._core.C_API points to. The first two fields keep their place for ever. The functions change when calls
+ * begin to be counted: read them at each call, as those below do. */
 typedef struct kvmattr_api {
     uint32_t abi_version;
     uint32_t struct_size;
