@@ -139,10 +139,10 @@ cdef object integer_array(object values, str name):
 
 
 cdef object gfn_cells(object gfns):
-    """An array of integers as contiguous, aligned uint64 cells: uint64 and int64 are not copied. A negative gfn becomes
-    one beyond any map, which the check of the cells finds."""
+    """An array of integers as contiguous, aligned cells to be read as uint64, which uint64 and int64 are themselves. A
+    negative gfn becomes one beyond any map, which the check of the cells finds."""
     dtype = gfns.dtype
-    if dtype is UINT64 and type(gfns) is NDARRAY:
+    if (dtype is UINT64 or dtype is INT64) and type(gfns) is NDARRAY:
         flags = gfns.flags
         if flags.c_contiguous and flags.aligned:
             return gfns

@@ -287,10 +287,7 @@ KVMATTR_LOST(portable, )
                                              const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,\
                                              kvmattr_located *located)                                       \
     {                                                                                                        \
-        if (n == KVMATTR_GROUP && walk->level == 4)                                                          \
-            kvmattr_locate_group(walk, gfns, KVMATTR_GROUP, ks, xs, step, last, located, 4);                 \
-        else                                                                                                 \
-            kvmattr_locate_group(walk, gfns, n, ks, xs, step, last, located, walk->level);                   \
+        kvmattr_locate_group(walk, gfns, n, ks, xs, step, last, located, walk->level);                       \
     }
 
 KVMATTR_WALKS(portable, )
