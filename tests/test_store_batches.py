@@ -258,3 +258,59 @@ def test_a_list_is_opened_and_stored_once():
     assert m.put(gfns, values) == len(gfns) - 20
     assert m.stats()["leaf_allocations"] - before <= 3
     assert m.count(0, 1 << 18, 1) == 21
+
+
+FAMILIES = ("alone", "snapshot kept", "half of it copied", "snapshot dropped", "two snapshots, one dropped", "restored",
+            "assigned", "assigned, alone")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_page_that_was_located_is_written_where_it_lies_by_then(family):
+    """A group of pages is located before any of them is written. What one of them does to the leaf of another, or to
+    a node above it (a copy, another width, a line, a uniform block), must not be missed, whoever shares it."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        pages = [1 << 19, 1 << 11][seed % 4 == 3]
+        m, a = AttributeMap(pages), np.zeros(pages, np.uint8)
+        blocks = rng.choice(pages // 512, min(pages // 512, 5), replace=False)
+        for kind, block in enumerate(blocks):
+            cells = a[block * 512:(block + 1) * 512]
+            if kind == 0:
+                cells[:] = rng.integers(0, 2, 512)
+            elif kind == 1:
+                cells[:] = rng.integers(0, 16, 512)
+            elif kind == 2:                             # a run line
+                cells[100:200], cells[300:301] = 1, 2
+            elif kind == 3:                             # one page keeps it from being uniform
+                cells[rng.integers(0, 512)] = 1
+        m[:] = a
+        seen = []
+        if "alone" not in family:
+            seen.append((m.snapshot(), a.copy()))
+        if family.startswith("two"):
+            m.put(blocks[:2] * 512 + 7, 1)
+            a[blocks[:2] * 512 + 7] = 1
+            seen.append((m.snapshot(), a.copy()))
+        if family == "half of it copied":
+            m.put(blocks[:3] * 512 + 5, 1)
+            a[blocks[:3] * 512 + 5] = 1
+        elif family == "restored":
+            m.fill(3)
+            m.restore(seen[0][0])
+        elif "assigned" in family:                      # the old nodes are dead, and not taken apart yet
+            stop = 512 * min(int(blocks.min()), pages // 1024) + 100
+            a[:stop] = 1 - a[:stop].clip(0, 1)
+            m[0:stop] = a[:stop]
+        if "dropped" in family:
+            del seen[0]
+        for most in (2, 2, 3, 16, 1, 2, 256, 2):
+            gfns = rng.choice(blocks, 400) * 512 + rng.integers(0, 512, 400)
+            if most == 1:                               # blocks become uniform in the midst of a group
+                gfns = np.concatenate([np.arange(512) + 512 * block for block in blocks[:2]])
+            values = rng.integers(0, most, len(gfns)).astype(np.uint8)
+            m.put(gfns, values)
+            a[gfns] = values
+            assert np.array_equal(m.to_numpy(0, pages), a), (seed, most)
+        m.validate()
+        for snapshot, then in seen:
+            assert np.array_equal(snapshot.to_numpy(0, pages), then)

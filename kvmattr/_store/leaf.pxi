@@ -14,7 +14,8 @@
 # kvmattr_field_update). A run line stands where more than two bits would be needed and there are few runs.
 #
 # A leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf, and a bit that varies no longer
-# is noticed (kvmattr_field_lost). Fields become narrower only when a range is written.
+# is noticed (kvmattr_field_lost). Fields become narrower only when a range is written, and then where a quarter of
+# their bits will do.
 
 from libc.string cimport memcmp
 
@@ -245,11 +246,11 @@ cdef inline void fields_settle(Family *family, Entry *slot) noexcept nogil:
 
 
 cdef inline bint fields_too_wide(Entry e) noexcept nogil:
-    """Whether a quarter of a leaf's bits, or one of two, may do. To look is dear, so it is not done more eagerly."""
+    """Whether a quarter of a leaf's bits may do. Where half of them would, the next range might want all again."""
     cdef uint32_t handle = entry_handle(e)
     cdef int wide = wide_of(handle)
     cdef uint64_t varying
-    if handle == 0 or is_line(handle) or wide == 0:
+    if handle == 0 or is_line(handle) or wide < 2:
         return False
     varying = kvmattr_fold(wide, entry_varying(e)) & kvmattr_field_masks[wide]
     varying &= varying - 1              # less one bit
@@ -347,14 +348,28 @@ cdef bint line_write(Family *family, Entry *slot, int lo, int hi, uint8_t k, uin
     line.count = <uint8_t>now
     varying = runs_varying(line.values, now)
     slot[0] = entry_make(handle, 0xff, 0, varying, line.values[0])
-    varying &= varying - 1
-    if varying & (varying - 1) == 0:
+    if two_values(line, varying):
         runs_narrow(family, slot)
     return True
 
 
+cdef inline bint two_values(const kvmattr_line *line, uint8_t varying) noexcept nogil:
+    """Whether a line has two values, as far as one or two bits that vary tell at once: fields of one bit hold it in as
+    many bytes and are faster. Fields of two bits would be larger, and the next range might want a line again."""
+    cdef uint8_t less = varying & (varying - 1), differs
+    cdef int i
+    if less & (less - 1):
+        return False
+    if less:
+        for i in range(1, line.count):
+            differs = line.values[i] ^ line.values[0]
+            if differs and differs != varying:
+                return False
+    return True
+
+
 cdef void runs_narrow(Family *family, Entry *slot) noexcept nogil:
-    """Fields instead of a line that may do with fewer than four bits."""
+    """Fields instead of a line that may do with one bit."""
     cdef Plan plan
     line_load(family, slot[0], &plan.runs)
     runs_store(family, slot, &plan)
