@@ -645,6 +645,7 @@ def asv_file(path: Path, factor: float, cpu: str = "AMD EPYC", python: str = "3.
                                         [samples, [2 * each for each in samples]]],
                     "suite.time_ask": [[factor * 1e-6], [], "v", [samples]],
                     "suite.time_broken": [[None], [], "v"],
+                    "suite.time_skipped": [[float("nan")], [], "v"],
                     "suite.track_size": [[7], [], "v"]}}))
     return str(path)
 
@@ -654,12 +655,17 @@ def test_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert judge_json([slow], [base]) == 1
     out = capsys.readouterr().out
     assert re.search(r"regression  suite\.time_walk\(2\): 1\.500x", out)
-    assert "undecided   suite.time_broken: " + base + ": no result (the benchmark failed or was skipped)" in out
+    assert "undecided   suite.time_broken: " + base + ": no result (the benchmark failed)" in out
+    assert "not judged: what every file skips (suite.time_skipped)" in out
     assert "track_size" not in out
     assert judge_json([base], [asv_file(project / "other.json", 1, "Intel Xeon")]) == 3
     capsys.readouterr()
     assert judge_json([base], [asv_file(project / "later.json", 1, python="3.12")]) == 3
     assert "base.json: Python is '3.11', in " in capsys.readouterr().out
+    # What one side alone skips is a doubt.
+    Path(slow).write_text(Path(slow).read_text().replace("[NaN]", "[1e-06]"))
+    assert judge_json([base], [slow]) == 3
+    assert f"undecided   suite.time_skipped: {base}: skipped: there is no ratio of that" in capsys.readouterr().out
     # Paths are no versions. (What is left undecided is the benchmark without a result.)
     there, here = (asv_file(project / f"{name}.json", 1, python=f"/{name}/bin/python") for name in ("there", "here"))
     assert judge_json([there], [here]) == 3
@@ -678,6 +684,10 @@ def test_files_of_hyperfine(project: Path, capsys: pytest.CaptureFixture[str]) -
     assert judge_json([file("failed.json", 1, 2)], ["base.json"]) == 3
     assert "undecided   work: failed.json: the command ended with 2: there is no ratio of that" in (
         capsys.readouterr().out)
+    twice = json.loads(Path("base.json").read_text())
+    Path("twice.json").write_text(json.dumps({"results": twice["results"] * 2}))
+    assert judge_json(["twice.json"], ["base.json"]) == 3
+    assert "work: twice.json: it is there twice (--command-name gives each command its own)" in capsys.readouterr().out
 
 
 # ---- what it writes ----

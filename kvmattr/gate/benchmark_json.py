@@ -44,10 +44,14 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
     if not expected & measured:
         raise CannotTell("the files have no benchmark in common (hyperfine: --command-name gives both one name)")
     limits.check({name: each.times[name].group for each in ours for name in each.times})
+    skipped = []
     for name in sorted(expected | measured):
         if name not in measured or name not in expected:
             judgement.add("missing", name, Verdict.UNDECIDED,
                           f"not in every file of the {'head' if name in expected else 'base'}")
+            continue
+        if all(each.times[name].skipped for each in [*theirs, *ours]):
+            skipped.append(name)
             continue
         trouble = next((f"{each.path}: {each.times[name].wrong}" for each in [*theirs, *ours]
                         if each.times[name].wrong), None)
@@ -56,6 +60,8 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
             continue
         judgement.add(CHECK, name, *_judged(name, [each.times[name] for each in ours],
                                             [each.times[name] for each in theirs], limits))
+    if skipped:
+        judgement.not_judged.append(f"what every file skips ({', '.join(skipped)})")
     if len(base) < FEWEST_PAIRS:
         judgement.notes.append(
             f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what differs between "

@@ -18,12 +18,13 @@ FINGERPRINT = ("CPU", "number of CPUs", "architecture", "system", "governor", "m
 
 @dataclass(frozen=True)
 class Times:
-    """One benchmark of one file: seconds. ``trouble`` says why they cannot be used."""
+    """One benchmark of one file: seconds. ``trouble`` says why they cannot be used; ``skipped``: on purpose."""
 
     median: float
     samples: tuple[float, ...] = ()
     group: str | None = None
     trouble: str | None = None
+    skipped: bool = False
 
     @property
     def wrong(self) -> str | None:
@@ -97,8 +98,10 @@ def _hyperfine(path: Path, data: dict[str, Any]) -> TimeFile:
                                     if str(value) not in each["command"])]
         failed = sorted({code for code in each.get("exit_codes") or () if code})
         trouble = f"the command ended with {', '.join(map(str, failed))}" if failed else None
-        times[" ".join(words)] = Times(_number(each["median"]), tuple(map(_number, each.get("times") or ())),
-                                       trouble=trouble)
+        name = " ".join(words)
+        if name in times:
+            trouble = "it is there twice (--command-name gives each command its own)"
+        times[name] = Times(_number(each["median"]), tuple(map(_number, each.get("times") or ())), trouble=trouble)
     return TimeFile(path, times, {})
 
 
@@ -118,8 +121,9 @@ def _asv(path: Path, data: dict[str, Any]) -> TimeFile:
         cells = list(itertools.product(*(row.get("params") or [])))
         for cell, median, rounds in zip(cells, results, samples, strict=False):
             full = f"{name}({', '.join(map(str, cell))})" if cell else name
-            trouble = "no result (the benchmark failed or was skipped)" if median is None else None
-            times[full] = Times(_number(median), tuple(map(_number, rounds or ())), trouble=trouble)
+            skipped = median is not None and math.isnan(median)     # asv writes null for one that failed
+            trouble = "no result (the benchmark failed)" if median is None else "skipped" if skipped else None
+            times[full] = Times(_number(median), tuple(map(_number, rounds or ())), None, trouble, skipped)
     machine = data.get("params") or {}
     python = str(machine.get("python") or data.get("python") or "")
     return TimeFile(path, times, _known({
