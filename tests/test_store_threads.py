@@ -123,30 +123,35 @@ def test_an_unmoved_version_promises_unmoved_pages(kind: str) -> None:
     """What a software TLB does: version, pages, version; equal versions mean pages of that state."""
     m = AttributeMap(PAGES)
     stop = threading.Event()
-    gfns = np.arange(5, 2**20, 4093, dtype=np.uint64)
-    bits = np.zeros(2**20, dtype=np.uint8)
+    many = "many" in kind   # which is another way to write them, and takes long enough for a reader to come between
+    pages = 2**23 if many else 2**20
+    gfns = np.arange(5, pages, pages // 256 - 3, dtype=np.uint64)
+    bits = np.full(pages, many, dtype=np.uint8)
+    bits[::7] = 0           # a block that is set as a whole is another way again
     bits[gfns] = 1
-    if "many" in kind:      # which is another way to write them
-        bits[: 2**20].reshape(-1, 512)[gfns >> 9, :400] = 1
     packed = np.packbits(bits, bitorder="little")
 
-    def write() -> None:
-        try:
-            for turn in range(300 if kind == "put" else 60):
-                if kind == "put":
-                    m.put(gfns, turn % 200)
-                else:
-                    m.put_bitmap(0, packed, turn % 200)
-        finally:
-            stop.set()
+    def write() -> None:    # as long as somebody reads: it is quick
+        for turn in itertools.count():
+            if kind == "put":
+                m.put(gfns, turn % 200)
+            else:
+                m.put_bitmap(0, packed, turn % 200)
+            if stop.is_set():
+                break
 
     def read() -> None:
         known: dict[int, bytes] = {}
-        while not stop.is_set():
-            before = m.version
-            pages = m.take(gfns).tobytes()
-            if m.version == before:
-                assert known.setdefault(before, pages) == pages
+        met = set()
+        try:
+            while len(met) < 100:
+                before = m.version
+                met.add(before)
+                found = m.take(gfns).tobytes()
+                if m.version == before:
+                    assert known.setdefault(before, found) == found
+        finally:
+            stop.set()
 
     together(write, read)
     m.validate()
@@ -155,25 +160,29 @@ def test_an_unmoved_version_promises_unmoved_pages(kind: str) -> None:
 def test_the_number_of_runs_beside_a_writer() -> None:
     """It is kept with the version that it belongs to, whichever of several threads counted last."""
     m = AttributeMap(PAGES)
-    stop = threading.Event()
-    pages = 3000
+    read = threading.Semaphore(0)
 
-    def write() -> None:  # version v has 2 * v + 1 runs
+    def write() -> None:  # version v has 2 * v + 1 runs; as long as somebody counts: it is quick
+        ended = 0
+        for page in range(PAGES // 2):
+            m[1 + 2 * page] = 1
+            ended += read.acquire(blocking=False)
+            if ended == 2:
+                break
+
+    def count() -> None:
+        met = set()
         try:
-            for page in range(pages):
-                m[1 + 2 * page] = 1
+            while len(met) < 20:
+                before = m.version
+                met.add(before)
+                counted = m.run_count
+                assert 2 * before + 1 <= counted <= 2 * m.version + 1
         finally:
-            stop.set()
+            read.release()
 
-    def read() -> None:
-        while not stop.is_set():
-            before = m.version
-            counted = m.run_count
-            assert 2 * before + 1 <= counted <= 2 * m.version + 1
-
-    together(write, read, read)
-    assert m.version == pages
-    assert m.run_count == 2 * pages + 1
+    together(write, count, count)
+    assert m.run_count == 2 * m.version + 1
 
 
 def test_maps_of_different_families_do_not_meet() -> None:
