@@ -48,16 +48,14 @@ def build(source: Path, mode: str = "", *, twin: bool = False, shifted: bool = F
     """
     flags = SHIFT if shifted else ""
     kind = (mode or "plain") + "-shifted" * shifted
+
+    def assemble(target: Path) -> None:
+        compiled = cache.kept(f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions",
+                              lambda scratch: _compile(source, mode, kind, flags, scratch))
+        shutil.copytree(source / "kvmattr", target / "kvmattr", ignore=shutil.ignore_patterns(*_NOT_SOURCES))
+        shutil.copytree(compiled, target, dirs_exist_ok=True)
     # All names in the cache are of one length: a path is in a process's memory and moves what comes after it.
-    place = cache.directory() / f"{_digest(source, _COMPILED + _PLAIN, mode, flags, twin)}-{mode or 'plain'}"
-    if not place.exists():
-        compiled = cache.directory() / f"{_digest(source, _COMPILED, mode, flags)}-{mode or 'plain'}-extensions"
-        if not compiled.exists():
-            cache.settle(compiled, lambda scratch: _compile(source, mode, kind, flags, scratch))
-        cache.used(compiled)
-        cache.settle(place, lambda scratch: _assemble(source, compiled, scratch))
-    cache.used(place)
-    return place
+    return cache.kept(f"{_digest(source, _COMPILED + _PLAIN, mode, flags, twin)}-{mode or 'plain'}", assemble)
 
 
 def checkout(directory: Path, ref: str) -> Path:
@@ -91,11 +89,6 @@ def _digest(source: Path, suffixes: tuple[str, ...], mode: str, flags: str, twin
     for path in (source / "setup.py", *found):
         digest.update(f"{path.relative_to(source)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _assemble(source: Path, compiled: Path, target: Path) -> None:
-    shutil.copytree(source / "kvmattr", target / "kvmattr", ignore=shutil.ignore_patterns(*_NOT_SOURCES))
-    shutil.copytree(compiled, target, dirs_exist_ok=True)
 
 
 def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> None:

@@ -21,8 +21,18 @@ def directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmattr-gate"
 
 
-def settle(place: Path, fill: Callable[[Path], None]) -> None:
-    """Make a cached directory complete or not at all; of two that make it at once the first one wins."""
+def kept(name: str, fill: Callable[[Path], None]) -> Path:
+    """The cached directory of a name, made now unless it is there: complete or not at all. Of two that make it at once
+    the first one wins."""
+    place = directory() / name
+    if not place.exists():
+        _settle(place, fill)
+    with contextlib.suppress(OSError):      # a cache that others made and we may only read
+        os.utime(place)                     # needed: it is not forgotten yet
+    return place
+
+
+def _settle(place: Path, fill: Callable[[Path], None]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="making-", dir=place.parent))
@@ -38,12 +48,6 @@ def settle(place: Path, fill: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     _forget(place.parent)
-
-
-def used(place: Path) -> None:
-    """Something in the cache is needed: it is not forgotten yet."""
-    with contextlib.suppress(OSError):      # a cache that others made and we may only read
-        os.utime(place)
 
 
 def _forget(cache: Path) -> None:

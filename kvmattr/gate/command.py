@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 
 from kvmattr.gate import benchmark_json, builds, history, limits, loading, output, repository, stages
-from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.baseline import Baseline, judge_slopes
 from kvmattr.gate.project import Project
 from kvmattr.gate.selftest import prove, selftest
 from kvmattr.gate.stages import Gate
@@ -222,7 +222,7 @@ def _update(judgement: Judgement, path: Path, found: stages.Measured) -> None:
     """Accept what was measured, unless it is less than it should be."""
     for cell, error in found.failed.items():
         judgement.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
-    stages.judge_growth(judgement, found)
+    judge_slopes(judgement, {}, found.now.slopes, found.growth)      # against what the scenarios declare
     if judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED):
         judgement.notes.append(f"{path} was not written")
         return

@@ -61,15 +61,12 @@ class Project:
         digest = hashlib.sha256()
         for name in names:
             digest.update(f"{name}\0{(top / name).stat().st_mode & 0o111}\0".encode() + (top / name).read_bytes())
-        place = cache.directory() / f"{digest.hexdigest()[:40]}-sources"
 
         def copy(scratch: Path) -> None:
             for name in names:
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(top / name, scratch / name)
-        if not place.exists():
-            cache.settle(place, copy)
-        cache.used(place)
+        place = cache.kept(f"{digest.hexdigest()[:40]}-sources", copy)
         return self._side(place, place / inside, digest.hexdigest(), "")
 
     def _files(self) -> tuple[Path, str, list[str]]:
@@ -89,10 +86,8 @@ class Project:
         python = (platform.python_version(), sysconfig.get_config_var("SOABI"), sys.prefix)
         key = hashlib.sha256(repr((commit, str(inside.relative_to(root)), self.install, kind, python)).encode())
         # All names are of one length: a path is in a process's memory and moves what comes after it.
-        place = cache.directory() / f"{key.hexdigest()[:40]}-project"
-        if not place.exists():
-            cache.settle(place, lambda scratch: self._fill(root, inside, kind, scratch))
-        cache.used(place)
+        place = cache.kept(f"{key.hexdigest()[:40]}-project",
+                           lambda scratch: self._fill(root, inside, kind, scratch))
         if self.install:
             return Side(self.kvmattr, (place,))
         # Where the scenario files lie in the project, there lies what they import.

@@ -35,22 +35,19 @@ def checkout(directory: Path, ref: str) -> Checkout:
     if found.returncode:
         raise Usage(f"--base {ref!r}: no such commit in {directory} (a shallow clone has few of them)")
     commit = found.stdout.decode().strip()
-    place = cache.directory() / f"{commit}-sources"
-    if not place.exists():
+
+    def extract(scratch: Path) -> None:
         # From the root, whichever directory we are asked from.
         top = Path(_git(ref, directory, "rev-parse", "--show-toplevel").stdout.decode().strip())
-
-        def extract(scratch: Path) -> None:
-            archive = _git(ref, top, "archive", "--format=tar", commit)
-            if archive.returncode:
-                raise CannotTell(f"--base {ref!r}: git archive failed: {said(archive)}")
-            try:
-                with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-                    tar.extractall(scratch, filter="data")
-            except tarfile.ReadError:
-                raise CannotTell(f"--base {ref!r}: {commit} has no files") from None
-        cache.settle(place, extract)
-    cache.used(place)
+        archive = _git(ref, top, "archive", "--format=tar", commit)
+        if archive.returncode:
+            raise CannotTell(f"--base {ref!r}: git archive failed: {said(archive)}")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+                tar.extractall(scratch, filter="data")
+        except tarfile.ReadError:
+            raise CannotTell(f"--base {ref!r}: {commit} has no files") from None
+    place = cache.kept(f"{commit}-sources", extract)
     return Checkout(place, place / prefix, commit)
 
 

@@ -114,17 +114,9 @@ def judge_counts(judgement: Judgement, gate: Gate, expected: Baseline, found: Me
     held = now.bytes if expected.calls is not None else {
         key: value for key, value in now.bytes.items() if not key.endswith("/maps")}     # older than this number
     baselines.judge_exact(judgement, "memory", expected.bytes, held, limits)
-    baselines.judge_presence(judgement, _not_failed(expected.counts.keys() | expected.bytes.keys(), found),
+    baselines.judge_presence(judgement, {key for key in expected.counts.keys() | expected.bytes.keys()
+                                         if key.rsplit("/", 1)[0] not in found.failed},
                              now.counts.keys() | held.keys())
-
-
-def judge_growth(judgement: Judgement, found: Measured) -> None:
-    """Slopes against what the scenarios declare: no baseline is needed for that."""
-    baselines.judge_slopes(judgement, {}, found.now.slopes, found.growth)
-
-
-def _not_failed(keys: set[str], found: Measured) -> set[str]:
-    return {key for key in keys if key.rsplit("/", 1)[0] not in found.failed}
 
 
 @dataclass(frozen=True)
@@ -228,6 +220,5 @@ def judge_stored_instructions(judgement: Judgement, gate: Gate, expected: Baseli
 def count_instructions(gate: Gate, now: Baseline) -> None:
     """Fill in the instruction counts of the plain build."""
     now.interpreter = instructions.interpreter()
-    tree = builds.build(gate.source) if gate.source else installed()
-    now.instructions = instructions.count(tree, gate.scenarios)
+    now.instructions = instructions.count(gate.plain_tree(), gate.scenarios)
 
