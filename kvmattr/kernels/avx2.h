@@ -63,6 +63,20 @@ KVMATTR_SUMS(avx2, KVMATTR_AVX2)
 KVMATTR_CHANGES(avx2, KVMATTR_AVX2)
 KVMATTR_NODES(avx2, KVMATTR_AVX2)
 
+/* The run of a page: all starts but those that are greater. The second vector has zeros where the values stand. */
+KVMATTR_AVX2 static inline uint8_t kvmattr_line_raw_avx2(const kvmattr_line *line, uint32_t page)
+{
+    const __m256i reached = _mm256_set1_epi16((short)page);
+    __m256i first = _mm256_cmpgt_epi16(_mm256_load_si256((const __m256i *)line->starts), reached);
+    __m128i last = _mm_cmpgt_epi16(_mm_loadl_epi64((const __m128i *)(line->starts + 16)),
+                                   _mm256_castsi256_si128(reached));
+    int bits = __builtin_popcount((unsigned)_mm256_movemask_epi8(first)) +
+               __builtin_popcount((unsigned)_mm_movemask_epi8(last));     /* two for each */
+    return line->values[KVMATTR_LINE_STARTS - bits / 2];
+}
+
+KVMATTR_TAKE_LINES(avx2, KVMATTR_AVX2, kvmattr_line_raw_avx2)
+
 /* Four-lane gathers are no faster than the plain walks (measured), so these stay. */
 KVMATTR_WALKS(avx2, KVMATTR_AVX2)
 KVMATTR_READ_OFF(avx2, KVMATTR_AVX2)

@@ -122,18 +122,29 @@ static inline uint64_t *kvmattr_word_of(const uintptr_t *bias, uint64_t entry, u
 
 /* Pages of a group whose bits are set in `which` lie in run lines, named by their entries; k and x are what is to be done
  * to the raw values. First the lines are asked for. */
-static void kvmattr_take_lines(const kvmattr_walk *walk, const uint64_t *gfns, const uint64_t *entries, uint64_t which,
-                               const uint8_t *k, const uint8_t *x, uint8_t *out)
+typedef void kvmattr_take_lines(const kvmattr_walk *walk, const uint64_t *gfns, const uint64_t *entries, uint64_t which,
+                                const uint8_t *k, const uint8_t *x, uint8_t *out);
+
+static inline const kvmattr_line *kvmattr_entry_line(const kvmattr_walk *walk, uint64_t entry)
 {
-    for (uint64_t left = which; left; left &= left - 1)
-        kvmattr_prefetch(kvmattr_words(walk->bias, (uint32_t)entries[kvmattr_first_bit(left)] & ~(uint32_t)KVMATTR_TAG));
-    for (; which; which &= which - 1) {
-        int i = kvmattr_first_bit(which);
-        const void *line = kvmattr_words(walk->bias, (uint32_t)entries[i] & ~(uint32_t)KVMATTR_TAG);
-        uint8_t raw = kvmattr_line_raw((const kvmattr_line *)line, (uint32_t)(gfns[i] & 511));
-        out[i] = (uint8_t)((raw & k[i]) ^ x[i]);
-    }
+    return (const kvmattr_line *)kvmattr_words(walk->bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);
 }
+
+#define KVMATTR_TAKE_LINES(NAME, TARGET, LINE_RAW)                                                           \
+    TARGET static void kvmattr_take_lines_##NAME(const kvmattr_walk *walk, const uint64_t *gfns,             \
+                                                 const uint64_t *entries, uint64_t which, const uint8_t *k,  \
+                                                 const uint8_t *x, uint8_t *out)                             \
+    {                                                                                                        \
+        for (uint64_t left = which; left; left &= left - 1)                                                  \
+            kvmattr_prefetch(kvmattr_entry_line(walk, entries[kvmattr_first_bit(left)]));                       \
+        for (; which; which &= which - 1) {                                                                  \
+            int i = kvmattr_first_bit(which);                                                                \
+            uint8_t raw = LINE_RAW(kvmattr_entry_line(walk, entries[i]), (uint32_t)(gfns[i] & 511));            \
+            out[i] = (uint8_t)((raw & k[i]) ^ x[i]);                                                         \
+        }                                                                                                    \
+    }
+
+KVMATTR_TAKE_LINES(portable, , kvmattr_line_raw)
 
 /* The root is a run list: a few big ranges. */
 static inline int kvmattr_root_is_list(const kvmattr_walk *walk)
@@ -149,7 +160,8 @@ KVMATTR_INLINE void kvmattr_take_from_list(const kvmattr_walk *walk, const uint6
         out[i] = gfns[i] < walk->span ? (uint8_t)((kvmattr_list_raw(list, gfns[i]) & k) ^ x) : walk->rest;
 }
 
-KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, int n, int levels)
+KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, int n, int levels,
+                                       kvmattr_take_lines *take_lines)
 {
     const uint64_t *where[KVMATTR_GROUP];
     uint64_t any = 0, lines = 0;
@@ -181,7 +193,7 @@ KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t 
             k[i] = (uint8_t)(group.entries[i] >> KVMATTR_K) & group.keep[i];
             x[i] = (uint8_t)(((group.entries[i] >> KVMATTR_X) & group.keep[i]) ^ group.toggle[i]);
         }
-        kvmattr_take_lines(walk, gfns, group.entries, lines, k, x, out);
+        take_lines(walk, gfns, group.entries, lines, k, x, out);
     }
     for (; group.beyond; group.beyond &= group.beyond - 1)
         out[kvmattr_first_bit(group.beyond)] = walk->rest;
@@ -265,7 +277,7 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
 
 KVMATTR_LOST(portable, )
 
-/* Heights of guests up to 512 GiB are constants, which takes the loop over levels apart. */
+/* The size of a whole group is a constant for what is read. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
                                            size_t n)                                                         \
@@ -276,10 +288,10 @@ KVMATTR_LOST(portable, )
         }                                                                                                    \
         for (; n; gfns += KVMATTR_GROUP, out += KVMATTR_GROUP) {                                             \
             int some = n < KVMATTR_GROUP ? (int)n : KVMATTR_GROUP;                                           \
-            if (some == KVMATTR_GROUP && walk->level == 4)                                                   \
-                kvmattr_take_group(walk, gfns, out, KVMATTR_GROUP, 4);                                       \
+            if (some == KVMATTR_GROUP)                                                                       \
+                kvmattr_take_group(walk, gfns, out, KVMATTR_GROUP, walk->level, kvmattr_take_lines_##NAME);  \
             else                                                                                             \
-                kvmattr_take_group(walk, gfns, out, some, walk->level);                                      \
+                kvmattr_take_group(walk, gfns, out, some, walk->level, kvmattr_take_lines_##NAME);           \
             n -= (size_t)some;                                                                               \
         }                                                                                                    \
     }                                                                                                        \
