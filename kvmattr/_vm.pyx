@@ -191,7 +191,7 @@ cdef enum:  # what a listener hears; the first two as listeners.CHANGES and CALL
 cdef tuple whole(tuple numbers):
     """The numbers of a call as ints; None if one is none: whatever the call answers, KVM was not asked."""
     try:
-        return tuple([as_integer(number) for number in numbers])
+        return tuple(map(as_integer, numbers))
     except TypeError:
         return None
 
@@ -510,7 +510,7 @@ cdef class Machine:
                 stored = Announcement((listener,), AttributeMap(), self.store.snapshot(), [(0, len(self.store), 0)])
                 stored.prepare()
                 stored.commit()
-            self.arrange((*self.heard_by, (listener, hears)))
+            self.arrange(self.heard_by + ((listener, hears),))
         except MemoryError as no_memory:
             raise OSError(ENOMEM, str(no_memory)) from no_memory
         finally:

@@ -1,4 +1,5 @@
-"""Who imports whom: the compiled modules here, everything else by import-linter (pyproject.toml, ``dev.py lint``)."""
+"""The compiled modules: who imports whom (everything else by import-linter: pyproject.toml, ``dev.py lint``), and what
+Cython makes of list comprehensions."""
 
 from __future__ import annotations
 
@@ -48,3 +49,19 @@ def test_compiled_modules_use_only_what_stands_below_them():
              for path in PACKAGE.rglob("*.pyx")}
     assert {name: first for name, (first, _) in found.items()} == ALLOWED
     assert {name: later for name, (_, later) in found.items() if later} == WHEN_CALLED
+
+
+#: What makes a list of an expression, unless that is an object taken from a sequence; a sequence with a star in it.
+_MADE = re.compile(r"""(\[|\b(?:join|list|sorted|tuple)\()
+                       (?!(?P<own>\w+)\ for\ (?:.*\ for\ )?(?:\w+,\ )?(?P=own)\b(?!\ in\ range))
+                       [^\[\]#\n]*\ for\ [\w, ]+\ in\b.*
+                   | (?<![\w\])])[(\[]\*[\w.]+,\s*(?!\*)\S.*""", re.VERBOSE)
+
+
+def test_no_list_is_made_of_elements_that_are_made():
+    # Where such a list cannot grow, Cython 3.3 gives up the element twice.
+    parts = [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxi")]
+    assert len(parts) > 40
+    found = [f"{part.name}: {match.group()}" for part in parts
+             for match in _MADE.finditer(re.sub(r'(?s)""".*?"""', "", part.read_text()))]
+    assert found == []

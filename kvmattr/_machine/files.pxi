@@ -62,10 +62,13 @@ cdef class FilePages:
 
     cdef list machines(self):
         """The machines of the files, each once, in an order that is the same for everybody."""
-        files = [reference() for reference in self.files]
-        found = {id(machine): machine for file in files if file is not None
-                 for machine in ((<GuestMemfd>file).machine(),) if machine is not None}
-        return [found[number] for number in sorted(found)]
+        found = set()
+        for reference in self.files:
+            file = reference()
+            if file is not None:
+                found.add((<GuestMemfd>file).machine())
+        found.discard(None)
+        return sorted(found, key=id)
 
     cdef list lock(self):
         """Lock all machines that have a file of these pages; return them, for ``unlock``. EBUSY in a listener."""
@@ -91,8 +94,12 @@ cdef class FilePages:
 
     cdef list files_of(self, machine):
         """The open files that a machine has of these pages."""
-        files = [reference() for reference in self.files]
-        return [file for file in files if file is not None and (<GuestMemfd>file).machine() is machine]
+        found = []
+        for reference in self.files:
+            file = reference()
+            if file is not None and (<GuestMemfd>file).machine() is machine:
+                found.append(file)
+        return found
 
     def _pages(self, offset, size):
         cdef uint64_t first = field(offset, U64, "offset"), nbytes = field(size, U64, "size")
@@ -413,8 +420,9 @@ cdef bint set_file_heard(GuestMemfd file, handle, const FileRecord *record, int 
     cdef FilePages pages = file.pages
     cdef Machine machine = file.machine()
     cdef tuple numbers = (handle, record.offset, record.size, record.attributes, record.flags)
-    cdef list reserved = [record.reserved[word] for word in range(11)]
-    cdef list machines
+    cdef list machines, reserved = []
+    for word in range(11):
+        reserved.append(record.reserved[word])
     if any(reserved):
         numbers = (*numbers, *reserved)
     machines = pages.lock()

@@ -84,12 +84,16 @@ cdef object batch_arrays(object starts, object stops, object attributes, object 
     cdef uint64_t first, last
     names = ("starts", "stops", "attributes", "operation", "mask")
     values = (starts, stops, attributes, operation, mask)
-    arrays = [integers(value, name) for value, name in zip(values, names)]
+    arrays = []
+    for value, name in zip(values, names):
+        arrays.append(integers(value, name))
     try:
-        values = [array.ravel() for array in np.broadcast_arrays(*arrays)]
+        values = list(map(np.ravel, np.broadcast_arrays(*arrays)))
     except ValueError:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays))
-        raise ValueError(f"lengths do not broadcast: {shapes}") from None
+        values = []
+        for array, name in zip(arrays, names):
+            values.append(f"{name} {array.shape}")
+        raise ValueError("lengths do not broadcast: " + ", ".join(values)) from None
     starts, stops, attributes, operation, mask = values
     wrong = ((starts < 0) | (starts > stops) | (stops > npages) | (attributes < 0) | (attributes > 0xFF)
              | (mask < 0) | (mask > 0xFF) | (operation < OPERATION_WRITE) | (operation > OPERATION_AND))

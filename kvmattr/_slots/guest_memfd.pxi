@@ -47,6 +47,7 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
         """``(first byte, byte after the last, slot)`` of each bound range, in file order."""
         cdef size_t place, count, capacity
         cdef Binding *copies
+        cdef list found = []
         while True:
             capacity = self.count
             copies = <Binding *> malloc(capacity * sizeof(Binding) + 1)
@@ -60,8 +61,10 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
                 break
             free(copies)            # there are more by now
         try:
-            return tuple([(copies[place].start << PAGE_SHIFT, copies[place].stop << PAGE_SHIFT,
-                           copies[place].number) for place in range(count)])
+            for place in range(count):
+                found.append((copies[place].start << PAGE_SHIFT, copies[place].stop << PAGE_SHIFT,
+                              copies[place].number))
+            return tuple(found)
         finally:
             free(copies)
 

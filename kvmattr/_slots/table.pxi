@@ -64,7 +64,7 @@ cdef list memslot_records(MemslotTable table, int space, uint64_t start, uint64_
     cdef uint16_t index
     cdef Slot *copies
     cdef uint16_t *indices
-    cdef list files
+    cdef list files, found = []
     cdef bint complete = False
     while not complete:
         with cython.critical_section(table):
@@ -88,7 +88,9 @@ cdef list memslot_records(MemslotTable table, int space, uint64_t start, uint64_
         if not complete:                    # there are more by now
             free(copies)
     try:
-        return [memslot_of(&copies[i], space, indices[i], files[i]) for i in range(count)]
+        for i in range(count):
+            found.append(memslot_of(&copies[i], space, indices[i], files[i]))
+        return found
     finally:
         free(copies)
 

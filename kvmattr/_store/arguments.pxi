@@ -147,7 +147,10 @@ cdef object gfn_cells(object gfns):
         if flags.c_contiguous and flags.aligned:
             return gfns
     if dtype.kind == "O":
-        cells = np.array([gfn if 0 <= gfn <= GFN_LIMIT else GFN_LIMIT + 1 for gfn in gfns.flat], np.uint64)
+        cells = np.full(gfns.size, GFN_LIMIT + 1, np.uint64)
+        for index, gfn in enumerate(gfns.flat):
+            if 0 <= gfn <= GFN_LIMIT:
+                cells[index] = gfn
         return cells.reshape(gfns.shape)
     cells = contiguous(gfns, INT64 if gfns.dtype.kind == "i" else UINT64).view(UINT64)
     return cells if cells.flags.aligned else cells.copy()
@@ -295,18 +298,20 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
 
 cdef object broadcast(arrays, names):
     """Contiguous arrays of one shape."""
+    cdef list ready = []
     shape = arrays[0].shape
     for array in arrays:
         if array.shape != shape:
+            try:
+                arrays = np.broadcast_arrays(*arrays)
+            except ValueError:
+                for array, name in zip(arrays, names):
+                    ready.append(f"{name} {np.shape(array)}")
+                raise ValueError("lengths do not broadcast: " + ", ".join(ready)) from None
             break
-    else:
-        return [contiguous(array) for array in arrays]
-    try:
-        arrays = np.broadcast_arrays(*arrays)
-    except ValueError:
-        shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in zip(names, arrays))
-        raise ValueError(f"lengths do not broadcast: {shapes}") from None
-    return [contiguous(array) for array in arrays]
+    for array in arrays:
+        ready.append(contiguous(array))
+    return ready
 
 
 cdef object bound_arrays(object starts, object stops, uint64_t pages):

@@ -84,10 +84,14 @@ cdef object bits_array(const Map *map, uint64_t lo, uint64_t hi, uint8_t mask):
 cdef object values_array(const Map *map, uint64_t lo, uint64_t hi):
     """The distinct attributes of [lo, hi), sorted."""
     cdef uint8_t[256] seen
+    cdef list values = []
     cdef Map pinned
     count_entering(map.family, CALL_VALUES, hi - lo)
     pin(&pinned, map)
     with nogil:
         map_values(&pinned, lo, hi, seen)
     unpin(&pinned)
-    return np.array([value for value in range(256) if seen[value]], np.uint8)
+    for value in range(256):
+        if seen[value]:
+            values.append(value)
+    return np.array(values, np.uint8)

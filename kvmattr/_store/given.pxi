@@ -123,13 +123,14 @@ cdef tuple cells_of_bits(uint64_t start, words, attributes, operation, mask, npa
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     chosen = np.flatnonzero(bits)
     length = int(chosen.max()) + 1 if chosen.size else 0
-    arrays = [array.ravel() for array in broadcast([np.asarray(values) for values in (attributes, operation, mask)],
-                                                   ("attributes", "operation", "mask"))]
-    count = len(arrays[0]) if npages is None else int(npages)
+    arrays = broadcast(list(map(np.asarray, (attributes, operation, mask))), ("attributes", "operation", "mask"))
+    count = arrays[0].size if npages is None else int(npages)
     if length > count:
         raise ValueError(f"bit {length - 1} is set beyond npages {count}")
-    return (chosen.astype(np.uint64) + np.uint64(start), *[np.broadcast_to(array, (count,))[chosen]
-                                                           for array in arrays])
+    cells = [chosen.astype(np.uint64) + np.uint64(start)]
+    for array in arrays:
+        cells.append(np.broadcast_to(array.ravel(), (count,))[chosen])
+    return tuple(cells)
 
 
 cdef int assign_array(Map *map, uint64_t lo, uint64_t hi, values) except -1:
@@ -179,7 +180,7 @@ cdef tuple run_columns(runs):
         if missing:
             raise ValueError(f"runs lack the fields {', '.join(sorted(missing))}: need start, stop, attributes")
         return runs["start"], runs["stop"], runs["attributes"]
-    rows = [tuple(row) for row in runs]
+    rows = list(map(tuple, runs))
     if any(len(row) != 3 for row in rows):
         raise ValueError("runs must be rows of (start, stop, attributes)")
     return tuple(zip(*rows)) if rows else ((), (), ())

@@ -58,12 +58,15 @@ cdef list some_runs(const Map *map, uint64_t lo, uint64_t hi):
     cdef RunSink sink = sink_into(runs, ITERATED_RUNS)
     cdef Map pinned
     cdef Py_ssize_t i, count
+    cdef list rows = []
     pin(&pinned, map)               # another thread's batch may move what this map alone holds
     map_runs(&pinned, lo, hi, &sink)
     unpin(&pinned)
     count = sink.out - runs
     count_items(map.family, CALL_RUNS, count)
-    return [(runs[i].start, runs[i].stop, runs[i].attributes) for i in range(count)]
+    for i in range(count):
+        rows.append((runs[i].start, runs[i].stop, runs[i].attributes))
+    return rows
 
 
 cdef inline uint64_t leaf_count(Family *family) noexcept nogil:
