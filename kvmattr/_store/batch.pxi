@@ -17,7 +17,8 @@ cdef enum:
 # Memory order: a walk reads without the mutex what hangs from a root that it pinned under it. All of that was written
 # before some thread gave the mutex back, and is never written again while it is pinned, so the mutex orders it. What is
 # read beside it are bias and segment_count: an entry of bias is written once, before segment_count is stored with
-# release order, and a handle below the pinned root lies in a segment that was there at the pin.
+# release order; a handle below the pinned root lies in a segment that was there at the pin, and of entries past
+# segment_count no kernel reads anything.
 cdef inline kvmattr_walk walk_of(const Map *map) noexcept nogil:
     cdef kvmattr_walk walk
     walk.bias = map.family.bias

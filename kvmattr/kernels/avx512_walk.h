@@ -24,9 +24,12 @@ typedef struct kvmattr_bases {
     __m512i low, high;
 } kvmattr_bases;
 
+/* Of the segments that were there when the walk began, and no others: a writer may add one meanwhile. */
 KVMATTR_AVX512 static inline kvmattr_bases kvmattr_bases_of(const kvmattr_walk *walk)
 {
-    kvmattr_bases bases = {_mm512_loadu_si512(walk->bias), _mm512_loadu_si512(walk->bias + 8)};
+    const unsigned there = (1u << walk->nsegments) - 1;
+    kvmattr_bases bases = {_mm512_maskz_loadu_epi64((__mmask8)there, walk->bias),
+                           _mm512_maskz_loadu_epi64((__mmask8)(there >> 8), walk->bias + 8)};
     return bases;
 }
 
@@ -313,7 +316,6 @@ KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *wal
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
                                                size_t n)
 {
-    const kvmattr_bases bases = kvmattr_bases_of(walk);
     /* Up to a GiB of pages has its leaves in 32 KiB, which come near by themselves. */
     const int far = walk->level > 3;
     kvmattr_arrived groups[2], *now = &groups[0], *next = &groups[1], *other;
@@ -325,6 +327,7 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         kvmattr_take_avx2(walk, gfns, out, n);
         return;
     }
+    const kvmattr_bases bases = kvmattr_bases_of(walk);
     if (n >= KVMATTR_GROUP)
         kvmattr_arrive(walk, &bases, gfns, now);
     for (; n >= KVMATTR_GROUP; gfns += KVMATTR_GROUP, out += KVMATTR_GROUP, n -= KVMATTR_GROUP) {
