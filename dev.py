@@ -267,9 +267,10 @@ def under_thread_sanitizer(path: str | None, sanitized: str, words: list[str]) -
         raise SystemExit(f"dev.py: {sanitized} loads modules for {loads}, {path} builds them for {built_for}")
     with copied() as tree:
         run(python, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, KVMATTR_BUILD="tsan")
-        # Not those that fork: ThreadSanitizer knows no child of a process with threads.
-        run(sanitized, "-m", "pytest", "-p", "no:cacheprovider",
-            "tests/test_store_threads.py", "tests/test_vm_threads.py",
+        # Not those that fork: ThreadSanitizer knows no child of a process with threads. What it finds ends the process:
+        # were descriptors captured, nobody would see what it was.
+        run(sanitized, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys",
+            "tests/test_store_threads.py", "tests/test_store_beside_writer.py", "tests/test_vm_threads.py",
             "-k", "not child and not fork and not ctrl_c and not bytecode", *words,
             cwd=tree, PYTHON_GIL="0", PYTHONPATH=packages,
             TSAN_OPTIONS=f"suppressions={HERE / 'tests' / 'tsan.txt'} halt_on_error=1 exitcode=66")

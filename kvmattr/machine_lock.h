@@ -157,8 +157,9 @@ static inline int kvmattr_lock_queue(kvmattr_lock *lock, unsigned long thread, k
     __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_SEQ_CST);
     if (!kvmattr_lock_owner(lock) && kvmattr_lock_try(lock, lock->first->thread))
         kvmattr_lock_grant(lock);
+    int granted = wait->granted;    /* under the mutex: who is granted it sees what its last owner wrote */
     pthread_mutex_unlock(&kvmattr_locks_mutex);
-    return wait->granted;
+    return granted;
 }
 
 /* Wait for a while: 1 if it is ours now. */

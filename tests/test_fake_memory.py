@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import socket
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ from kvmattr.hosts import X86_64
 from kvmattr.profiles import profile_named
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that refuses memory")
+# PyList_New takes a list that was freed before and, refused its items, frees those that it had then once more: seen by
+# `str.split` alone, which ends in a crash or never. What follows is then no fault of ours and none that we could find.
+pytestmark = pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+                                reason="a CPython without a GIL frees items twice where a list is refused them")
 
 CLEAN = 25              # turns in a row that nothing was refused: there was no further request
 MOST_REQUESTS = 5000

@@ -784,7 +784,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> AttributeMap(1000).stats()["nodes"]
         0
         """
-        cdef Counters asked = self.map.family.counters
+        cdef Counters asked = counters_now(self.map.family)
         begin_counting()
         return map_facts(self.map, self.runs_in_all(), &asked)
 

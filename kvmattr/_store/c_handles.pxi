@@ -147,10 +147,13 @@ cdef const char *api_error_text(int error) noexcept nogil:
 # ---- between C and Python ----
 
 cdef void seal(AttributeMap holder) noexcept:
-    """Let C use the Map of a Python object. A live view shows the Map of its owner, which may be changed there."""
+    """Let C use the Map of a Python object. A live view shows the Map of its owner, which may be changed there. Who has
+    the handle already reads the seal without the mutex, so it is not written again."""
     cdef Map *map = holder.map
+    cdef uint32_t wanted = SEAL | (SEAL_READ_ONLY if holder.frozen and holder.owner is None else 0)
     cdef bint entered = family_enter(map.family)
-    map.seal = SEAL | (SEAL_READ_ONLY if holder.frozen and holder.owner is None else 0)
+    if map.seal != wanted:          # a copy's may be that of the map that it was made of
+        map.seal = wanted
     family_leave(map.family, entered)
 
 

@@ -11,6 +11,14 @@ cdef uint64_t map_bytes(const Map *map) noexcept:
     return live + sizeof(Map) + sizeof(Family)
 
 
+cdef Counters counters_now(Family *family) noexcept:
+    """The counters of this moment."""
+    cdef bint entered = family_enter(family)
+    cdef Counters now = family.counters
+    family_leave(family, entered)
+    return now
+
+
 cdef dict map_facts(const Map *map, uint64_t runs, const Counters *asked):
     """stats() of a map of so many runs. *asked: the counters before anything was looked at for it."""
     cdef Family *family = map.family
