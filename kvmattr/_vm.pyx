@@ -930,7 +930,8 @@ cdef class Machine:
                             "of uapi.MEMORY_ATTRIBUTES or uapi.LINUX_MEMORY_ATTRIBUTES")
         cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
         cdef Record record
-        cdef Batch batch = Batch(NULL, len(array), 0, 0, UNCHANGED, 0)
+        # Of the memory, not of the array, whose size another thread may change.
+        cdef Batch batch = Batch(NULL, memory.shape[0] // sizeof(Record), 0, 0, UNCHANGED, 0)
         if batch.count:
             batch.records = <const Record *>&memory[0]
         interrupts = []

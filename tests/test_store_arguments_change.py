@@ -180,6 +180,21 @@ def test_an_out_that_lies_about_itself() -> None:
         m.to_numpy(0, 8, out=np.zeros(8).view(Liar))
 
 
+def test_an_array_whose_size_is_another_while_it_is_used() -> None:
+    """By a method of its own class here; another thread may do the same."""
+
+    class Shrinking(np.ndarray):
+        def __array_function__(self, *_: object) -> bool:
+            np.ndarray.resize(self, 8, refcheck=False)
+            return False
+
+    m = a_map()
+    out = Shrinking(100_000, np.uint8)
+    with pytest.raises(ValueError, match=r"^an array of 100000 bytes became one of 8 while it was used$"):
+        m.take(np.zeros(100_000, np.uint64), out=out)
+    m.validate()
+
+
 def test_arrays_of_two_dimensions_broadcast() -> None:
     m = AttributeMap(100)
     assert m.put([[1, 2, 3], [4, 5, 6]], [[1], [2]]) == 6

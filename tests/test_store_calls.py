@@ -144,13 +144,15 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+CAPSULE_POINTER = ctypes.PYFUNCTYPE(POINTER, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi))
+
+
 class Embedder:
     """A program that has the map of a Python object."""
 
     def __init__(self, m: AttributeMap) -> None:
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-        address = pointer(_core.C_API, b"kvmattr._core.C_API")
+        address = CAPSULE_POINTER(_core.C_API, b"kvmattr._core.C_API")
         self.table = (ctypes.c_void_p * len(TABLE)).from_address(address + 8)
         self.map = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(self.table[TABLE.index("map_of")])(m)
         self.view = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(self.table[TABLE.index("view_of")])

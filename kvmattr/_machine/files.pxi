@@ -498,7 +498,8 @@ def convert_file_many(GuestMemfd file, handle, records):
     cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
     cdef FilePages pages = file.pages
     cdef Machine machine
-    cdef FileBatch batch = FileBatch(NULL, len(array), 0, 0, UNCHANGED)
+    # Of the memory, not of the array, whose size another thread may change.
+    cdef FileBatch batch = FileBatch(NULL, memory.shape[0] // sizeof(FileRecord), 0, 0, UNCHANGED)
     cdef FileRecord record
     cdef list interrupts = []
     if batch.count:

@@ -163,6 +163,17 @@ cdef object contiguous(object array, object dtype=None):
     return asarray(array, dtype, order="C")
 
 
+cdef int hold(object array, Py_buffer *view, int access, size_t size) except -1:
+    """The memory of an array that was looked at before. Its size is asked once more: it may be another by now, where
+    another thread, or a method of the array's own class, has changed it."""
+    PyObject_GetBuffer(array, view, access)
+    if <size_t>view.len != size:
+        changed = view.len
+        PyBuffer_Release(view)
+        raise ValueError(f"an array of {size} bytes became one of {changed} while it was used")
+    return 0
+
+
 cdef int check_gfns(object given, object cells, uint64_t pages) except -1:
     """IndexError with the first gfn outside the map, if there is one."""
     cdef Py_buffer view
@@ -275,7 +286,7 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
         mask = arrays[len(arrays) - 1]
     k = empty(attributes.shape, UINT8)
     x = empty(attributes.shape, UINT8)
-    PyObject_GetBuffer(attributes, &attributes_view, PyBUF_SIMPLE)
+    hold(attributes, &attributes_view, PyBUF_SIMPLE, k.size)    # of all these only the attributes may be the caller's
     if operation_step:
         PyObject_GetBuffer(operation, &operation_view, PyBUF_SIMPLE)
         operations = <const uint8_t *>operation_view.buf
@@ -330,7 +341,11 @@ cdef object bound_arrays(object starts, object stops, uint64_t pages):
     if starts.size == 0:
         return start_cells, stop_cells
     PyObject_GetBuffer(start_cells, &starts_view, PyBUF_SIMPLE)
-    PyObject_GetBuffer(stop_cells, &stops_view, PyBUF_SIMPLE)
+    try:
+        hold(stop_cells, &stops_view, PyBUF_SIMPLE, starts_view.len)
+    except BaseException:
+        PyBuffer_Release(&starts_view)
+        raise
     first = <const uint64_t *>starts_view.buf
     last = <const uint64_t *>stops_view.buf
     count = starts_view.len // 8

@@ -24,8 +24,15 @@ cdef object take_array(const Map *map, gfns, out):
         return out
     if checked and np.may_share_memory(gfns, out):
         gfns = gfns.copy()
-    PyObject_GetBuffer(gfns, &gfns_view, PyBUF_SIMPLE)
-    PyObject_GetBuffer(np.asarray(out) if checked else out, &out_view, PyBUF_WRITABLE)
+    hold(gfns, &gfns_view, PyBUF_SIMPLE, count * sizeof(uint64_t))
+    if checked:
+        try:
+            hold(np.asarray(out), &out_view, PyBUF_WRITABLE, count)
+        except BaseException:
+            PyBuffer_Release(&gfns_view)
+            raise
+    else:
+        PyObject_GetBuffer(out, &out_view, PyBUF_WRITABLE)
     count_entering(map.family, CALL_TAKE, count)
     pin(&pinned, map)
     if count < BULK_PAGES:
@@ -50,7 +57,7 @@ cdef object pages_array(const Map *map, uint64_t lo, uint64_t hi, out):
     out = output_array(out, hi - lo, hi - lo)
     if lo == hi:
         return out
-    PyObject_GetBuffer(np.asarray(out), &view, PyBUF_WRITABLE)
+    hold(np.asarray(out), &view, PyBUF_WRITABLE, hi - lo)
     count_entering(map.family, CALL_TO_NUMPY, hi - lo)
     if hi - lo < 64 * BULK_PAGES:
         entered = family_enter(map.family)

@@ -48,25 +48,26 @@ cdef object update_each(Map *map, starts, stops, attributes, operation, mask):
         batch.x = &change.x
     if starts.size == 0:
         return 0
-    if batch.step:
-        PyObject_GetBuffer(ks, &k_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(xs, &x_view, PyBUF_SIMPLE)
-        batch.k = <const uint8_t *>k_view.buf
-        batch.x = <const uint8_t *>x_view.buf
+    memset(&stops_view, 0, sizeof(stops_view))      # what was not held is released to no effect
+    memset(&k_view, 0, sizeof(k_view))
+    memset(&x_view, 0, sizeof(x_view))
     PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
-    batch.given_starts = <const uint64_t *>starts_view.buf
-    if ranges:
-        PyObject_GetBuffer(stops, &stops_view, PyBUF_SIMPLE)
-        batch.given_stops = <const uint64_t *>stops_view.buf
     try:
+        batch.given_starts = <const uint64_t *>starts_view.buf
+        if ranges:
+            hold(stops, &stops_view, PyBUF_SIMPLE, starts_view.len)
+            batch.given_stops = <const uint64_t *>stops_view.buf
+        if batch.step:
+            hold(ks, &k_view, PyBUF_SIMPLE, starts_view.len // 8)
+            hold(xs, &x_view, PyBUF_SIMPLE, starts_view.len // 8)
+            batch.k = <const uint8_t *>k_view.buf
+            batch.x = <const uint8_t *>x_view.buf
         return run_batch(map, &batch, starts_view.len // 8)
     finally:
         PyBuffer_Release(&starts_view)
-        if ranges:
-            PyBuffer_Release(&stops_view)
-        if batch.step:
-            PyBuffer_Release(&k_view)
-            PyBuffer_Release(&x_view)
+        PyBuffer_Release(&stops_view)
+        PyBuffer_Release(&k_view)
+        PyBuffer_Release(&x_view)
 
 
 cdef uint64_t put_bits(Map *map, uint64_t start, words, uint64_t count, Change change) except? 0xffffffffffffffff:
@@ -142,7 +143,7 @@ cdef int assign_array(Map *map, uint64_t lo, uint64_t hi, values) except -1:
     if lo == hi:
         return 0
     values = np.ascontiguousarray(values)
-    PyObject_GetBuffer(values, &view, PyBUF_SIMPLE)
+    hold(values, &view, PyBUF_SIMPLE, hi - lo)
     entered = family_enter(map.family)
     count_call(map.family, CALL_ASSIGN, hi - lo)
     if not map_holds(map, lo, hi, <const uint8_t *>view.buf):
