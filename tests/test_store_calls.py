@@ -256,9 +256,48 @@ assert counted(m, lambda: c.call("get", c.map, 5)) == {"get_calls": 1, "calls": 
 """
 
 
-def test_c_is_counted_from_the_first_stats_on() -> None:
+#: The first stats() of a process comes while other threads are in the C functions.
+MEANWHILE = """
+import ctypes, threading
+from kvmattr import AttributeMap
+from tests.test_store_calls import PAGES, POINTER, TABLE, U8, U64, Embedder
+m = AttributeMap(PAGES)
+c = Embedder(m)
+c.call("share", c.map)
+GET = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, U64)      # which gives the GIL up
+ALL = ctypes.CFUNCTYPE(ctypes.c_int, POINTER, U64, U64, U8, U8)
+begun = threading.Barrier(4)
+
+def look():
+    begun.wait()
+    for gfn in range(5000):
+        assert GET(c.table[TABLE.index("get")])(c.map, gfn) == 0
+        assert ALL(c.table[TABLE.index("all")])(c.map, gfn, gfn + 2, 0, 0xff) == 1
+
+def three(meanwhile):
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    while any(thread.is_alive() for thread in threads):
+        meanwhile()
+    for thread in threads:
+        thread.join()
+
+three(m.stats)
+before = m.stats()
+three(m.stats)
+after = m.stats()
+found = {name: after[name] - before[name] for name in ("get_calls", "search_calls", "search_pages", "calls")}
+assert found == {"get_calls": 15000, "search_calls": 15000, "search_pages": 30000, "calls": 30000}, found
+m.validate()
+"""
+
+
+@pytest.mark.parametrize("program", [EARLY, MEANWHILE], ids=["then", "meanwhile"])
+def test_c_is_counted_from_the_first_stats_on(program: str) -> None:
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", EARLY], check=True, env={**os.environ, "PYTHONPATH": f"{root}"}, cwd=root)
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": f"{root}"}, cwd=root)
 
 
 # ---- Cython ----
