@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -80,3 +81,24 @@ def test_the_vmm(site: Path, tmp_path: Path) -> None:
     assert counts is not None
     assert int(counts[1]) > 2 * 100
     assert int(counts[2]) > 50
+
+
+def test_the_cython_module_of_the_embedding_page(site: Path, tmp_path: Path) -> None:
+    """Both files and both commands, as they stand there."""
+    pytest.importorskip("Cython")
+    pytest.importorskip("setuptools")
+    building.compiler("gcc")
+    page = EXAMPLES.parent / "docs" / "embedding.md"
+    if not page.exists():
+        pytest.skip("the pages are not beside the tests")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for name, text in [re.match(r"# (\S+)\n(.*)", text, re.DOTALL).groups() for language, text in blocks
+                       if language in ("cython", "python")]:
+        (tmp_path / name).write_text(text)
+    [commands] = [text for language, text in blocks if language == "sh"]
+    printed = ""
+    for line in commands.splitlines():
+        _, *words = shlex.split(line, comments=True)
+        printed = building.run(sys.executable, *words, cwd=tmp_path, site=site)
+    assert printed == "512\n"
+    assert "It prints 512." in page.read_text()

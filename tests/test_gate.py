@@ -307,7 +307,8 @@ def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(("text", "code", "told"), [
     ("", 3, "no cells: the scenarios have no maps to count, or there are no scenarios"),
     (SCENARIOS.replace("[guest]", "[]"), 3, "no cells: the scenarios have no maps to count"),
-    ("import nothing_of_the_kind", 2, "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+    ("import nothing_of_the_kind", 2, "ModuleNotFoundError: No module named 'nothing_of_the_kind', which "
+     f"scenarios.py needs: is the project installed (pip install .) for {sys.executable}?"),
     (SCENARIOS.replace("guest.write(1, 2, 1)", "raise OSError('a broken scenario')"), 3,
      "look-up/4: it raised OSError: a broken scenario"),
     (SCENARIOS.replace("guest.write(1, 2, 1)", "import os; os._exit(9)"), 3,

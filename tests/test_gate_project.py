@@ -116,10 +116,53 @@ def test_the_recipe_for_pytest_benchmark(tmp_path: Path, shell: dict[str, str]) 
         "from balloon import Balloon\n\ndef test_inflating(benchmark):\n"
         "    benchmark.pedantic(Balloon(1 << 24).inflate, (512, 1024), rounds=20, iterations=20)\n")
     ran("git add . && git commit -qm two && git checkout -qb topic", project, shell)
-    [recipe] = [text for language, text in blocks(section("Files of other tools")) if language == "sh"]
-    done = ran(recipe, project, {**shell, "PYTEST_PLUGINS": "pytest_benchmark.plugin"})
+    done = ran(recipe("pytest"), project, {**shell, "PYTEST_PLUGINS": "pytest_benchmark.plugin"})
     assert re.search(r"^files +1 (pass|regression|undecided)$", done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert (tmp_path / "base" / "base5.json").exists()
+
+
+def recipe(tool: str) -> str:
+    """The commands of the guide that use this tool."""
+    [found] = [text for language, text in blocks(section("Files of other tools"))
+               if language == "sh" and f"{tool} " in text]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("hyperfine") is None, reason="hyperfine is not installed")
+def test_the_recipe_for_hyperfine(tmp_path: Path, shell: dict[str, str]) -> None:
+    """With a program that is slower by far on one side: other work beside it may hide that, and never make it pass."""
+    for side, seconds in (("base", "0.01"), ("head", "0.05")):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "program").write_text(f"#!/bin/sh\nexec sleep {seconds}\n")
+        (tmp_path / side / "program").chmod(0o755)
+    done = ran(recipe("hyperfine"), tmp_path, shell)
+    assert re.search(r"^files +1 (regression|undecided)$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert "start: " in done.stdout
+
+
+@pytest.mark.slow
+def test_the_recipe_for_asv(tmp_path: Path, shell: dict[str, str]) -> None:
+    """Its loop, with an ``asv`` that writes what the real one does: a file named by the commit, replaced each time."""
+    project = project_of(tmp_path / "project", shell)
+    ran("git checkout -qb topic && git commit --allow-empty -qm two", project, shell)
+    asv = tmp_path / "bin" / "asv"
+    asv.write_text(f"""#!{sys.executable}
+import json, pathlib, subprocess, sys
+assert sys.argv[1:3] == ["run", "--record-samples"] and sys.argv[3].endswith("^!")
+commit = subprocess.check_output(["git", "rev-parse", sys.argv[3][:-2]], text=True).strip()
+factor = 2 if sys.argv[3] == "HEAD^!" else 1
+place = pathlib.Path("results", "here", commit[:8] + "-virtualenv-py3.11.json")
+place.parent.mkdir(parents=True, exist_ok=True)
+place.write_text(json.dumps({{
+    "commit_hash": commit, "version": 2, "params": {{"cpu": "c", "machine": "here", "python": "3.11"}},
+    "result_columns": ["result", "params", "samples"],
+    "results": {{"bench.time_it": [[0.001 * factor], [], [[0.001 * factor] * 10]]}}}}))
+""")
+    asv.chmod(0o755)
+    done = ran(recipe("asv"), project, shell)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "bench.time_it: 2.000x the base's time [2.000, 2.000] in 5 rounds" in done.stdout
 
 
 @pytest.mark.slow

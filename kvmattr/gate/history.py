@@ -80,7 +80,7 @@ def plot(place: Path, target: Path) -> str:
     """Draw what moved, by scenario, over the commits; what was drawn, in words."""
     runs = read(place)
     if len(runs) < 2:
-        raise CannotTell(f"{place}: {len(runs)} runs; a plot over commits needs 2 or more")
+        raise CannotTell(f"{place}: {len(runs)} run{'s' * (len(runs) != 1)}; a plot over commits needs 2 or more")
     try:
         kind = figures.format_of(target, "--plot-history")
         figures.require("--plot-history")

@@ -40,5 +40,9 @@ def load(source: str, *, beside: bool = True) -> tuple[list[Scenario], list[Clai
     sys.modules[path.stem] = module         # dataclasses and pickle look their module up there
     if beside:
         sys.path.append(str(path.parent))
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.msg}, which {source} needs: is the project installed (pip install .) for "
+                                  f"{sys.executable}?", name=error.name) from None
     return found_in(module)
