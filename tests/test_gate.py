@@ -174,7 +174,10 @@ def test_a_cell_that_must_work_may_not_do_less(project: Path, capsys: pytest.Cap
     edit("counts", "convert/32/leaf_conversions", lambda n: n + 1)
     assert gate(*words) == 1
     # One fewer of how many is the store's business.
-    assert re.search(r"\(-1, -[\d.]+ %\); it must do its work \(fail if faster\)", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"\(-1, -[\d.]+ %\); it must do its work \(fail if faster\)", said)
+    assert "to do: counts: less work than before in a cell that must do its work: " in said
+    assert "more work than the baseline has" not in said
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -418,7 +421,7 @@ def test_what_was_judged_before_an_interrupt_is_told(
         project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
-    monkeypatch.setattr(stages, "judge_project", interrupted)
+    monkeypatch.setattr(stages, "judge_base", interrupted)
     subprocess.run("git init -q . && git add . && git -c user.name=n -c user.email=e commit -q -m one", shell=True,
                    check=True)
     edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)

@@ -96,22 +96,17 @@ def fitted(calls: dict[str, int], counts: dict[str, int], operations: dict[str, 
     """The slope of each counter of each scenario over its sizes (those with at least two); ``operations`` has
     the number of operations of each SCENARIO/SIZE. Of calls their number is fitted: how many pages one is about is the
     scenario's business."""
-    series: dict[str, dict[int, int]] = {}
-    for key, value in counts.items():
-        scenario, size, counter = key.rsplit("/", 2)
-        if counter in SLOPED:
-            series.setdefault(f"{scenario}/{counter}", {})[int(size)] = value
-    sizes: dict[str, dict[int, int]] = {}
-    for cell in operations:
+    sizes: dict[str, list[int]] = {}
+    for cell in sorted(operations, key=_by_size):
         scenario, size = cell.rsplit("/", 1)
-        sizes.setdefault(scenario, {})[int(size)] = 0
-    for key, value in calls.items():
-        scenario, size, counter = key.rsplit("/", 2)
-        if counter.endswith("_calls"):
-            series.setdefault(f"{scenario}/{counter}", dict(sizes[scenario]))[int(size)] = value
-    return {name: slope(sorted(cells), [cells[size] for size in sorted(cells)],
-                        [operations[f"{name.rsplit('/', 1)[0]}/{size}"] for size in sorted(cells)])
-            for name, cells in series.items() if len(cells) > 1}
+        sizes.setdefault(scenario, []).append(int(size))
+    numbers = {**counts, **calls}
+    fitted = {(scenario, counter) for scenario, _, counter in (key.rsplit("/", 2) for key in numbers)
+              if counter in SLOPED or counter.endswith("_calls")}
+    return {f"{scenario}/{counter}": slope(sizes[scenario],
+                                           [numbers.get(f"{scenario}/{size}/{counter}", 0) for size in sizes[scenario]],
+                                           [operations[f"{scenario}/{size}"] for size in sizes[scenario]])
+            for scenario, counter in sorted(fitted) if len(sizes[scenario]) > 1}
 
 
 def judge_exact(judgement: Judgement, check: str, expected: dict[str, int], measured: dict[str, int],
@@ -168,10 +163,10 @@ def judge_presence(judgement: Judgement, expected: set[str], measured: set[str])
     elif not expected_extra:
         measured = measured - measured_extra
         judgement.not_judged.append(f"{words} (the baseline has none: --update-baseline adds them)")
-    for cell in sorted({key.rsplit("/", 1)[0] for key in expected - measured}, key=_by_size):
-        judgement.add("missing", cell, Verdict.UNDECIDED, "the baseline has it, this run did not measure it")
-    for cell in sorted({key.rsplit("/", 1)[0] for key in measured - expected}, key=_by_size):
-        judgement.add("missing", cell, Verdict.UNDECIDED, "not in the baseline: --update-baseline accepts it")
+    for keys, words in ((expected - measured, "the baseline has it, this run did not measure it"),
+                        (measured - expected, "not in the baseline: --update-baseline accepts it")):
+        for cell in sorted({key.rsplit("/", 1)[0] for key in keys}, key=_by_size):
+            judgement.add("missing", cell, Verdict.UNDECIDED, words)
 
 
 def judge_slopes(judgement: Judgement, expected: dict[str, float], measured: dict[str, float],

@@ -25,8 +25,11 @@ _PLAIN = (".py",)
 _ROOT_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 _NOT_SOURCES = ("*.so", "*.c", "__pycache__")
 
-#: The same code at other addresses: what its time changes by is layout.
-SHIFT = "-falign-functions=64"
+
+def layout(shifted: bool) -> dict[str, str]:
+    """What a build is told in its environment; ``shifted``: the same code at other addresses, so that what its time
+    changes by is layout. CPPFLAGS are added to the interpreter's own flags, in whose place CFLAGS would come."""
+    return {"CPPFLAGS": f"{os.environ.get('CPPFLAGS', '')} -falign-functions=64".strip()} if shifted else {}
 
 
 def source_tree(start: Path) -> Path | None:
@@ -46,7 +49,7 @@ def build(source: Path, mode: str = "", *, twin: bool = False, shifted: bool = F
     the twin is a copy, because compiling the same sources again gives the same bytes; the shifted one is
     compiled with its functions at other addresses.
     """
-    flags = SHIFT if shifted else ""
+    flags = layout(shifted)
     kind = (mode or "plain") + "-shifted" * shifted
 
     def assemble(target: Path) -> None:
@@ -81,7 +84,7 @@ def _compiler() -> str:
     return named.split()[0]
 
 
-def _digest(source: Path, suffixes: tuple[str, ...], mode: str, flags: str, twin: bool = False) -> str:
+def _digest(source: Path, suffixes: tuple[str, ...], mode: str, flags: dict[str, str], twin: bool = False) -> str:
     variables = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")]
     digest = hashlib.sha256(repr((mode, flags, twin, sysconfig.get_config_var("SOABI"), platform.python_version(),
                                   variables, _tools(_compiler()))).encode())
@@ -91,7 +94,7 @@ def _digest(source: Path, suffixes: tuple[str, ...], mode: str, flags: str, twin
     return digest.hexdigest()[:16]
 
 
-def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> None:
+def _compile(source: Path, mode: str, kind: str, flags: dict[str, str], target: Path) -> None:
     """Put the extension modules, nothing else, below ``target``."""
     words = f"{kind} build"
     if shutil.which(_compiler()) is None:
@@ -108,15 +111,9 @@ def _compile(source: Path, mode: str, kind: str, flags: str, target: Path) -> No
         else:
             command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
                        f"--target={target}", "."]
-        variables = {**os.environ, "KVMATTR_BUILD": mode}
-        if flags:
-            # CPPFLAGS are added to the interpreter's own flags, in whose place CFLAGS would come.
-            variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {flags}".strip()
-        code, said = running.run([sys.executable, *command], f"{words} of {source} (kept in {cache.directory()})",
-                                 cwd=tree, environment=variables)
-    if code:
-        last = "\n".join(said.strip().splitlines()[-15:])
-        raise CannotTell(f"the {words} of {source} failed:\n{last}")
+        running.run([sys.executable, *command], f"{words} of {source} (kept in {cache.directory()})", cwd=tree,
+                    environment={**os.environ, "KVMATTR_BUILD": mode, **flags},
+                    failed=lambda code: f"the {words} of {source} failed:")
     for path in sorted(target.rglob("*"), reverse=True):
         if path.is_file() and path.suffix != ".so":
             path.unlink()

@@ -94,10 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
                 selftest(_gate(arguments), judgement)
             else:
                 _judge(judgement, arguments)
-    except Usage as error:
+    except (Usage, writing.CannotWrite) as error:
         return _usage(error)
-    except writing.CannotWrite as error:
-        return _usage(Usage(str(error)))
     except CannotTell as error:
         judgement.add("gate", "all", Verdict.UNDECIDED, str(error))
     except KeyboardInterrupt:
@@ -116,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     return judgement.exit_code
 
 
-def _usage(error: Usage) -> int:
+def _usage(error: Exception) -> int:
     print(f"kvmattr gate: {error}", file=sys.stderr)
     if _in_github():
         print(output.github_error("kvmattr gate", str(error)))
@@ -178,10 +176,8 @@ def _judge(judgement: Judgement, arguments: argparse.Namespace) -> None:
         _update(judgement, accepted, found)
         return
     stages.judge_counts(judgement, gate, expected, found)
-    if project is not None:
-        stages.judge_project(judgement, gate, project, arguments.base, with_instructions=arguments.instructions)
-    elif arguments.base:
-        stages.judge_base(judgement, gate, arguments.base, with_instructions=arguments.instructions)
+    if arguments.base:
+        stages.judge_base(judgement, gate, arguments.base, project, with_instructions=arguments.instructions)
     elif arguments.instructions:
         stages.judge_stored_instructions(judgement, gate, expected)
     if arguments.history:

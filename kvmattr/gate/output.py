@@ -35,6 +35,11 @@ _ADVICE = {
     "instructions": "the same work takes more instructions than it did",
 }
 
+#: And where a cell that must do its work did less of it, or was faster: what these checks judge.
+_MAY_DO_LESS = ("calls", "counts", "time", "files")
+_ADVICE_LESS = ("less work than before in a cell that must do its work: what no longer runs? If it is meant, take "
+                "--fail-if-faster or must_work away from it, or accept it with --update-baseline")
+
 #: Characters that no XML 1.0 document may hold, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -69,8 +74,12 @@ def table(judgement: Judgement) -> str:
 
 def _advice(judgement: Judgement) -> Iterator[str]:
     for check, findings in by_check(judgement):
-        if check in _ADVICE and any(finding.verdict is Verdict.REGRESSION for finding in findings):
+        less = {finding.less and check in _MAY_DO_LESS for finding in findings
+                if finding.verdict is Verdict.REGRESSION}
+        if check in _ADVICE and False in less:
             yield f"{check}: {_ADVICE[check]}"
+        if True in less:
+            yield f"{check}: {_ADVICE_LESS}"
     if any(finding.check in ("calls", "counts", "memory") for finding in judgement.of(Verdict.BETTER)):
         yield "better than the baseline: --update-baseline keeps it, and then it cannot creep back unseen"
 

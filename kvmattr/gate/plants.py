@@ -1,11 +1,11 @@
-"""Regressions planted from outside, by wrapping what a scenario runs: what ``--selftest`` must see caught."""
+"""Regressions planted from outside, by adding to what a scenario runs: what ``--selftest`` must see caught."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from kvmattr.gate.scenario import Scenario, Work
 
@@ -19,6 +19,17 @@ _MOST_CHANGES = 20_000
 _PAGES = 512
 
 
+class _Ran(NamedTuple):
+    """A run that a plant adds to. ``smallest``: its scenario's smallest size; ``seconds``: CPU time that it took;
+    ``kept``: what all runs of a cell leave behind."""
+
+    work: Work
+    size: int
+    smallest: int
+    seconds: float
+    kept: list[Any]
+
+
 def planted(scenarios: dict[str, Scenario], plant: str) -> dict[str, Scenario]:
     """The scenarios with one of the regressions in each of them (``missing``: without the first of them), or,
     as in ``slow@SCENARIO``, in one alone."""
@@ -26,120 +37,82 @@ def planted(scenarios: dict[str, Scenario], plant: str) -> dict[str, Scenario]:
     if plant == "missing":
         gone = only or next(iter(scenarios), "")
         return {name: each for name, each in scenarios.items() if name != gone}
-    wrap = {"linear": _linear, "slow": _slow, "memory": _memory, "page": _page, "copy": _copy, "snapshot": _snapshot,
-            "batch": _batch, "hidden": _hidden}[plant]
-    return {name: dataclasses.replace(each, prepare=_wrapped(each, wrap)) if only in ("", name) else each
+    return {name: dataclasses.replace(each, prepare=_with(each, _PLANTS[plant])) if only in ("", name) else each
             for name, each in scenarios.items()}
 
 
-def _wrapped(scenario: Scenario,
-             wrap: Callable[[Work, int, int], Callable[[], object]]) -> Callable[[int], Work]:
+def _with(scenario: Scenario, plant: Callable[[_Ran], None]) -> Callable[[int], Work]:
     def prepare(size: int) -> Work:
         work = scenario.prepare(size)
-        return dataclasses.replace(work, run=wrap(work, size, scenario.sizes[0]))
+        kept: list[Any] = []
+
+        def run() -> object:
+            start = time.process_time()
+            result = work.run()
+            plant(_Ran(work, size, scenario.sizes[0], time.process_time() - start, kept))
+            return result
+        return dataclasses.replace(work, run=run)
     return prepare
 
 
-def _linear(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _linear(ran: _Ran) -> None:
     """Each operation also changes as many pages, each in a block of its own, as the size is times the smallest."""
-    times = size // smallest
-
-    def run() -> object:
-        result = work.run()
-        _change_copies(work.maps, min(work.operations * times, _MOST_CHANGES))
-        return result
-    return run
+    _changed_copies(ran, min(ran.work.operations * (ran.size // ran.smallest), _MOST_CHANGES))
 
 
-def _slow(work: Work, size: int, smallest: int) -> Callable[[], object]:
-    def run() -> object:
-        # In CPU time: while another process has the CPU nothing becomes slower, nor is the delay served.
-        start = time.process_time()
-        result = work.run()
-        stop = time.process_time()
-        stop += (SLOWER - 1) * (stop - start)
-        while time.process_time() < stop:
-            pass
-        return result
-    return run
+def _slow(ran: _Ran) -> None:
+    # In CPU time: while another process has the CPU nothing becomes slower, nor is the delay served.
+    stop = time.process_time() + (SLOWER - 1) * ran.seconds
+    while time.process_time() < stop:
+        pass
 
 
-def _memory(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _memory(ran: _Ran) -> None:
     """Each run leaves what it replaced behind, as if the last reference were forgotten."""
-    kept: list[Any] = []
-
-    def run() -> object:
-        kept.extend(_altered_copies(work.maps))
-        return work.run()
-    return run
+    ran.kept.extend(_changed_copies(ran, 32, apart=2))
 
 
-def _page(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _page(ran: _Ran) -> None:
     """A range is read page by page, a call each."""
-    def run() -> object:
-        for each in work.maps:
-            for gfn in range(min(len(each), _PAGES)):
-                each.get(gfn)
-        return work.run()
-    return run
+    for each in ran.work.maps:
+        for gfn in range(min(len(each), _PAGES)):
+            each.get(gfn)
 
 
-def _copy(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _copy(ran: _Ran) -> None:
     """Each operation makes a copy that it needs not."""
-    def run() -> object:
-        for each in work.maps:
-            for _ in range(min(work.operations, _MOST_CHANGES)):
-                each.copy()
-        return work.run()
-    return run
+    for each in ran.work.maps:
+        for _ in range(min(ran.work.operations, _MOST_CHANGES)):
+            each.copy()
 
 
-def _snapshot(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _snapshot(ran: _Ran) -> None:
     """Each run takes a snapshot that nobody lets go of."""
-    kept: list[Any] = []
-
-    def run() -> object:
-        result = work.run()
-        kept.extend(each.snapshot() for each in work.maps)
-        return result
-    return run
+    ran.kept.extend(each.snapshot() for each in ran.work.maps)
 
 
-def _batch(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _batch(ran: _Ran) -> None:
     """Pages are updated one by one where put() takes them all; what they hold stays."""
-    def run() -> object:
-        result = work.run()
-        for each in work.maps:
-            copy = each.copy()              # some maps are a machine's, and read-only
-            for gfn in range(min(len(copy), _PAGES)):
-                copy[gfn] = copy[gfn]
-        return result
-    return run
+    for each in ran.work.maps:
+        copy = each.copy()              # some maps are a machine's, and read-only
+        for gfn in range(min(len(copy), _PAGES)):
+            copy[gfn] = copy[gfn]
 
 
-def _hidden(work: Work, size: int, smallest: int) -> Callable[[], object]:
+def _hidden(ran: _Ran) -> None:
     """A cost that grows with the size up to the smallest one that is measured: no slope is left to be seen."""
-    pages = min(size, smallest, _PAGES)
-
-    def run() -> object:
-        result = work.run()
-        _change_copies(work.maps, pages)
-        return result
-    return run
+    _changed_copies(ran, min(ran.smallest, _PAGES))
 
 
-def _change_copies(maps: Iterable[Any], pages: int) -> None:
-    """So many pages of a copy of each map, each in a block of its own."""
-    for each in maps:
-        copy = each.copy()
-        for i in range(pages):
-            gfn = (512 * i + 1) % len(copy)
-            copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
+_PLANTS = {"linear": _linear, "slow": _slow, "memory": _memory, "page": _page, "copy": _copy, "snapshot": _snapshot,
+           "batch": _batch, "hidden": _hidden}
 
 
-def _altered_copies(maps: Iterable[Any]) -> list[Any]:
-    copies = [each.copy() for each in maps]
+def _changed_copies(ran: _Ran, pages: int, apart: int = 512) -> list[Any]:
+    """A copy of each map in which so many pages were changed: from the second on, so far apart."""
+    copies = [each.copy() for each in ran.work.maps]
     for copy in copies:
-        for gfn in range(1, min(len(copy) - 1, 65), 2):
+        for i in range(pages):
+            gfn = (apart * i + 1) % len(copy)
             copy.write(gfn, gfn + 1, copy.get(gfn) ^ 0x80)
     return copies

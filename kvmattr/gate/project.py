@@ -12,7 +12,6 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -70,16 +69,15 @@ class Project:
         return self._side(place, place / inside, digest.hexdigest(), "")
 
     def _files(self) -> tuple[Path, str, list[str]]:
-        def asked(*words: str) -> str:
-            done = subprocess.run(["git", "-C", str(self.directory), *words], capture_output=True)
+        def asked(there: Path, *words: str) -> str:
+            done = repository.git(there, *words)
             if done.returncode:
                 raise CannotTell(f"git {words[0]} failed: {repository.said(done)}")
-            return done.stdout.decode(errors="surrogateescape")
-        top = Path(asked("rev-parse", "--show-toplevel").rstrip("\n"))
-        listed = subprocess.run(["git", "-C", str(top), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-                                capture_output=True).stdout.decode(errors="surrogateescape")
+            return done.stdout.decode(errors="surrogateescape").rstrip("\n")
+        top = Path(asked(self.directory, "rev-parse", "--show-toplevel"))
+        listed = asked(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names = sorted({name for name in listed.split("\0") if name and (top / name).is_file()})
-        return top, asked("rev-parse", "--show-prefix").rstrip("\n"), names
+        return top, asked(self.directory, "rev-parse", "--show-prefix"), names
 
     def _side(self, root: Path, inside: Path, commit: str, kind: str) -> Side:
         """Sources as something to import from, cached."""
@@ -110,15 +108,11 @@ class Project:
         except (KeyError, ValueError, IndexError) as error:
             raise Usage(f"--install {self.install}: {{python}}, {{source}} and {{target}} are filled in, nothing else "
                         f"({error})") from None
-        variables = {**os.environ, **self.environment}
-        if kind == "shifted":
-            variables["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} {builds.SHIFT}".strip()
         try:
-            code, said = running.run(command, f"install of {self.directory.name} ({kind or 'plain'}, kept in "
-                                     f"{cache.directory()})", cwd=source, environment=variables)
+            running.run(command, f"install of {self.directory.name} ({kind or 'plain'}, kept in {cache.directory()})",
+                        cwd=source, environment={**os.environ, **self.environment, **builds.layout(kind == "shifted")},
+                        failed=lambda code: f"the install command of {self.directory} failed ({code}): "
+                        f"{shlex.join(command)}")
         except OSError as error:
             raise Usage(f"--install {self.install}: {error}") from None
         shutil.rmtree(work)
-        if code:
-            last = "\n".join(said.strip().splitlines()[-15:])
-            raise CannotTell(f"the install command of {self.directory} failed ({code}): {shlex.join(command)}\n{last}")

@@ -27,19 +27,19 @@ def checkout(directory: Path, ref: str) -> Checkout:
     Usage for a directory outside a repository, with git's own words (its remedy for another owner's repository is
     among them), and for a ref that is none; CannotTell without git or where git fails.
     """
-    found = _git(ref, directory, "rev-parse", "--show-prefix")
+    found = git(directory, "rev-parse", "--show-prefix", asked=f"--base {ref}: ")
     if found.returncode:
         raise Usage(f"--base {ref!r}: {directory} is not a git checkout: {said(found)}")
     prefix = found.stdout.decode().strip()
-    found = _git(ref, directory, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
+    found = git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
     if found.returncode:
         raise Usage(f"--base {ref!r}: no such commit in {directory} (a shallow clone has few of them)")
     commit = found.stdout.decode().strip()
 
     def extract(scratch: Path) -> None:
         # From the root, whichever directory we are asked from.
-        top = Path(_git(ref, directory, "rev-parse", "--show-toplevel").stdout.decode().strip())
-        archive = _git(ref, top, "archive", "--format=tar", commit)
+        top = Path(git(directory, "rev-parse", "--show-toplevel").stdout.decode().strip())
+        archive = git(top, "archive", "--format=tar", commit)
         if archive.returncode:
             raise CannotTell(f"--base {ref!r}: git archive failed: {said(archive)}")
         try:
@@ -54,22 +54,19 @@ def checkout(directory: Path, ref: str) -> Checkout:
 def head(directory: Path) -> str | None:
     """The commit that is checked out there, ``+`` behind it if files were changed since; None without one."""
     try:
-        found = subprocess.run(["git", "-C", str(directory), "rev-parse", "--verify", "--quiet", "HEAD^{commit}"],
-                               capture_output=True)
-        if found.returncode:
-            return None
-        changed = subprocess.run(["git", "-C", str(directory), "status", "--porcelain", "--untracked-files=no"],
-                                 capture_output=True).stdout.strip()
-    except FileNotFoundError:
+        found = git(directory, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        changed = git(directory, "status", "--porcelain", "--untracked-files=no").stdout.strip()
+    except CannotTell:
         return None
-    return found.stdout.decode().strip() + ("+" if changed else "")
+    return None if found.returncode else found.stdout.decode().strip() + ("+" if changed else "")
 
 
-def _git(ref: str, repository: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+def git(directory: Path, *words: str, asked: str = "") -> subprocess.CompletedProcess[bytes]:
+    """What git says of a directory. CannotTell, which begins with what was ``asked``, where there is no git."""
     try:
-        return subprocess.run(["git", "-C", str(repository), *words], capture_output=True)
+        return subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
     except FileNotFoundError:
-        raise CannotTell(f"--base {ref}: this machine has no git") from None
+        raise CannotTell(f"{asked}this machine has no git") from None
 
 
 def said(done: subprocess.CompletedProcess[bytes]) -> str:

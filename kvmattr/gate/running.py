@@ -6,18 +6,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from kvmattr.gate.verdict import CannotTell
 from kvmattr.measure import status
 
 #: Seconds between two signs of life: on a terminal the line is overwritten, in a log each one is a line.
 _TERMINAL, _LOG = 1.0, 20.0
 
+#: So much of what a command said is told where it failed.
+_LAST_LINES = 15
+
 
 def run(command: Sequence[str], words: str, *, cwd: Path | None = None,
-        environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run a command, with its progress on stderr under these words: its exit code, and all that it said."""
+        environment: Mapping[str, str] | None = None, failed: Callable[[int], str]) -> None:
+    """Run a command, with its progress on stderr under these words. CannotTell with what ``failed`` makes of its exit
+    code and with the last lines that it said; OSError if there is no such command."""
     interval = _TERMINAL if sys.stderr.isatty() else _LOG
     started = time.monotonic()
     # In a log each sign of life is a line: what is said first tells that it began.
@@ -36,7 +41,9 @@ def run(command: Sequence[str], words: str, *, cwd: Path | None = None,
         output = said.read().decode(errors="replace")
     status.overwritten(f"{words}: {'done' if code == 0 else f'failed ({code})'} after "
                        f"{time.monotonic() - started:.0f} s", last=True)
-    return code, output
+    if code:
+        last = "\n".join(output.strip().splitlines()[-_LAST_LINES:])
+        raise CannotTell(f"{failed(code)}\n{last}")
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:

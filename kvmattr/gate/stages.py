@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ class Pair:
     twin: Path | Side
     shifted: Callable[[], Path | Side]
 
+    @classmethod
+    def of(cls, head: Path | Side, base: Callable[..., Path | Side]) -> Pair:
+        """``base`` makes the base, with ``twin`` and ``shifted`` its controls."""
+        return cls(head, base(), base(twin=True), partial(base, shifted=True))
+
 
 #: Shifts what lies on the stack and behind the environment: the second look is at another layout of memory.
 _PADDING = {"KVMATTR_GATE_PADDING": "x" * 1000}
@@ -179,24 +185,16 @@ def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
                           must_work=limits.working(f"{name}/{size}"))
 
 
-def judge_base(judgement: Judgement, gate: Gate, ref: str, *, with_instructions: bool) -> None:
-    """Time, and instructions if asked for, against a git ref: both plain builds side by side."""
-    if gate.source is None:
+def judge_base(judgement: Judgement, gate: Gate, ref: str, project: Project | None = None, *,
+               with_instructions: bool) -> None:
+    """Time, and instructions if asked for, against a git ref: both plain builds side by side, or one kvmattr and the
+    code of a project that embeds it at both commits."""
+    if project is not None:
+        pair = Pair.of(project.head(), partial(project.base, ref))
+    elif gate.source is None:
         raise CannotTell(f"--base {ref} needs kvmattr's sources in a git repository (--source)")
-    base_sources = builds.checkout(gate.source, ref)
-    _judge_pair(judgement, gate, ref, Pair(
-        builds.build(gate.source), builds.build(base_sources), builds.build(base_sources, twin=True),
-        lambda: builds.build(base_sources, shifted=True)), with_instructions=with_instructions)
-
-
-def judge_project(judgement: Judgement, gate: Gate, project: Project, ref: str, *, with_instructions: bool) -> None:
-    """The same of a project that embeds kvmattr: its code at both commits, one kvmattr."""
-    _judge_pair(judgement, gate, ref, Pair(
-        project.head(), project.base(ref), project.base(ref, twin=True),
-        lambda: project.base(ref, shifted=True)), with_instructions=with_instructions)
-
-
-def _judge_pair(judgement: Judgement, gate: Gate, ref: str, pair: Pair, *, with_instructions: bool) -> None:
+    else:
+        pair = Pair.of(builds.build(gate.source), partial(builds.build, builds.checkout(gate.source, ref)))
     try:
         judge_times(judgement, gate, pair)
     except Usage as error:

@@ -8,7 +8,7 @@ moves between two copies of the same build is the machine, not the change. Round
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvmattr.gate.verdict import Verdict
@@ -42,11 +42,15 @@ class Pairs:
     def round(self, head: Sample, base: Sample, twin: Sample, *, reverse: bool = False) -> None:
         """One round, there and back; in reverse it begins and ends with the twin."""
         arms = [(head, self.head), (base, self.base), (twin, self.twin)]
-        for index, (run, times) in turns(arms[::-1] if reverse else arms, 2):
-            if index == 0:
-                times.append(run())
-            else:
-                times[-1] += run()
+        there_and_back(arms[::-1] if reverse else arms)
+
+
+def there_and_back(arms: Sequence[tuple[Sample, list[float]]]) -> None:
+    """One round: every arm once forwards and once backwards; what both took is added to its times."""
+    for index, (run, times) in turns(arms, 2):
+        if index == 0:
+            times.append(0.0)
+        times[-1] += run()
 
 
 def judge(pairs: Pairs, threshold: float, *, must_work: bool = False) -> tuple[Verdict, str, float]:

@@ -38,6 +38,11 @@ class Finding:
     measured: float | None = None
     expected: float | None = None
 
+    @property
+    def less(self) -> bool:
+        """Whether less was done than was expected, or it took less time: of a ratio than 1."""
+        return self.measured is not None and self.measured < (1 if self.expected is None else self.expected)
+
 
 @dataclass
 class Judgement:

@@ -13,10 +13,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvmattr.gate.scenario import Claim, Scenario, Versus, Work
+    from kvmattr.gate.scenario import Claim, Scenario
 
 
 class Bench:
@@ -26,8 +27,8 @@ class Bench:
         self.beside = beside
         self.scenarios: dict[str, Scenario] = {}
         self.claims: dict[str, Claim] = {}
-        self.work: Work | None = None
-        self.versus: Versus | None = None
+        #: What is open, by name: ``run`` of a cell, or both ways of a claim.
+        self.ways: dict[str, Callable[[], object]] = {}
 
     def load(self, sources: list[str], plant: str | None) -> dict[str, Any]:
         """Import the build and the scenario files; tell what they are."""
@@ -45,8 +46,7 @@ class Bench:
             self.scenarios = planted(self.scenarios, plant)
         return {
             "file": _core.__file__,
-            "scenarios": [{"name": each.name, "sizes": each.sizes, "growth": each.growth, "timed": each.timed,
-                           "group": each.group, "threshold": each.threshold, "must_work": each.must_work}
+            "scenarios": [{name: value for name, value in vars(each).items() if name != "prepare"}
                           for each in self.scenarios.values()],
             "claims": [{"name": each.name, "at_least": each.at_least} for each in self.claims.values()],
         }
@@ -67,44 +67,36 @@ class Bench:
 
     def open(self, name: str, size: int) -> None:
         """Prepare a cell for timing; one run, so that everything is warm and known to do what it should."""
-        self.work = None
-        self.work = self.scenarios[name].prepare(size)
-        self.work.run()
-        if self.work.check is not None:
-            self.work.check()
+        self.ways = {}      # what was open goes before the next comes
+        work = self.scenarios[name].prepare(size)
+        work.run()
+        if work.check is not None:
+            work.check()
+        self.ways = {"run": work.run}
 
     def open_claim(self, name: str) -> None:
         """Prepare a claim; both ways run once."""
-        self.versus = None
-        self.versus = self.claims[name].prepare()
-        self.versus.faster()
-        self.versus.slower()
+        self.ways = {}
+        versus = self.claims[name].prepare()
+        versus.faster()
+        versus.slower()
+        self.ways = vars(versus)
 
-    def run(self, repeat: int) -> float:
-        """CPU seconds of so many runs of what is open."""
-        assert self.work is not None
-        return _seconds(self.work.run, repeat)
-
-    def run_claim(self, way: str, repeat: int) -> float:
-        """CPU seconds of so many runs of one way, ``faster`` or ``slower``."""
-        assert self.versus is not None
-        return _seconds(getattr(self.versus, way), repeat)
+    def run(self, repeat: int, way: str = "run") -> float:
+        """CPU seconds of so many runs of what is open; of a claim, of one way, ``faster`` or ``slower``. What else runs
+        on the machine may take the CPU away, but does not count as ours."""
+        run = self.ways[way]
+        start = time.process_time()
+        for _ in range(repeat):
+            run()
+        return time.process_time() - start
 
     def marked(self) -> None:
         """One run of what is open, between two calls of getpgrp(): callgrind cuts its profile there."""
-        assert self.work is not None
-        run = self.work.run
+        run = self.ways["run"]
         os.getpgrp()
         run()
         os.getpgrp()
-
-
-def _seconds(run: Any, repeat: int) -> float:
-    """CPU seconds: what else runs on the machine may take the CPU away, but not count as ours."""
-    start = time.process_time()
-    for _ in range(repeat):
-        run()
-    return time.process_time() - start
 
 
 def use_gate_of(directory: str) -> None:
