@@ -147,6 +147,7 @@ cdef Map *map_of(object attribute_map) except NULL
 cdef bint map_enter(Map *map) noexcept nogil
 cdef bint map_enter_in_turn(Map *map) noexcept nogil
 cdef void map_leave(Map *map, bint entered) noexcept nogil
+cdef void map_filled(Map *map) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
 cdef void map_called(Map *map, int call, uint64_t items) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil

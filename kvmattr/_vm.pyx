@@ -36,8 +36,8 @@ import numpy as np
 from kvmattr import uapi
 from kvmattr._core cimport (CALL_LEVEL, CALL_VM_SET, PAGES_PER_BLOCK, UPDATE_CHANGED, UPDATE_NO_MEMORY, ChangeVisitor,
                             Map, UpdateResult, map_announce, map_apply, map_block_is_uniform, map_called, map_changes,
-                            map_enter, map_enter_in_turn, map_expect, map_leave, map_look_up, map_of, map_refused,
-                            map_run_stop)
+                            map_enter, map_enter_in_turn, map_expect, map_filled, map_leave, map_look_up, map_of,
+                            map_refused, map_run_stop)
 from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, GuestMemfd, MemslotTable, Slot, SlotSet,
                                 binding_reaching, kvmattr_gate_enter, kvmattr_gate_leave, slot_after, slot_at,
                                 slot_reaching)
@@ -697,6 +697,7 @@ cdef class Machine:
                     outcome = <Outcome>self.set_heard(record, outcome, kept)
                 finally:
                     self.leave()
+                map_filled(self.map)
                 if interrupts is None and kept:
                     raise kept[0]
                 return outcome
@@ -705,6 +706,7 @@ cdef class Machine:
                 outcome = self.change(record, &refused, entered)
                 map_leave(self.map, entered)
             self.leave()
+            map_filled(self.map)
         if outcome < 0:
             self.fail(outcome, record, refused)
         return outcome
@@ -968,6 +970,8 @@ cdef class Machine:
             while batch.done < end and batch.outcome >= 0:
                 self.set_group(batch, min(end, batch.done + GROUP))
         self.leave()
+        with nogil:
+            map_filled(self.map)
         if batch.outcome < 0:
             record = batch.records[batch.done]
             self.fail(batch.outcome, &record, batch.refused)

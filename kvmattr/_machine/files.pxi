@@ -408,6 +408,7 @@ cdef bint set_file(GuestMemfd file, handle, const FileRecord *record, list inter
                 outcome = convert(machine, file, pages, record, entered)
                 map_leave(pages.map, entered)
             machine.leave()
+            map_filled(pages.map)
         if not alone:
             return set_file_heard(file, handle, record, outcome, interrupts)
     if outcome < 0:
@@ -468,6 +469,8 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
                 batch.done += 1
             map_leave(pages.map, entered)
     machine.leave()
+    with nogil:
+        map_filled(pages.map)
     if batch.outcome < 0:
         record = batch.records[batch.done]
         fail_conversion(file, pages, batch.outcome, &record, supported, machine.page_mask)

@@ -259,6 +259,7 @@ cdef int api_update_changes(kvmattr_map *handle, uint64_t start, uint64_t stop, 
     if KVMATTR_DEBUG_BUILD:
         audit_or_abort(map)
     family_leave(map.family, entered)
+    family_filled(map.family)
     answer = KVMATTR_NO_MEMORY if result < 0 else <int>result
     if result > 0:
         answer = call_changes(&old, &new, start, stop, callback, context)

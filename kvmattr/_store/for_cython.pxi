@@ -20,6 +20,11 @@ cdef bint map_enter_in_turn(Map *map) noexcept nogil:
 cdef void map_leave(Map *map, bint entered) noexcept nogil:
     family_leave(map.family, entered)
 
+cdef void map_filled(Map *map) noexcept nogil:
+    """After an update, when nobody waits for the caller any more: what it filled becomes huge pages (huge.pxi), which
+    may take milliseconds, once for 2 MiB."""
+    family_filled(map.family)
+
 cdef void map_announce(Map *map, int change) noexcept nogil:
     """+1 before a writer gives up the GIL, -1 when it has it back."""
     family_announce(map.family, change)

@@ -141,6 +141,8 @@ cdef int map_import(Map *target, const Map *source) noexcept nogil:
     copying.failed = False
     map_runs(source, 0, source.pages, &sink)
     return -1 if copying.failed else 0
+
+
 cdef int map_restore(Map *map, const Map *source) noexcept nogil:
     """Take over the content of a map of as many pages. -1 when out of memory: then nothing has changed."""
     cdef Map aside, pinned
@@ -164,5 +166,6 @@ cdef int map_restore(Map *map, const Map *source) noexcept nogil:
         map_swing(map, &aside)
         family_settle(map.family)
     family_leave(map.family, entered)
+    family_filled(map.family)
     unpin(&pinned)
     return result

@@ -367,6 +367,7 @@ cdef int read_body(Map *map, object body) except -1:
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         with nogil:
             trouble = read_map(map, <const uint8_t *>view.buf, view.len, &where)
+            family_filled(map.family)
         PyBuffer_Release(&view)
     if trouble == READ_NO_MEMORY:
         raise MemoryError("out of memory for a saved map")
