@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvmattr.study import growth
-from kvmattr.study.growth import Growth
+from kvmattr.study.growth import Asked, Growth
 from kvmattr.study.results import Result
 
 
@@ -15,7 +15,7 @@ def cells(costs: dict[int, float], backend: str = "memslots") -> list[Result]:
 
 
 def verdicts(law: Growth, costs: dict[int, float]) -> list[tuple[int, int, bool]]:
-    found = growth.seen(cells(costs), {"asked": [law]}, {"asked": "earlier conversions"})
+    found = growth.seen(cells(costs), {"asked": Asked("?", "earlier conversions", (law, ))})
     return [(one.first, one.last, one.as_expected) for one in found]
 
 

@@ -23,7 +23,7 @@ def known(monkeypatch):
     """What is registered in a test is forgotten after it."""
     monkeypatch.setattr(backends, "ALL", dict(backends.ALL))
     monkeypatch.setattr(scenarios, "ALL", dict(scenarios.ALL))
-    monkeypatch.setattr(registry, "_loaded", set())
+    monkeypatch.setattr(registry, "_loaded", {})
     yield
     for name in [name for name in sys.modules if name.startswith("kvmattr_plugin_")]:
         del sys.modules[name]
@@ -181,8 +181,16 @@ class TestPlugins:
                                  (3, "is 3, expected a class that derives from Backend")):
             registry._loaded.clear()
             points["kvmattr.backends"] = [Point("bad", value)]
-            with pytest.raises(ValueError, match=f"entry point bad in kvmattr.backends {complaint}"):
-                registry.load()
+            said = f"entry point bad in kvmattr.backends {complaint}"
+            assert registry.load() == [said]
+            # What somebody else's package has broken stops nothing, and is told.
+            report = study.run(["mine"], ["store"], quick=True, rounds=3)
+            assert [result.status for result in report.results] == ["ok", "ok"]
+            assert report.left_out == [said]
+            assert cli.main(["scaling", "--list"]) == 0
+            assert capsys.readouterr().err == f"left out: {said}\n"
+            with pytest.raises(ValueError, match=f"^unknown backend 'bad': known are store, .*; {said}$"):
+                study.run(["mine"], ["bad"], quick=True)
             assert cli.main(["info"]) == 0
             assert f"kvmattr info: entry point bad in kvmattr.backends {complaint}" in capsys.readouterr().err
 

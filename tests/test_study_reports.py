@@ -11,8 +11,8 @@ import pytest
 
 from kvmattr.measure import text
 from kvmattr.study import plots, report, table
-from kvmattr.study.growth import Growth
-from kvmattr.study.report import Asked, Report
+from kvmattr.study.growth import Asked, Growth
+from kvmattr.study.report import Report
 from kvmattr.study.results import Result
 
 MACHINE = {"host": "here", "kernel": "6.12", "cpu": "a CPU", "cpus": 2, "memory_bytes": 8_000_000_000,

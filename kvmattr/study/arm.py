@@ -377,31 +377,27 @@ def reason_against(backend: type[Backend], workload: Workload, seconds: float) -
     ``seconds`` is the time limit of a cell. What a backend raises when it is asked is the end of this cell alone.
     """
     try:
-        return _reason_against(backend, workload, seconds)
+        if not hasattr(backend, workload.action):
+            return "unsupported", f"has no {ACTIONS[workload.action]}"
+        reason = backend.missing()
+        if reason is not None:
+            return "unavailable", reason
+        argument = workload.argument(0, workload.operations)
+        more = argument if are_updates(argument, workload.action) else Batch.empty()
+        reason = backend.unsupported(more) or backend.unsupported(workload.setup)
+        if reason is not None:
+            return "unsupported", reason
+        needed, free = backend.bytes_needed(Footprint(workload.npages, workload.setup, more)), available_bytes()
+        if needed > free // 4:
+            return "refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free"
+        unbroken = unbroken_seconds(backend, workload)
+        if unbroken > seconds:
+            return "refused", (f"would take {text.digits(unbroken)} s in calls that nothing can interrupt, "
+                               f"of {seconds:g} s")
+        return None
     except Exception as error:
         ending.again()
         return "error", described(error)
-
-
-def _reason_against(backend: type[Backend], workload: Workload, seconds: float) -> tuple[str, str] | None:
-    if not hasattr(backend, workload.action):
-        return "unsupported", f"has no {ACTIONS[workload.action]}"
-    reason = backend.missing()
-    if reason is not None:
-        return "unavailable", reason
-    argument = workload.argument(0, workload.operations)
-    more = argument if are_updates(argument, workload.action) else Batch.empty()
-    reason = backend.unsupported(more) or backend.unsupported(workload.setup)
-    if reason is not None:
-        return "unsupported", reason
-    needed, free = backend.bytes_needed(Footprint(workload.npages, workload.setup, more)), available_bytes()
-    if needed > free // 4:
-        return "refused", f"would take {text.quantity(needed, 'bytes')} of {text.quantity(free, 'bytes')} free"
-    unbroken = unbroken_seconds(backend, workload)
-    if unbroken > seconds:
-        return "refused", (f"would take {text.digits(unbroken)} s in calls that nothing can interrupt, "
-                           f"of {seconds:g} s")
-    return None
 
 
 def _bytes(answer: Any) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from kvmattr.measure import ending
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, write, print; the exit code."""
     try:
         if arguments.list:
-            registry.load(arguments.files)
+            _leave_out(registry.load(arguments.files))
             print(_listing())
             return 0
         made = plan.make(arguments.scenario, arguments.backend, quick=arguments.quick, rounds=arguments.rounds,
@@ -104,14 +105,18 @@ def _announce(made: Plan) -> None:
     print(f"{len(made.units)} units, {made.cells} cells of which {expected.cells} can run here, "
           f"{made.options.rounds} rounds: {duration(expected.low)} to {duration(expected.high)} min; a cell stops "
           f"after {made.options.cell_seconds:g} s", file=sys.stderr)
-    for words in made.left_out:
+    _leave_out(made.left_out)
+
+
+def _leave_out(what: Sequence[str]) -> None:
+    for words in what:
         print(f"left out: {words}", file=sys.stderr)
 
 
 def _listing() -> str:
     lines = ["scenarios:"]
     for scenario in scenarios.ALL.values():
-        lines += [f"  {scenario.name:<18} {scenario.question}", f"  {'':<18} expected: {scenario.expected}"]
+        lines += [f"  {scenario.name:<18} {scenario.question}", f"  {'':<18} expected: {scenario.asked.expected}"]
     lines.append("backends:")
     for backend in backends.ALL.values():
         reason = backends.missing(backend.name)

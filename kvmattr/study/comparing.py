@@ -69,10 +69,6 @@ class Row:
     #: The same ratio against the floor of an empty ioctl, for calls into the kernel.
     floor_ratio: float | None = None
 
-    def as_record(self) -> dict[str, Any]:
-        """The JSON object."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class Compared:
@@ -104,7 +100,7 @@ class Compared:
     def as_record(self) -> dict[str, Any]:
         """The JSON document."""
         return {"schema": 1, "summary": self.summary, "exit_code": self.exit_code, "warnings": self.warnings,
-                "rows": [row.as_record() for row in self.rows]}
+                "rows": [dict(vars(row)) for row in self.rows]}
 
 
 Place = tuple[str, int, str]
@@ -195,13 +191,12 @@ def _ends(a: list[Result], b: list[Result]) -> tuple[str, str] | None:
     if all(ok):
         return None
     said = [_end(cells) for cells in (a, b)]
-    if ok[0]:
-        known = all(cell.status in ("failed", "wrong", "error", "stopped") for cell in b)
-        return ("broken" if known else "", f"was measured, {said[1]}")
-    if ok[1]:
-        known = all(cell.status in ("failed", "wrong", "error", "stopped") for cell in a)
-        return ("mended" if known else "", f"{said[0]}, was measured then")
-    return "", said[0] if said[0] == said[1] else f"{said[0]} -> {said[1]}"
+    if not any(ok):
+        return "", said[0] if said[0] == said[1] else f"{said[0]} -> {said[1]}"
+    ended, verdict, words = ((b, "broken", f"was measured, {said[1]}") if ok[0] else
+                             (a, "mended", f"{said[0]}, was measured then"))
+    known = all(cell.status in ("failed", "wrong", "error", "stopped") for cell in ended)
+    return verdict if known else "", words
 
 
 def _end(cells: list[Result]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,20 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a report knows of a scenario: enough to draw its results without having the scenario."""
+
+    question: str
+    size_name: str
+    growths: tuple[Growth, ...]
+
+    @property
+    def expected(self) -> str:
+        """What was expected, in words."""
+        return "; ".join(growth.words for growth in self.growths)
+
+
+@dataclass(frozen=True)
 class Seen:
     """One backend in one scenario: the factor from the smallest to the largest size that was measured."""
 
@@ -78,15 +92,14 @@ class Seen:
         return record | {"expected": self.law}
 
 
-def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],
-         size_names: Mapping[str, str]) -> list[Seen]:
+def seen(results: Sequence[Result], scenarios: Mapping[str, Asked]) -> list[Seen]:
     """A verdict for every backend of which a law is declared and that was measured at two sizes or more.
 
     A cost is as expected if the 95 % intervals of its medians at both ends leave it possible.
     """
     found = []
-    for scenario, growths in declared.items():
-        for growth in growths:
+    for scenario, asked in scenarios.items():
+        for growth in asked.growths:
             for backend in growth.backends:
                 spreads = {cell.size: cell.spread for cell in results if cell.scenario == scenario and
                            cell.backend == backend and cell.status == "ok" and cell.size >= growth.since
@@ -97,7 +110,7 @@ def seen(results: Sequence[Result], declared: Mapping[str, Iterable[Growth]],
                     continue
                 as_expected = _allows(growth.law, other.low / one.high, other.high / one.low, last / max(first, 1))
                 found.append(Seen(scenario, backend, growth.law, other.median / one.median, first, last,
-                                  as_expected, growth.because, size_names[scenario]))
+                                  as_expected, growth.because, asked.size_name))
     return found
 
 

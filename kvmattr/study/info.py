@@ -34,14 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines() -> Iterator[str]:
     machine = describe()
-    try:
-        registry.load()
-    except ValueError as error:     # a package of somebody else is broken; the rest is still true
-        print(f"kvmattr info: {error}", file=sys.stderr)
+    for trouble in registry.load():
+        print(f"kvmattr info: {trouble}", file=sys.stderr)
     yield f"kvmattr {machine['kvmattr']}, Python {machine['python']}, numpy {machine['numpy']}"
     memory, free = (text.quantity(count, "bytes") for count in (machine["memory_bytes"], available_bytes()))
     yield f"{machine['cpu']}: {machine['cpus']} CPUs for us, {memory} of memory, {free} free"
-    yield f"kernel {machine['kernel']}, vm.max_map_count {_kernel_setting('vm/max_map_count')}"
+    regions = Path("/proc/sys/vm/max_map_count")
+    most = regions.read_text().strip() if regions.exists() else "unknown"
+    yield f"kernel {machine['kernel']}, vm.max_map_count {most}"
     for title, values in (
             ("KVM", {name.replace("_", " "): value for name, value in machine["kvm"].items()}),
             ("libraries", {library: extras.missing(library) or _version(library) for library in extras.EXTRA_OF}),
@@ -58,8 +58,3 @@ def _version(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "installed, of unknown version"
-
-
-def _kernel_setting(name: str) -> str:
-    path = Path("/proc/sys") / name
-    return path.read_text().strip() if path.exists() else "unknown"

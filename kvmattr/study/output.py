@@ -30,37 +30,36 @@ class Outputs:
     def __init__(self, command: str, arguments: argparse.Namespace, read: Sequence[str] = ()) -> None:
         """``read``: reports that are not to be overwritten. Raises CannotWrite, or ImportError for a library."""
         self._command = command
-        self._json, self._csv, self._html = arguments.json, arguments.csv, arguments.html
+        #: Places by the method of a report that makes what they shall hold.
+        self._places: dict[str, str] = {make: place for make in ("json", "csv", "html")
+                                        if (place := getattr(arguments, make)) is not None}
         self._plots: str | None = arguments.plots
-        if self._html:
+        if "html" in self._places:
             require("matplotlib", "jinja2")
         if self._plots:
             require("matplotlib")
-        writing.check(self._json, self._csv, self._html, read=read)
+        writing.check(*self._places.values(), read=read)
         writing.check_directory(self._plots)
         self._told = False
 
     @property
     def people(self) -> object:
         """The stream for what people read: standard error where a file goes to standard output."""
-        places = [place for place in (self._json, self._csv, self._html) if place]
-        return sys.stderr if any(map(writing.is_stdout, places)) else sys.stdout
+        return sys.stderr if any(map(writing.is_stdout, self._places.values())) else sys.stdout
 
     def keep(self, report: Report) -> None:
         """Write what is done so far, where that replaces a file; a place that takes it only once has it last."""
-        for place, make in ((self._json, report.json), (self._csv, report.csv)):
-            if place and writing.is_regular(place):
-                errors = writing.write_each([(place, make)])
+        for make, place in self._places.items():
+            if make != "html" and writing.is_regular(place):
+                errors = writing.write_each([(place, getattr(report, make))])
                 if not self._told:
                     writing.tell(self._command, (), errors)
                 self._told = self._told or bool(errors)
 
     def write(self, report: Report) -> bool:
         """Write everything and say what was written; False if something could not be."""
-        files = [(place, make) for place, make in
-                 ((self._json, report.json), (self._csv, report.csv), (self._html, report.html)) if place]
-        written = [str(place) for place, _ in files]
-        errors = writing.write_each(files)
+        written = list(self._places.values())
+        errors = writing.write_each((place, getattr(report, make)) for make, place in self._places.items())
         if self._plots:
             errors += self._write_plots(report, Path(self._plots), written)
         writing.tell(self._command, written, errors)

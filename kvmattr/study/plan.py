@@ -35,9 +35,9 @@ def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | No
          files: Sequence[str] = ()) -> Plan:
     """Plan a run of these scenarios and backends (None: all). Raises ValueError where nothing would be run."""
     files = _listed(files)
-    registry.load(files)
-    scenario_names = _known("scenario", scenario_names, scenarios.ALL)
-    backend_names = _known("backend", backend_names, backends.ALL)
+    broken = registry.load(files)
+    scenario_names = _known("scenario", scenario_names, scenarios.ALL, broken)
+    backend_names = _known("backend", backend_names, backends.ALL, broken)
     fixed = operations if isinstance(operations, Mapping) else {} if operations is None else {"": operations}
     _known("backend", [*filter(None, fixed)] or None, backends.ALL)
     for name, count in fixed.items():
@@ -60,7 +60,7 @@ def make(scenario_names: Sequence[str] | None, backend_names: Sequence[str] | No
     if not units:
         raise ValueError(f"--quick leaves out {text.listed(not_quick)}: run it without --quick")
     them = "it" if len(not_quick) == 1 else "them"
-    left_out = [f"{text.listed(not_quick)} (--quick leaves {them} out)"] if not_quick else []
+    left_out = [*broken, *([f"{text.listed(not_quick)} (--quick leaves {them} out)"] if not_quick else [])]
     if quick and not backend_names:
         left_out.append(f"the backends {text.listed(list(NOT_QUICK))} (--quick leaves them out)")
     for name in backend_names:
@@ -82,13 +82,13 @@ def _listed(asked: Iterable[str] | None) -> list[str]:
     return list(dict.fromkeys([asked] if isinstance(asked, str) else asked or ()))
 
 
-def _known(kind: str, asked: Iterable[str] | None, known: Collection[str]) -> list[str]:
+def _known(kind: str, asked: Iterable[str] | None, known: Collection[str], broken: Sequence[str] = ()) -> list[str]:
     names = _listed(asked)
     if not names and asked is not None:
         raise ValueError(f"no {kind} is named: expected names, or None for all")
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}: known are {', '.join(known)}")
+            raise ValueError("; ".join([f"unknown {kind} {name!r}: known are {', '.join(known)}", *broken]))
     return names
 
 

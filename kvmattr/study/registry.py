@@ -12,47 +12,47 @@ import inspect
 import sys
 import zlib
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from kvmattr.measure import ending
 from kvmattr.measure.checked import Field
 from kvmattr.study import backends, scenarios
 from kvmattr.study.backends import Backend
 from kvmattr.study.growth import Growth
 from kvmattr.study.results import KINDS
 from kvmattr.study.scenarios import Scenario
+from kvmattr.study.work import one_line
 
 #: What a report needs of a backend and of a scenario.
 _TEXTS = {"backend": ("kind", "about"), "scenario": ("question", "size_name", "unit")}
 _SIZES = ("sizes", "quick_sizes")
-#: What was loaded so far: files by their path, entry points by their group.
-_loaded: set[str] = set()
+#: What was loaded so far, files by their path and entry points by their group, with what is wrong with it.
+_loaded: dict[str, list[str]] = {}
 
 
-def load(files: Iterable[str] = ()) -> None:
+def load(files: Iterable[str] = ()) -> list[str]:
     """Add what installed packages register and what ``files`` define to the known backends and scenarios.
 
-    Once is enough; again is nothing. Raises ValueError, which names the entry point or the file and the rule.
+    Once is enough; again is nothing. Returns what is wrong with entry points, a line each: a package of somebody else
+    that is broken stops nothing. Raises ValueError, which names the file and the rule, for a file.
     """
     for group, wanted in (("kvmattr.backends", "a class that derives from Backend"),
                           ("kvmattr.scenarios", "a Scenario")):
         if group not in _loaded:
+            _loaded[group] = []
             for point in entry_points(group=group):
-                where = f"entry point {point.name} in {group}"
                 try:
-                    found = point.load()
-                except Exception as error:
-                    raise ValueError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
-                if not (_is_backend(found) if group == "kvmattr.backends" else isinstance(found, Scenario)):
-                    raise ValueError(f"{where} is {found!r}, expected {wanted}")
-                add(found, where)
-            _loaded.add(group)
+                    _load_point(point, group, wanted)
+                except ValueError as error:
+                    _loaded[group].append(one_line(error))
     for file in files:
         path = str(Path(file).resolve())
         if path not in _loaded:
             _load_file(path)
-            _loaded.add(path)
+            _loaded[path] = []
+    return [trouble for troubles in _loaded.values() for trouble in troubles]
 
 
 def add(found: type[Backend] | Scenario, where: str) -> None:
@@ -84,6 +84,18 @@ def add(found: type[Backend] | Scenario, where: str) -> None:
 
 def _is_backend(found: object) -> bool:
     return isinstance(found, type) and issubclass(found, Backend)
+
+
+def _load_point(point: EntryPoint, group: str, wanted: str) -> None:
+    where = f"entry point {point.name} in {group}"
+    try:
+        found = point.load()
+    except (Exception, SystemExit) as error:
+        ending.again()
+        raise ValueError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not (_is_backend(found) if group == "kvmattr.backends" else isinstance(found, Scenario)):
+        raise ValueError(f"{where} is {found!r}, expected {wanted}")
+    add(found, where)
 
 
 def _load_file(path: str) -> None:

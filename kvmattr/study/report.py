@@ -16,7 +16,7 @@ from typing import Any
 from kvmattr.measure import checked, writing
 from kvmattr.measure.checked import Field
 from kvmattr.study import growth, scenarios
-from kvmattr.study.growth import Growth, Seen
+from kvmattr.study.growth import Asked, Growth, Seen
 from kvmattr.study.results import Comparison, Result, comparisons, load_of
 
 #: Of the JSON that is written.
@@ -27,28 +27,10 @@ _COLUMNS = ("scenario", "backend", "kind", "size", "unit", "status", "median", "
             "operations", "overhead", "reached", "note", "host", "clock")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a report knows of a scenario: enough to draw its results without having the scenario."""
-
-    question: str
-    size_name: str
-    growths: tuple[Growth, ...]
-
-    @property
-    def expected(self) -> str:
-        """What was expected, in words."""
-        return "; ".join(growth.words for growth in self.growths)
-
-
 def asked_of(results: Sequence[Result]) -> dict[str, Asked]:
     """The scenarios of some results, as this version knows them; others without question and expectations."""
-    found = {}
-    for name in dict.fromkeys(result.scenario for result in results):
-        known = scenarios.ALL.get(name)
-        found[name] = (Asked(known.question, known.size_name, tuple(known.growths)) if known else
-                       Asked(f"{name}?", "size", ()))
-    return found
+    return {name: scenarios.ALL[name].asked if name in scenarios.ALL else Asked(f"{name}?", "size", ())
+            for name in dict.fromkeys(result.scenario for result in results)}
 
 
 @dataclass(frozen=True)
@@ -82,8 +64,7 @@ class Report:
     @cached_property
     def seen(self) -> list[Seen]:
         """How every declared growth came out."""
-        return growth.seen(self.results, {name: asked.growths for name, asked in self.scenarios.items()},
-                           {name: asked.size_name for name, asked in self.scenarios.items()})
+        return growth.seen(self.results, self.scenarios)
 
     def unit_of(self, scenario: str) -> str:
         """What a scenario is measured in."""
@@ -128,8 +109,7 @@ class Report:
         return {
             "schema": SCHEMA, "machine": self.machine, "method": self.method, "load": self.load,
             "interrupted": self.interrupted, "left_out": self.left_out,
-            "scenarios": {name: {"question": asked.question, "size_name": asked.size_name,
-                                 "growths": [dataclasses.asdict(each) for each in asked.growths]}
+            "scenarios": {name: vars(asked) | {"growths": [dataclasses.asdict(each) for each in asked.growths]}
                           for name, asked in self.scenarios.items()},
             "results": [result.as_record() for result in self.results],
             "comparisons": [ratio.as_record() for ratio in self.comparisons],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvmattr.measure.machine import slots_have_metadata_of_each_page
 from kvmattr.operation import Operation
-from kvmattr.study.growth import Growth
+from kvmattr.study.growth import Asked, Growth
 from kvmattr.study.work import Batch
 
 GIB = 1 << 18  # pages
@@ -77,9 +77,9 @@ class Scenario:
     own_backends: tuple[str, ...] = ()
 
     @property
-    def expected(self) -> str:
-        """What is expected, in words."""
-        return "; ".join(growth.words for growth in self.growths)
+    def asked(self) -> Asked:
+        """What a report keeps of it."""
+        return Asked(self.question, self.size_name, tuple(self.growths))
 
 
 def _distinct(random: Generator, below: int, count: int) -> NDArray[np.uint64]:

@@ -9,7 +9,8 @@ from kvmattr.measure import text
 from kvmattr.study.results import FLOOR, Comparison, Result
 
 if TYPE_CHECKING:
-    from kvmattr.study.report import Asked, Report
+    from kvmattr.study.growth import Asked
+    from kvmattr.study.report import Report
 
 #: More than this part of a CPU taken by others, and a reader should know.
 _NOTABLE_LOAD = 0.1
