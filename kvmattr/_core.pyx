@@ -70,6 +70,15 @@ Nodes and leaves are counted. A snapshot is one reference more to the root; whoe
 than one reference copies it first, which adds a reference to each child. The state that a pinned root shows never
 changes, so readers without the GIL read it without a lock.
 
+Behind a batch
+--------------
+A batch need not leave the tree between two of its operations as single calls would. Pages that are the write of
+a field are located in groups, one ahead of the one that is written (batch.pxi). Pages that lie in run lists
+change the runs in buffers: such a list is *open*, and its record in the tree is behind, until all are stored,
+at the latest before the mutex is given back: no reader finds one that is open (openlists.pxi). Memory that has
+been filled becomes huge pages of the system only after the mutex was given back, by the writer that filled it:
+what is asked for changes no word of the arena, so nobody needs to wait (huge.pxi).
+
 Where to find what
 ------------------
 The parts, in `_store/`. Each uses only what stands above it (tests/test_store_parts.py).
@@ -102,6 +111,7 @@ get                                tree_get, by way_down (descent)              
 write, or_, and_, update           map_update (update): a page by page_update, a range  height + two leaves
                                    by map_would_change, map_change, entry_update
 put, m[gfn] = v                    page_update; many at once: put_located (batch)       height
+put of pages in run lists          put_listed (batch), list_put (openlists)             a list for each hold
 take                               kernels.take (kernels/contract.h), read_off          height a page
 all, any, find, uniform, run       map_search (query)                                   height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves

@@ -184,3 +184,21 @@ def test_one_page_that_begins_its_block_is_known_to_its_entry() -> None:
         dense[page] ^= 1
         m.validate()
     same(m, dense)
+
+
+def test_a_leaf_that_moves_is_located_again() -> None:
+    """An array swung in leaves dead nodes that have the leaves too for a while. A value that varies in a new bit copies
+    such a leaf; the pages after it in the batch were located in what is dead now."""
+    m, dense = fragmented(3 * GIB, [0, 1, 4])
+    rng = np.random.default_rng(5)
+    for block in (1, 200, 300, 400, 500, 511, 513, 700, 800, 900, 1000, 1022):
+        at = 3 * BLOCK
+        dense[at:at + BLOCK] = rng.choice(np.array([0, 1, 4], np.uint8), BLOCK)
+        dense[GIB + at:GIB + at + BLOCK] = dense[at:at + BLOCK]
+        m[at:GIB + at + BLOCK] = dense[at:GIB + at + BLOCK]
+        gfns = block * BLOCK + rng.permutation(BLOCK)[:64]
+        values = rng.choice(np.array([0, 1, 4], np.uint8), 64)
+        values[9] = 2
+        m.put(gfns, values)
+        dense[gfns] = values
+        same(m, dense)
