@@ -271,6 +271,7 @@ def under_thread_sanitizer(path: str | None, sanitized: str, words: list[str]) -
         # were descriptors captured, nobody would see what it was.
         run(sanitized, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys",
             "tests/test_store_threads.py", "tests/test_store_beside_writer.py", "tests/test_vm_threads.py",
+            "tests/test_vm_beside_others.py",
             "-k", "not child and not fork and not ctrl_c and not bytecode", *words,
             cwd=tree, PYTHON_GIL="0", PYTHONPATH=packages,
             TSAN_OPTIONS=f"suppressions={HERE / 'tests' / 'tsan.txt'} halt_on_error=1 exitcode=66")
