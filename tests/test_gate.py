@@ -544,6 +544,27 @@ def test_benchmark_files_of_two_refs(project: Path, factor: float, code: int, fi
     assert judge_json(head, base) == code
 
 
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.3, 0), (1.6, 1)])
+@pytest.mark.parametrize("files", [1, 6])
+def test_a_wide_threshold_is_not_noise(project: Path, factor: float, code: int, files: int) -> None:
+    """The control makes any threshold a little wider."""
+    medians = [1e-6 * (1 + 0.01 * (i % 2)) for i in range(files)]
+    base = [benchmark_file(project / f"b{i}.json", median, rounds=100) for i, median in enumerate(medians)]
+    head = [benchmark_file(project / f"h{i}.json", factor * median, rounds=100) for i, median in enumerate(medians)]
+    assert judge_json(head, base, "--threshold", "1.5") == code
+
+
+def test_rounds_that_differ_by_much_tell_nothing_of_the_next_run(project: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a program that became slower the only file was made in a quieter minute: that is no pass."""
+    for name, seconds in (("base", 1.0), ("head", 0.8)):
+        rounds = [seconds * (1.3 if i > 4 else 1.0) for i in range(10)]
+        (project / f"{name}.json").write_text(json.dumps({"results": [
+            {"command": "run", "median": 1.15 * seconds, "times": rounds, "exit_codes": [0] * 10}]}))
+    assert judge_json([str(project / "head.json")], [str(project / "base.json")]) == 3
+    assert "limit 1.336x: too noisy, two runs of it may differ by 1.215x" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two refs of a function, one of which does half as much again: one file each, and five in turn. The clock counts

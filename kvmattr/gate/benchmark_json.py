@@ -27,7 +27,8 @@ FEWEST_PAIRS = 5
 #: Rounds inside files are taken together in so many stretches, so that one slow round is not a pair.
 _STRETCHES = 20
 
-#: By how much two runs of the same code commonly differ, which the rounds of one run do not show.
+#: By how much two runs of the same code commonly differ, which the rounds of one run do not show. Where the rounds
+#: differ by more among themselves, so may two runs: other work comes and goes between them too.
 BETWEEN_RUNS = 1.05
 
 
@@ -66,7 +67,7 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
         judgement.notes.append(
             f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what differs between "
             "two runs can hardly be told from what differs between the refs, so the limit is "
-            f"{BETWEEN_RUNS:g} times as wide; {FEWEST_PAIRS} files each say more")
+            f"{BETWEEN_RUNS:g} times as wide, or as wide as the rounds differ; {FEWEST_PAIRS} files each say more")
 
 
 def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: bool) -> None:
@@ -89,8 +90,16 @@ def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> 
             "files with their rounds "
             "(pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: --record-samples)"), None
     group = head[0].group
-    threshold = limits.of(name, group) * (BETWEEN_RUNS if len(base) < FEWEST_PAIRS else 1.0)
-    return judge(pairs, threshold, must_work=limits.working(name, group))
+    between = 1.0
+    if len(base) < FEWEST_PAIRS:
+        between = max(BETWEEN_RUNS, *(_spread(each.samples) for each in [*head, *base]))
+    return judge(pairs, limits.of(name, group), must_work=limits.working(name, group), between=between)
+
+
+def _spread(rounds: Sequence[float]) -> float:
+    """By how much a round commonly differs from the others of its file: a ratio, from the middle half of them."""
+    low, high = np.quantile(np.log(rounds), [0.25, 0.75])
+    return float(np.exp((high - low) / 1.349))
 
 
 def _pairs(head: list[Times], base: list[Times]) -> Pairs:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from kvmattr.gate.limits import DEFAULT
 from kvmattr.gate.verdict import Verdict
 from kvmattr.measure.rounds import turns
 from kvmattr.measure.statistics import Ratio
@@ -19,7 +20,8 @@ from kvmattr.measure.statistics import Ratio
 SAMPLE_SECONDS = 0.002
 ROUNDS, MOST_ROUNDS = 10, 60
 
-#: A threshold that the control pushes beyond this cannot see what the gate exists for: the machine is unfit.
+#: The default threshold, pushed beyond this by the control, cannot see what the gate exists for: the machine is unfit.
+#: A wider one may be pushed by as much.
 WIDEST = 1.25
 
 #: So many times beyond the limit is no noise, on any machine.
@@ -53,15 +55,18 @@ def there_and_back(arms: Sequence[tuple[Sample, list[float]]]) -> None:
         times[-1] += run()
 
 
-def judge(pairs: Pairs, threshold: float, *, must_work: bool = False) -> tuple[Verdict, str, float]:
+def judge(pairs: Pairs, threshold: float, *, must_work: bool = False,
+          between: float = 1.0) -> tuple[Verdict, str, float]:
     """REGRESSION if head is surely slower than the widened threshold, PASS if surely not (and surely not by
-    much), else UNDECIDED; in words, and the ratio. What ``must_work`` may not be surely faster by as much either."""
+    much), else UNDECIDED; in words, and the ratio. What ``must_work`` may not be surely faster by as much either.
+    ``between``: what is known to differ between two runs and does not show in the pairs."""
     ratio = Ratio.of(pairs.head, pairs.base)
-    widened = threshold * widening(Ratio.of(pairs.twin, pairs.base))
+    widened = threshold * between * widening(Ratio.of(pairs.twin, pairs.base))
     text = (f"{ratio.median:.3f}x the base's time [{ratio.low:.3f}, {ratio.high:.3f}] in {len(pairs.head)} "
             f"rounds; limit {widened:.3f}x")
-    if widened > max(WIDEST, threshold) and ratio.low < FAR * widened:
-        return Verdict.UNDECIDED, f"{text}: too noisy, its copies differ by {widened / threshold:.3f}x", ratio.median
+    if widened > WIDEST * max(1.0, threshold / DEFAULT) and ratio.low < FAR * widened:
+        what = "its copies differ" if between == 1 else "two runs of it may differ"
+        return Verdict.UNDECIDED, f"{text}: too noisy, {what} by {widened / threshold:.3f}x", ratio.median
     if ratio.low > widened:
         return Verdict.REGRESSION, text, ratio.median
     if must_work and ratio.low < 1 / widened:
