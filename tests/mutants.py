@@ -110,8 +110,6 @@ STORE = [
     Mutant("operations on one way down, their order", "_store/descent.pxi",
            "            toggle ^= <uint32_t>(e >> KVMATTR_X) & keep\n            keep &=",
            "            toggle ^= <uint32_t>(e >> KVMATTR_X)\n            keep &="),
-    Mutant("a leaf that moves under located pages", "_store/update.pxi",
-           "            family.rearranged += 1\n        slot[0]", "            pass\n        slot[0]"),
     Mutant("a page that begins its block", "_store/update.pxi",
            "    if gfn & 511 == 0:\n        # The F of the entries above is another block's.\n        slot = ",
            "    if False:\n        slot = "),
