@@ -51,17 +51,16 @@ def test_compiled_modules_use_only_what_stands_below_them():
     assert {name: later for name, (_, later) in found.items() if later} == WHEN_CALLED
 
 
-#: What makes a list of an expression, unless that is an object taken from a sequence; a sequence with a star in it.
-_MADE = re.compile(r"""(\[|\b(?:join|list|sorted|tuple)\()
-                       (?!(?P<own>\w+)\ for\ (?:.*\ for\ )?(?:\w+,\ )?(?P=own)\b(?!\ in\ range))
-                       [^\[\]#\n]*\ for\ [\w, ]+\ in\b.*
-                   | (?<![\w\])])[(\[]\*[\w.]+,\s*(?!\*)\S.*""", re.VERBOSE)
+def freed_twice(code: str) -> list[str]:
+    """Where C code that Cython made gives an element up as it appends it: file and line, but for Cython's own parts."""
+    files = re.findall(r'"(.*?)"', re.search(r"__pyx_f\[\] = \{(.*?)\};", code, re.DOTALL).group(1))
+    places = re.findall(r"__Pyx_ListComp_AppendAndDecref\(__pyx.*__PYX_ERR\((\d+), (\d+),", code)
+    return [f"{files[int(file)]}:{line}" for file, line in places if files[int(file)] != "View.MemoryView"]
 
 
 def test_no_list_is_made_of_elements_that_are_made():
-    # Where such a list cannot grow, Cython 3.3 gives up the element twice.
-    parts = [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxi")]
-    assert len(parts) > 40
-    found = [f"{part.name}: {match.group()}" for part in parts
-             for match in _MADE.finditer(re.sub(r'(?s)""".*?"""', "", part.read_text()))]
-    assert found == []
+    """Where such a list cannot grow, Cython 3.3 frees the element twice: ``[f(x) for x in y]``, ``(*a, f(x))``."""
+    made = [path.with_suffix(".c") for path in PACKAGE.rglob("*.pyx")]
+    if not all(map(Path.exists, made)):
+        pytest.skip("the modules were not compiled in this tree")
+    assert [place for code in made for place in freed_twice(code.read_text())] == []
