@@ -120,8 +120,10 @@ def convert(times):
     stages.judge_base(again, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
     assert again.exit_code in (0, 3)
     assert not again.of(Verdict.REGRESSION)
-    # None is made again: the base with its twin and its shifted copy, the head, and its twin when it is the base.
-    assert len(list((tmp_path / "cache" / "kvmattr-gate").glob("*-plain"))) == 5
+    # None is made again: the base with its twin and its shifted copy, the head, and its twin when it is the base;
+    # its shifted copy where a busy machine made a cell suspect.
+    looked_twice = any("again in reverse order" in finding.text for finding in again.findings)
+    assert len(list((tmp_path / "cache" / "kvmattr-gate").glob("*-plain"))) == 5 + looked_twice
 
 
 @pytest.mark.slow
