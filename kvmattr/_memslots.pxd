@@ -10,6 +10,8 @@ cdef extern from "sync.h" nogil:
     void kvmattr_gate_leave(uint64_t *inside)
     void kvmattr_gate_close(kvmattr_gate *gate)
     void kvmattr_gate_open(kvmattr_gate *gate)
+    void kvmattr_store_int(int *where, int value)
+    int kvmattr_load_int(const int *where)
     void kvmattr_store_hint(uint16_t *where, uint16_t value)
     uint16_t kvmattr_load_hint(const uint16_t *where)
 
@@ -179,7 +181,7 @@ cdef class GuestMemfd:
     cdef readonly uint64_t size
     cdef readonly uint64_t flags
     cdef readonly bint serves_shared
-    cdef readonly bint closed
+    cdef int is_shut            # changed in the table's section, asked without it
     cdef object __weakref__
     cdef public object machine  # weak reference to the VM
     cdef public object pages    # the VM's FilePages; GuestMemfds of other VMs may have the same

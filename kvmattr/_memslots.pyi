@@ -68,7 +68,8 @@ class GuestMemfd:
     @property
     def serves_shared(self) -> bool: ...
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether the file is closed: its memslots stay, without private memory."""
     @property
     def attributes(self) -> AttributeMap | None:
         """The attributes of each page of the file, a read-only AttributeMap; None without a VM."""

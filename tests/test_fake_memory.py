@@ -12,7 +12,6 @@ import inspect
 import os
 import re
 import socket
-import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +25,9 @@ from kvmattr.fake.server import Server
 from kvmattr.fake.wire import CALL, LARGEST, REPLY, VERSION, Kind, Question
 from kvmattr.hosts import X86_64
 from kvmattr.profiles import profile_named
+from tests.interpreter_faults import needs_lists_that_may_be_refused
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that refuses memory")
-# PyList_New takes a list that was freed before and, refused its items, frees those that it had then once more: seen by
-# `str.split` alone, which ends in a crash or never. What follows is then no fault of ours and none that we could find.
-pytestmark = pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-                                reason="a CPython without a GIL frees items twice where a list is refused them")
 
 CLEAN = 25              # turns in a row that nothing was refused: there was no further request
 MOST_REQUESTS = 5000
@@ -182,8 +178,6 @@ def test_no_message_and_no_call_is_in_no_list() -> None:
     assert {each.__name__ for each in files.File.__subclasses__()} == {"System", "VMFile", "GuestMemory", "Vcpu"}
 
 
-
-
 def each_refused(make: Callable[[], World], act: Callable[[World], None], judge: Callable[[World, int], bool]) -> None:
     """``act`` on a world of its own, with each request refused; ``judge`` whether something was."""
     gc.collect()
@@ -214,6 +208,7 @@ def each_refused(make: Callable[[], World], act: Callable[[World], None], judge:
     assert some
 
 
+@needs_lists_that_may_be_refused
 # What was refused memory on its way is closed when it is dropped, with Python's warning.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("name", [*MESSAGES, *IN_FILES])

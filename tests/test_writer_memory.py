@@ -10,7 +10,6 @@ import inspect
 import io
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from kvmattr.study.output import Outputs
 from kvmattr.study.report import Report
 from kvmattr.trace import SetAttributes, write
 from kvmattr.trace.writing import open_text
+from tests.interpreter_faults import needs_lists_that_may_be_refused
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that refuses memory")
 
@@ -201,9 +201,7 @@ def is_sound(name: str, files: dict[str, bytes], before: dict[str, bytes], after
     return files == before
 
 
-# There `str.split`, refused the list, frees the items of another once more (as told in test_fake_memory.py).
-@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-                    reason="a CPython without a GIL frees items twice where a list is refused them")
+@needs_lists_that_may_be_refused
 # What was refused memory on its way into `with` is closed when it is dropped, with Python's warning.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("name", SCENARIOS)

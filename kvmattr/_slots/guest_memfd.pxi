@@ -38,6 +38,11 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
         return f"<GuestMemfd of {self.size:#x} bytes, flags {self.flags:#x}{state}>"
 
     @property
+    def closed(self):
+        """Whether the file is closed: its memslots stay, without private memory."""
+        return kvmattr_load_int(&self.is_shut) != 0
+
+    @property
     def attributes(self):
         """The attributes of each page of the file, a read-only AttributeMap; None without a VM."""
         return None if self.pages is None else self.pages.attributes
@@ -49,7 +54,8 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
         cdef Binding *copies
         cdef list found = []
         while True:
-            capacity = self.count
+            with cython.critical_section(self.table):
+                capacity = self.count
             copies = <Binding *> malloc(capacity * sizeof(Binding) + 1)
             if copies == NULL:
                 raise MemoryError(f"no memory for {capacity} bindings of a guest_memfd")
@@ -91,7 +97,7 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
     cdef void shut(self) noexcept:
         cdef size_t place
         with cython.critical_section(self.table):
-            self.closed = True
+            kvmattr_store_int(&self.is_shut, 1)
             kvmattr_gate_close(&self.table.gate)
             for place in range(self.count):
                 self.slot_of(place).flags &= ~GUEST_MEMFD_OPEN
@@ -141,7 +147,7 @@ A guest_memfd of a machine: a file of ``size`` bytes whose ranges are bound to m
     cdef int unbind(self, uint64_t offset) except -1:
         """Forget the range that starts at offset, unless closing the file has done so already."""
         cdef size_t place
-        if not self.closed:
+        if not self.is_shut:
             place = binding_reaching(self.ranges, self.count, offset >> PAGE_SHIFT)
             self.count -= 1
             memmove(&self.ranges[place], &self.ranges[place + 1], (self.count - place) * sizeof(Binding))

@@ -91,7 +91,7 @@ cdef int allocate_dirty_bitmaps(MemslotTable table, SlotSet *slots, Slot *new) e
 cdef GuestMemfd resolved(MemslotTable table, object descriptor):
     """The open guest_memfd of this table behind a descriptor. Runs Python code, which may change the table."""
     file = None if table.resolve_guest_memfd is None else table.resolve_guest_memfd(descriptor)
-    if file is None or isinstance(file, GuestMemfd) and (<GuestMemfd> file).closed:
+    if file is None or isinstance(file, GuestMemfd) and kvmattr_load_int(&(<GuestMemfd> file).is_shut):
         raise OSError(EBADF, f"guest_memfd is {descriptor}: no such file is open")
     if not isinstance(file, GuestMemfd):
         raise OSError(EINVAL, f"guest_memfd is {descriptor}: that file is no guest_memfd")
