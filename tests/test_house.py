@@ -19,9 +19,7 @@ ALLOWED = {
     "bridges._kvm": set(),
     "bridges._unicorn": {"_vm", "uapi"},
     "measure._yardstick": set(),
-    "study._dense": set(),
-    "study._mprotect": set(),
-    "study._queries": {""},         # the package's own .pxd, as other people's code
+    "study._loops": {""},           # the package's own .pxd, as other people's code
     "study._xarray": set(),
     "trace._native": set(),
 }

@@ -290,20 +290,25 @@ cdef class XArray:
                 done += 1
         return done
 
-    def lookup(self, const uint64_t[::1] gfns, uint8_t[::1] out):
-        """The attributes of single pages, one walk each, into ``out``. GIL released."""
+    def lookup(self, const uint64_t[::1] gfns):
+        """The attributes of single pages, one walk each. GIL released."""
         cdef Py_ssize_t i
+        found = np.empty(gfns.shape[0], np.uint8)
+        cdef uint8_t[::1] out = found
         with nogil:
             for i in range(gfns.shape[0]):
                 out[i] = load(&self.array, gfns[i])
+        return found
 
-    def has(self, const uint64_t[::1] starts, const uint64_t[::1] stops, const uint8_t[::1] attributes,
-            uint8_t[::1] out):
-        """For each range, into ``out``: do all its pages have these attributes? GIL released."""
+    def has(self, const uint64_t[::1] starts, const uint64_t[::1] stops, const uint8_t[::1] attributes):
+        """For each range: do all its pages have these attributes? GIL released."""
         cdef Py_ssize_t i
+        answers = np.empty(starts.shape[0], np.bool_)
+        cdef uint8_t[::1] out = answers.view(np.uint8)
         with nogil:
             for i in range(starts.shape[0]):
                 out[i] = range_has(&self.array, starts[i], stops[i], attributes[i])
+        return answers
 
     def mixed(self, uint8_t[::1] small, uint8_t[::1] large):
         """Which blocks hold unequal attributes: those of 2 MiB into ``small``, of 1 GiB into ``large``.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmattr.study import _dense
+from kvmattr.study import _loops
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, Footprint, coalesced
 
@@ -30,8 +30,7 @@ class Dense(Backend):
 
     def update(self, prepared: Batch) -> None:
         """A compiled loop of slice assignments."""
-        _dense.update_many(self.pages, prepared.starts, prepared.stops, prepared.attributes,
-                           prepared.operations)
+        _loops.update_array(self.pages, prepared.starts, prepared.stops, prepared.attributes, prepared.operations)
 
     def runs(self) -> NDArray[Any]:
         """Compare every page with its neighbour."""
@@ -47,9 +46,7 @@ class Dense(Backend):
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
         """Compare every page of each range."""
-        out = np.empty(len(ranges), np.uint8)
-        _dense.has(self.pages, ranges.starts, ranges.stops, ranges.attributes, out)
-        return out.view(np.bool_)
+        return _loops.array_has(self.pages, ranges.starts, ranges.stops, ranges.attributes)
 
     def snapshot_restore(self, prepared: Batch) -> None:
         """Copy all, update, copy all back."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmattr import uapi
-from kvmattr.study._mprotect import mprotect_many
+from kvmattr.study._loops import mprotect_many
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.work import Batch, Failed, coalesced
@@ -31,8 +31,7 @@ class Mprotect(Backend):
 
     def update(self, prepared: Batch) -> None:
         """The calls."""
-        done, error = mprotect_many(self._memory.address, prepared.starts, prepared.stops,
-                                    prepared.attributes)
+        done, error = mprotect_many(self._memory.address, prepared.starts, prepared.stops, prepared.attributes)
         if error:
             raise Failed(done, errno.errorcode[error])
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvmattr._core import AttributeMap
 from kvmattr.operation import Operation
-from kvmattr.study import _queries
+from kvmattr.study import _loops
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.work import Batch, applied, mixed_blocks
 
@@ -51,9 +51,7 @@ class Store(Backend):
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
         """A compiled loop of ``all``."""
-        out = np.empty(len(ranges), np.uint8)
-        _queries.has(self.map, ranges.starts, ranges.stops, ranges.attributes, out)
-        return out.view(np.bool_)
+        return _loops.map_has(self.map, ranges.starts, ranges.stops, ranges.attributes)
 
     def mixed(self) -> NDArray[np.bool_]:
         """The runs, and the blocks that a run starts inside."""

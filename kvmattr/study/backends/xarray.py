@@ -42,8 +42,7 @@ class XArrayModel(Backend):
 
     def update(self, prepared: Batch) -> None:
         """A compiled loop of KVM's set."""
-        done = self._array.update_many(prepared.starts, prepared.stops, prepared.attributes,
-                                       prepared.operations)
+        done = self._array.update_many(prepared.starts, prepared.stops, prepared.attributes, prepared.operations)
         if done < len(prepared):
             raise Failed(done, "ENOMEM")
 
@@ -57,15 +56,11 @@ class XArrayModel(Backend):
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """One walk from the root a page."""
-        out = np.empty(len(gfns), np.uint8)
-        self._array.lookup(gfns, out)
-        return out
+        return self._array.lookup(gfns)
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
         """kvm_range_has_memory_attributes a range."""
-        out = np.empty(len(ranges), np.uint8)
-        self._array.has(ranges.starts, ranges.stops, ranges.attributes, out)
-        return out.view(np.bool_)
+        return self._array.has(ranges.starts, ranges.stops, ranges.attributes)
 
     def mixed(self) -> NDArray[np.bool_]:
         """kvm_mmu_init_memslot_memory_attributes: every block of 2 MiB, then the children of 1 GiB."""
