@@ -522,6 +522,7 @@ def benchmark_file(path: Path, median: float, *, python: str = "3.11.7", name: s
                    rounds: int = 0, **machine: Any) -> str:
     data = [median * (1 + 0.01 * (i % 3)) for i in range(rounds)]
     path.write_text(json.dumps({
+        "datetime": path.name,      # no two runs write the same file
         "machine_info": {"node": "n", "machine": "x86_64", "python_implementation": "CPython",
                          "python_version": python, **machine},
         "benchmarks": [{"fullname": name, "group": "g", "stats": {"median": median,
@@ -594,13 +595,13 @@ def test_files_that_pytest_benchmark_itself_writes(project: Path, capsys: pytest
     out = capsys.readouterr().out
     assert "in 20 rounds" in out
     assert "note: 1 file a side, fewer than 5" in out
-    assert "to do: files: slower than the base's files" in out
+    assert "to do: files: slower, or more memory, than the base's files" in out
     assert "twice" not in out
 
 
 def test_benchmark_files_that_cannot_be_judged(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = benchmark_file(project / "one.json", 1e-6)
-    assert judge_json([one], [one]) == 3
+    assert judge_json([benchmark_file(project / "two.json", 1e-6)], [one]) == 3
     assert "0 pairs; at least 5 are needed" in capsys.readouterr().out
     other = benchmark_file(project / "other.json", 1e-6, python="3.12.1")
     assert judge_json([other], [one]) == 3
@@ -661,6 +662,93 @@ def test_thresholds_of_files(project: Path) -> None:
     assert judge_json(base, head, "--fail-if-faster", "bench/*") == 1
 
 
+def test_a_file_is_not_compared_with_itself(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would pass whatever was done: `--judge-json head* --against head*`, a copy that no run has replaced."""
+    base = [benchmark_file(project / f"b{i}.json", 1e-6) for i in range(5)]
+    assert judge_json(base, base) == 2
+    assert capsys.readouterr().err == f"kvmattr gate: {base[0]} is given twice\n"
+    copies = [str(shutil.copy(each, project / f"copy{i}.json")) for i, each in enumerate(base)]
+    assert judge_json(copies, base) == 2
+    assert capsys.readouterr().err == (f"kvmattr gate: {copies[0]} is the same file as {base[0]}: each run of a "
+                                       "benchmark has a file of its own\n")
+    head = benchmark_file(project / "head.json", 1e-6)
+    assert judge_json([head] * 5, base) == 2
+    assert capsys.readouterr().err == f"kvmattr gate: {head} is given twice\n"
+
+
+def test_files_of_two_tools(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = benchmark_file(project / "one.json", 1e-6, name="work", rounds=20)
+    (project / "other.json").write_text(json.dumps({"results": [
+        {"command": "work", "median": 1e-7, "times": [1e-7] * 9, "exit_codes": [0] * 9}]}))
+    assert judge_json(["other.json"], [one]) == 2
+    assert capsys.readouterr().err == (f"kvmattr gate: other.json is a file of hyperfine, {one} one of "
+                                       "pytest-benchmark: both sides are measured by one tool\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_as_other_shells_write_them(project: Path, encoding: str) -> None:
+    files = [benchmark_file(project / f"{i}.json", 1e-6 * (1.5 if i < 5 else 1)) for i in range(10)]
+    for each in files:
+        Path(each).write_text(Path(each).read_text(), encoding=encoding)
+    assert judge_json(files[:5], files[5:]) == 1
+    assert judge_json(files[5:], files[:5]) == 0
+
+
+@pytest.mark.parametrize("machine_info", [None, "hidden", {}, {"cpu": "AMD EPYC"}, {"cpu": None}])
+def test_files_whose_project_says_little_of_the_machine(project: Path, machine_info: Any) -> None:
+    """pytest-benchmark has a hook for that."""
+    files = [benchmark_file(project / f"{i}.json", 1e-6 * (1.5 if i < 5 else 1)) for i in range(10)]
+    for each in files:
+        Path(each).write_text(json.dumps({**json.loads(Path(each).read_text()), "machine_info": machine_info}))
+    assert judge_json(files[:5], files[5:]) == 1
+    assert judge_json(files[5:], files[:5]) == 0
+
+
+@pytest.mark.parametrize(("text", "code", "told"), [
+    ("[" * 200_000, 2, "not a JSON file of pytest-benchmark, asv or hyperfine"),
+    ('{"benchmarks":' * 100_000, 2, "not a JSON file of pytest-benchmark, asv or hyperfine"),
+    ('{"benchmarks": [{"fullname": "bench/x.py::test_a", "stats": {"median": 1' + "0" * 400 + "}}]}", 3,
+     "a median of inf s: there is no ratio of that"),
+    ('{"benchmarks": [{"fullname": "bench/x.py::test_a", "stats": {"median": 1' + "0" * 5000 + "}}]}", 2,
+     "not a JSON file of pytest-benchmark, asv or hyperfine"),
+])
+def test_files_made_to_hurt(project: Path, capsys: pytest.CaptureFixture[str], text: str, code: int,
+                            told: str) -> None:
+    (project / "bad.json").write_text(text)
+    assert judge_json(["bad.json"], [benchmark_file(project / "one.json", 1e-6)]) == code
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_names_are_words_and_no_commands(project: Path, capsys: pytest.CaptureFixture[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter's text stands in the name: it moves no cursor, begins no line of a CI's, and ends no table's cell."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "summary.md"))
+    files = [benchmark_file(project / f"{i}.json", 1e-6 * (1.5 if i < 5 else 1),
+                            name="test_a[\x1b[2J\n::error::all is lost|`x`]") for i in range(10)]
+    assert judge_json(files[:5], files[5:]) == 1
+    out = capsys.readouterr().out
+    assert r"regression  test_a[\x1b[2J\n::error::all is lost|`x`]: 1.500x" in out
+    assert "\x1b" not in out
+    assert "\n::error::" not in out
+    assert r"| `test_a[\x1b[2J\n::error::all is lost\|'x']` | 1.500x" in (project / "summary.md").read_text()
+
+
+def test_a_benchmark_that_is_there_twice(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The slower one must not hide behind the other."""
+    def file(name: str, *factors: float) -> str:
+        data = json.loads(Path(benchmark_file(project / name, 1e-6)).read_text())
+        one, = data["benchmarks"]
+        data["benchmarks"] = [{**one, "stats": {"median": 1e-6 * factor}} for factor in factors]
+        (project / name).write_text(json.dumps(data))
+        return str(project / name)
+    base = [file(f"b{i}.json", 1) for i in range(5)]
+    assert judge_json([file(f"h{i}.json", 1.5, 1) for i in range(5)], base) == 3
+    assert "h0.json: it is there twice" in capsys.readouterr().out
+
+
 def asv_file(path: Path, factor: float, cpu: str = "AMD EPYC", python: str = "3.11") -> str:
     samples = [factor * 1e-6 * (1 + 0.01 * (i % 3)) for i in range(20)]
     path.write_text(json.dumps({
@@ -683,7 +771,7 @@ def test_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"regression  suite\.time_walk\(2\): 1\.500x", out)
     assert "undecided   suite.time_broken: " + base + ": no result (the benchmark failed)" in out
     assert "not judged: what every file skips (suite.time_skipped)" in out
-    assert "track_size" not in out
+    assert "what measures neither time nor memory (suite.track_size)" in out
     assert judge_json([base], [asv_file(project / "other.json", 1, "Intel Xeon")]) == 3
     capsys.readouterr()
     assert judge_json([base], [asv_file(project / "later.json", 1, python="3.12")]) == 3
@@ -698,13 +786,69 @@ def test_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Python is" not in capsys.readouterr().out
 
 
+def asv_row(path: Path, name: str, value: Any, *, params: list[list[str]] | None = None, version: str = "v") -> str:
+    row = [value, params or [], version, path.name, 1.0]
+    path.write_text(json.dumps({"params": {}, "version": 2, "results": {f"suite.{name}": row}, "result_columns": [
+        "result", "params", "version", "started_at", "duration"]}))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["peakmem_load", "mem_map"])
+@pytest.mark.parametrize("files", [1, 3, 5])
+def test_memory_in_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str], name: str, files: int) -> None:
+    """It is judged as time is, by one number a file."""
+    def side(word: str, size: float, noise: float = 0.01) -> list[str]:
+        return [asv_row(project / f"{word}{i}.json", name, [size * (1 + noise * i)]) for i in range(files)]
+    base = side("base", 1e6)
+    assert judge_json(side("same", 1.02e6), base) == 0
+    assert judge_json(side("more", 1.3e6), base) == 1
+    assert f"regression  suite.{name}: 1.300x the base's bytes; limit 1.1" in capsys.readouterr().out
+    assert judge_json(side("more", 1.3e6), base, "--threshold", f"suite.{name}=1.5") == 0
+    assert judge_json(side("less", 0.5e6), base) == 0
+    assert judge_json(side("less", 0.5e6), base, "--fail-if-faster", f"suite.{name}") == 1
+    capsys.readouterr()
+    if files > 1:
+        assert judge_json(side("wild", 1e6, 1.0), base) == 3
+        assert "the files of a side differ by" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_was_changed_itself(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """asv keeps a digest of each benchmark's code: the time of another one says nothing of the project."""
+    base = [asv_row(project / f"b{i}.json", "time_x", [1e-3]) for i in range(5)]
+    assert judge_json([asv_row(project / f"h{i}.json", "time_x", [1e-3], version="w") for i in range(5)], base) == 3
+    assert "undecided   suite.time_x: the benchmark itself is not the same in all files" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_fails_for_all_of_its_parameters(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """asv writes one null for all of them."""
+    base = asv_row(project / "b.json", "time_x", [1e-3, 2e-3], params=[["1", "2"]])
+    assert judge_json([asv_row(project / "h.json", "time_x", None, params=[["1", "2"]])], [base]) == 3
+    out = capsys.readouterr().out
+    for parameter in (1, 2):
+        assert f"suite.time_x({parameter}): {project / 'h.json'}: no result (the benchmark failed)" in out
+
+
+def test_memory_and_signals_in_files_of_hyperfine(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def file(name: str, memory: float, code: int | None = 0) -> str:
+        (project / name).write_text(json.dumps({"results": [{
+            "command": "work", "median": 1.0, "times": [1 + 0.01 * (i % 3) for i in range(10)], "name": name,
+            "exit_codes": [0] * 9 + [code], "memory_usage_byte": [int(memory) + i for i in range(10)]}]}))
+        return name
+    base = file("base.json", 1e6)
+    assert judge_json([file("same.json", 1e6)], [base]) == 0
+    assert judge_json([file("more.json", 1.5e6)], [base]) == 1
+    assert "regression  work (memory): 1.500x the base's bytes" in capsys.readouterr().out
+    assert judge_json([file("killed.json", 1e6, None)], [base]) == 3
+    assert "work: killed.json: the command ended with a signal" in capsys.readouterr().out
+
+
 def test_files_of_hyperfine(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def file(name: str, factor: float, code: int = 0) -> str:
         times = [factor * (1 + 0.01 * (i % 3)) for i in range(10)]
         Path(name).write_text(json.dumps({"results": [{"command": "work", "mean": factor, "median": factor,
                                                        "times": times, "exit_codes": [0] * 9 + [code]}]}))
         return name
-    assert judge_json([file("same.json", 1)], [file("base.json", 1)]) == 0
+    assert judge_json([file("same.json", 1.001)], [file("base.json", 1)]) == 0
     assert "note: the files do not say on which machine they were made" in capsys.readouterr().out
     assert judge_json([file("slow.json", 1.5)], ["base.json"]) == 1
     assert judge_json([file("failed.json", 1, 2)], ["base.json"]) == 3
@@ -713,7 +857,8 @@ def test_files_of_hyperfine(project: Path, capsys: pytest.CaptureFixture[str]) -
     twice = json.loads(Path("base.json").read_text())
     Path("twice.json").write_text(json.dumps({"results": twice["results"] * 2}))
     assert judge_json(["twice.json"], ["base.json"]) == 3
-    assert "work: twice.json: it is there twice (--command-name gives each command its own)" in capsys.readouterr().out
+    assert ("work: twice.json: it is there twice (hyperfine: --command-name gives each command its own)"
+            in capsys.readouterr().out)
 
 
 # ---- what it writes ----
@@ -729,7 +874,7 @@ def mixed_judgement() -> Judgement:
 def test_an_empty_report_is_a_doubt() -> None:
     assert Judgement().exit_code == 3
     assert mixed_judgement().exit_code == 1
-    assert mixed_judgement().summary == "REGRESSION: 1 cells pass, 1 regression, 1 undecided"
+    assert mixed_judgement().summary == "REGRESSION: 1 cell passes, 1 regression, 1 undecided"
 
 
 def test_junit_is_what_pytest_itself_writes(project: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_recipe_for_asv(tmp_path: Path, shell: dict[str, str]) -> None:
     ran("git checkout -qb topic && git commit --allow-empty -qm two", project, shell)
     asv = tmp_path / "bin" / "asv"
     asv.write_text(f"""#!{sys.executable}
-import json, pathlib, subprocess, sys
+import json, pathlib, subprocess, sys, time
 assert sys.argv[1:3] == ["run", "--record-samples"] and sys.argv[3].endswith("^!")
 commit = subprocess.check_output(["git", "rev-parse", sys.argv[3][:-2]], text=True).strip()
 factor = 2 if sys.argv[3] == "HEAD^!" else 1
@@ -156,8 +156,8 @@ place = pathlib.Path("results", "here", commit[:8] + "-virtualenv-py3.11.json")
 place.parent.mkdir(parents=True, exist_ok=True)
 place.write_text(json.dumps({{
     "commit_hash": commit, "version": 2, "params": {{"cpu": "c", "machine": "here", "python": "3.11"}},
-    "result_columns": ["result", "params", "samples"],
-    "results": {{"bench.time_it": [[0.001 * factor], [], [[0.001 * factor] * 10]]}}}}))
+    "result_columns": ["result", "params", "started_at", "samples"],
+    "results": {{"bench.time_it": [[0.001 * factor], [], time.time_ns(), [[0.001 * factor] * 10]]}}}}))
 """)
     asv.chmod(0o755)
     done = ran(recipe("asv"), project, shell)

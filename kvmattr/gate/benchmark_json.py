@@ -1,4 +1,4 @@
-"""Times in files of two refs, judged by the statistics of ``--base``.
+"""Times and memory in files of two refs, times judged by the statistics of ``--base``.
 
 Runs of either ref come in pairs: the i-th file of the head with the i-th of the base, best made in turn on
 one machine. With fewer than five files each, the rounds inside them are paired. Either way the control is what the
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from kvmattr.gate import time_files
-from kvmattr.gate.limits import Limits
+from kvmattr.gate.limits import DEFAULT, Limits
 from kvmattr.gate.time_files import TimeFile, Times
-from kvmattr.gate.timing import Pairs, judge
+from kvmattr.gate.timing import FAR, WIDEST, Pairs, judge
 from kvmattr.gate.verdict import CannotTell, Judgement, Usage, Verdict
 
 #: The findings' check. It is not "time": files were judged once, and cannot be measured again.
@@ -39,6 +39,7 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
     if not base or len(base) != len(head):
         raise Usage(f"{len(base)} files of the base and {len(head)} of the head: they are paired one to one")
     theirs, ours = [time_files.read(path) for path in base], [time_files.read(path) for path in head]
+    _check_files([*theirs, *ours])
     _check_machines(judgement, [*theirs, *ours], same_machine)
     expected = set.intersection(*(set(each.times) for each in theirs))
     measured = set.intersection(*(set(each.times) for each in ours))
@@ -63,11 +64,25 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
                                             [each.times[name] for each in theirs], limits))
     if skipped:
         judgement.not_judged.append(f"what every file skips ({', '.join(skipped)})")
+    if others := sorted({name for each in [*theirs, *ours] for name in each.others}):
+        judgement.not_judged.append(f"what measures neither time nor memory ({', '.join(others)})")
     if len(base) < FEWEST_PAIRS:
         judgement.notes.append(
             f"{len(base)} file{'s' if len(base) > 1 else ''} a side, fewer than {FEWEST_PAIRS}: what differs between "
             "two runs can hardly be told from what differs between the refs, so the limit is "
             f"{BETWEEN_RUNS:g} times as wide, or as wide as the rounds differ; {FEWEST_PAIRS} files each say more")
+
+
+def _check_files(files: list[TimeFile]) -> None:
+    """A measurement that is compared with itself passes whatever was done."""
+    seen: dict[bytes, TimeFile] = {}
+    for each in files:
+        if each.tool != files[0].tool:
+            raise Usage(f"{each.path} is a file of {each.tool}, {files[0].path} one of {files[0].tool}: both sides are "
+                        "measured by one tool")
+        if (other := seen.setdefault(each.digest, each)) is not each:
+            raise Usage(f"{each.path} is given twice" if each.path == other.path else
+                        f"{each.path} is the same file as {other.path}: each run of a benchmark has a file of its own")
 
 
 def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: bool) -> None:
@@ -83,6 +98,12 @@ def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: b
 
 
 def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> tuple[Verdict, str, float | None]:
+    versions = {each.version for each in [*head, *base]} - {None}
+    if len(versions) > 1:
+        return Verdict.UNDECIDED, ("the benchmark itself is not the same in all files (asv's version of its code): "
+                                   "measure both refs with one"), None
+    if head[0].unit == "bytes":
+        return _judged_bytes(name, head, base, limits)
     pairs = _pairs(head, base)
     if len(pairs.head) < FEWEST_PAIRS:
         return Verdict.UNDECIDED, (
@@ -94,6 +115,23 @@ def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> 
     if len(base) < FEWEST_PAIRS:
         between = max(BETWEEN_RUNS, *(_spread(each.samples) for each in [*head, *base]))
     return judge(pairs, limits.of(name, group), must_work=limits.working(name, group), between=between)
+
+
+def _judged_bytes(name: str, head: list[Times], base: list[Times],
+                  limits: Limits) -> tuple[Verdict, str, float | None]:
+    """Memory hardly varies: one number a file is enough, and what the files of a side differ by widens the limit."""
+    ours, theirs = ([each.median for each in side] for side in (head, base))
+    ratio = float(np.median(ours) / np.median(theirs))
+    threshold = limits.of(name)
+    limit = threshold * max(max(side) / min(side) for side in (ours, theirs))
+    text = f"{ratio:.3f}x the base's bytes; limit {limit:.3f}x"
+    if limit > WIDEST * threshold / DEFAULT and ratio < FAR * limit:
+        return Verdict.UNDECIDED, f"{text}: the files of a side differ by {limit / threshold:.3f}x", ratio
+    if ratio > limit:
+        return Verdict.REGRESSION, text, ratio
+    if limits.working(name) and ratio < 1 / limit:
+        return Verdict.REGRESSION, f"{text}: it does not do its work (fail if faster)", ratio
+    return Verdict.PASS, text, ratio
 
 
 def _spread(rounds: Sequence[float]) -> float:

@@ -30,8 +30,8 @@ _ADVICE = {
     "memory": "more bytes than the baseline has: find out why, or accept it with --update-baseline",
     "claims": "the way that is claimed to be faster is not, by that much",
     "time": "slower than the base twice, the second time in fresh processes and in reverse order",
-    "files": "slower than the base's files, beyond what those differ by among themselves: measure both refs in "
-             "turn again, on one machine, and judge those files; --threshold NAME=X allows one benchmark more",
+    "files": "slower, or more memory, than the base's files, beyond what those differ by among themselves: measure "
+             "both refs in turn again, on one machine, and judge those files; --threshold NAME=X allows one more",
     "instructions": "the same work takes more instructions than it did",
 }
 
@@ -103,7 +103,7 @@ def markdown(judgement: Judgement) -> str:
     told = [*judgement.of(Verdict.REGRESSION), *judgement.of(Verdict.UNDECIDED), *judgement.of(Verdict.BETTER)]
     if told:
         lines += ["", "| | check | cell | what |", "|---|---|---|---|"]
-        lines += [f"| {finding.verdict.value} | {finding.check} | `{finding.cell}` | {_cell(finding.text)} |"
+        lines += [f"| {finding.verdict.value} | {finding.check} | `{_cell(finding.cell)}` | {_cell(finding.text)} |"
                   for finding in told[:_SHOWN]]
     if len(told) > _SHOWN:
         lines += ["", f"... and {len(told) - _SHOWN} more."]
@@ -112,7 +112,7 @@ def markdown(judgement: Judgement) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
 def junit(judgement: Judgement) -> str:

@@ -75,7 +75,8 @@ class Judgement:
         """One line: the verdict, how many cells it rests on, and what it does not speak of."""
         words = {EXIT_PASS: "PASS", EXIT_REGRESSION: "REGRESSION", EXIT_UNDECIDED: "COULD NOT TELL"}
         count = {verdict: len(self.of(verdict)) for verdict in Verdict}
-        parts = [f"{count[Verdict.PASS] + count[Verdict.BETTER]} cells pass"]
+        passing = count[Verdict.PASS] + count[Verdict.BETTER]
+        parts = ["1 cell passes" if passing == 1 else f"{passing} cells pass"]
         if count[Verdict.BETTER]:
             parts.append(f"{count[Verdict.BETTER]} of them better than the baseline")
         parts += [f"{count[verdict]} {verdict.value}" for verdict in (Verdict.REGRESSION, Verdict.UNDECIDED)
