@@ -188,7 +188,7 @@ static uint64_t some_subtree(int level, int pending)
     }
     uint32_t handle = take_words(512, 512);
     uint64_t *entries = kvmattr_words(bias, handle);
-    uint64_t mixed = level == 3 ? 40 : 3;
+    uint64_t mixed = level == 3 ? 40 : level > 5 ? 1 : 3;
     for (int i = 0; i < 512; i++)
         entries[i] = uniform((uint8_t)(i / 100));
     for (uint64_t i = 0; i < mixed; i++)
@@ -405,7 +405,7 @@ static int level_of_list(const kvmattr_walk *walk, uint64_t gfn)
 
 static kvmattr_walk some_walk(int pending)
 {
-    kvmattr_walk walk = {bias, 0, 0, 2 + (int)below(4), 3 + (int)below(2) * 20, 0, byte()};
+    kvmattr_walk walk = {bias, 0, 0, 2 + (int)below(6), 3 + (int)below(2) * 20, 0, byte()};
     arena_empty();
     walk.root = some_subtree(walk.level, pending);
     while (walk.level > 2 && below(8) && (walk.root & 0xffffffff) % 512 != 0)       /* mostly a node */
@@ -441,11 +441,11 @@ static uint64_t some_gfn(const kvmattr_walk *walk, uint64_t pages)
 
 static void test_take(void)
 {
-    enum { MOST = 300 };
+    enum { MOST = 1500 };       /* groups enough for a ring of them to turn twice */
     static uint64_t gfns[MOST];
     static uint8_t out[MOST + 1];
     kvmattr_walk walk = some_walk(1);
-    size_t n = below(MOST);
+    size_t n = below(below(3) ? 300 : MOST);
     for (size_t i = 0; i < n; i++)
         gfns[i] = some_gfn(&walk, walk.span + (below(3) ? 0 : 1000));
     out[n] = 0xaa;

@@ -1,9 +1,9 @@
 /* The walks down to many pages, with AVX-512. Included by avx512.h.
  *
- * Groups of 64 pages go down together, one level after the other. The arithmetic of eight pages is done in a vector;
- * their entries are loaded one by one, since a gather of eight words takes longer than eight loads on a processor that
- * runs it as microcode (measured on Zen 4). What is rare below a node, a pending operation, a run list, a page beyond the
- * root, is only looked for, in all pages of a group at once, and put right when it is there.
+ * Pages go down in groups of 64. The arithmetic of eight pages is done in a vector; their entries are loaded one by one,
+ * since a gather of eight words takes longer than eight loads on a processor that runs it as microcode (measured on Zen 4),
+ * and no less on one that does not (on a Xeon). What is rare below a node, a run list, a page beyond the root, is only
+ * looked for and put right when it is there.
  */
 #ifndef KVMATTR_KERNELS_AVX512_WALK_H
 #define KVMATTR_KERNELS_AVX512_WALK_H
@@ -14,10 +14,12 @@ enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = KVMATTR_GROUP / KVMATTR_LANES };
  * arena takes the plain walk. */
 #define KVMATTR_WIDE_SEGMENTS 16
 
-/* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. */
+/* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. Bits of
+ * `lines`, of a group that has come to level 2 of a look-up: pages in run lines. */
 typedef struct kvmattr_group {
     uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
     uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
+    uint8_t lines[KVMATTR_VECTORS];
 } kvmattr_group;
 
 typedef struct kvmattr_bases {
@@ -119,18 +121,6 @@ KVMATTR_AVX512 static inline uint8_t kvmattr_list_raw_avx512(const kvmattr_list 
                                                these, starts, _mm512_set1_epi64((long long)page)))];
 }
 
-/* As kvmattr_look_in_lists. */
-KVMATTR_AVX512 static void kvmattr_look_in_lists_avx512(const kvmattr_walk *walk, const uint64_t *gfns, int level,
-                                                        uint64_t listed, uint64_t *entries)
-{
-    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
-    for (; listed; listed &= listed - 1) {
-        int i = kvmattr_first_bit(listed);
-        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
-        entries[i] = kvmattr_listed_entry(entries[i], kvmattr_list_raw_avx512(list, gfns[i] & inside));
-    }
-}
-
 /* Ways to run lists go on in the page of zeros instead. Returns which these are. */
 KVMATTR_AVX512 static inline uint64_t kvmattr_turn_away(const kvmattr_walk *walk, kvmattr_group *group)
 {
@@ -172,29 +162,63 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim_at_word(const kvmattr_bases *ba
     return kvmattr_addresses(bases, entry, kvmattr_in_leaf(entry), word);
 }
 
-/* ---- take ---- */
+/* ---- take ----
+ *
+ * Several groups are on their way at once, each a level behind the one before it, and eight pages of each go on in turn.
+ * So what they load, and what they ask for, is spread over the arithmetic; a burst of it would wait for a place in line,
+ * and then the arithmetic for it. */
 
-/* What the entries above a group's pages do to them. */
-typedef struct kvmattr_above {
-    __m512i keep[KVMATTR_VECTORS], toggle[KVMATTR_VECTORS];
-} kvmattr_above;
-
-KVMATTR_AVX512 static inline void kvmattr_above_root(kvmattr_above *above, uint64_t root)
+/* Entries whose k and x are (own & k above) ^ x above: what is above and they do, in one. */
+KVMATTR_AVX512 static inline __m512i kvmattr_composed(__m512i above, __m512i entry)
 {
-    for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        above->keep[v] = _mm512_set1_epi64((uint8_t)(root >> KVMATTR_K));
-        above->toggle[v] = _mm512_set1_epi64((uint8_t)(root >> KVMATTR_X));
-    }
+    const __mmask64 at_k_and_x = 0x3030303030303030, at_x = 0x2020202020202020;
+    const __m512i k_for_both = _mm512_set4_epi64(0x0c0c00000000, 0x040400000000, 0x0c0c00000000, 0x040400000000);
+    __m512i keep = _mm512_mask_shuffle_epi8(_mm512_set1_epi64(-1), at_k_and_x, above, k_for_both);
+    return _mm512_ternarylogic_epi64(entry, keep, _mm512_maskz_mov_epi8(at_x, above), 0x6a);    /* (a & b) ^ c */
 }
 
-KVMATTR_AVX512 static inline void kvmattr_above_entries(kvmattr_above *above, const uint64_t *entries)
+/* Entries of which some lead to run lists: these become the uniform entries of their pages. */
+KVMATTR_AVX512 static __m512i kvmattr_looked_in_lists(const kvmattr_walk *walk, const uint64_t *gfns, int level,
+                                                      __m512i entry, unsigned listed)
 {
-    for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        __m512i entry = _mm512_load_si512(entries + KVMATTR_LANES * v);
-        above->toggle[v] = _mm512_xor_si512(above->toggle[v],
-                                            _mm512_and_si512(_mm512_srli_epi64(entry, KVMATTR_X), above->keep[v]));
-        above->keep[v] = _mm512_and_si512(above->keep[v], _mm512_srli_epi64(entry, KVMATTR_K));
+    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
+    uint64_t entries[KVMATTR_LANES] __attribute__((aligned(64)));
+    _mm512_store_si512(entries, entry);
+    for (; listed; listed &= listed - 1) {
+        int i = kvmattr_first_bit(listed);
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
+        entries[i] = kvmattr_listed_entry(entries[i], kvmattr_list_raw_avx512(list, gfns[i] & inside));
     }
+    return _mm512_load_si512(entries);
+}
+
+/* The pages of a vector come to a level: their entries there, in which k and x are what all entries from the root on do to
+ * the page, and where these lead to. The number of levels is a constant to the compiler, and so is the level. */
+KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_come_to(int level, int levels, const kvmattr_walk *walk,
+                                                   const kvmattr_bases *bases, const uint64_t *gfns, int v,
+                                                   kvmattr_group *group)
+{
+    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), line = _mm512_set1_epi64(KVMATTR_LINE);
+    const __m128i shift = _mm_cvtsi32_si128(KVMATTR_LEVEL_SHIFT(level - 1));
+    uint64_t *entries = group->entries + KVMATTR_LANES * v;
+    uintptr_t *at = group->at + KVMATTR_LANES * v;
+    __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v), entry = _mm512_set1_epi64((long long)walk->root);
+    if (level == levels) {
+        kvmattr_prefetch_gfns(gfns + KVMATTR_LANES * v, walk->ahead);
+    } else {
+        __m512i above = level + 1 < levels ? _mm512_load_si512(entries) : entry;
+        entry = kvmattr_composed(above, kvmattr_load_eight(at));
+    }
+    if (level > 2) {
+        __mmask8 listed = _mm512_test_epi64_mask(entry, in_node);
+        if (__builtin_expect(listed, 0))
+            entry = kvmattr_looked_in_lists(walk, gfns + KVMATTR_LANES * v, level, entry, listed);
+        _mm512_store_si512(at, kvmattr_addresses(bases, entry, in_node, _mm512_srl_epi64(gfn, shift)));
+    } else {
+        group->lines[v] = _mm512_test_epi64_mask(entry, line);
+        _mm512_store_si512(at, kvmattr_aim_at_word(bases, entry, gfn));
+    }
+    _mm512_store_si512(entries, entry);
 }
 
 /* The low bytes of eight words. */
@@ -203,46 +227,20 @@ KVMATTR_AVX512 static inline void kvmattr_store_low(uint8_t *to, __m512i words)
     _mm_storel_epi64((__m128i *)to, _mm512_cvtepi64_epi8(words));
 }
 
-/* A group that has come to level 2: it goes on to words of leaves. */
-typedef struct kvmattr_arrived {
-    kvmattr_group group;
-    kvmattr_above above;        /* only if something there operates on pages of the group */
-    int operates;
-    uint64_t lines;             /* pages in run lines */
-    uint64_t beyond;            /* pages beyond the root */
-} kvmattr_arrived;
-
-KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_arrive(const kvmattr_walk *walk, const kvmattr_bases *bases,
-                                                 const uint64_t *gfns, kvmattr_arrived *arrived)
+/* The attributes of a vector's pages; of those in run lines nothing in particular. */
+KVMATTR_AVX512 static inline void kvmattr_read_words(const uint64_t *gfns, int v, const kvmattr_group *group,
+                                                     uint8_t *out)
 {
-    const __m512i in_node = _mm512_set1_epi64(KVMATTR_IN_NODE), operation = _mm512_set1_epi64(KVMATTR_OPERATION);
-    const __m512i line = _mm512_set1_epi64(KVMATTR_LINE);
-    kvmattr_group *group = &arrived->group;
-    arrived->beyond = kvmattr_enter(walk, gfns, group);
-    arrived->operates = walk->level > 2 && (walk->root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION;
-    if (arrived->operates)
-        kvmattr_above_root(&arrived->above, walk->root);
-    for (int level = walk->level - 1; level > 2; level--) {
-        __m512i different = kvmattr_aim(bases, gfns, level, group);
-        if (kvmattr_any(_mm512_and_si512(different, in_node))) {
-            kvmattr_look_in_lists_avx512(walk, gfns, level, kvmattr_turn_away(walk, group), group->entries);
-            different = operation;
-        }
-        if (kvmattr_any(_mm512_and_si512(different, operation))) {
-            if (!arrived->operates)
-                kvmattr_above_root(&arrived->above, KVMATTR_NO_OPERATION);
-            arrived->operates = 1;
-            kvmattr_above_entries(&arrived->above, group->entries);
-        }
-        kvmattr_descend(group);
-    }
-    arrived->lines = 0;
-    for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
-        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-        arrived->lines |= (uint64_t)_mm512_test_epi64_mask(entry, line) << (KVMATTR_LANES * v);
-        _mm512_store_si512(group->at + KVMATTR_LANES * v, kvmattr_aim_at_word(bases, entry, gfn));
-    }
+    __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
+    __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
+    __m512i word = kvmattr_load_eight(group->at + KVMATTR_LANES * v);
+    __m512i field = _mm512_and_si512(_mm512_rorv_epi64(word, _mm512_sllv_epi64(gfn, kvmattr_wide(entry))),
+                                     kvmattr_by_tag(entry, 1, 3, 15, 255, 0));
+    __m512i raw = _mm512_mul_epu32(field, kvmattr_by_tag(entry, 0xff, 0x55, 0x11, 1, 0));
+    /* (raw & k) ^ x */
+    kvmattr_store_low(out + KVMATTR_LANES * v,
+                      _mm512_ternarylogic_epi64(raw, _mm512_srli_epi64(entry, KVMATTR_K),
+                                                _mm512_srli_epi64(entry, KVMATTR_X), 0x6a));
 }
 
 /* How many of a line's starts a page has reached gives its run. */
@@ -253,55 +251,54 @@ KVMATTR_AVX512 static inline uint8_t kvmattr_line_raw_avx512(const kvmattr_line 
     return line->values[__builtin_popcount(reached & ((1u << KVMATTR_LINE_STARTS) - 1))];
 }
 
-/* The pages of a group in run lines. */
-KVMATTR_AVX512 static void kvmattr_take_group_lines(const uint64_t *gfns, const kvmattr_arrived *arrived, uint8_t *out)
+/* What is rare in a group that was read: pages in run lines, and beyond the root, which went on as if they were not. */
+KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, const uint64_t *gfns,
+                                                      const kvmattr_group *group, uint8_t *out)
 {
-    const kvmattr_above *above = &arrived->above;
-    uint8_t keeps[KVMATTR_GROUP], toggles[KVMATTR_GROUP];
-    for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        __m512i entry = _mm512_load_si512(arrived->group.entries + KVMATTR_LANES * v);
-        __m512i keep = _mm512_srli_epi64(entry, KVMATTR_K), toggle = _mm512_srli_epi64(entry, KVMATTR_X);
-        if (arrived->operates) {
-            keep = _mm512_and_si512(keep, above->keep[v]);
-            toggle = _mm512_xor_si512(_mm512_and_si512(toggle, above->keep[v]), above->toggle[v]);
-        }
-        kvmattr_store_low(keeps + KVMATTR_LANES * v, keep);
-        kvmattr_store_low(toggles + KVMATTR_LANES * v, toggle);
+    const __m512i span = _mm512_set1_epi64((long long)walk->span);      /* a power of two */
+    __m512i all = _mm512_setzero_si512();
+    for (uint64_t lines = kvmattr_load64(group->lines); lines; lines &= lines - 1) {
+        int i = kvmattr_first_bit(lines);
+        uint64_t entry = group->entries[i];
+        const kvmattr_line *line = (const kvmattr_line *)(group->at[i] & ~(uintptr_t)63);
+        out[i] = (uint8_t)((kvmattr_line_raw_avx512(line, gfns[i]) & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
     }
-    for (uint64_t left = arrived->lines; left; left &= left - 1) {
-        int i = kvmattr_first_bit(left);
-        uintptr_t line = arrived->group.at[i] & ~(uintptr_t)63;
-        out[i] = (uint8_t)((kvmattr_line_raw_avx512((const kvmattr_line *)line, gfns[i]) & keeps[i]) ^ toggles[i]);
-    }
+    for (int v = 0; v < KVMATTR_VECTORS; v++)
+        all = _mm512_or_si512(all, _mm512_loadu_si512(gfns + KVMATTR_LANES * v));
+    if (_mm512_cmpge_epu64_mask(all, span))
+        for (int i = 0; i < KVMATTR_GROUP; i++)
+            out[i] = gfns[i] < walk->span ? out[i] : walk->rest;
 }
 
-/* The attributes of a group's pages. The words of the next group, if there is one, are asked for meanwhile. */
-KVMATTR_AVX512 static inline void kvmattr_read_words(const kvmattr_walk *walk, const uint64_t *gfns,
-                                                     const kvmattr_arrived *arrived, const kvmattr_arrived *next,
-                                                     uint8_t *out)
+/* A group has a turn at each level; in the next its words are asked for, and in the one after that they are read. */
+enum { KVMATTR_MOST_LEVELS = 7, KVMATTR_RING = KVMATTR_MOST_LEVELS + 1 };
+
+KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_take_groups(int levels, const kvmattr_walk *walk, const uint64_t *gfns,
+                                                       uint8_t *out, size_t count)
 {
-    const kvmattr_group *group = &arrived->group;
-    for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        __m512i entry = _mm512_load_si512(group->entries + KVMATTR_LANES * v);
-        __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v);
-        __m512i word = kvmattr_load_eight(group->at + KVMATTR_LANES * v);
-        __m512i field = _mm512_and_si512(_mm512_rorv_epi64(word, _mm512_sllv_epi64(gfn, kvmattr_wide(entry))),
-                                         kvmattr_by_tag(entry, 1, 3, 15, 255, 0));
-        __m512i raw = _mm512_mul_epu32(field, kvmattr_by_tag(entry, 0xff, 0x55, 0x11, 1, 0));
-        /* (raw & k) ^ x */
-        __m512i value = _mm512_ternarylogic_epi64(raw, _mm512_srli_epi64(entry, KVMATTR_K),
-                                                  _mm512_srli_epi64(entry, KVMATTR_X), 0x6a);
-        if (arrived->operates)
-            value = _mm512_xor_si512(_mm512_and_si512(value, arrived->above.keep[v]), arrived->above.toggle[v]);
-        kvmattr_store_low(out + KVMATTR_LANES * v, value);
-        if (next)
-            for (int i = 0; i < KVMATTR_LANES; i++)
-                kvmattr_prefetch_soon((const void *)next->group.at[KVMATTR_LANES * v + i]);
+    const kvmattr_bases bases = kvmattr_bases_of(walk);
+    const size_t turns = (size_t)levels + 1;
+    kvmattr_group ring[KVMATTR_RING];
+    for (size_t turn = 0; count && turn < count + turns - 1; turn++) {
+        const size_t asked = turn - (turns - 2), read = turn - (turns - 1);     /* beyond any count: none yet */
+        kvmattr_group *now = &ring[read % KVMATTR_RING];
+        for (int v = 0; v < KVMATTR_VECTORS; v++) {
+#pragma GCC unroll 8
+            for (int level = levels; level >= 2; level--) {
+                size_t coming = turn - (size_t)(levels - level);
+                if (coming < count)
+                    kvmattr_come_to(level, levels, walk, &bases, gfns + KVMATTR_GROUP * coming, v,
+                                    &ring[coming % KVMATTR_RING]);
+            }
+            if (asked < count)
+                for (int i = 0; i < KVMATTR_LANES; i++)
+                    kvmattr_prefetch_soon((const void *)ring[asked % KVMATTR_RING].at[KVMATTR_LANES * v + i]);
+            if (read < count)
+                kvmattr_read_words(gfns + KVMATTR_GROUP * read, v, now, out + KVMATTR_GROUP * read);
+        }
+        if (read < count)
+            kvmattr_read_others(walk, gfns + KVMATTR_GROUP * read, now, out + KVMATTR_GROUP * read);
     }
-    if (arrived->lines)
-        kvmattr_take_group_lines(gfns, arrived, out);
-    for (uint64_t beyond = arrived->beyond; beyond; beyond &= beyond - 1)
-        out[kvmattr_first_bit(beyond)] = walk->rest;
 }
 
 KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
@@ -316,9 +313,7 @@ KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *wal
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
                                                size_t n)
 {
-    /* Up to a GiB of pages has its leaves in 32 KiB, which come near by themselves. */
-    const int far = walk->level > 3;
-    kvmattr_arrived groups[2], *now = &groups[0], *next = &groups[1], *other;
+    const size_t count = n / KVMATTR_GROUP, rest = n % KVMATTR_GROUP;
     if (kvmattr_root_is_list(walk)) {
         kvmattr_take_from_list_avx512(walk, gfns, out, n);
         return;
@@ -327,19 +322,15 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         kvmattr_take_avx2(walk, gfns, out, n);
         return;
     }
-    const kvmattr_bases bases = kvmattr_bases_of(walk);
-    if (n >= KVMATTR_GROUP)
-        kvmattr_arrive(walk, &bases, gfns, now);
-    for (; n >= KVMATTR_GROUP; gfns += KVMATTR_GROUP, out += KVMATTR_GROUP, n -= KVMATTR_GROUP) {
-        int more = n >= 2 * KVMATTR_GROUP;
-        if (more)
-            kvmattr_arrive(walk, &bases, gfns + KVMATTR_GROUP, next);
-        kvmattr_read_words(walk, gfns, now, more && far ? next : NULL, out);
-        other = now;
-        now = next;
-        next = other;
+    switch (walk->level) {
+    case 2: kvmattr_take_groups(2, walk, gfns, out, count); break;
+    case 3: kvmattr_take_groups(3, walk, gfns, out, count); break;
+    case 4: kvmattr_take_groups(4, walk, gfns, out, count); break;
+    case 5: kvmattr_take_groups(5, walk, gfns, out, count); break;
+    case 6: kvmattr_take_groups(6, walk, gfns, out, count); break;
+    default: kvmattr_take_groups(KVMATTR_MOST_LEVELS, walk, gfns, out, count); break;
     }
-    kvmattr_take_avx2(walk, gfns, out, n);
+    kvmattr_take_avx2(walk, gfns + (n - rest), out + (n - rest), rest);
 }
 
 /* ---- by a ruler ---- */
