@@ -51,7 +51,8 @@ counting_api.cursor_seek = counted_seek
 
 cdef void count_c_calls() noexcept:
     """Clients read an entry at each call: from the next one on they are counted. Calls under way are not."""
-    kvmattr_replace_words(&api, &counting_api, sizeof(api))
+    kvmattr_replace_words(&api.error_text, &counting_api.error_text,
+                          sizeof(api) - <size_t>(<char *>&api.error_text - <char *>&api))
 
 set_begin_counting(count_c_calls)
 

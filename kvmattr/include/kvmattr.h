@@ -186,6 +186,9 @@ static const kvmattr_api kvmattr_unimported = {
 /* One for each program or extension module, however many of its files include this header. */
 __attribute__((weak, visibility("hidden"))) const kvmattr_api *kvmattr_table = &kvmattr_unimported;
 
+/* Another thread may replace it meanwhile: a plain load for the machine, a whole pointer for the language. */
+#define KVMATTR_FUNCTION(name) __atomic_load_n(&kvmattr_table->name, __ATOMIC_RELAXED)
+
 /* 1 once kvmattr_import() has found the library, else 0. */
 static inline int kvmattr_is_imported(void) { return kvmattr_table->abi_version != 0; }
 
@@ -255,19 +258,19 @@ __attribute__((unused)) static int kvmattr_check_imported(void)
  * objects and for read-only ones (snapshots, a VM's `attributes`). With the GIL. */
 static inline kvmattr_map *kvmattr_map_of(PyObject *attribute_map)
 {
-    return kvmattr_check_imported() ? kvmattr_table->map_of(attribute_map) : NULL;
+    return kvmattr_check_imported() ? KVMATTR_FUNCTION(map_of)(attribute_map) : NULL;
 }
 
 /* The same for reading: any AttributeMap. With the GIL. */
 static inline const kvmattr_map *kvmattr_view_of(PyObject *attribute_map)
 {
-    return kvmattr_check_imported() ? kvmattr_table->view_of(attribute_map) : NULL;
+    return kvmattr_check_imported() ? KVMATTR_FUNCTION(view_of)(attribute_map) : NULL;
 }
 
 /* A new AttributeMap with the content of a map, a copy in constant time; or NULL with an exception. With the GIL. */
 static inline PyObject *kvmattr_object_of(const kvmattr_map *map)
 {
-    return kvmattr_check_imported() ? kvmattr_table->object_of(map) : NULL;
+    return kvmattr_check_imported() ? KVMATTR_FUNCTION(object_of)(map) : NULL;
 }
 
 #endif /* Py_PYTHON_H */
@@ -277,7 +280,7 @@ static inline const char *kvmattr_error_text(int error)
 {
     if (error == KVMATTR_NOT_IMPORTED)
         return "kvmattr_import() was not called yet, or it failed";
-    return kvmattr_table->error_text(error);
+    return KVMATTR_FUNCTION(error_text)(error);
 }
 
 /* ---- maps ---- */
@@ -285,59 +288,59 @@ static inline const char *kvmattr_error_text(int error)
 /* A map of so many pages (at most 2^52), all with these attributes; *map is yours to destroy. */
 static inline int kvmattr_create(uint64_t pages, uint8_t attributes, kvmattr_map **map)
 {
-    return kvmattr_table->create(pages, attributes, map);
+    return KVMATTR_FUNCTION(create)(pages, attributes, map);
 }
 
 /* A writable map with the same content, in constant time and in the same family; *copy is yours to destroy. */
-static inline int kvmattr_copy(const kvmattr_map *map, kvmattr_map **copy) { return kvmattr_table->copy(map, copy); }
+static inline int kvmattr_copy(const kvmattr_map *map, kvmattr_map **copy) { return KVMATTR_FUNCTION(copy)(map, copy); }
 
 /* Only for maps from kvmattr_create() and kvmattr_copy(). Its cursors must be closed before. */
-static inline int kvmattr_destroy(kvmattr_map *map) { return kvmattr_table->destroy(map); }
+static inline int kvmattr_destroy(kvmattr_map *map) { return KVMATTR_FUNCTION(destroy)(map); }
 
 /* From now on (until as many kvmattr_unshare()) any thread may use the family at any time. Call it while the family is
  * yours alone: with the GIL, if Python has a map of it. Scalar look-ups in maps then cost the mutex, also Python's. */
-static inline int kvmattr_share(kvmattr_map *map) { return kvmattr_table->share(map); }
+static inline int kvmattr_share(kvmattr_map *map) { return KVMATTR_FUNCTION(share)(map); }
 
 /* Call it when no other thread uses the family any more; with the GIL, if Python has a map of it. */
-static inline int kvmattr_unshare(kvmattr_map *map) { return kvmattr_table->unshare(map); }
+static inline int kvmattr_unshare(kvmattr_map *map) { return KVMATTR_FUNCTION(unshare)(map); }
 
 /* The number of pages; 0 for a bad map. No lock. */
-static inline uint64_t kvmattr_pages(const kvmattr_map *map) { return kvmattr_table->pages(map); }
+static inline uint64_t kvmattr_pages(const kvmattr_map *map) { return KVMATTR_FUNCTION(pages)(map); }
 
 /* The word that rises with every change, after its last page; NULL for a bad map. Read it with kvmattr_load() first, the
  * pages then: what was read belongs to that version or a later one, and is current while the word stays. No lock. */
-static inline const uint64_t *kvmattr_version(const kvmattr_map *map) { return kvmattr_table->version(map); }
+static inline const uint64_t *kvmattr_version(const kvmattr_map *map) { return KVMATTR_FUNCTION(version)(map); }
 
 static inline uint64_t kvmattr_load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
 /* ---- look up ---- */
 
 /* The attributes of a page. No lock in a snapshot. */
-static inline int kvmattr_get(const kvmattr_map *map, uint64_t gfn) { return kvmattr_table->get(map, gfn); }
+static inline int kvmattr_get(const kvmattr_map *map, uint64_t gfn) { return KVMATTR_FUNCTION(get)(map, gfn); }
 
 /* The attributes of many pages, all of one moment; 0 or an error. */
 static inline int kvmattr_take(const kvmattr_map *map, const uint64_t *gfns, uint8_t *attributes, size_t count)
 {
-    return kvmattr_table->take(map, gfns, attributes, count);
+    return KVMATTR_FUNCTION(take)(map, gfns, attributes, count);
 }
 
 /* 1 if (page & mask) == attributes on all pages of the range (also on none), else 0. */
 static inline int kvmattr_all(const kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes, uint8_t mask)
 {
-    return kvmattr_table->all(map, start, stop, attributes, mask);
+    return KVMATTR_FUNCTION(all)(map, start, stop, attributes, mask);
 }
 
 /* The run that holds a page; 0 or an error. */
 static inline int kvmattr_run_at(const kvmattr_map *map, uint64_t gfn, kvmattr_run *run)
 {
-    return kvmattr_table->run(map, gfn, run);
+    return KVMATTR_FUNCTION(run)(map, gfn, run);
 }
 
 /* Each run of the range, clipped to it, zero-attribute runs included; 0, an error, or what the callback returned. */
 static inline int kvmattr_runs(const kvmattr_map *map, uint64_t start, uint64_t stop, kvmattr_run_callback callback,
                                void *context)
 {
-    return kvmattr_table->runs(map, start, stop, callback, context);
+    return KVMATTR_FUNCTION(runs)(map, start, stop, callback, context);
 }
 
 /* Each run of the range in which a map differs from an earlier state; 0, an error, or what the callback returned. Cost:
@@ -345,7 +348,7 @@ static inline int kvmattr_runs(const kvmattr_map *map, uint64_t start, uint64_t 
 static inline int kvmattr_diff(const kvmattr_map *map, const kvmattr_map *before, uint64_t start, uint64_t stop,
                                kvmattr_change_callback callback, void *context)
 {
-    return kvmattr_table->diff(map, before, start, stop, callback, context);
+    return KVMATTR_FUNCTION(diff)(map, before, start, stop, callback, context);
 }
 
 /* ---- update ---- */
@@ -354,22 +357,22 @@ static inline int kvmattr_diff(const kvmattr_map *map, const kvmattr_map *before
 static inline int kvmattr_update(kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes, int operation,
                                  uint8_t mask)
 {
-    return kvmattr_table->update(map, start, stop, attributes, operation, mask);
+    return KVMATTR_FUNCTION(update)(map, start, stop, attributes, operation, mask);
 }
 
 static inline int kvmattr_write(kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes)
 {
-    return kvmattr_table->update(map, start, stop, attributes, KVMATTR_WRITE, 0xff);
+    return KVMATTR_FUNCTION(update)(map, start, stop, attributes, KVMATTR_WRITE, 0xff);
 }
 
 static inline int kvmattr_or(kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes)
 {
-    return kvmattr_table->update(map, start, stop, attributes, KVMATTR_OR, 0xff);
+    return KVMATTR_FUNCTION(update)(map, start, stop, attributes, KVMATTR_OR, 0xff);
 }
 
 static inline int kvmattr_and(kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes)
 {
-    return kvmattr_table->update(map, start, stop, attributes, KVMATTR_AND, 0xff);
+    return KVMATTR_FUNCTION(update)(map, start, stop, attributes, KVMATTR_AND, 0xff);
 }
 
 /* The same, then each run that this very update changed; 1, 0, an error, or what the callback returned. The update
@@ -377,7 +380,7 @@ static inline int kvmattr_and(kvmattr_map *map, uint64_t start, uint64_t stop, u
 static inline int kvmattr_update_changes(kvmattr_map *map, uint64_t start, uint64_t stop, uint8_t attributes,
                                          int operation, uint8_t mask, kvmattr_change_callback callback, void *context)
 {
-    return kvmattr_table->update_changes(map, start, stop, attributes, operation, mask, callback, context);
+    return KVMATTR_FUNCTION(update_changes)(map, start, stop, attributes, operation, mask, callback, context);
 }
 
 /* ---- snapshots ---- */
@@ -385,27 +388,27 @@ static inline int kvmattr_update_changes(kvmattr_map *map, uint64_t start, uint6
 /* The present state, in constant time; *snapshot is yours to release. */
 static inline int kvmattr_snapshot(const kvmattr_map *map, const kvmattr_map **snapshot)
 {
-    return kvmattr_table->snapshot(map, snapshot);
+    return KVMATTR_FUNCTION(snapshot)(map, snapshot);
 }
 
 /* Using it afterwards is an error that only the debug build is sure to find (KVMATTR_BAD_MAP). */
-static inline int kvmattr_release(const kvmattr_map *snapshot) { return kvmattr_table->release(snapshot); }
+static inline int kvmattr_release(const kvmattr_map *snapshot) { return KVMATTR_FUNCTION(release)(snapshot); }
 
 /* Take over the content of another map or snapshot of as many pages; 0 or an error. Constant within a family, plus
  * freeing what differs in slices; else a copy of the runs. */
 static inline int kvmattr_restore(kvmattr_map *map, const kvmattr_map *source)
 {
-    return kvmattr_table->restore(map, source);
+    return KVMATTR_FUNCTION(restore)(map, source);
 }
 
 /* ---- cursors ---- */
 
 static inline int kvmattr_cursor_open(const kvmattr_map *map, kvmattr_cursor **cursor)
 {
-    return kvmattr_table->cursor_open(map, cursor);
+    return KVMATTR_FUNCTION(cursor_open)(map, cursor);
 }
 
-static inline int kvmattr_cursor_close(kvmattr_cursor *cursor) { return kvmattr_table->cursor_close(cursor); }
+static inline int kvmattr_cursor_close(kvmattr_cursor *cursor) { return KVMATTR_FUNCTION(cursor_close)(cursor); }
 
 /* The attributes of a page, as kvmattr_get(): in place while the version stays and the page lies where the cursor is. */
 static inline int kvmattr_cursor_get(kvmattr_cursor *cursor, uint64_t gfn)
@@ -413,7 +416,7 @@ static inline int kvmattr_cursor_get(kvmattr_cursor *cursor, uint64_t gfn)
     uint64_t at = gfn - cursor->start;
     if (at < cursor->count && kvmattr_load(cursor->version) == cursor->seen)
         return cursor->values[at & cursor->index];
-    return kvmattr_table->cursor_seek(cursor, gfn);
+    return KVMATTR_FUNCTION(cursor_seek)(cursor, gfn);
 }
 
 #endif /* KVMATTR_BUILDS_CORE */

@@ -3,7 +3,8 @@
  * The writer gives BLOCK pages at a time one value, then the next value, and counts how far it is. So in the state of
  * any one moment every group of BLOCK pages is uniform, and no page ever goes back. Prints "sound" if all saw that.
  * With the argument "python", one Python thread reads and writes the same family beside them, and another goes through
- * the runs of snapshots that nobody else holds while batches move what those consist of.
+ * the runs of snapshots that nobody else holds while batches move what those consist of. The first asks for stats() when
+ * the writer is in its third round: from then on calls are counted, by functions that take the others' place meanwhile.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -99,6 +100,7 @@ static const char *python_code =
     "        m.or_(0, len(m), 0x80) if turn % 2 else m.and_(0, len(m), 0x7f)\n"
     "        m[turn % len(m)], m.version, m.take([1, 2, 3]), m.run(5)\n"
     "        m.put(range(0, 2000, 3), 0x40, 1)\n"
+    "        if m[0] & 0x0f > 2: m.stats()\n"
     "        turn += 1\n"
     "def look(m, stop):\n"
     "    while not stop.is_set():\n"
