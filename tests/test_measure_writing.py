@@ -244,6 +244,21 @@ class TestErrors:
         assert (tmp_path / "b").read_text() == "y"
         assert names(tmp_path) == ["a", "b"]
 
+    def test_a_full_disk_takes_no_part_of_what_is_appended(self, tmp_path):
+        path = tmp_path / "a"
+        path.write_text("old\n" * 1000)
+        program = ("import resource, signal, sys\nfrom kvmattr.measure.writing import CannotWrite, write\n"
+                   "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+                   "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+                   "for text in 'x' * 100, 'y' * 90:\n"
+                   "    try:\n"
+                   "        write(sys.argv[1], text, append=True)\n"
+                   "    except CannotWrite as error:\n"
+                   "        print(error)")
+        done = python(program, str(path))
+        assert done.stdout == f"{path} cannot be written: File too large\n", done.stderr
+        assert path.read_text() == "old\n" * 1000 + "y" * 90
+
     def test_a_directory_that_vanished_is_one_error_and_the_rest_is_written(self, tmp_path):
         gone = tmp_path / "gone" / "a"
         errors = write_each([(gone, lambda: "x"), ("/dev/full", lambda: "x"), (tmp_path / "b", lambda: "y")])

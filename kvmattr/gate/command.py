@@ -247,15 +247,21 @@ def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
         print(output.table(judgement), flush=True)
     if _in_github() and (errors := output.github_errors(judgement)):
         print(errors, flush=True)
-    try:
-        for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit)):
-            if place:
+    failed = []
+    for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit)):
+        if place:
+            try:
                 _directory_of(place)
                 writing.write(place, text(judgement))
-        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            except OSError as error:
+                failed.append(error)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
             writing.write(summary, output.markdown(judgement), append=True)
-    except OSError as error:
-        raise Usage(f"the report cannot be written: {error}") from None
+        except OSError as error:
+            failed.append(error)
+    if failed:
+        raise Usage(f"the report cannot be written: {'; '.join(map(str, failed))}")
 
 
 def _directory_of(place: Path) -> None:

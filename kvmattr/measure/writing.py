@@ -113,8 +113,8 @@ def write(place: Place, content: str | bytes, *, append: bool = False, ours: boo
     ``ours``: the file's name is not what the user said, but the command's own in a directory of his. What somebody has
     put there under that name, a link or a FIFO, is replaced, not followed and not written into.
 
-    Raises :class:`CannotWrite`; then no partial file is left, and a regular file is as it was (appending and
-    writing in place apart). Where standard output was closed by its reader, BrokenPipeError.
+    Raises :class:`CannotWrite`; then no partial file is left, and a regular file is as it was (writing in place
+    apart). Where standard output was closed by its reader, BrokenPipeError.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -170,7 +170,8 @@ def opened(place: Place, *, append: bool = False, in_place: bool = False, ours: 
         with _into(place) as raw, io.BufferedWriter(raw) as file:
             yield file
     elif append or in_place:
-        with _File(place, target, "ab" if append else "wb") as raw, io.BufferedWriter(raw) as file:
+        with (_Behind(place, target) if append else _File(place, target, "wb")) as raw, \
+                io.BufferedWriter(raw) as file:
             yield file
     else:
         with _Partial(place, target) as partial:
@@ -231,6 +232,31 @@ class _File(io.FileIO):
                 raise CannotWrite.because(self._place, error) from None
         finally:
             super().close()
+
+
+class _Behind(_File):
+    """A file that is written behind its end: all of it, or what was there."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        super().__init__(place, name, "ab")
+        self._added = 0
+        self._failed: CannotWrite | None = None
+        self._size = os.fstat(self.fileno()).st_size
+
+    def write(self, data: Any, /) -> int:
+        if self._failed is not None:    # the buffer's rest, once more
+            raise self._failed
+        try:
+            written = super().write(data)
+        except CannotWrite as error:
+            self._failed = error
+            # What somebody else has written behind it meanwhile is not taken away.
+            with contextlib.suppress(OSError):
+                if os.fstat(self.fileno()).st_size == self._size + self._added:
+                    self.truncate(self._size)
+            raise
+        self._added += written
+        return written
 
 
 class _Partial:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from kvmattr.measure import writing
@@ -40,7 +41,7 @@ class Outputs:
             require("matplotlib")
         writing.check(*self._places.values(), read=read)
         writing.check_directory(self._plots)
-        self._told = False
+        self._told: set[str] = set()
 
     @property
     def people(self) -> object:
@@ -51,10 +52,7 @@ class Outputs:
         """Write what is done so far, where that replaces a file; a place that takes it only once has it last."""
         for make, place in self._places.items():
             if make != "html" and writing.is_regular(place):
-                errors = writing.write_each([(place, getattr(report, make))])
-                if not self._told:
-                    writing.tell(self._command, (), errors)
-                self._told = self._told or bool(errors)
+                self._tell((), writing.write_each([(place, getattr(report, make))]))
 
     def write(self, report: Report) -> bool:
         """Write everything and say what was written; False if something could not be."""
@@ -62,8 +60,15 @@ class Outputs:
         errors = writing.write_each((place, getattr(report, make)) for make, place in self._places.items())
         if self._plots:
             errors += self._write_plots(report, Path(self._plots), written)
-        writing.tell(self._command, written, errors)
+        self._tell(written, errors)
         return not errors
+
+    def _tell(self, written: Sequence[str], errors: Sequence[CannotWrite]) -> None:
+        """As writing.tell, but each error once: a disk that is full while measuring is so in the end."""
+        failed = {error.filename for error in errors}
+        writing.tell(self._command, [name for name in written if name not in failed],
+                     [error for error in errors if str(error) not in self._told])
+        self._told.update(map(str, errors))
 
     def _write_plots(self, report: Report, directory: Path, written: list[str]) -> list[CannotWrite]:
         from kvmattr.study.plots import files
@@ -77,4 +82,9 @@ class Outputs:
             written.append(f"no plot in {directory}, which needs two sizes")
         elif count := len(drawn) - len(errors):
             written.append(f"{count} files in {directory}")
+        full = [error for error in errors if error.errno in (ENOSPC, EDQUOT)]
+        if len(full) > 1:       # of all files alike: told once
+            first = full[0]
+            first.filename = f"{first.filename} and {len(full) - 1} more"
+            errors = [error for error in errors if error is first or error not in full]
         return errors
