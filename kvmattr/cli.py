@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 from kvmattr import embedding
 from kvmattr._version import __version__
-from kvmattr.measure import ending
+from kvmattr.measure import ending, writing
 from kvmattr.measure.status import forgiving_stderr
 
 #: What was asked for could not be written.
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGHUP, 141 when nobody reads the output any more.
     """
     try:
-        with forgiving_stderr():
+        with forgiving_stderr(), writing.named_stdout():
             return _run(list(sys.argv[1:] if argv is None else argv))
     finally:
         ending.abandon_output()
@@ -89,11 +88,8 @@ def _run(words: Sequence[str]) -> int:
         return ending.exit_code(interrupt)
     except BrokenPipeError:
         return ending.exit_code(ending.ReaderGone())
-    except OSError as error:
-        # Everything else that is written goes through measure.writing, whose errors have a name.
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise
-        print(f"kvmattr {words[0]}: standard output cannot be written: {error.strerror}", file=sys.stderr)
+    except writing.CannotWrite as error:
+        print(f"kvmattr {words[0]}: {error}", file=sys.stderr)
         return EXIT_UNWRITTEN
 
 

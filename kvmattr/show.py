@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             with read(arguments.source, **reading_options(arguments)) as trace:
                 differs = _run(trace, arguments) and arguments.strict
+    except BrokenPipeError:      # of standard output: for the command line to tell
+        raise
     except (ValueError, OSError, ImportError) as error:
         print(f"kvmattr show: {reason(error)}", file=sys.stderr)
         return 2

@@ -315,7 +315,11 @@ def test_a_baseline_that_is_none(project: Path, capsys: pytest.CaptureFixture[st
     (SCENARIOS.replace("guest.write(1, 2, 1)", "raise OSError('a broken scenario')"), 3,
      "look-up/4: it raised OSError: a broken scenario"),
     (SCENARIOS.replace("guest.write(1, 2, 1)", "import os; os._exit(9)"), 3,
-     "the worker died (9) in count"),
+     "the worker died (exit code 9) in count of look-up/4"),
+    (SCENARIOS.replace("guest.write(1, 2, 1)", "import os; os.abort()"), 3,
+     "the worker died (SIGABRT) in count of look-up/4"),
+    (SCENARIOS.replace("guest.write(1, 2, 1)", "raise OSError('one\\ntwo')"), 3,
+     "  undecided   look-up/4: it raised OSError: one\n  two\n"),
     (SCENARIOS.replace("[4, 8]", "[8, 4]"), 2,
      "ValueError: sizes [8, 4]: a scenario needs sizes of 1 or more that rise"),
 ])
@@ -335,6 +339,19 @@ def blind(size):
 """)
     assert gate() == 0
     assert "note: no maps, so nothing is counted: blind (judged by time alone" in capsys.readouterr().out
+
+
+def test_a_cell_that_does_nothing_is_red(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Less is better, but nothing is nothing: without --fail-if-faster, too."""
+    assert gate() == 0
+    Path("scenarios.py").write_text(SCENARIOS.replace("range(512)]", "range(0)]"))
+    capsys.readouterr()
+    assert gate() == 1
+    out = capsys.readouterr().out
+    assert re.search(r"regression  look-up/4: no call of the store is left of [0-9]+: a cell that does nothing "
+                     "measures nothing", out)
+    assert "note: no call of the store in the maps of look-up: are they those that it uses?" in out
+    assert "to do: calls: less work than before" in out
 
 
 def test_no_scenarios_at_all(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -508,6 +525,13 @@ def test_rounds_go_on_only_while_the_verdict_is_open() -> None:
     pairs.clear()
     timing.compare(arm("h", [1.0, 1.0, 1.4, 1.4]), arm("b", [1.0]), arm("t", [1.0]), 1.10, reverse=True)
     assert "".join(pairs) == "tbhhbt" * timing.MOST_ROUNDS
+
+
+@pytest.mark.parametrize(("times", "asked"), [(0.4, True), (0.6, False)])
+def test_what_takes_less_than_half_is_asked_for_its_work(times: float, asked: bool) -> None:
+    verdict, text, _ = timing.judge(timing.Pairs([times] * 5, [1.0] * 5, [1.0] * 5), 1.10)
+    assert verdict is Verdict.PASS
+    assert text.endswith("; does it still do its work? (--fail-if-faster makes this red)") is asked
 
 
 def test_widening_is_symmetrical() -> None:

@@ -195,6 +195,26 @@ def test_a_full_output_is_one_line():
         2, "kvmattr info: standard output cannot be written: No space left on device\n")
 
 
+@pytest.mark.parametrize("words", ["scaling --list", "show TRACE", "show TRACE --history 0x1000", "replay TRACE",
+                                   "replay TRACE --json -", "replay TRACE --write -", "replay TRACE --answers"])
+def test_no_command_takes_the_output_for_one_of_its_files(words, tmp_path):
+    """Commands that tell what is wrong with a file catch what is wrong with standard output, too."""
+    trace = tmp_path / "a.trace"
+    trace.write_text("slot 0 0 0 0x100000\nset 0x1000 0x1000 8 0\n")
+    command = [sys.executable, "-m", "kvmattr", *words.replace("TRACE", str(trace)).split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    os.close(writer)
+    assert gone.returncode == 141
+    assert "Broken pipe" not in gone.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"kvmattr {words.split()[0]}: standard output cannot be written: No space left on "
+                                "device\n")
+
+
 def test_a_closed_output_is_none():
     done = run('"$0" "$@" info >&-')
     assert (done.returncode, done.stderr) == (0, "")

@@ -18,6 +18,7 @@ from kvmattr.trace import (
     read,
     replay,
 )
+from kvmattr.trace.hosts import host_for
 from kvmattr.trace.operations import IMPLIED
 
 DOCS = Path(__file__).parent.parent / "docs" / "traces.md"
@@ -146,6 +147,9 @@ FORMS = [
                           "[pid 1] <... ioctl resumed>)             = 0", [PLAIN]),
     ("strace, cut calls", f"ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCTURE}) = ? ERESTARTSYS (To be restarted)\n{STRACE}",
      [PLAIN, PLAIN]),
+    ("strace -e inject", f"{STRACE} (DELAYED)", [PLAIN]),
+    ("strace -e inject", f"{STRACE} (INJECTED)\n{STRACE} (INJECTED: args)", [PLAIN]),
+    ("strace -e inject", f"ioctl(8, KVM_SET_USER_MEMORY_REGION, {STRUCTURE}) = -1 ENOMEM (Cannot) (INJECTED)\n{STRACE}", [PLAIN]),
     # The kernel's event
     ("ftrace", f" qemu-system-x86-1624  [002] .....   12.345678: {KERNEL}", [CHANGE]),
     ("ftrace", " ioctl-1624  [002] .....   12.345678: " + KERNEL, [CHANGE]),
@@ -155,6 +159,8 @@ FORMS = [
     ("event, series of 2024", "qemu-1 [0] 1.0: kvm_vm_set_mem_attributes: gfn 0x100, cnt 0x200, attributes 0x8", [CHANGE]),
     ("trace-cmd", f"  qemu-system-x86-1624  [002]   12.345678: kvm_vm_set_mem_attributes: {KERNEL[27:]}", [CHANGE]),
     ("trace-cmd -R", " qemu-1624 [002] 12.3: kvm_vm_set_mem_attributes: start=0x100 end=0x300 attr=8", [CHANGE]),
+    ("trace-cmd -R", " qemu-1624 [002] 12.3: kvm_vm_set_mem_attributes: attr=8 end=0x300 start=0x100", [CHANGE]),
+    ("trace-cmd -R", " qemu-1624 [002] 12.3: kvm_vm_set_mem_attributes: end=768 start=256 attr=0x8", [CHANGE]),
     ("perf script", f"       CPU 0/KVM  1624 [002]    12.345678: kvm:{KERNEL}", [CHANGE]),
     ("perf trace", "     0.000 CPU 0/KVM/1624 kvm:kvm_vm_set_mem_attributes(start: 256, end: 768, attr: 8)", [CHANGE]),
     ("bpftrace", "tracepoint:kvm:" + KERNEL, [CHANGE]),
@@ -247,6 +253,9 @@ def test_native_words_in_a_log_are_no_operations(tmp_path, line):
             assert trace.machine is None
 
 
+FORM = "{} with its fields, in a form that is not known"
+
+
 @pytest.mark.parametrize(("line", "why"), [
     (EVENT.replace(" ret=0", ""),
      "expected 'kvm_set_user_memory [AddrSpace#N] Slot#N flags=0xN gpa=0xN size=0xN ua=0xN [...] ret=N', found no ret"),
@@ -266,6 +275,11 @@ def test_native_words_in_a_log_are_no_operations(tmp_path, line):
     ("ioctl(8, _IOC(_IOC_WRITE, 0xae, 0xd2, 0x20), 0x7ffc12345678) = 0",
      "expected {address=, size=, attributes=, flags=} in KVM_SET_MEMORY_ATTRIBUTES, found '0x7ffc12345678': what strace has"
      " not read cannot be replayed"),
+    # No tool writes these, and none is guessed.
+    ("kvm_convert_memory size 0x1000 start 0x40000 private_to_shared", FORM.format("kvm_convert_memory")),
+    ("kvm_convert_memory start:262144 size:4096 private_to_shared", FORM.format("kvm_convert_memory")),
+    (" qemu-1 [0] 1.0: kvm_vm_set_mem_attributes: (kvm_vm_ioctl+0x1) end=0x500 start=0x400",
+     FORM.format("kvm_vm_set_mem_attributes")),
     ("CPU:2 [LOST 1234 EVENTS]", "1234 events or lines were lost here"),
     ("CPU:2 [12 EVENTS DROPPED]", "12 events or lines were lost here"),
     ("  qemu 1624 [002] 12.3: PERF_RECORD_LOST lost 12", "12 events or lines were lost here"),
@@ -460,6 +474,30 @@ def test_a_descriptor_that_does_not_know_a_request_is_no_second_vm(tmp_path, lin
         assert [record.slot for record in trace] == [0]
         assert trace.unread == []
         assert trace.notes == [(2, f"{what}, which is none that has it: ENOTTY, nothing changed")]
+
+
+def test_what_strace_answered_itself_changed_nothing(tmp_path):
+    """With `-e inject` the kernel is not asked; the VMM believes that it was."""
+    text = (CREATED + region(4, 0) + "ioctl(4, KVM_SET_USER_MEMORY_REGION, {slot=0, flags=0, guest_phys_addr=0, memory_size=0,"
+            " userspace_addr=NULL}) = 0 (INJECTED)\nclose(4) = 0 (INJECTED)\nioctl(3, KVM_CREATE_VM, 0) = 5 (INJECTED)\n"
+            + region(4, 1))
+    with trace_of(tmp_path, text, strict=True) as trace:
+        assert [record.slot for record in trace] == [0, 1]
+        assert trace.notes == [(3, "KVM_SET_USER_MEMORY_REGION was answered by strace (INJECTED): nothing changed"),
+                               (5, "KVM_CREATE_VM was answered by strace (INJECTED): nothing changed")]
+
+
+def test_a_pointer_of_null_is_a_number(tmp_path):
+    deletion = ("ioctl(4, KVM_SET_USER_MEMORY_REGION, {slot=0, flags=0, guest_phys_addr=0, memory_size=0,"
+                " userspace_addr=NULL}) = 0\n")
+    with trace_of(tmp_path, CREATED + region(4, 0) + deletion, strict=True) as trace:
+        assert list(trace)[1] == SetSlot(0, 0, 0, 0, 0)
+
+
+def test_an_address_that_no_host_has_names_no_host(tmp_path):
+    with trace_of(tmp_path, EVENT.replace(f"{UA:#x}", "0xffffffffff000000")) as trace:
+        found = host_for(trace)
+        assert (found.host.name, found.why) == ("x86-64", "")
 
 
 def test_a_descriptor_that_is_closed_is_no_second_vm(tmp_path):

@@ -133,6 +133,12 @@ def judge_calls(judgement: Judgement, expected: Baseline, measured: Baseline, ce
         return
     now, then = measured.calls or {}, expected.calls
     keys = {key for key in now.keys() | then.keys() if key.rsplit("/", 1)[0] in cells}
+    for cell in sorted(cells, key=lambda each: _by_size(f"{each}/")):
+        made, before = (sum(value for key, value in side.items() if key.rsplit("/", 1)[0] == cell
+                            and key.endswith("_calls")) for side in (now, then))
+        if before and not made:
+            judgement.add("calls", cell, Verdict.REGRESSION, f"no call of the store is left of {before}: a cell that "
+                          "does nothing measures nothing", 0, before)
     found = Judgement()
     judge_exact(found, "calls", {key: then.get(key, 0) for key in keys}, {key: now.get(key, 0) for key in keys}, limits)
     for each in found.findings:

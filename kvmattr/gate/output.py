@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from itertools import groupby
@@ -64,7 +65,7 @@ def table(judgement: Judgement) -> str:
         lines.append(f"{check:12}  {_tally(findings)}")
         told = [each for each in findings if each.verdict in _TOLD or check in _ALWAYS_TOLD]
         told.sort(key=lambda each: _TOLD.index(each.verdict) if each.verdict in _TOLD else len(_TOLD))
-        lines += [f"  {each.verdict.value:10}  {each.cell}: {each.text}" for each in told[:_SHOWN]]
+        lines += [textwrap.indent(f"{each.verdict.value:10}  {each.cell}: {each.text}", "  ") for each in told[:_SHOWN]]
         if len(told) > _SHOWN:
             lines.append(f"  ... and {len(told) - _SHOWN} more (--json has all)")
     lines += [f"note: {note}" for note in judgement.notes]

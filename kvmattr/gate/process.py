@@ -91,8 +91,8 @@ class Worker:
             self._process.stdin.write(json.dumps({"do": do, **words}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise CannotTell(f"the worker died ({self._process.wait()}) before {do}") from None
-        answer = json.loads(self._line(do))
+            raise CannotTell(f"the worker died ({self._how()}) before {do}") from None
+        answer = json.loads(self._line(f"{do} of {words['name']}/{words['size']}" if "size" in words else do))
         if "error" in answer:
             raise CellError(answer["error"])
         return answer["result"]
@@ -106,10 +106,18 @@ class Worker:
                     raise CannotTell(f"the worker did not answer {do} in {_SILENCE} s")
                 some = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not some:
-                    raise CannotTell(f"the worker died ({self._process.wait()}) in {do}")
+                    raise CannotTell(f"the worker died ({self._how()}) in {do}")
                 self._buffer += some
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+    def _how(self) -> str:
+        """How the process ended: a signal by its name, else its exit code."""
+        code = self._process.wait()
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"exit code {code}"
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process: by the end of its input, or by force ``at_once`` or when it does not listen."""

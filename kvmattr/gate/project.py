@@ -24,6 +24,8 @@ from kvmattr.gate.verdict import CannotTell, Usage
 
 #: How a project that has a build file is installed; {python}, {source} and {target} are filled in.
 INSTALL = "{python} -m pip install --quiet --disable-pip-version-check --no-deps --target {target} {source}"
+_HINT = ("\n(Does its build need kvmattr or another package of this environment? --install \"{python} -m pip install "
+         "--no-deps --no-build-isolation --target {target} {source}\" builds with what is here.)")
 
 _BUILD_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
@@ -112,7 +114,7 @@ class Project:
             running.run(command, f"install of {self.directory.name} ({kind or 'plain'}, kept in {cache.directory()})",
                         cwd=source, environment={**os.environ, **self.environment, **builds.layout(kind == "shifted")},
                         failed=lambda code: f"the install command of {self.directory} failed ({code}): "
-                        f"{shlex.join(command)}")
+                        f"{shlex.join(command)}{_HINT * (self.install == INSTALL)}")
         except OSError as error:
             raise Usage(f"--install {self.install}: {error}") from None
         shutil.rmtree(work)

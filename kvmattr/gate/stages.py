@@ -65,6 +65,7 @@ def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Me
     never faster."""
     found = Measured()
     unseen: dict[str, None] = {}
+    idle: dict[str, None] = {}
     calls: dict[str, int] = {}
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.ask("build")["counting"]
@@ -85,6 +86,8 @@ def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Me
                 if not answer["counts"]:
                     unseen.setdefault(each["name"])
                     continue
+                if not answer["calls"]:
+                    idle.setdefault(each["name"])
                 found.operations[cell] = answer["operations"]
                 calls.update({f"{cell}/{name}": value for name, value in answer["calls"].items()})
                 found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
@@ -96,6 +99,8 @@ def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Me
     if unseen:
         judgement.notes.append(f"no maps, so nothing is counted: {', '.join(unseen)} (judged by time alone, with "
                                "--base)")
+    if idle:
+        judgement.notes.append(f"no call of the store in the maps of {', '.join(idle)}: are they those that it uses?")
     if not found.now.counts and not found.failed:
         raise CannotTell("no cells: the scenarios have no maps to count, or there are no scenarios")
     return found

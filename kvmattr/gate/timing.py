@@ -73,6 +73,8 @@ def judge(pairs: Pairs, threshold: float, *, must_work: bool = False,
         if ratio.high < 1 / widened:
             return Verdict.REGRESSION, f"{text}: it does not do its work (fail if faster)", ratio.median
         return Verdict.UNDECIDED, f"{text}: it may be faster than {1 / widened:.3f}x (fail if faster)", ratio.median
+    if ratio.high < 1 / FAR:
+        text += "; does it still do its work? (--fail-if-faster makes this red)"
     if ratio.high < min(widened, max(PASSED, threshold)):
         return Verdict.PASS, text, ratio.median
     return Verdict.UNDECIDED, text, ratio.median

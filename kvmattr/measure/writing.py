@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TextIO, cast
 
 Place = str | os.PathLike[str]
 
@@ -181,19 +181,63 @@ def opened(place: Place, *, append: bool = False, in_place: bool = False, ours: 
             partial.take_place()
 
 
+class _Named:
+    """Standard output whose errors name it: a command that reads files, too, could not tell whose they are."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, words: str) -> int:
+        """Write."""
+        with _naming():
+            return self._stream.write(words)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each."""
+        with _naming():
+            self._stream.writelines(lines)
+
+    def flush(self) -> None:
+        """Flush."""
+        with _naming():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _naming() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenPipeError, CannotWrite):
+        raise
+    except OSError as error:
+        raise CannotWrite.because("standard output", error) from None
+
+
+@contextmanager
+def named_stdout() -> Iterator[None]:
+    """Within it what cannot be written to standard output is :class:`CannotWrite`; a reader that went away is
+    BrokenPipeError, as ever."""
+    before = sys.stdout
+    if before is not None:
+        sys.stdout = cast(TextIO, _Named(before))
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
 @contextmanager
 def _standard_output() -> Iterator[IO[bytes]]:
     """Its buffer, behind what was printed before. A reader that went away is for the whole command to know."""
     if sys.stdout is None:      # closed before Python began
         raise CannotWrite.reason("standard output", errno.EBADF, "is closed")
-    try:
+    with _naming():
         sys.stdout.flush()
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    except (BrokenPipeError, CannotWrite):
-        raise
-    except OSError as error:
-        raise CannotWrite.because("standard output", error) from None
 
 
 class _File(io.FileIO):

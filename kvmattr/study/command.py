@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
                          seconds=arguments.seconds, operations=dict(arguments.operations) or None,
                          files=arguments.files)
         outputs = Outputs("scaling", arguments)
+    except BrokenPipeError:      # of standard output: for the command line to tell
+        raise
     except (OSError, ValueError, ImportError) as error:
         print(f"kvmattr scaling: {reason(error)}", file=sys.stderr)
         return EXIT_USAGE

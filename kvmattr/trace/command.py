@@ -102,6 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
             replays = [asdict(summary) for summary in summaries]
             result = {"schema": 1, "machine": machine, "replays": replays}
             writing.write(arguments.json, json.dumps(result, indent=1) + "\n")
+    except BrokenPipeError:      # of standard output: for the command line to tell
+        raise
     except (ValueError, OSError) as error:
         return _wrong(reason(error))
     differs = arguments.strict and any(summary.different or (summary.on_kvm is not None and summary.on_kvm.different)

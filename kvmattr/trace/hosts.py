@@ -36,6 +36,8 @@ def host_for(trace: Trace, given: str | Host | None = None) -> Found:
     named = HOSTS[trace.host or "x86-64"]
     if trace.userspace_end <= named.user_space_end:
         return Found(named, "" if named.name == "x86-64" else "by the name of its QEMU")
-    host = next((HOSTS[name] for name in _TRIED if trace.userspace_end <= HOSTS[name].user_space_end), named)
+    host = next((HOSTS[name] for name in _TRIED if trace.userspace_end <= HOSTS[name].user_space_end), None)
+    if host is None:        # none has such an address: the recorded answer is at odds with all
+        return Found(named, "" if named.name == "x86-64" else "by the name of its QEMU")
     return Found(host, f"by the accepted userspace_addr of line {trace.userspace_line}, which ends at"
                        f" {trace.userspace_end:#x}")

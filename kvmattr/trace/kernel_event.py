@@ -18,11 +18,12 @@ _EXPECTED = "kvm_vm_set_mem_attributes: 0xFIRST -- 0xEND [0xATTRIBUTES]"
 _GFNS = 2**52
 
 # The event's text follows a colon or a bracket; the function tracer's lines name a function of this name.
-_SHAPE = re.compile(r"\s*[:(]\s*(?:\[FAILED TO PARSE\]\s*)?(?:\.\s+)?(?:0x[0-9a-fA-F]|[.{]|gfn\b|start\b|[0-9])"
+_SHAPE = re.compile(r"\s*[:(]\s*(?:\[FAILED TO PARSE\]\s*)?(?:\.\s+)?(?:0x[0-9a-fA-F]|[.{]|gfn\b|start\b|[0-9]"
+                    r"|(?:end|cnt|attr|attributes)\s?[=: ]\s?(?:0x)?[0-9a-fA-F])"
                     r"|\s+(?:\{\s*)?\.?(?:start|gfn)\b\s?[=:]?")
 #: The fields of the event in a form that is not known: a probe's, a tracer of functions'.
-_FIELDS = re.compile(r"(?<![A-Za-z0-9_])(?:start|gfn)\s?[=:]\s?(?:0x)?[0-9a-fA-F]+.{1,40}?"
-                     r"(?:end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]")
+_FIELDS = re.compile(r"(?<![A-Za-z0-9_])(?:start|gfn|end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]+.{1,40}?"
+                     r"(?:start|gfn|end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]")
 _RANGE = re.compile(r"\s*[:(]?\s*(?:\.\s+)?(\w+)\s+--\s+(\w+)\s+\[(\w+)\]")
 _FIELD = re.compile(r"(?<![A-Za-z0-9_])(gfn|cnt|attributes|start|end|attr)\s?[=: ]\s?([^\s,}\])]+)")
 

@@ -42,6 +42,8 @@ _SLOT_SHAPE = re.compile(r"\s+(?:(AddrSpace|Slot)#|[0-9.]+\s+pid=[0-9]|(?:flags|
 #: Fields of the slot event, to be found in this order and near each other, and of the other one.
 _SOME_FIELDS = re.compile(r"\b(?:(gpa|size|ua)=|start 0x[0-9a-fA-F]{1,16},? size 0x)")
 _NEAR = 80
+#: A conversion, however its numbers are written.
+_CONVERSION = re.compile(r"\b(?:start|size)[ =:]{1,3}(?:0x)?[0-9a-fA-F].{1,60}?(?:shared_to_private|private_to_shared)")
 _CONVERT_SHAPE = re.compile(r"\s+(?:start[\s=]|[0-9.]+\s+pid=[0-9])|:\s*\{")
 _CONVERT_TEXT = re.compile(r"\s+start\s+(\S+)\s+size\s+(\S+)\s+(\w+)")
 _DIRECTIONS = {"shared_to_private": uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE, "private_to_shared": 0}
@@ -71,6 +73,8 @@ def has_fields(text: str) -> bool:
     (True, False)
     """
     # One pass: an expression for all three would try each first one with each second one.
+    if _CONVERSION.search(text) is not None:
+        return True
     gpa = size = -_NEAR - 1
     for found in _SOME_FIELDS.finditer(text):
         if found[1] is None or (found[1] == "ua" and found.start() - size <= _NEAR):

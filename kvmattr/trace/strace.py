@@ -66,6 +66,8 @@ _PERF = re.compile(r"ioctl\(fd: [^,]{1,200}, cmd: (?:KVM_SET_(?:USER_MEMORY_REGI
 _NO_FILE = re.compile(r"ioctl\((?:[a-z]{1,10}=)?KVM_SET_(?:USER_MEMORY_REGION|MEMORY_ATTRIBUTES)")
 _IOC = re.compile(r"_IOC\(([A-Z_|]+|0), (0x[0-9a-f]+), (0x[0-9a-f]+), (0x[0-9a-f]+|0)\)")
 _RESULT = re.compile(r"\)\s*= (?:\s*)(\?|-?[0-9]+|0x[0-9a-fA-F]+)(?:\s+([A-Z][A-Z0-9_]*)|\s+\(errno ([0-9]{1,4})\))?")
+#: strace itself answered, in the place of the kernel, which was not asked (`-e inject`).
+_INJECTED = re.compile(r"\(INJECTED\)")
 _STRUCTURE_END = re.compile(r"\}\s*\)\s*= ")
 _FIELD = re.compile(r"(?<![A-Za-z0-9_])([a-z_][a-z_0-9]*)=(\[[^\]]*\]?|[^,\s}]*)")
 _LEADING_PID = re.compile(r"\s*([0-9]{1,10})(?:<|\s)")
@@ -142,7 +144,7 @@ class Reader:
         result = _RESULT.search(text)
         if result is None or not result[1].isdecimal():
             return False
-        if result[2] is not None:
+        if result[2] is not None or _INJECTED.search(text, result.end()) is not None:
             return False
         value = int(other[1]) if other is not None else int(result[1][:20])
         arguments = text[len(call.name) + 1:result.start()].split(",")
@@ -164,7 +166,7 @@ class Reader:
     def _fallocate(self, call: Completed, process: Process) -> tuple[Guest, Call] | bool:
         text = _bare(call.text)
         found, result = _PUNCH.match(text), _RESULT.search(text)
-        if found is None or result is None:
+        if found is None or result is None or _INJECTED.search(text, result.end()) is not None:
             return False
         known = process.known_file(int(found[1]))
         if known is None or known.guest is None:
@@ -190,6 +192,9 @@ class Reader:
         result = _RESULT.search(text, max(closed, 0))
         if result is None:
             raise Incomplete("expected 'ioctl(FD, REQUEST, {...}) = 0|-1 ERRNO|?', found no result")
+        if _INJECTED.search(text, result.end()) is not None:
+            self._note(line_number, f"{request} was answered by strace (INJECTED): nothing changed")
+            return True
         answer = _answer(result)
         if answer in _NOT_ITS_FILE and not process.takes(file, of_vm=request != "KVM_SET_MEMORY_ATTRIBUTES2"):
             self._note(line_number, f"{request} on descriptor {file}, which is none that has it:"
@@ -304,9 +309,9 @@ def _text(request: str, fields: dict[str, str], name: str) -> str:
 
 
 def _value(text: str, name: str, limit: int = 2**64) -> int:
-    """A number, or flags by their names."""
+    """A number, or flags by their names; a pointer of 0 has a name, too."""
     value = 0
-    for word in text.split("|"):
+    for word in ("0" if text == "NULL" else text).split("|"):
         value |= _FLAGS[word] if word in _FLAGS else number(word, name, limit)
     return value
 
