@@ -112,16 +112,9 @@ def timed(work: Callable[[Any], Any], drawn: Any) -> tuple[int, Any]:
 
 
 def round_of(arms: Arms, form: str, store_first: bool, samples: Samples) -> None:
-    drawn = arms.draw()
-    numpy = arms.numpy[form]
-    if store_first:
-        ours, answer = timed(arms.store, drawn)
-        floor, _ = timed(arms.floor, drawn)
-        theirs, expected = timed(numpy, drawn)
-    else:
-        theirs, expected = timed(numpy, drawn)
-        floor, _ = timed(arms.floor, drawn)
-        ours, answer = timed(arms.store, drawn)
+    drawn, turns = arms.draw(), [arms.store, arms.floor, arms.numpy[form]]
+    took = [timed(work, drawn) for work in (turns if store_first else reversed(turns))]
+    (ours, answer), (floor, _), (theirs, expected) = took if store_first else reversed(took)
     if not arms.check(drawn, answer, expected):
         raise WrongResult(f"the store and {form!r} differ")
     # A floor that was interrupted must not make an arm free.

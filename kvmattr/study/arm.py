@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,12 +77,12 @@ class Arm:
         #: Whether nothing but this thread does the work, so that its CPU time says what it takes.
         self._alone = backend.kind != "kernel" and not backend.elsewhere
         self._spent = 0.0
-        self._backend: Backend | None = None
+        #: A Backend, from when it is made until it is closed; what it can do besides is asked for by name.
+        self._backend: Any = None
         self._done: list[Any] = []
         self._answer: Any = None
-        #: One a round: what it took (of bytes: how many), and the yardstick just before it.
-        self._rounds: list[tuple[Took, Took]] = []
-        self._bytes: list[float] = []
+        #: One a round: what it took, the yardstick just before it, and of bytes how many.
+        self._rounds: list[tuple[Took, Took, float]] = []
         self._operations = work.workload.operations
         self._empty_seconds: float | None = None
         self._status = "ok"
@@ -107,7 +107,7 @@ class Arm:
     @property
     def seconds_in_rounds(self) -> float:
         """Wall time of the rounds so far."""
-        return sum(took.wall for took, _ in self._rounds) / 1e9
+        return sum(took.wall for took, _, _ in self._rounds) / 1e9
 
     def warm_up(self, round_seconds: float, fixed: int = 0) -> None:
         """Find how many operations fit a round (``fixed``: it has so many), and bring code and data into the caches."""
@@ -144,11 +144,10 @@ class Arm:
             self._timed(self._work.argument(index, self._operations // 16 * 2))
         if self.alive:
             took = self._timed(self._work.argument(index, self._operations))
-            if self.alive:
-                self._rounds.append((took, fixed))
-                if self._scenario.unit == "bytes":
-                    with self._ending_here(None):
-                        self._bytes.append(_bytes(self._answer))
+            with self._ending_here(None):
+                if self.alive:
+                    held = _bytes(self._answer) if self._scenario.unit == "bytes" else 0.0
+                    self._rounds.append((took, fixed, held))
 
     def check(self) -> None:
         """Compare the last answer and the final state with the reference; a wrong backend has no samples."""
@@ -174,20 +173,19 @@ class Arm:
 
     def result(self) -> Result:
         """What came out, with all that a report needs."""
-        rounds, overhead, clock = self._rounds, None, ""
-        wall = [took.wall / self._operations for took, _ in rounds]
-        if rounds:
-            median = float(np.median(wall)) * self._operations
-            clock = "cpu" if self._alone and median >= _INTERRUPTIBLE else "wall"
-            if self._empty_seconds is not None:
-                overhead = self._empty_seconds * 1e9 / median
-        is_size = self._scenario.unit == "bytes"
-        samples = wall if clock == "wall" else [took.cpu / self._operations for took, _ in rounds]
-        return Result(
+        of_bytes = Result(
             self._scenario.name, self._class.name, self._class.kind, self._size, self._scenario.unit,
-            self._status, self._note, self._bytes if is_size else samples, self._operations, overhead,
-            self._reached, socket.gethostname(), "" if is_size else clock, [] if is_size else wall,
-            [] if is_size else [getattr(fixed, clock) for _, fixed in rounds])
+            self._status, self._note, [held for _, _, held in self._rounds], self._operations,
+            reached=self._reached, host=socket.gethostname())
+        if not self._rounds or self._scenario.unit == "bytes":
+            return of_bytes
+        wall = [took.wall / self._operations for took, _, _ in self._rounds]
+        median = float(np.median(wall)) * self._operations
+        clock = "cpu" if self._alone and median >= _INTERRUPTIBLE else "wall"
+        return replace(
+            of_bytes, clock=clock, wall=wall, yardstick=[getattr(fixed, clock) for _, fixed, _ in self._rounds],
+            samples=[getattr(took, clock) / self._operations for took, _, _ in self._rounds],
+            overhead=None if self._empty_seconds is None else self._empty_seconds * 1e9 / median)
 
     @contextmanager
     def _ending_here(self, reached: int | None, where: str = "") -> Iterator[None]:
@@ -207,7 +205,6 @@ class Arm:
             self._end("error", f"{where}{described(error)}", reached)
 
     def _compare(self) -> None:
-        assert self._backend is not None
         reference, wanted = self._work.outcome(self._done)
         if wanted is not None and not np.array_equal(wanted, self._answer):
             self._wrong(f"{self._workload.action} gave {_short(self._answer)}, should be {_short(wanted)}")
@@ -220,7 +217,6 @@ class Arm:
 
     def _probe(self, reference: Reference, batches: list[Batch]) -> None:
         """Compare page by page what cannot be listed: touched pages, their neighbours and a sample of the rest."""
-        assert self._backend is not None
         gfns = probed_pages(self._workload.npages, [self._workload.setup, *batches])
         try:
             seen = self._backend.probe(gfns)
@@ -239,41 +235,29 @@ class Arm:
                         "pages that were probed differ)")
 
     def _set_up(self) -> None:
-        assert self._backend is not None
-        started = time.perf_counter()
-        first = self._backend.load(copy.deepcopy(self._workload.setup), self._seconds)
-        self._spent += time.perf_counter() - started
-        self._in_parts(self._workload.setup.part(first, len(self._workload.setup)), first)
+        first, took = timed(self._backend.load, copy.deepcopy(self._workload.setup), self._seconds)
+        self._spent += took.wall / 1e9
+        self._in_parts(self._workload.setup.part(first, len(self._workload.setup)), first, "in the setup: ")
 
     def _whole_round(self, argument: Any) -> None:
         """The first round of indivisible work: in parts, because nobody knows yet how long it takes."""
-        if self._workload.action != "update":
-            self._timed(argument)
-            return
-        with self._ending_here(0):
+        if self._workload.action == "update":
             self._in_parts(argument, len(self._workload.setup))
             self._done.append(argument)
+        else:
+            self._timed(argument)
 
-    def _in_parts(self, updates: Batch, before: int) -> None:
+    def _in_parts(self, updates: Batch, before: int, where: str = "") -> None:
         """Do updates, of which ``before`` came earlier, keeping the time limit."""
-        assert self._backend is not None
         first, part = 0, _FIRST_PART
-        while first < len(updates):
+        while self.alive and first < len(updates):
+            reached = before + first
             if self._spent > self._seconds:
-                reached = before + first
                 self._end("stopped", f"stopped after {self._seconds:g} s at k = {reached}", reached)
                 return
-            prepared = self._backend.prepare(copy.deepcopy(updates.part(first, first + part)))
-            started = time.perf_counter()
-            try:
-                self._backend.update(prepared)
-            except Failed as failure:
-                self._fail(failure, before + first, min(part, len(updates) - first))
-                return
-            took = time.perf_counter() - started
-            self._spent += took
+            took = self._called("update", updates.part(first, first + part), reached, where)
             first += part
-            if took < _PART_SECONDS:
+            if took.wall / 1e9 < _PART_SECONDS:
                 part *= 2
 
     def _calibrating(self, argument: Any, round_seconds: float) -> float:
@@ -287,47 +271,46 @@ class Arm:
         return seconds
 
     def _timed(self, argument: Any) -> Took:
-        assert self._backend is not None
-        call = getattr(self._backend, self._workload.action)
-        reached = len(self._workload.setup)
-        took = Took(0.0, 0.0)
-        with self._ending_here(reached):
-            try:
-                # A copy of its own: as warm for each arm, and what a backend does to it changes nobody else's.
-                own = [] if argument is None else [self._prepared(copy.deepcopy(argument))]
-                self._answer, took = timed(call, *own)
-            except Failed as failure:
-                self._fail(failure, reached, 0 if argument is None else len(argument))
-                return took
+        """What a round asks, after the setup."""
+        took = self._called(self._workload.action, argument, len(self._workload.setup))
+        if self.alive:
             self._done.append(argument)
-            self._spent += took.wall / 1e9
         return took
 
-    def _prepared(self, argument: Any) -> Any:
-        assert self._backend is not None
-        return self._backend.prepare(argument) if are_updates(argument, self._workload.action) else argument
+    def _called(self, action: str, argument: Any, reached: int, where: str = "") -> Took:
+        """One call, after so many updates: what it took. What the backend raises is the end of the cell."""
+        took = Took(0.0, 0.0)
+        with self._ending_here(reached, where):
+            try:
+                # A copy of its own: as warm for each arm, and what a backend does to it changes nobody else's.
+                own = [] if argument is None else [self._prepared(copy.deepcopy(argument), action)]
+                self._answer, took = timed(getattr(self._backend, action), *own)
+                self._spent += took.wall / 1e9
+            except Failed as failure:
+                most = 0 if argument is None else len(argument)
+                if failure.done in range(most + 1):
+                    reached += failure.done
+                    self._end("failed", f"failed at k = {reached + 1}: {failure.why}", reached)
+                else:
+                    self._end("error", f"it says that {failure.done!r} of {most} updates are done: {failure.why}")
+        return took
+
+    def _prepared(self, argument: Any, action: str) -> Any:
+        return self._backend.prepare(argument) if are_updates(argument, action) else argument
 
     def _measure_empty_call(self) -> None:
         empty = _EMPTY.get(self._workload.action)
         if empty is None:
             return
-        assert self._backend is not None
         call = getattr(self._backend, self._workload.action)
         times = []
         with self._ending_here(len(self._workload.setup)):
             for _ in range(5):
-                times.append(timed(call, self._prepared(empty))[1].wall / 1e9)
+                times.append(timed(call, self._prepared(empty, self._workload.action))[1].wall / 1e9)
             self._empty_seconds = min(times)
 
-    def _fail(self, failure: Failed, before: int, most: int) -> None:
-        if failure.done not in range(most + 1):
-            self._end("error", f"it says that {failure.done!r} of {most} updates are done: {failure.why}")
-            return
-        reached = before + failure.done
-        self._end("failed", f"failed at k = {reached + 1}: {failure.why}", reached)
-
     def _wrong(self, note: str) -> None:
-        self._rounds, self._bytes = [], []
+        self._rounds = []
         self._end("wrong", note)
 
     def _end(self, status: str, note: str, reached: int | None = None) -> None:

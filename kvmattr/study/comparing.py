@@ -15,7 +15,7 @@ level that is shared out among the cells (Holm, 1979).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,80 +109,83 @@ Place = tuple[str, int, str]
 def compare(a: Sequence[Report], b: Sequence[Report], same: Sequence[Report] = ()) -> Compared:
     """Judge every cell that both sides have; ``same``: runs of one unchanged state, which show what runs vary by."""
     a, b, same, repeated = _distinct(a, b, same)
-    sides = [_cells(reports) for reports in (a, b, same)]
-    places = [place for place in sides[0] if place in sides[1]]
-    values = {place: [[value for cell in side.get(place, ()) if (value := _value(cell)) is not None]
-                      for side in sides] for place in places}
-    judged = {place: groups for place, groups in values.items()
-              if groups[0] and groups[1] and not _why_not(sides[0][place], sides[1][place])
-              and sides[0][place][0].unit != "bytes"}
-    disturbed = _without_disturbed(judged)
-    variances = moderated({place: variance for place, groups in judged.items()
-                           if (variance := _variance(groups)) is not None})
-    loaded = {place for place in judged
-              if abs(_loads(sides[0][place]) - _loads(sides[1][place])) > LOAD}
-    tests = {place: _Test.of(judged[place], variance, math.log(LOAD_MARGIN if place in loaded else MARGIN))
-             for place, variance in variances.items()}
-    levels = stepped({place: test.chance for place, test in tests.items()}, _LEVEL)
-    rows = [_row(sides[0][place], sides[1][place], judged.get(place), tests.get(place), levels.get(place, 0.0),
-                 disturbed.get(place, ""), _floor(sides, place)) for place in places]
-    return Compared(rows, [*repeated, *_warnings(a, b, len(loaded), len(judged))])
+    sides = [_results(reports) for reports in (a, b, same)]
+    cells = [_Cell(place, sides) for place in sides[0] if place in sides[1]]
+    judged = [cell for cell in cells if cell.judged]
+    _set_disturbed_aside(judged)
+    for cell, variance in moderated({cell: found for cell in judged if (found := _variance(cell.groups))}).items():
+        cell.variance = variance
+    for cell, level in stepped({cell: cell.chance for cell in judged if cell.variance}, _LEVEL).items():
+        cell.level = level
+    apart = sum(cell.loaded for cell in judged)
+    return Compared([cell.row() for cell in cells], [*repeated, *_warnings(a, b, apart, len(judged))])
 
 
-@dataclass(frozen=True)
-class _Test:
-    """The difference of two sides in one cell: logarithms, with the standard error and its degrees of freedom."""
+class _Cell:
+    """One cell of both sides, and the numbers that its runs count as: of A, of B and of the unchanged state."""
 
-    difference: float
-    error: float
-    freedom: int
-    margin: float
+    #: How the runs of one state vary, None where nothing shows it.
+    variance: Variance | None = None
+    #: What it is judged at.
+    level = 0.0
+    #: What there is to say of runs that were set aside.
+    disturbed = ""
 
-    @classmethod
-    def of(cls, groups: Sequence[Sequence[float]], variance: Variance, margin: float) -> _Test:
-        error = math.sqrt(variance.value * (1 / len(groups[0]) + 1 / len(groups[1])))
-        return cls(_difference(groups), error, variance.freedom, margin)
+    def __init__(self, place: Place, sides: Sequence[Mapping[Place, list[Result]]]) -> None:
+        self.a, self.b = sides[0][place], sides[1][place]
+        self.groups = [[value for cell in side.get(place, ()) if (value := _value(cell)) is not None]
+                       for side in sides]
+        self.why_not = _why_not([*self.a, *self.b])
+        self.judged = bool(self.groups[0] and self.groups[1] and not self.why_not and self.a[0].unit != "bytes")
+        self.loaded = abs(_loads(self.a) - _loads(self.b)) > LOAD
+        self._margin = math.log(LOAD_MARGIN if self.loaded else MARGIN)
+        self._floor_ratio = _floor(sides, place)
+
+    @property
+    def _difference(self) -> float:
+        return float(np.mean(self.groups[1]) - np.mean(self.groups[0]))
+
+    @property
+    def _uncertainty(self) -> tuple[float, int]:
+        """The standard error of the difference, and its degrees of freedom."""
+        assert self.variance is not None
+        return (math.sqrt(self.variance.value * (1 / len(self.groups[0]) + 1 / len(self.groups[1]))),
+                self.variance.freedom)
 
     @property
     def chance(self) -> float:
-        return chance(self.difference, self.error, self.freedom, self.margin)
+        """How probable so large a difference is where there is no change."""
+        return chance(self._difference, *self._uncertainty, self._margin)
 
-    def verdict(self, level: float) -> tuple[str, float, float]:
-        """The verdict and the interval, whose end beyond the margin is the verdict."""
-        half = half_width(self.error, self.freedom, self.margin, level)
-        low, high = self.difference - half, self.difference + half
-        verdict = ("slower" if low > self.margin else "faster" if high < -self.margin else
-                   "same" if low >= -math.log(SEEN) and high <= math.log(SEEN) else "open")
-        return verdict, math.exp(min(low, 700)), math.exp(min(high, 700))
-
-
-def _difference(groups: Sequence[Sequence[float]]) -> float:
-    return float(np.mean(groups[1]) - np.mean(groups[0]))
-
-
-def _row(a: list[Result], b: list[Result], groups: list[list[float]] | None, test: _Test | None, level: float,
-         disturbed: str, floor_ratio: float | None) -> Row:
-    one = a[0]
-    shown = [_shown(cells) for cells in (a, b)]
-
-    def row(verdict: str, note: str = "", ratio: float | None = None, low: float | None = None,
-            high: float | None = None) -> Row:
+    def row(self) -> Row:
+        """What is told of it."""
+        one, shown = self.a[0], [_shown(cells) for cells in (self.a, self.b)]
+        ratio = low = high = None
+        ended = _ends(self.a, self.b)
+        if ended is not None:
+            verdict, note = ended
+        elif one.unit == "bytes":
+            ratio = low = high = (shown[1] or 0.0) / max(shown[0] or 0.0, 1.0)
+            verdict, note = (("slower", "more") if ratio > _BYTES_MARGIN else
+                             ("faster", "less") if ratio < 1 / _BYTES_MARGIN else ("same", ""))
+        elif not self.judged:
+            verdict, note = "open", self.why_not
+        else:
+            ratio = _ratio(self._difference)
+            verdict, note = "open", "one run a side says nothing of the next: give several, or --same"
+            if self.variance is not None:
+                half, note = half_width(*self._uncertainty, self._margin, self.level), self.disturbed
+                least, most = self._difference - half, self._difference + half
+                low, high = _ratio(least), _ratio(most)
+                # The interval's end beyond the margin is the verdict.
+                verdict = ("slower" if least > self._margin else "faster" if most < -self._margin else
+                           "same" if least >= -math.log(SEEN) and most <= math.log(SEEN) else "open")
         return Row(one.scenario, one.size, one.backend, one.kind, one.unit, shown[0], shown[1], ratio, low, high,
-                   verdict, note, floor_ratio)
-    ended = _ends(a, b)
-    if ended is not None:
-        return row(*ended)
-    if one.unit == "bytes":
-        ratio = (shown[1] or 0.0) / max(shown[0] or 0.0, 1.0)
-        verdict = "slower" if ratio > _BYTES_MARGIN else "faster" if ratio < 1 / _BYTES_MARGIN else "same"
-        return row(verdict, {"slower": "more", "faster": "less"}.get(verdict, ""), ratio, ratio, ratio)
-    if groups is None:
-        return row("open", _why_not(a, b) or "no yardstick: measured by an older version")
-    ratio = math.exp(min(_difference(groups), 700))
-    if test is None:
-        return row("open", "one run a side says nothing of the next: give several, or --same", ratio)
-    verdict, low, high = test.verdict(level)
-    return row(verdict, disturbed, ratio, low, high)
+                   verdict, note, self._floor_ratio)
+
+
+def _ratio(difference: float) -> float:
+    return math.exp(min(difference, 700))
 
 
 def _ends(a: list[Result], b: list[Result]) -> tuple[str, str] | None:
@@ -204,14 +207,12 @@ def _end(cells: list[Result]) -> str:
     return bad.note if bad.status == "failed" and bad.note else bad.status
 
 
-def _why_not(a: list[Result], b: list[Result]) -> str | None:
-    """Why a cell that was measured on both sides cannot be judged."""
-    fewest = min((len(cell.samples) for cell in (*a, *b) if cell.status == "ok"), default=0)
+def _why_not(cells: list[Result]) -> str:
+    """Why a cell that was measured in these runs cannot be judged; "" where it can."""
+    fewest = min((len(cell.samples) for cell in cells if cell.status == "ok"), default=0)
     if fewest < LEAST_SAMPLES:
         return f"{fewest} samples in a run, {LEAST_SAMPLES} are needed"
-    if any(not cell.yardstick for cell in (*a, *b)):
-        return "no yardstick: measured by an older version"
-    return None
+    return "" if all(cell.yardstick for cell in cells) else "no yardstick: measured by an older version"
 
 
 def _distinct(*sides: Sequence[Report]) -> tuple[list[Report], list[Report], list[Report], list[str]]:
@@ -231,8 +232,8 @@ def _distinct(*sides: Sequence[Report]) -> tuple[list[Report], list[Report], lis
     return a, b, [report for report in same if report not in a and report not in b], said
 
 
-def _cells(reports: Sequence[Report]) -> dict[Place, list[Result]]:
-    """The cells of one side by their place, one a report."""
+def _results(reports: Sequence[Report]) -> dict[Place, list[Result]]:
+    """The results of one side by their place, one a report."""
     found: dict[Place, list[Result]] = {}
     for report in reports:
         for result in report.results:
@@ -248,28 +249,25 @@ def _value(cell: Result) -> float | None:
     return math.log(cell.fastest / float(np.quantile(cell.yardstick, FASTEST)))
 
 
-def _without_disturbed(judged: dict[Place, list[list[float]]]) -> dict[Place, str]:
-    """Take the runs that were disturbed as a whole out of ``judged``; what there is to say of each cell."""
-    scales = {place: _DEVIATIONS * float(np.median(apart)) for place, groups in judged.items()
-              if (apart := [abs(value - float(np.median(group))) for group in groups for value in group
+def _set_disturbed_aside(cells: Sequence[_Cell]) -> None:
+    """Take the runs that were disturbed as a whole out of the groups of each cell, which says so."""
+    scales = {cell: _DEVIATIONS * float(np.median(apart)) for cell in cells
+              if (apart := [abs(value - float(np.median(group))) for group in cell.groups for value in group
                             if len(group) > 1])}
     typical = float(np.median(list(scales.values()))) if scales else 0.0
-    notes = {}
-    for place, groups in judged.items():
-        limit = _DISTURBED * max(scales.get(place, 0.0), typical)
+    for cell in cells:
+        limit = _DISTURBED * max(scales.get(cell, 0.0), typical)
         said = []
-        for side, group in zip("AB ", groups, strict=True):
+        for side, group in zip("AB ", cell.groups, strict=True):
             middle, count = float(np.median(group)) if group else 0.0, len(group)
-            worst = sorted(value for value in group if value - middle > limit)[-int(count * _DISTURBED_SHARE):] \
-                if count * _DISTURBED_SHARE >= 1 else []
+            far = sorted(value for value in group if value - middle > limit)
+            worst = far[max(len(far) - int(count * _DISTURBED_SHARE), 0):]
             for value in worst:
                 group.remove(value)
             if worst and side != " ":
                 said.append(f"{len(worst)} of {count} runs of {side} set aside: disturbed, "
-                            f"{math.exp(min(worst[-1] - middle, 700)):.3g}x the others")
-        if said:
-            notes[place] = "; ".join(said)
-    return notes
+                            f"{_ratio(worst[-1] - middle):.3g}x the others")
+        cell.disturbed = "; ".join(said)
 
 
 def _variance(groups: Sequence[Sequence[float]]) -> Variance | None:
@@ -280,7 +278,7 @@ def _variance(groups: Sequence[Sequence[float]]) -> Variance | None:
     return Variance(sum(float(np.var(group)) * len(group) for group in groups if group) / freedom, freedom)
 
 
-def _floor(sides: list[dict[Place, list[Result]]], place: Place) -> float | None:
+def _floor(sides: Sequence[Mapping[Place, list[Result]]], place: Place) -> float | None:
     """How many times as far from the floor a call into the kernel is in B; medians over the runs."""
     floor: Place = (place[0], place[1], FLOOR)
     if sides[0][place][0].kind != "kernel" or place == floor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,8 +35,8 @@ KINDS = {"model": "compiled data structures in this process",
          "kernel": "calls into the running kernel",
          "library": "Python libraries, called once an operation"}
 
-#: What the others of a kind are compared with; the first that was measured.
-REFERENCES = {"model": ("store", ), "kernel": ("kvm-attributes", ), "library": ()}
+#: What the others of a kind are compared with.
+REFERENCES = {"model": "store", "kernel": "kvm-attributes"}
 
 #: The floor of every kernel row: a call that does nothing.
 FLOOR = "empty-ioctl"
@@ -152,26 +152,13 @@ class Comparison:
                              "told_apart": self.ratio.told_apart}
 
 
-def units(results: Iterable[Result]) -> dict[tuple[str, int], list[Result]]:
-    """The results grouped by (scenario, size), in the order in which they came."""
-    grouped: dict[tuple[str, int], list[Result]] = {}
-    for result in results:
-        grouped.setdefault((result.scenario, result.size), []).append(result)
-    return grouped
-
-
 def comparisons(results: Sequence[Result]) -> list[Comparison]:
     """Every ratio that may be formed: both arms of one kind, both measured in the same rounds."""
+    measured = {(cell.scenario, cell.size, cell.backend): cell for cell in results if cell.status == "ok"}
     found = []
-    for (scenario, size), cells in units(results).items():
-        measured = {cell.backend: cell for cell in cells if cell.status == "ok"}
-        for kind, names in REFERENCES.items():
-            reference = next((name for name in names if name in measured), None)
-            if reference is None:
-                continue
-            under = measured[reference].samples
-            for cell in measured.values():
-                if cell.kind == kind and cell.backend not in (reference, FLOOR) and min(under) > 0:
-                    found.append(Comparison(scenario, size, cell.backend, reference,
-                                            Ratio.of(cell.samples, under)))
+    for (scenario, size, backend), cell in measured.items():
+        reference = measured.get((scenario, size, REFERENCES.get(cell.kind, "")))
+        if reference and reference is not cell and backend != FLOOR and min(reference.samples) > 0:
+            found.append(Comparison(scenario, size, backend, reference.backend,
+                                    Ratio.of(cell.samples, reference.samples)))
     return found

@@ -16,7 +16,7 @@ from kvmattr.measure.machine import physical_address_bits
 from kvmattr.study.backends.base import Backend
 from kvmattr.study.mapping import Mapping
 from kvmattr.study.slot_plan import SlotPlan
-from kvmattr.study.work import Batch, Unsupported
+from kvmattr.study.work import Batch, Failed, Unsupported
 
 #: No row of a fake device may stand among those of a kernel.
 IS_FAKE = kvm.is_fake()
@@ -57,6 +57,13 @@ class KernelBackend(Backend):
                 raise Unsupported(f"this machine has {bits} bits of physical address: KVM refuses memslots beyond "
                                   f"{reach}") from error
             raise
+
+    def _call(self, request: int, structures: NDArray[Any]) -> None:
+        """A call for each structure; Failed says how many were answered."""
+        try:
+            self._vm.ioctl_many(request, structures)
+        except kvm.BatchError as error:
+            raise Failed(error.done, errno.errorcode[error.args[0]]) from error
 
     def close(self) -> None:
         """Close the VM, then give back the addresses."""

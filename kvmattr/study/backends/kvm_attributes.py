@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,7 @@ from kvmattr.bridges import kvm
 from kvmattr.measure.machine import memslot_bytes
 from kvmattr.study.backends.base import measured_seconds_a_page
 from kvmattr.study.backends.kernel import KernelBackend
-from kvmattr.study.work import Batch, Failed, Footprint
+from kvmattr.study.work import Batch, Footprint
 
 
 class KernelAttributes(KernelBackend):
@@ -58,10 +57,7 @@ class KernelAttributes(KernelBackend):
 
     def update(self, prepared: NDArray[Any]) -> None:
         """The calls."""
-        try:
-            self._vm.ioctl_many(uapi.KVM_SET_MEMORY_ATTRIBUTES, prepared)
-        except kvm.BatchError as error:
-            raise Failed(error.done, errno.errorcode[error.args[0]]) from error
+        self._call(uapi.KVM_SET_MEMORY_ATTRIBUTES, prepared)
 
     def runs(self) -> None:
         """The merged interface has no way to list attributes."""

@@ -66,10 +66,9 @@ class KernelMemslots(KernelBackend):
         """The calls alone."""
         calls, ends = prepared
         try:
-            self._vm.ioctl_many(uapi.KVM_SET_USER_MEMORY_REGION, calls)
-        except kvm.BatchError as error:
-            done = int(np.searchsorted(ends, error.done, side="right"))
-            raise Failed(done, errno.errorcode[error.args[0]]) from error
+            self._call(uapi.KVM_SET_USER_MEMORY_REGION, calls)
+        except Failed as failure:
+            raise Failed(int(np.searchsorted(ends, failure.done, side="right")), failure.why) from failure
 
     def runs(self) -> NDArray[Any]:
         """What the kernel confirms of the planned state, slot by slot.
