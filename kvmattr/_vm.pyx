@@ -52,6 +52,7 @@ cdef extern from "operation.h" nogil:
     UpdateForm update_form_of "kvmattr_update_form_of"(uint8_t attributes, int operation, uint8_t mask)
 
 cdef extern from "sync.h" nogil:
+    void kvmattr_read_once(void *copy, const void *source, size_t bytes)
     void kvmattr_store_int(int *where, int value)
     int kvmattr_load_int(const int *where)
 
@@ -127,6 +128,7 @@ cdef struct Batch:
     uint64_t changed
     Outcome outcome
     uint8_t refused
+    Record record  # the one at `done`, a copy: its owner may write the array meanwhile
 
 # Exit's own __new__ is a Python function, which takes as long as the whole look-up.
 cdef object new_tuple = tuple.__new__
@@ -931,9 +933,10 @@ cdef class Machine:
             raise TypeError(f"records of {array.dtype}, {array.ndim} dimensions: must be one-dimensional, "
                             "of uapi.MEMORY_ATTRIBUTES or uapi.LINUX_MEMORY_ATTRIBUTES")
         cdef const uint8_t[::1] memory = np.ascontiguousarray(array).view(np.uint8)
-        cdef Record record
         # Of the memory, not of the array, whose size another thread may change.
-        cdef Batch batch = Batch(NULL, memory.shape[0] // sizeof(Record), 0, 0, UNCHANGED, 0)
+        cdef Batch batch
+        memset(&batch, 0, sizeof(batch))
+        batch.count = memory.shape[0] // sizeof(Record)
         if batch.count:
             batch.records = <const Record *>&memory[0]
         interrupts = []
@@ -945,8 +948,8 @@ cdef class Machine:
                 if not kvmattr_load_int(&self.listened):
                     self.set_slice(&batch)
                 else:
-                    record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
-                    batch.changed += self.set_and_keep(&record, interrupts)
+                    kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(Record))
+                    batch.changed += self.set_and_keep(&batch.record, interrupts)
                     batch.done += 1
                     if interrupts:
                         raise interrupts[0]
@@ -960,7 +963,6 @@ cdef class Machine:
 
     cdef int set_slice(self, Batch *batch) except -1:
         """Some records of a batch, without the GIL; the lock is free between two slices."""
-        cdef Record record
         cdef size_t end = min(batch.count, batch.done + SLICE)
         self.enter_in_turn()
         if kvmattr_load_int(&self.listened):  # since we looked: it is to hear of every record from now on
@@ -973,20 +975,19 @@ cdef class Machine:
         with nogil:
             map_filled(self.map)
         if batch.outcome < 0:
-            record = batch.records[batch.done]
-            self.fail(batch.outcome, &record, batch.refused)
+            self.fail(batch.outcome, &batch.record, batch.refused)
         return 0
 
     cdef void set_group(self, Batch *batch, size_t end) noexcept nogil:
         """A few records under the mutex of the store, so that nobody waits for it long."""
-        cdef Record record
         cdef size_t ahead
         cdef bint entered = map_enter_in_turn(self.map)
         for ahead in range(batch.done, end):
             map_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
         while batch.done < end:
-            record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
-            batch.outcome = INVALID if self.set_errno(&record) else self.change(&record, &batch.refused, entered)
+            kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(Record))
+            batch.outcome = (INVALID if self.set_errno(&batch.record)
+                             else self.change(&batch.record, &batch.refused, entered))
             if batch.outcome < 0:
                 break
             batch.changed += batch.outcome

@@ -32,6 +32,7 @@ cdef struct FileBatch:
     size_t done
     uint64_t changed
     int outcome
+    FileRecord record  # the one at `done`, a copy: its owner may write the array meanwhile
 
 
 cdef class FilePages:
@@ -447,7 +448,6 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
     cdef Machine machine = file.machine()
     cdef uint64_t supported = machine.supported_by_files
     cdef size_t end = min(batch.count, batch.done + SLICE), group, ahead
-    cdef FileRecord record
     cdef bint entered
     machine.enter_in_turn()
     if len(pages.files) != 1 or kvmattr_load_int(&machine.listened):
@@ -460,9 +460,9 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
             for ahead in range(batch.done, group):
                 map_expect(pages.map, min(batch.records[ahead].offset, file.size - 1) >> PAGE_SHIFT)
             while batch.done < group:
-                record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
-                batch.outcome = (INVALID if file_errno(file, &record, supported, machine.page_mask)
-                                 else convert(machine, file, pages, &record, entered))
+                kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(FileRecord))
+                batch.outcome = (INVALID if file_errno(file, &batch.record, supported, machine.page_mask)
+                                 else convert(machine, file, pages, &batch.record, entered))
                 if batch.outcome < 0:
                     break
                 batch.changed += batch.outcome
@@ -472,8 +472,7 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
     with nogil:
         map_filled(pages.map)
     if batch.outcome < 0:
-        record = batch.records[batch.done]
-        fail_conversion(file, pages, batch.outcome, &record, supported, machine.page_mask)
+        fail_conversion(file, pages, batch.outcome, &batch.record, supported, machine.page_mask)
     return 0
 
 
@@ -502,9 +501,10 @@ def convert_file_many(GuestMemfd file, handle, records):
     cdef FilePages pages = file.pages
     cdef Machine machine
     # Of the memory, not of the array, whose size another thread may change.
-    cdef FileBatch batch = FileBatch(NULL, memory.shape[0] // sizeof(FileRecord), 0, 0, UNCHANGED)
-    cdef FileRecord record
+    cdef FileBatch batch
     cdef list interrupts = []
+    memset(&batch, 0, sizeof(batch))
+    batch.count = memory.shape[0] // sizeof(FileRecord)
     if batch.count:
         batch.records = <const FileRecord *>&memory[0]
     map_announce(pages.map, 1)
@@ -515,8 +515,8 @@ def convert_file_many(GuestMemfd file, handle, records):
             if len(pages.files) == 1 and not kvmattr_load_int(&machine.listened):
                 set_file_slice(file, &batch)
             else:
-                record = batch.records[batch.done]  # a copy: its owner may write the array meanwhile
-                batch.changed += set_file(file, handle, &record, interrupts)
+                kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(FileRecord))
+                batch.changed += set_file(file, handle, &batch.record, interrupts)
                 batch.done += 1
                 if interrupts:
                     raise interrupts[0]
