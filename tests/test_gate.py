@@ -23,11 +23,11 @@ from kvmattr.cli import main
 from kvmattr.gate import Work, builds, claim, instructions, output, own, scenario, stages, timing
 from kvmattr.gate.assertions import AssertCost
 from kvmattr.gate.baseline import Baseline
+from kvmattr.gate.counting import slope
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.plants import planted
 from kvmattr.gate.process import Worker, start
 from kvmattr.gate.scenario import Scenario, found_in
-from kvmattr.gate.slopes import slope
 from kvmattr.gate.stages import installed
 from kvmattr.gate.verdict import CannotTell, Judgement, Usage, Verdict
 from kvmattr.measure.statistics import Ratio
@@ -286,7 +286,7 @@ def test_a_plant_in_one_scenario_leaves_the_others_alone() -> None:
     ('{"schema": 3}',
      "not a baseline: baseline.json: schema is 3, expected 2, which this gate reads (or 1, an older one)"),
     ('{"schema": 1, "counts": {}, "bytes": {}, "slopes": {}, "times": {}}',
-     "baseline.json: unknown part 'times'; a baseline has calls, counts, bytes, slopes and instructions, and never"),
+     "baseline.json: unknown part 'times'; a baseline has calls, counts, bytes and slopes, and never times or inst"),
     ('{"schema": 2, "counts": {}, "bytes": {}, "slopes": {}}', "not a baseline: baseline.json: calls is missing"),
     ('{"schema": 1, "counts": {"a/1/b": 1.5}, "bytes": {}, "slopes": {}}',
      "not a baseline: baseline.json: counts.a/1/b is 1.5, expected an integer"),
@@ -395,7 +395,8 @@ def test_a_base_needs_a_repository(project: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(("words", "told"), [
     (["--selftest", "--prove", "1"], "--selftest and --prove: one at a time"),
     (["--update-baseline", "--base", "HEAD"], "--base and --update-baseline do not go together"),
-    (["--selftest", "--instructions"], "--instructions and --selftest do not go together"),
+    (["--selftest", "--instructions"], "--instructions goes with --base REF"),
+    (["--install", ""], "--install goes with --base REF"),
     (["--judge-json", "x.json"], "--judge-json HEAD... and --against BASE... go together"),
     (["--json", "scenarios.py/gate.json"], "the report cannot be written: "),
     (["--junit", "."], "the report cannot be written: "),
@@ -451,22 +452,6 @@ def test_another_build_than_the_asked_one(tmp_path: Path) -> None:
     (tmp_path / "kvmattr").symlink_to(installed() / "kvmattr")
     with pytest.raises(CannotTell, match=rf"^wrong build loaded: .*_core.* instead of one in {tmp_path}$"):
         Worker(tmp_path, [])
-
-
-def test_instructions_of_another_interpreter(project: Path, capsys: pytest.CaptureFixture[str],
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instructions, "count", lambda *_: {"look-up/8": 1})
-    assert gate("--instructions") == 2
-    assert "--instructions: the baseline has none" in capsys.readouterr().err
-    baseline = Baseline.read(Path("baseline.json"))
-    baseline.interpreter, baseline.instructions = "CPython 2.7.18 x86_64", {"look-up/8": 1}
-    baseline.write(Path("baseline.json"))
-    edit("counts", "convert/32/leaf_conversions", lambda n: n - 1)
-    monkeypatch.setattr(instructions, "count", None)        # not a minute of valgrind for this
-    assert gate("--instructions") == 1                      # what can be judged is judged
-    edit("counts", "convert/32/leaf_conversions", lambda n: n + 1)
-    assert gate("--instructions") == 3
-    assert "instruction counts are of CPython 2.7.18 x86_64, this is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("wrong", "text"), [

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvmattr.gate.counting import SLOPED, difference, measure, totals
+from kvmattr.gate.counting import SLOPED, difference, measure, slope, totals
 from kvmattr.gate.scenario import FEWEST_SIZES, Work
-from kvmattr.gate.slopes import slope
 
 
 class AssertCost:

@@ -1,18 +1,16 @@
-"""The committed baseline: exact calls, counts and bytes, slopes, and instruction counts where asked for."""
+"""The committed baseline: exact calls, counts and bytes, and slopes."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, SLOPED
+from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, SLOPED, slope
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.scenario import GROWTH
-from kvmattr.gate.slopes import slope
 from kvmattr.gate.verdict import Judgement, Usage, Verdict
 from kvmattr.measure import checked, writing
 from kvmattr.measure.checked import BadField, Field
@@ -32,16 +30,13 @@ _SLOPE_CHANGE = 0.1
 
 @dataclass
 class Baseline:
-    """Keys are SCENARIO/SIZE/COUNTER in calls, counts and bytes, SCENARIO/COUNTER in slopes, SCENARIO/SIZE in
-    instructions, which belong to one interpreter. Calls that were not made have no key; ``calls`` is None in a
-    baseline from before they were counted."""
+    """Keys are SCENARIO/SIZE/COUNTER in calls, counts and bytes, SCENARIO/COUNTER in slopes. Calls that were not made
+    have no key; ``calls`` is None in a baseline from before they were counted."""
 
     calls: dict[str, int] | None = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     slopes: dict[str, float] = field(default_factory=dict)
-    interpreter: str | None = None
-    instructions: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Baseline:
@@ -51,17 +46,13 @@ class Baseline:
             schema = data["schema"].integer()
             if schema not in (WITHOUT_CALLS, SCHEMA):
                 data["schema"].refuse(f"{SCHEMA}, which this gate reads (or {WITHOUT_CALLS}, an older one)")
-            unknown = sorted(set(data.object()) - {"schema", "calls", "counts", "bytes", "slopes", "instructions"})
+            unknown = sorted(set(data.object()) - {"schema", "calls", "counts", "bytes", "slopes"})
             if unknown:
-                raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has calls, counts, bytes, slopes and "
-                            "instructions, and never times")
-            found = cls(None if schema == WITHOUT_CALLS else _numbers(data["calls"], Field.whole, _CELL),
-                        _numbers(data["counts"], Field.whole, _CELL), _numbers(data["bytes"], Field.whole, _CELL),
-                        _numbers(data["slopes"], Field.number, "SCENARIO/COUNTER"))
-            if data.get("instructions").value is not None:
-                found.interpreter = data["instructions"]["interpreter"].text()
-                found.instructions = _numbers(data["instructions"]["counts"], Field.whole, "SCENARIO/SIZE")
-            return found
+                raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has calls, counts, bytes and slopes, and "
+                            "never times or instructions")
+            return cls(None if schema == WITHOUT_CALLS else _numbers(data["calls"], Field.whole, _CELL),
+                       _numbers(data["counts"], Field.whole, _CELL), _numbers(data["bytes"], Field.whole, _CELL),
+                       _numbers(data["slopes"], Field.number, "SCENARIO/COUNTER"))
         except FileNotFoundError:
             raise Usage(f"{path}: no such baseline; --update-baseline writes one") from None
         except (OSError, BadField) as error:
@@ -74,12 +65,8 @@ class Baseline:
 
     def write(self, path: Path) -> None:
         """Write it, sorted, so that a change reads well as a diff."""
-        data: dict[str, Any] = {"schema": SCHEMA, "calls": self.calls, "counts": self.counts, "bytes": self.bytes,
-                                "slopes": self.slopes}
-        if self.instructions:
-            data["instructions"] = {"interpreter": self.interpreter, "counts": self.instructions}
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing.write(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+        writing.write(path, json.dumps(vars(self) | {"schema": SCHEMA}, indent=1, sort_keys=True) + "\n")
 
 
 def _numbers(part: Field, read: Callable[[Field], Number], form: str) -> dict[str, Number]:
@@ -110,8 +97,8 @@ def fitted(calls: dict[str, int], counts: dict[str, int], operations: dict[str, 
 
 
 def judge_exact(judgement: Judgement, check: str, expected: dict[str, int], measured: dict[str, int],
-                limits: Limits) -> None:
-    """Every number of the baseline against what was measured, exactly."""
+                limits: Limits, more: Callable[[str], str] = lambda key: "") -> None:
+    """Every number of the baseline against what was measured, exactly; ``more``: what else there is to say of one."""
     for key in sorted(measured.keys() & expected.keys(), key=_by_size):
         now, then = measured[key], expected[key]
         if now == then:
@@ -121,7 +108,7 @@ def judge_exact(judgement: Judgement, check: str, expected: dict[str, int], meas
         verdict = Verdict.REGRESSION if now > then else Verdict.BETTER
         if verdict is Verdict.BETTER and check != "memory" and limits.working(key.rsplit("/", 1)[0]):
             verdict, text = Verdict.REGRESSION, f"{text}; it must do its work (fail if faster)"
-        judgement.add(check, key, verdict, text, now, then)
+        judgement.add(check, key, verdict, text + more(key), now, then)
 
 
 def judge_calls(judgement: Judgement, expected: Baseline, measured: Baseline, cells: set[str], limits: Limits) -> None:
@@ -139,16 +126,12 @@ def judge_calls(judgement: Judgement, expected: Baseline, measured: Baseline, ce
         if before and not made:
             judgement.add("calls", cell, Verdict.REGRESSION, f"no call of the store is left of {before}: a cell that "
                           "does nothing measures nothing", 0, before)
-    found = Judgement()
-    judge_exact(found, "calls", {key: then.get(key, 0) for key in keys}, {key: now.get(key, 0) for key in keys}, limits)
-    for each in found.findings:
-        if each.verdict in (Verdict.REGRESSION, Verdict.BETTER) and each.cell.endswith("_calls"):
-            each = dataclasses.replace(each, text=each.text + _a_call(each.cell, now, then))
-        judgement.findings.append(each)
+    judge_exact(judgement, "calls", {key: then.get(key, 0) for key in keys}, {key: now.get(key, 0) for key in keys},
+                limits, lambda key: _a_call(key, now, then))
 
 
 def _a_call(key: str, now: dict[str, int], then: dict[str, int]) -> str:
-    """How much a call is about, on both sides: one page a call is what an embedder has to see."""
+    """How much a call of a kind is about, on both sides: one page a call is what an embedder has to see."""
     for item in ITEMS:
         items = f"{key.removesuffix('_calls')}_{item}"
         if items in now or items in then:

@@ -19,8 +19,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from kvmattr.gate import benchmark_json, builds, history, limits, loading, output, repository, stages
+from kvmattr.gate import benchmark_json, builds, history, loading, output, repository, stages
 from kvmattr.gate.baseline import Baseline, judge_slopes
+from kvmattr.gate.limits import DEFAULT, Limits
 from kvmattr.gate.project import Project
 from kvmattr.gate.selftest import prove, selftest
 from kvmattr.gate.stages import Gate
@@ -53,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="with --base: how either commit of the project is installed; {python}, {source} and "
                         "{target} are filled in, '' is not at all (default: pip where it has a build file)")
     parser.add_argument("--threshold", action="append", default=[], metavar="[CELL=|group:NAME=]X",
-                        help=f"times slower that a cell may be (default: {limits.DEFAULT}); for one cell, a pattern of "
+                        help=f"times slower that a cell may be (default: {DEFAULT}); for one cell, a pattern of "
                         "cells, or a group (may be repeated)")
     parser.add_argument("--fail-if-faster", action="append", default=[], metavar="CELL|group:NAME",
                         help="a cell that must do its work: less work than the baseline's, or faster than the "
                         "threshold allows, is a regression too (may be repeated)")
     parser.add_argument("--instructions", action="store_true",
-                        help="also judge instructions, under valgrind: against --base, else the baseline's")
+                        help="with --base: also judge instructions, under valgrind")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--source", type=Path, metavar="DIR",
                         help="kvmattr's source tree (default: the one that holds the current directory)")
@@ -131,16 +132,16 @@ def _at_odds(arguments: argparse.Namespace) -> None:
         raise Usage(f"{' and '.join(chosen)}: one at a time")
     if chosen and arguments.base:
         raise Usage(f"--base and {chosen[0]} do not go together")
-    if chosen and chosen != ["--update-baseline"] and arguments.instructions:
-        raise Usage(f"--instructions and {chosen[0]} do not go together")
     if chosen == ["--judge-json"] and not (arguments.judge_json and arguments.against):
         raise Usage("--judge-json HEAD... and --against BASE... go together")
     if arguments.plot_history and not arguments.history:
         raise Usage("--plot-history PICTURE draws --history FILE")
     if arguments.history and chosen and chosen != ["--plot-history"]:
         raise Usage(f"--history and {chosen[0]} do not go together")
-    if not arguments.base and (arguments.project or arguments.install is not None):
-        raise Usage(f"{'--project' if arguments.project else '--install'} goes with --base REF")
+    for name, given in (("--project", arguments.project), ("--install", arguments.install is not None),
+                        ("--instructions", arguments.instructions)):
+        if given and not arguments.base:
+            raise Usage(f"{name} goes with --base REF")
     if arguments.same_machine and chosen != ["--judge-json"]:
         raise Usage("--same-machine is for --judge-json HEAD... --against BASE...")
 
@@ -151,16 +152,14 @@ def _judge(judgement: Judgement, arguments: argparse.Namespace) -> None:
                       history.plot(arguments.history, arguments.plot_history))
         return
     if arguments.judge_json:
-        benchmark_json.judge_files(judgement, arguments.against, arguments.judge_json, _limits(arguments),
+        benchmark_json.judge_files(judgement, arguments.against, arguments.judge_json,
+                                   Limits.parsed(arguments.threshold, arguments.fail_if_faster),
                                    same_machine=arguments.same_machine)
         return
     gate = _gate(arguments)
     accepted = arguments.baseline or (OWN_BASELINE if list(gate.scenarios) == [loading.OWN] else BASELINE)
     # A baseline that cannot be read is told before minutes are spent on building.
     expected = None if arguments.update_baseline else Baseline.read(accepted)
-    if expected is not None and arguments.instructions and not (arguments.base or expected.instructions):
-        raise Usage("--instructions: the baseline has none; --update-baseline --instructions stores them, "
-                    "--base REF counts both sides now")
     project = _project(arguments, gate)
     if arguments.base:
         # So is a ref that does not exist; a doubt is told after what can be judged without it.
@@ -171,15 +170,11 @@ def _judge(judgement: Judgement, arguments: argparse.Namespace) -> None:
                 builds.checkout(gate.source, arguments.base)
     found = stages.measure(gate, judgement, with_claims=not arguments.update_baseline)
     if expected is None:
-        if arguments.instructions:
-            stages.count_instructions(gate, found.now)
         _update(judgement, accepted, found)
         return
     stages.judge_counts(judgement, gate, expected, found)
     if arguments.base:
         stages.judge_base(judgement, gate, arguments.base, project, with_instructions=arguments.instructions)
-    elif arguments.instructions:
-        stages.judge_stored_instructions(judgement, gate, expected)
     if arguments.history:
         history.append(arguments.history, project.directory if project is not None else gate.source or Path.cwd(),
                        found.now, judgement)
@@ -204,14 +199,8 @@ def _gate(arguments: argparse.Namespace) -> Gate:
     if not scenarios:
         raise CannotTell(f"no cells: no --scenarios, no {SCENARIOS} here, no entry point in 'kvmattr.gate', and not in "
                          "kvmattr's source tree")
-    return Gate(scenarios, None if arguments.no_build else source, _limits(arguments))
-
-
-def _limits(arguments: argparse.Namespace) -> limits.Limits:
-    try:
-        return limits.Limits.parsed(arguments.threshold, arguments.fail_if_faster)
-    except ValueError as error:
-        raise Usage(str(error)) from None
+    return Gate(scenarios, None if arguments.no_build else source,
+                Limits.parsed(arguments.threshold, arguments.fail_if_faster))
 
 
 def _update(judgement: Judgement, path: Path, found: stages.Measured) -> None:
@@ -225,9 +214,6 @@ def _update(judgement: Judgement, path: Path, found: stages.Measured) -> None:
     if not found.counted and path.exists() and Baseline.read(path).counted:
         raise Usage(f"{path} has what only a counting build counts, this one does not: it was not written. --source "
                     "DIR makes a counting build; without one, remove the file first")
-    if path.exists() and not found.now.instructions and Baseline.read(path).instructions:
-        judgement.notes.append("the instruction counts of the old baseline were dropped: --instructions with "
-                               "--update-baseline stores new ones")
     found.now.write(path)
     judgement.add("baseline", str(path), Verdict.PASS, f"{len(found.now.calls or ())} calls, {len(found.now.counts)} "
                   f"counts, {len(found.now.bytes)} bytes and {len(found.now.slopes)} slopes written")
@@ -251,7 +237,8 @@ def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
     for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit)):
         if place:
             try:
-                _directory_of(place)
+                if not writing.is_stdout(place):
+                    place.parent.mkdir(parents=True, exist_ok=True)
                 writing.write(place, text(judgement))
             except OSError as error:
                 failed.append(error)
@@ -262,11 +249,6 @@ def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
             failed.append(error)
     if failed:
         raise Usage(f"the report cannot be written: {'; '.join(map(str, failed))}")
-
-
-def _directory_of(place: Path) -> None:
-    if not writing.is_stdout(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _positive(text: str) -> int:

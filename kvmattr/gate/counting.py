@@ -1,8 +1,10 @@
-"""What one run of a scenario costs in calls, counts and bytes: differences of ``stats()``."""
+"""What one run of a scenario costs in calls, counts and bytes (differences of ``stats()``), and how that grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvmattr.gate.scenario import Work
@@ -74,3 +76,20 @@ def measure(work: Work) -> Cost:
     held = {name: after[name] for name in HELD if name in after}
     held["bytes"] -= type(work.maps[0])(1).nbytes * len(work.maps)
     return Cost(calls, difference(before, after, COUNTERS), held)
+
+
+def slope(sizes: Sequence[int], counts: Sequence[int], operations: Sequence[int]) -> float:
+    """The slope of a straight line through both logarithms: 0 for a count an operation that does not depend on the
+    size, 1 for one that is proportional to it.
+
+    An operation is taken to cost one more than was counted: nothing and next to nothing are then nearly the
+    same, and no logarithm of 0 comes up.
+
+    >>> slope([1, 10, 100, 1000, 10000], [7, 7, 7, 7, 7], [1, 1, 1, 1, 1])
+    0.0
+    >>> slope([1, 10, 100, 1000, 10000], [30, 300, 3000, 30000, 300000], [1, 1, 1, 1, 1])
+    0.997
+    """
+    costs = [math.log(1 + count / number) for count, number in zip(counts, operations, strict=True)]
+    # Rounded to what is printed and stored: the last bits of a logarithm differ between platforms.
+    return round(statistics.linear_regression(list(map(math.log, sizes)), costs).slope, 3) + 0.0

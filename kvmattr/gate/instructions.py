@@ -7,7 +7,6 @@ and Python calls nowhere else. Stable means: no address randomisation, fixed has
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import tempfile
@@ -21,12 +20,6 @@ from kvmattr.gate.verdict import CannotTell, Judgement, Verdict
 TOLERANCE = 0.005
 
 SUMMARY = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
-
-
-def interpreter() -> str:
-    """What instruction counts belong to: they mean nothing under another one."""
-    return " ".join([platform.python_implementation(), platform.python_version(), platform.machine(),
-                     *platform.libc_ver()])
 
 
 def count(tree: Path | Side, sources: Sequence[str]) -> dict[str, int]:
@@ -68,7 +61,7 @@ def judge(judgement: Judgement, expected: dict[str, int], measured: dict[str, in
                    else Verdict.BETTER if ratio < 1 - TOLERANCE else Verdict.PASS)
         judgement.add("instructions", cell, verdict, text, measured[cell], expected[cell])
     for cell in sorted(expected.keys() ^ measured.keys()):
-        side = "only the base or the baseline has it" if cell in expected else "only this run has it"
+        side = "only the base has it" if cell in expected else "only this run has it"
         judgement.add("instructions", cell, Verdict.UNDECIDED, f"{side}: there is nothing to compare with")
     if not expected and not measured:
         judgement.add("instructions", "all", Verdict.UNDECIDED, "no cell could be counted")

@@ -8,7 +8,7 @@ before the threshold for all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -37,7 +37,7 @@ class Limits:
 
     @classmethod
     def parsed(cls, thresholds: Iterable[str], must_work: Iterable[str]) -> Limits:
-        """Of the words of ``--threshold`` and ``--fail-if-faster``; ValueError for what is none.
+        """Of the words of ``--threshold`` and ``--fail-if-faster``; Usage for what is none.
 
         >>> Limits.parsed(["1.2", "walk/*=1.5"], []).of("walk/64")
         1.5
@@ -46,13 +46,11 @@ class Limits:
         for text in thresholds:
             where, equals, number = text.rpartition("=")
             try:
-                ratio = float(number)
+                ratio = float(number if where or not equals else "")
             except ValueError:
-                raise ValueError(f"--threshold {text}: X, CELL=X or group:NAME=X with a ratio X") from None
+                raise Usage(f"--threshold {text}: X, CELL=X or group:NAME=X with a ratio X") from None
             if not 1 < ratio < 10:
-                raise ValueError(f"--threshold {text}: a ratio between 1 and 10, for example 1.10")
-            if equals and not where:
-                raise ValueError(f"--threshold {text}: X, CELL=X or group:NAME=X with a ratio X")
+                raise Usage(f"--threshold {text}: a ratio between 1 and 10, for example 1.10")
             if where:
                 rules.append((where, ratio))
             else:
@@ -61,7 +59,7 @@ class Limits:
 
     def with_declared(self, scenarios: Iterable[Mapping[str, Any]]) -> Limits:
         """The same, knowing what the scenarios say of themselves."""
-        return Limits(self.threshold, self.thresholds, self.must_work, {each["name"]: each for each in scenarios})
+        return replace(self, declared={each["name"]: each for each in scenarios})
 
     def _scenario(self, cell: str) -> Mapping[str, Any]:
         return self.declared.get(cell.partition("/")[0], {})

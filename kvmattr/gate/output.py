@@ -150,12 +150,5 @@ def github_errors(judgement: Judgement) -> str:
 
 def github_error(title: str, text: str) -> str:
     """One workflow command."""
-    return f"::error title={_property(title)}::{_data(text)}"
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    title, text = (each.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for each in (title, text))
+    return f"::error title={title.replace(':', '%3A').replace(',', '%2C')}::{text}"

@@ -181,12 +181,11 @@ def difference(changed: int) -> Work:
     before = guest.snapshot()
     gfns = scattered(changed, GUEST, 3 << 20)
     guest.put(gfns, 2)
-    return Work(lambda: guest.diff(before), [guest],
-                check=lambda: _equal(len(guest.diff(before)), changed))
 
-
-def _equal(found: int, expected: int) -> None:
-    assert found == expected, f"{found} runs differ, {expected} were changed"
+    def check() -> None:
+        found = len(guest.diff(before))
+        assert found == changed, f"{found} runs differ, {changed} were changed"
+    return Work(lambda: guest.diff(before), [guest], check=check)
 
 
 # ---- the machine ----

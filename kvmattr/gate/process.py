@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import platform
-import selectors
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Pipe
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,11 +67,13 @@ class Worker:
         gate = Path(__file__).parent
         # The same hashes and messages everywhere.
         variables = {**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C", **(environment or {})}
-        self._buffer = b""
-        self._process = start(
-            [*prefix, sys.executable, "-P", str(gate / "worker.py"), str(gate), str(tree),
-             "alone" if side.alone else "beside", *map(str, side.paths)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
+        self._pipe, theirs = Pipe()
+        with theirs:
+            # What scenarios print goes to stderr. All numbers are of one length, as all paths in the cache are.
+            self._process = start(
+                [*prefix, sys.executable, "-P", str(gate / "worker.py"), f"{theirs.fileno():05}", str(gate), str(tree),
+                 "alone" if side.alone else "beside", *map(str, side.paths)],
+                stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()], env=variables)
         try:
             try:
                 self.loaded: dict[str, Any] = self.ask("load", sources=list(sources), plant=plant)
@@ -86,30 +87,17 @@ class Worker:
 
     def ask(self, do: str, **words: Any) -> Any:
         """Have something done; its result. CellError if it raised there."""
-        assert self._process.stdin is not None
+        where = f"{do} of {words['name']}/{words['size']}" if "size" in words else do
         try:
-            self._process.stdin.write(json.dumps({"do": do, **words}).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise CannotTell(f"the worker died ({self._how()}) before {do}") from None
-        answer = json.loads(self._line(f"{do} of {words['name']}/{words['size']}" if "size" in words else do))
+            self._pipe.send_bytes(json.dumps({"do": do, **words}).encode())
+            if not self._pipe.poll(_SILENCE):
+                raise CannotTell(f"the worker did not answer {where} in {_SILENCE} s")
+            answer = json.loads(self._pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise CannotTell(f"the worker died ({self._how()}) in {where}") from None
         if "error" in answer:
             raise CellError(answer["error"])
         return answer["result"]
-
-    def _line(self, do: str) -> bytes:
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                if not selector.select(_SILENCE):
-                    raise CannotTell(f"the worker did not answer {do} in {_SILENCE} s")
-                some = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not some:
-                    raise CannotTell(f"the worker died ({self._how()}) in {do}")
-                self._buffer += some
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
 
     def _how(self) -> str:
         """How the process ended: a signal by its name, else its exit code."""
@@ -120,11 +108,8 @@ class Worker:
             return f"exit code {code}"
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the process: by the end of its input, or by force ``at_once`` or when it does not listen."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        """End the process: by the end of its requests, or by force ``at_once`` or when it does not listen."""
+        self._pipe.close()
         if at_once:
             self._process.kill()
         try:
@@ -132,7 +117,6 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

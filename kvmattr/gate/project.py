@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kvmattr.gate import builds, cache, repository, running
 from kvmattr.gate.process import Side
-from kvmattr.gate.verdict import CannotTell, Usage
+from kvmattr.gate.verdict import Usage
 
 #: How a project that has a build file is installed; {python}, {source} and {target} are filled in.
 INSTALL = "{python} -m pip install --quiet --disable-pip-version-check --no-deps --target {target} {source}"
@@ -71,15 +71,10 @@ class Project:
         return self._side(place, place / inside, digest.hexdigest(), "")
 
     def _files(self) -> tuple[Path, str, list[str]]:
-        def asked(there: Path, *words: str) -> str:
-            done = repository.git(there, *words)
-            if done.returncode:
-                raise CannotTell(f"git {words[0]} failed: {repository.said(done)}")
-            return done.stdout.decode(errors="surrogateescape").rstrip("\n")
-        top = Path(asked(self.directory, "rev-parse", "--show-toplevel"))
-        listed = asked(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        top = Path(repository.line(self.directory, "rev-parse", "--show-toplevel"))
+        listed = repository.line(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names = sorted({name for name in listed.split("\0") if name and (top / name).is_file()})
-        return top, asked(self.directory, "rev-parse", "--show-prefix"), names
+        return top, repository.line(self.directory, "rev-parse", "--show-prefix"), names
 
     def _side(self, root: Path, inside: Path, commit: str, kind: str) -> Side:
         """Sources as something to import from, cached."""

@@ -27,23 +27,21 @@ def checkout(directory: Path, ref: str) -> Checkout:
     Usage for a directory outside a repository, with git's own words (its remedy for another owner's repository is
     among them), and for a ref that is none; CannotTell without git or where git fails.
     """
-    found = git(directory, "rev-parse", "--show-prefix", asked=f"--base {ref}: ")
-    if found.returncode:
-        raise Usage(f"--base {ref!r}: {directory} is not a git checkout: {said(found)}")
-    prefix = found.stdout.decode().strip()
-    found = git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
-    if found.returncode:
-        raise Usage(f"--base {ref!r}: no such commit in {directory} (a shallow clone has few of them)")
-    commit = found.stdout.decode().strip()
+    try:
+        prefix = line(directory, "rev-parse", "--show-prefix", asked=f"--base {ref}: ")
+    except Refused as error:
+        raise Usage(f"--base {ref!r}: {directory} is not a git checkout: {error.said}") from None
+    try:
+        commit = line(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", ref + "^{commit}")
+    except Refused:
+        raise Usage(f"--base {ref!r}: no such commit in {directory} (a shallow clone has few of them)") from None
 
     def extract(scratch: Path) -> None:
         # From the root, whichever directory we are asked from.
-        top = Path(git(directory, "rev-parse", "--show-toplevel").stdout.decode().strip())
-        archive = git(top, "archive", "--format=tar", commit)
-        if archive.returncode:
-            raise CannotTell(f"--base {ref!r}: git archive failed: {said(archive)}")
+        top = Path(line(directory, "rev-parse", "--show-toplevel"))
+        archive = git(top, "archive", "--format=tar", commit, asked=f"--base {ref!r}: ")
         try:
-            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(scratch, filter="data")
         except tarfile.ReadError:
             raise CannotTell(f"--base {ref!r}: {commit} has no files") from None
@@ -54,21 +52,33 @@ def checkout(directory: Path, ref: str) -> Checkout:
 def head(directory: Path) -> str | None:
     """The commit that is checked out there, ``+`` behind it if files were changed since; None without one."""
     try:
-        found = git(directory, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
-        changed = git(directory, "status", "--porcelain", "--untracked-files=no").stdout.strip()
+        changed = git(directory, "status", "--porcelain", "--untracked-files=no")
+        return line(directory, "rev-parse", "--verify", "HEAD^{commit}") + "+" * bool(changed)
     except CannotTell:
         return None
-    return None if found.returncode else found.stdout.decode().strip() + ("+" if changed else "")
 
 
-def git(directory: Path, *words: str, asked: str = "") -> subprocess.CompletedProcess[bytes]:
-    """What git says of a directory. CannotTell, which begins with what was ``asked``, where there is no git."""
+class Refused(CannotTell):
+    """Git could not do what it was asked; ``said`` is all that it said: its advice stands below its first line."""
+
+    def __init__(self, asked: str, said: str) -> None:
+        super().__init__(f"{asked} failed: {said}")
+        self.said = said
+
+
+def git(directory: Path, *words: str, asked: str = "") -> bytes:
+    """What git answers of a directory. :class:`Refused` where it does not, CannotTell where there is no git: both
+    begin with what was ``asked``."""
     try:
-        return subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
+        done = subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
     except FileNotFoundError:
         raise CannotTell(f"{asked}this machine has no git") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise Refused(f"{asked}git {words[0]}", said or f"it ended with {done.returncode}")
+    return done.stdout
 
 
-def said(done: subprocess.CompletedProcess[bytes]) -> str:
-    """All that git said: what it advises stands below its first line."""
-    return done.stderr.decode(errors="replace").strip() or f"git ended with {done.returncode}"
+def line(directory: Path, *words: str, asked: str = "") -> str:
+    """The same as one line; bytes that are no UTF-8 are names of files."""
+    return git(directory, *words, asked=asked).decode(errors="surrogateescape").rstrip("\n")

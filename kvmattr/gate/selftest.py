@@ -77,30 +77,45 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     right: int = 0
 
-    @property
-    def runs(self) -> int:
-        """How many there were."""
-        return len(self.seconds)
+    def run(self, gate: Gate, reference: Measured, number: int | None = None) -> str:
+        """One run, planted in one scenario (the ``number``-th that can have it) or in all; what came of it, in words.
+        A wrong judgement is printed with its findings."""
+        where = None if number is None else _scenario_for(self.case, reference, number)
+        begun = time.monotonic()
+        judged = _judged(gate, self.case, reference, where)
+        self.seconds.append(time.monotonic() - begun)
+        self.exits[judged.exit_code] += 1
+        told = judged.of(Verdict.REGRESSION, Verdict.UNDECIDED)
+        caught = sorted({finding.check for finding in told})
+        words = f"exit {judged.exit_code}{', caught by ' + ', '.join(caught) if caught else ''}"
+        # The exit code is right, and the check that has to see it has seen it, in the scenario where it is.
+        seen = [finding for finding in told if finding.check == self.case.check
+                and (where is None or finding.cell.startswith(f"{where}/"))]
+        if judged.exit_code in self.case.exits and (seen or not self.case.check):
+            self.right += 1
+            return words
+        run = "" if number is None else f"run {number + 1}, "
+        print(f"NOT OK  {run}{self.case.words}{f', in {where}' if where else ''}: {words}",
+              *(f"          {each.verdict.value}: {each.check} {each.cell}: {each.text}" for each in told[:_SHOWN]),
+              *([f"          ... and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []), sep="\n", flush=True)
+        return words
 
     def row(self) -> list[str]:
         """A line of the proof's table."""
         exits = [str(self.exits[code]) for code in (EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED)]
         took = f"{statistics.median(self.seconds):.1f}" if self.seconds else "-"
-        return [self.case.words, *exits, f"{self.right} of {self.runs}", took]
+        return [self.case.words, *exits, f"{self.right} of {len(self.seconds)}", took]
 
 
 def selftest(gate: Gate, judgement: Judgement) -> None:
     """Run every case once and print what came of it; each is a finding."""
     reference = measure(gate, Judgement(), with_claims=False)
     for case in CASES:
-        judged = _judged(gate, case, reference, None)
-        right = _right(case, judged, None)
-        caught = sorted({finding.check for finding in judged.of(Verdict.REGRESSION, Verdict.UNDECIDED)})
-        text = f"exit {judged.exit_code}{', caught by ' + ', '.join(caught) if caught else ''}"
-        print(f"{'ok' if right else 'NOT OK':6}  {case.words}: {text}", flush=True)
-        if not right:
-            _explain(judged)
-        judgement.add("selftest", case.words, Verdict.PASS if right else Verdict.REGRESSION, text)
+        tally = Tally(case)
+        words = tally.run(gate, reference)
+        if tally.right:
+            print(f"ok      {case.words}: {words}", flush=True)
+        judgement.add("selftest", case.words, Verdict.PASS if tally.right else Verdict.REGRESSION, words)
 
 
 def prove(gate: Gate, runs: int, judgement: Judgement) -> None:
@@ -116,10 +131,10 @@ def prove(gate: Gate, runs: int, judgement: Judgement) -> None:
         with _load():
             for number in range(runs):
                 for tally in tallies:
-                    _run(gate, tally, reference, number)
+                    tally.run(gate, reference, number)
                 finished = number + 1
                 print(f"run {finished} of {runs}: {(time.monotonic() - begun) / 60:.1f} min, "
-                      f"{sum(tally.runs - tally.right for tally in tallies)} judged wrongly so far",
+                      f"{sum(len(tally.seconds) - tally.right for tally in tallies)} judged wrongly so far",
                       file=sys.stderr, flush=True)
     finally:
         print(f"{finished} runs of each case{'' if finished == runs else f' of {runs}: INTERRUPTED'}, one core "
@@ -128,25 +143,12 @@ def prove(gate: Gate, runs: int, judgement: Judgement) -> None:
         print(fitted(["case", "pass", "red", "could not tell", "judged rightly", "s a run"],
                      [tally.row() for tally in tallies], 120, left=(0,)), flush=True)
         for tally in tallies:
-            verdict = (Verdict.UNDECIDED if not tally.runs else
-                       Verdict.PASS if tally.right == tally.runs else Verdict.REGRESSION)
+            made = len(tally.seconds)
+            verdict = (Verdict.UNDECIDED if not made else
+                       Verdict.PASS if tally.right == made else Verdict.REGRESSION)
             judgement.add("proof", tally.case.words, verdict,
-                          f"{tally.right} of {tally.runs} runs judged rightly: {tally.exits[EXIT_PASS]} pass, "
+                          f"{tally.right} of {made} runs judged rightly: {tally.exits[EXIT_PASS]} pass, "
                           f"{tally.exits[EXIT_REGRESSION]} red, {tally.exits[EXIT_UNDECIDED]} could not tell")
-
-
-def _run(gate: Gate, tally: Tally, reference: Measured, number: int) -> None:
-    where = _scenario_for(tally.case, reference, number)
-    begun = time.monotonic()
-    judgement = _judged(gate, tally.case, reference, where)
-    tally.seconds.append(time.monotonic() - begun)
-    tally.exits[judgement.exit_code] += 1
-    if _right(tally.case, judgement, where):
-        tally.right += 1
-    else:
-        print(f"NOT OK  run {number + 1}, {tally.case.words}{f', in {where}' if where else ''}: "
-              f"exit {judgement.exit_code}", flush=True)
-        _explain(judgement)
 
 
 def _scenario_for(case: Case, reference: Measured, number: int) -> str | None:
@@ -163,14 +165,6 @@ def _can_grow(scenario: dict[str, Any], reference: Measured) -> bool:
     scenario's largest size, take too long to be planted."""
     operations = {reference.operations.get(f"{scenario['name']}/{size}") for size in scenario["sizes"]}
     return scenario["growth"] == "constant" and len(operations) == 1
-
-
-def _explain(judgement: Judgement) -> None:
-    told = judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED)
-    for finding in told[:_SHOWN]:
-        print(f"          {finding.verdict.value}: {finding.check} {finding.cell}: {finding.text}", flush=True)
-    if len(told) > _SHOWN:
-        print(f"          ... and {len(told) - _SHOWN} more", flush=True)
 
 
 def _judged(gate: Gate, case: Case, reference: Measured, where: str | None) -> Judgement:
@@ -194,13 +188,6 @@ def _copies(source: Path | None) -> Pair:
         return Pair(installed(), installed(), installed(), installed)
     plain = builds.build(source)
     return Pair(plain, builds.build(source, twin=True), plain, lambda: builds.build(source, shifted=True))
-
-
-def _right(case: Case, judgement: Judgement, where: str | None) -> bool:
-    """The exit code is right, and the check that has to see it has seen it, in the scenario where it is."""
-    caught = [finding for finding in judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED)
-              if finding.check == case.check and (where is None or finding.cell.startswith(f"{where}/"))]
-    return judgement.exit_code in case.exits and (not case.check or bool(caught))
 
 
 @contextlib.contextmanager

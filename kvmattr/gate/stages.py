@@ -208,20 +208,3 @@ def judge_base(judgement: Judgement, gate: Gate, ref: str, project: Project | No
     if with_instructions:
         instructions.judge(judgement, instructions.count(pair.base, gate.scenarios),
                            instructions.count(pair.head, gate.scenarios))
-
-
-def judge_stored_instructions(judgement: Judgement, gate: Gate, expected: Baseline) -> None:
-    """Instruction counts against those of the baseline, which must be of this interpreter."""
-    if expected.interpreter != instructions.interpreter():
-        raise CannotTell(f"the baseline's instruction counts are of {expected.interpreter}, this is "
-                         f"{instructions.interpreter()}")
-    now = Baseline()
-    count_instructions(gate, now)
-    instructions.judge(judgement, expected.instructions, now.instructions)
-
-
-def count_instructions(gate: Gate, now: Baseline) -> None:
-    """Fill in the instruction counts of the plain build."""
-    now.interpreter = instructions.interpreter()
-    now.instructions = instructions.count(gate.plain_tree(), gate.scenarios)
-

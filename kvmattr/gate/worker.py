@@ -1,12 +1,13 @@
 """The other side of a pipe: a process that has loaded one build of kvmattr and runs scenarios in it.
 
-Run by path, ``python -P worker.py GATE TREE (beside | alone) [PATH...]``: the kvmattr in TREE is the one that is
+Run by path, ``python -P worker.py PIPE GATE TREE (beside | alone) [PATH...]``: the kvmattr in TREE is the one that is
 imported while the gate's own modules and scenarios come from GATE, whichever version the build is of. What lies in
-PATHs goes before what is installed. Requests and answers are lines of JSON; what scenarios print goes to stderr.
+PATHs goes before what is installed. Requests and answers are JSON, by the pipe whose descriptor is PIPE.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import json
@@ -14,7 +15,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvmattr.gate.scenario import Claim, Scenario
@@ -113,27 +115,25 @@ def use_gate_of(directory: str) -> None:
     kvmattr.gate = package
 
 
-def serve(requests: IO[str], answers: IO[str], *, beside: bool = True) -> None:
+def serve(pipe: Connection, *, beside: bool) -> None:
     """Answer requests ``{"do": name, ...}`` until there are no more."""
     bench = Bench(beside=beside)
-    for line in requests:
-        words = json.loads(line)
-        try:
-            answer = {"result": getattr(bench, words.pop("do"))(**words)}
-        except Exception as error:      # a scenario may raise anything: the gate tells which cell it was
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            words = json.loads(pipe.recv_bytes())
+            try:
+                answer = {"result": getattr(bench, words.pop("do"))(**words)}
+            except Exception as error:      # a scenario may raise anything: the gate tells which cell it was
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            pipe.send_bytes(json.dumps(answer).encode())
 
 
 def main() -> None:
-    """Keep stdout for answers, load the build, serve."""
-    gate, tree, alone, *paths = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Load the build, serve."""
+    pipe, gate, tree, alone, *paths = sys.argv[1:]
     sys.path[:0] = [*paths, tree]
     use_gate_of(gate)
-    serve(sys.stdin, answers, beside=alone == "beside")
+    serve(Connection(int(pipe)), beside=alone == "beside")
 
 
 if __name__ == "__main__":
