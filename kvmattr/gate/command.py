@@ -234,19 +234,15 @@ def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
     if _in_github() and (errors := output.github_errors(judgement)):
         print(errors, flush=True)
     failed = []
-    for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit)):
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    for place, text in ((arguments.json, output.as_json), (arguments.junit, output.junit), (summary, output.markdown)):
         if place:
             try:
                 if not writing.is_stdout(place):
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                writing.write(place, text(judgement))
+                    Path(place).parent.mkdir(parents=True, exist_ok=True)
+                writing.write(place, text(judgement), append=place is summary)
             except OSError as error:
                 failed.append(error)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            writing.write(summary, output.markdown(judgement), append=True)
-        except OSError as error:
-            failed.append(error)
     if failed:
         raise Usage(f"the report cannot be written: {'; '.join(map(str, failed))}")
 
