@@ -297,7 +297,8 @@ m.validate()
 @pytest.mark.parametrize("program", [EARLY, MEANWHILE], ids=["then", "meanwhile"])
 def test_c_is_counted_from_the_first_stats_on(program: str) -> None:
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": f"{root}"}, cwd=root)
+    places = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": places}, cwd=root)
 
 
 # ---- Cython ----
