@@ -140,22 +140,39 @@ cdef enum UpdateResult:
     UPDATE_UNCHANGED = 0
     UPDATE_CHANGED = 1
 
+# Updates one after another (_store/series.pxi)
+cdef struct Series:
+    void *lists                 # OpenLists; NULL: none are opened
+    int held                    # what has been done in this hold of the mutex, as in a batch
+    uint32_t tried              # pages since lists are opened
+    uint32_t listed             # of these, those that lay in one
+    uint32_t rest               # pages until they are opened again
+    uint32_t stretch            # how many those will be the next time
+
 # _store/for_cython.pxi
 ctypedef bint (*ChangeVisitor)(void *context, uint64_t start, uint64_t stop, uint8_t old, uint8_t new) noexcept nogil
 
 cdef Map *map_of(object attribute_map) except NULL
 cdef bint map_enter(Map *map) noexcept nogil
-cdef bint map_enter_in_turn(Map *map) noexcept nogil
 cdef void map_leave(Map *map, bint entered) noexcept nogil
 cdef void map_filled(Map *map) noexcept nogil
 cdef void map_announce(Map *map, int change) noexcept nogil
 cdef void map_called(Map *map, int call, uint64_t items) noexcept nogil
 cdef uint8_t map_page(const Map *map, uint64_t gfn) noexcept nogil
 cdef uint8_t map_look_up(Map *map, uint64_t gfn) noexcept nogil
-cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil
 cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil
+cdef void map_series_begin(Series *series, size_t count) noexcept nogil
+cdef void map_series_end(Series *series) noexcept nogil
+cdef bint map_series_enter(Map *map, Series *series) noexcept nogil
+cdef void map_series_leave(Map *map, Series *series, bint entered) noexcept nogil
+cdef bint map_series_goes_on(const Series *series) noexcept nogil
+cdef void map_series_expect(const Map *map, const Series *series, uint64_t gfn) noexcept nogil
+cdef UpdateResult map_series_apply(Map *map, Series *series, uint64_t start, uint64_t stop, uint8_t k,
+                                   uint8_t x) noexcept nogil
+cdef bint map_series_block_is_uniform(const Map *map, const Series *series, uint64_t gfn, int level) noexcept nogil
+cdef void map_series_store(Map *map, Series *series) noexcept nogil
 cdef int map_refused(const Map *map, uint64_t start, uint64_t stop, const uint8_t *refused) noexcept nogil
 cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,
                       void *context) noexcept nogil

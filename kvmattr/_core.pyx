@@ -75,9 +75,10 @@ Behind a batch
 A batch need not leave the tree between two of its operations as single calls would. Pages that are the write of
 a field are located in groups, one ahead of the one that is written (batch.pxi). Pages that lie in run lists
 change the runs in buffers: such a list is *open*, and its record in the tree is behind, until all are stored,
-at the latest before the mutex is given back: no reader finds one that is open (openlists.pxi). Memory that has
-been filled becomes huge pages of the system only after the mutex was given back, by the writer that filled it:
-what is asked for changes no word of the arena, so nobody needs to wait (huge.pxi).
+at the latest before the mutex is given back: no reader finds one that is open (openlists.pxi). The machine, which
+asks something of the map between two SETs of a batch, has lists open as well and asks through them (series.pxi).
+Memory that has been filled becomes huge pages of the system only after the mutex was given back, by the writer that
+filled it: what is asked for changes no word of the arena, so nobody needs to wait (huge.pxi).
 
 Where to find what
 ------------------
@@ -96,7 +97,7 @@ export, diff, ruler                         pages and runs in address order, wha
 locking, huge                               the mutex; what is full becomes huge pages of the system
 maps, assign, fork                          whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
-openlists, batch, bitmap                    many pages, many ranges
+openlists, batch, series, bitmap            many pages, many ranges
 arguments, records, arrays, given           what Python hands in and gets: checks, runs, pages, batches
 facts, serial, saving                       stats() and validate(); bytes; files
 attribute_map                               the Python face
@@ -111,7 +112,8 @@ get                                tree_get, by way_down (descent)              
 write, or_, and_, update           map_update (update): a page by page_update, a range  height + two leaves
                                    by map_would_change, map_change, entry_update
 put, m[gfn] = v                    page_update; many at once: put_located (batch)       height
-put of pages in run lists          put_listed (batch), list_put (openlists)             a list for each hold
+put of pages in run lists          put_listed (batch), listed_update (openlists)        a list for each hold
+SETs of a machine's batch          series_update (series)                               as put, and one by one
 take                               kernels.take (kernels/contract.h), read_off          height a page
 all, any, find, uniform, run       map_search (query)                                   height, + what is mixed
 count, values, run_count           entry_count, entry_values, entry_transitions         nodes and leaves
@@ -310,6 +312,7 @@ include "_store/fork.pxi"
 include "_store/validate.pxi"
 include "_store/openlists.pxi"
 include "_store/batch.pxi"
+include "_store/series.pxi"
 include "_store/bitmap.pxi"
 include "_store/arguments.pxi"
 include "_store/records.pxi"

@@ -34,10 +34,12 @@ from weakref import ref as reference_to
 import numpy as np
 
 from kvmattr import uapi
-from kvmattr._core cimport (CALL_LEVEL, CALL_VM_SET, PAGES_PER_BLOCK, UPDATE_CHANGED, UPDATE_NO_MEMORY, ChangeVisitor,
-                            Map, UpdateResult, map_announce, map_apply, map_block_is_uniform, map_called, map_changes,
-                            map_enter, map_enter_in_turn, map_expect, map_filled, map_leave, map_look_up, map_of,
-                            map_refused, map_run_stop)
+from kvmattr._core cimport (CALL_LEVEL, CALL_VM_SET, PAGES_PER_BLOCK, UPDATE_CHANGED, UPDATE_NO_MEMORY,
+                            ChangeVisitor, Map, Series, UpdateResult, map_announce, map_apply, map_block_is_uniform,
+                            map_called, map_changes, map_enter, map_filled, map_leave, map_look_up, map_of,
+                            map_refused, map_run_stop, map_series_apply, map_series_begin,
+                            map_series_block_is_uniform, map_series_end, map_series_enter, map_series_expect,
+                            map_series_goes_on, map_series_leave, map_series_store)
 from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, GuestMemfd, MemslotTable, Slot, SlotSet,
                                 binding_reaching, kvmattr_gate_enter, kvmattr_gate_leave, slot_after, slot_at,
                                 slot_reaching)
@@ -102,7 +104,7 @@ cdef enum Outcome:
     REFUSED = -3  # a byte that this VM cannot have
 
 cdef enum:  # of a batch
-    GROUP = 32  # records under the mutex of the store
+    GROUP = 32  # records whose pages are asked for ahead
     SLICE = 4096  # records under the lock of the machine, and between two looks at signals
 
 # Constants of the interface as C knows them; their one source is uapi.py.
@@ -129,6 +131,7 @@ cdef struct Batch:
     Outcome outcome
     uint8_t refused
     Record record  # the one at `done`, a copy: its owner may write the array meanwhile
+    Series series
 
 # Exit's own __new__ is a Python function, which takes as long as the whole look-up.
 cdef object new_tuple = tuple.__new__
@@ -583,8 +586,11 @@ cdef class Machine:
         if self.set_errno(&record):
             raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
 
-    cdef Outcome change(self, const Record *record, uint8_t *refused, bint shared) noexcept nogil:
-        """Make one checked change that nobody listens to, under the lock and, if it is shared, the store's mutex."""
+    cdef Outcome change(self, const Record *record, uint8_t *refused, bint shared, Series *series) noexcept nogil:
+        """Make one checked change that nobody listens to, under the lock and, if it is shared, the store's mutex.
+
+        ``series``: which it is one of; NULL for none.
+        """
         cdef uint64_t start = record.address >> PAGE_SHIFT
         cdef uint64_t stop = (record.address + record.size) >> PAGE_SHIFT
         cdef uint8_t attributes = <uint8_t>record.attributes
@@ -593,11 +599,16 @@ cdef class Machine:
         cdef kvmattr_invalidation *state = &self.invalidation.state
         cdef bint invalidates
         cdef UpdateResult result
-        if (not self.keeps[operation][attributes]
-                and self.makes_illegal(start, stop, attributes, operation, refused)):
-            return REFUSED
-        invalidates = self.begin_invalidation(start, stop, shared)
-        result = map_apply(self.map, start, stop, form.k, form.x)
+        if not self.keeps[operation][attributes]:
+            if series is not NULL:
+                map_series_store(self.map, series)
+            if self.makes_illegal(start, stop, attributes, operation, refused):
+                return REFUSED
+        invalidates = self.begin_invalidation(start, stop, shared, series)
+        if series is NULL:
+            result = map_apply(self.map, start, stop, form.k, form.x)
+        else:
+            result = map_series_apply(self.map, series, start, stop, form.k, form.x)
         if invalidates:
             invalidation_end(state, result == UPDATE_CHANGED, shared)
         return <Outcome>result
@@ -625,7 +636,7 @@ cdef class Machine:
         private = " and PRIVATE" if attributes & self.private_bit else ""
         return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
 
-    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop, bint shared) noexcept nogil:
+    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop, bint shared, const Series *series) noexcept nogil:
         """Begin an invalidation of what the memslots in [start, stop) map; False if there are none."""
         cdef Hull hull = Hull(NO_GFN, NO_GFN)
         cdef int space
@@ -634,17 +645,20 @@ cdef class Machine:
         cdef const Slot *slot
         for space in range(self.memslots.address_spaces):
             slots = &self.memslots.spaces[space]
+            if not slots.used:
+                continue
             slot = slot_at(slots, start)
             index = slot - slots.records if slot is not NULL else slot_reaching(slots, start)
             while index and slots.records[index].start < stop:
-                self.invalidate_slot(&hull, start, stop, &slots.records[index])
+                self.invalidate_slot(&hull, start, stop, &slots.records[index], series)
                 index = slot_after(slots, index) if slots.records[index].stop < stop else 0
         if hull.start == NO_GFN:
             return False
         invalidation_begin(&self.invalidation.state, hull, shared)
         return True
 
-    cdef void invalidate_slot(self, Hull *hull, uint64_t start, uint64_t stop, const Slot *slot) noexcept nogil:
+    cdef void invalidate_slot(self, Hull *hull, uint64_t start, uint64_t stop, const Slot *slot,
+                              const Series *series) noexcept nogil:
         """Widen the hull by the part of [start, stop) in a slot, and by the huge pages across its two ends.
 
         A huge page whose pages are equal so far may be mapped; the change makes it mixed, so a fault on one
@@ -654,12 +668,12 @@ cdef class Machine:
         start = max(start, slot.start)
         stop = min(stop, slot.stop)
         hull_widen(hull, start, stop)
-        self.invalidate_huge_pages(hull, start, start, stop, slot)
+        self.invalidate_huge_pages(hull, start, start, stop, slot, series)
         if stop - start > 1:
-            self.invalidate_huge_pages(hull, stop - 1, start, stop, slot)
+            self.invalidate_huge_pages(hull, stop - 1, start, stop, slot, series)
 
     cdef void invalidate_huge_pages(self, Hull *hull, uint64_t gfn, uint64_t start, uint64_t stop,
-                                    const Slot *slot) noexcept nogil:
+                                    const Slot *slot, const Series *series) noexcept nogil:
         """Widen the hull by the 2 MiB and 1 GiB around gfn that [start, stop) covers in part."""
         cdef uint64_t pages = PAGES_PER_BLOCK, block
         cdef int level
@@ -668,7 +682,8 @@ cdef class Machine:
             if block < slot.start or block + pages > slot.stop:
                 return
             if block < start or block + pages > stop:
-                if not map_block_is_uniform(self.map, block, level):
+                if not (map_block_is_uniform(self.map, block, level) if series is NULL
+                        else map_series_block_is_uniform(self.map, series, block, level)):
                     return  # mixed at this level, so at all above
                 hull_widen(hull, block, block + pages)
             pages *= PAGES_PER_BLOCK
@@ -705,7 +720,7 @@ cdef class Machine:
                 return outcome
             if outcome == UNCHANGED:
                 entered = map_enter(self.map)
-                outcome = self.change(record, &refused, entered)
+                outcome = self.change(record, &refused, entered, NULL)
                 map_leave(self.map, entered)
             self.leave()
             map_filled(self.map)
@@ -725,7 +740,7 @@ cdef class Machine:
                 outcome = <Outcome>self.change_announced(record, interrupts)
             elif outcome == UNCHANGED:
                 entered = map_enter(self.map)
-                outcome = self.change(record, &refused, entered)
+                outcome = self.change(record, &refused, entered, NULL)
                 map_leave(self.map, entered)
             if outcome < 0:
                 self.fail(outcome, record, refused)
@@ -777,7 +792,7 @@ cdef class Machine:
             announcement = Announcement(self.listeners, self.store.snapshot(), after, [(start, stop, start)])
             announcement.prepare()
         entered = map_enter(self.map)
-        invalidates = self.begin_invalidation(start, stop, True)
+        invalidates = self.begin_invalidation(start, stop, True, NULL)
         map_leave(self.map, entered)
         try:
             self.store.restore(after)
@@ -943,6 +958,7 @@ cdef class Machine:
         self.check_made()
         map_called(self.map, CALL_VM_SET, batch.count)
         map_announce(self.map, 1)
+        map_series_begin(&batch.series, batch.count)
         try:
             while batch.done < batch.count:
                 if not kvmattr_load_int(&self.listened):
@@ -958,6 +974,7 @@ cdef class Machine:
             stopped.done = batch.done
             raise
         finally:
+            map_series_end(&batch.series)
             map_announce(self.map, -1)
         return batch.changed
 
@@ -970,7 +987,7 @@ cdef class Machine:
             return 0
         with nogil:
             while batch.done < end and batch.outcome >= 0:
-                self.set_group(batch, min(end, batch.done + GROUP))
+                self.set_group(batch, end)
         self.leave()
         with nogil:
             map_filled(self.map)
@@ -979,20 +996,27 @@ cdef class Machine:
         return 0
 
     cdef void set_group(self, Batch *batch, size_t end) noexcept nogil:
-        """A few records under the mutex of the store, so that nobody waits for it long."""
-        cdef size_t ahead
-        cdef bint entered = map_enter_in_turn(self.map)
-        for ahead in range(batch.done, end):
-            map_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
-        while batch.done < end:
+        """Some records under the mutex of the store, so few that nobody waits for it long."""
+        cdef size_t asked = batch.done
+        cdef bint entered = map_series_enter(self.map, &batch.series)
+        while batch.done < end and map_series_goes_on(&batch.series):
+            if batch.done == asked:
+                asked = min(end, asked + GROUP)
+                self.ask_for(batch, asked)
             kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(Record))
             batch.outcome = (INVALID if self.set_errno(&batch.record)
-                             else self.change(&batch.record, &batch.refused, entered))
+                             else self.change(&batch.record, &batch.refused, entered, &batch.series))
             if batch.outcome < 0:
                 break
             batch.changed += batch.outcome
             batch.done += 1
-        map_leave(self.map, entered)
+        map_series_leave(self.map, &batch.series, entered)
+
+    cdef void ask_for(self, const Batch *batch, size_t end) noexcept nogil:
+        """Have what the next records' pages need come nearer, up to the record ``end``."""
+        cdef size_t ahead
+        for ahead in range(batch.done, end):
+            map_series_expect(self.map, &batch.series, batch.records[ahead].address >> PAGE_SHIFT)
 
     # guest_memfd -------------------------------------------------------------------------------------------
 

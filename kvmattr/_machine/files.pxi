@@ -33,6 +33,7 @@ cdef struct FileBatch:
     uint64_t changed
     int outcome
     FileRecord record  # the one at `done`, a copy: its owner may write the array meanwhile
+    Series series
 
 
 cdef class FilePages:
@@ -293,9 +294,12 @@ cdef int convertible(FilePages pages, uint64_t start, uint64_t stop, uint8_t att
     return CHANGED
 
 
-cdef int convert(Machine machine, GuestMemfd file, FilePages pages,
-                 const FileRecord *record, bint shared) noexcept nogil:
-    """Make one checked conversion of a file that one machine has, which nobody listens to, under its lock."""
+cdef int convert(Machine machine, GuestMemfd file, FilePages pages, const FileRecord *record, bint shared,
+                 Series *series) noexcept nogil:
+    """Make one checked conversion of a file that one machine has, which nobody listens to, under its lock.
+
+    ``series``: which it is one of; NULL for none.
+    """
     cdef uint64_t start = record.offset >> PAGE_SHIFT
     cdef uint64_t stop = (record.offset + record.size) >> PAGE_SHIFT
     cdef uint8_t attributes = <uint8_t>record.attributes
@@ -303,13 +307,18 @@ cdef int convert(Machine machine, GuestMemfd file, FilePages pages,
     cdef int outcome
     cdef UpdateResult result
     if kvmattr_load_int(&pages.in_use):
+        if series is not NULL:
+            map_series_store(pages.map, series)
         outcome = convertible(pages, start, stop, attributes, machine.private_bit)
         if outcome != CHANGED:
             return outcome
     hull_file(&hull, file, start, stop)
     if hull.start != NO_GFN:
         invalidation_begin(&machine.invalidation.state, hull, shared)
-    result = map_apply(pages.map, start, stop, 0, attributes)
+    if series is NULL:
+        result = map_apply(pages.map, start, stop, 0, attributes)
+    else:
+        result = map_series_apply(pages.map, series, start, stop, 0, attributes)
     if hull.start != NO_GFN:  # changed, or nothing would change, or no memory
         invalidation_end(&machine.invalidation.state, result == UPDATE_CHANGED, shared)
     return <Outcome>result
@@ -406,7 +415,7 @@ cdef bint set_file(GuestMemfd file, handle, const FileRecord *record, list inter
             if alone and outcome == UNCHANGED:
                 map_called(pages.map, CALL_VM_SET, 1)
                 entered = map_enter(pages.map)
-                outcome = convert(machine, file, pages, record, entered)
+                outcome = convert(machine, file, pages, record, entered, NULL)
                 map_leave(pages.map, entered)
             machine.leave()
             map_filled(pages.map)
@@ -439,6 +448,7 @@ cdef bint set_file_heard(GuestMemfd file, handle, const FileRecord *record, int 
         raise
     finally:
         pages.unlock(machines)
+    map_filled(pages.map)
     return outcome
 
 
@@ -447,7 +457,7 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
     cdef FilePages pages = file.pages
     cdef Machine machine = file.machine()
     cdef uint64_t supported = machine.supported_by_files
-    cdef size_t end = min(batch.count, batch.done + SLICE), group, ahead
+    cdef size_t end = min(batch.count, batch.done + SLICE), asked, ahead
     cdef bint entered
     machine.enter_in_turn()
     if len(pages.files) != 1 or kvmattr_load_int(&machine.listened):
@@ -455,19 +465,22 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
         return 0
     with nogil:
         while batch.done < end and batch.outcome >= 0:
-            group = min(end, batch.done + GROUP)
-            entered = map_enter_in_turn(pages.map)
-            for ahead in range(batch.done, group):
-                map_expect(pages.map, min(batch.records[ahead].offset, file.size - 1) >> PAGE_SHIFT)
-            while batch.done < group:
+            entered = map_series_enter(pages.map, &batch.series)
+            asked = batch.done
+            while batch.done < end and map_series_goes_on(&batch.series):
+                if batch.done == asked:
+                    asked = min(end, asked + GROUP)
+                    for ahead in range(batch.done, asked):
+                        map_series_expect(pages.map, &batch.series,
+                                          min(batch.records[ahead].offset, file.size - 1) >> PAGE_SHIFT)
                 kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(FileRecord))
                 batch.outcome = (INVALID if file_errno(file, &batch.record, supported, machine.page_mask)
-                                 else convert(machine, file, pages, &batch.record, entered))
+                                 else convert(machine, file, pages, &batch.record, entered, &batch.series))
                 if batch.outcome < 0:
                     break
                 batch.changed += batch.outcome
                 batch.done += 1
-            map_leave(pages.map, entered)
+            map_series_leave(pages.map, &batch.series, entered)
     machine.leave()
     with nogil:
         map_filled(pages.map)
@@ -509,6 +522,7 @@ def convert_file_many(GuestMemfd file, handle, records):
         batch.records = <const FileRecord *>&memory[0]
     map_announce(pages.map, 1)
     map_announce(pages.held_map, 1)
+    map_series_begin(&batch.series, batch.count)
     try:
         while batch.done < batch.count:
             machine = file.machine()
@@ -525,6 +539,7 @@ def convert_file_many(GuestMemfd file, handle, records):
         stopped.done = batch.done
         raise
     finally:
+        map_series_end(&batch.series)
         map_announce(pages.held_map, -1)
         map_announce(pages.map, -1)
     map_called(pages.map, CALL_VM_SET, batch.done)

@@ -307,34 +307,31 @@ cdef UpdateResult put_listed(Map *map, Batch *batch, size_t upto) noexcept nogil
     """Single pages up to number `upto`, in order, of which many lie in run lists, which are opened; the others go by
     themselves. Ends early if these are too many, if the mutex was held long enough, or if memory is refused."""
     cdef OpenLists *lists = batch.lists
-    cdef OpenList *list
     cdef UpdateResult result = UPDATE_UNCHANGED
-    cdef size_t start = batch.done, listed = 0, i, cell
-    cdef uint64_t gfn
-    lists.taken = lists.changed = 0
-    lists.count = 0
+    cdef size_t start = batch.done, in_lists = 0, i, cell
+    cdef uint64_t rearranged = map.family.rearranged
+    cdef bint listed
+    lists_none(lists)
     if not lists_reserve(map):
         return UPDATE_NO_MEMORY
-    while batch.done < upto and batch.held < HELD_MOST and result >= 0:
+    while batch.done < upto and batch.held < HELD_MOST:
         i = batch.done - batch.first
         cell = batch.done * batch.step
-        gfn = batch.starts[i]
-        if batch.stops != NULL and batch.stops[i] - gfn != 1 or listed + LISTED_PAGES < (batch.done - start) >> 1:
+        if (batch.stops != NULL and batch.stops[i] - batch.starts[i] != 1
+                or in_lists + LISTED_PAGES < (batch.done - start) >> 1):
             break
-        if known_above(map, gfn):
-            batch.changed += lists_close(map, lists)
+        result = listed_update(map, lists, batch.starts[i], batch.k[cell], batch.x[cell], &listed)
+        if result < 0:
+            break
+        batch.done += 1
+        batch.changed += result
+        in_lists += listed
+        if listed:
+            batch.held += HELD_LISTED
         else:
-            list = list_open(map, lists, gfn)
-            if list != NULL and list_put(lists, list, gfn, batch.k[cell], batch.x[cell]):
-                listed += 1
-                batch.done += 1
-                batch.held += HELD_LISTED
-                continue
-            if list != NULL:
-                batch.changed += lists_close(map, lists)
-        result = put_one(map, batch, batch.done) if lists_reserve(map) else UPDATE_NO_MEMORY
-        batch.done += result >= 0
-    batch.changed += lists_close(map, lists)
+            batch.held += HELD_PAGE if map.family.rearranged == rearranged else HELD_RANGE
+            rearranged = map.family.rearranged
+    lists_close(map, lists)
     batch.held += HELD_PAGE * lists.count
     batch.unlisted_stretch = LISTED_PAGES
     return result

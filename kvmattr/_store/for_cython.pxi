@@ -10,13 +10,6 @@ cdef bint map_enter(Map *map) noexcept nogil:
     """Take the mutex if another thread may write now; tell whether it was taken, for map_leave."""
     return family_enter(map.family)
 
-cdef bint map_enter_in_turn(Map *map) noexcept nogil:
-    """The same for one of many steps in a row: whoever waits for the mutex has it first."""
-    cdef bint entered = family_shared(map.family)
-    if entered:
-        family_lock_group(map.family)
-    return entered
-
 cdef void map_leave(Map *map, bint entered) noexcept nogil:
     family_leave(map.family, entered)
 
@@ -49,17 +42,6 @@ cdef uint8_t map_look_up(Map *map, uint64_t gfn) noexcept nogil:
     family_leave(map.family, entered)
     return value
 
-cdef void map_expect(const Map *map, uint64_t gfn) noexcept nogil:
-    """Ask the memory for what a look-up or an update of a page will need: for batches, some pages ahead."""
-    cdef Way way
-    cdef uint32_t handle
-    if gfn >= level_span(map.level):
-        return
-    way = way_down(map.family, &map.root, map.level, 2, gfn, WAY_COMPOSES)
-    handle = entry_handle(way.entry)
-    if way.shift == level_shift(2):
-        kvmattr_prefetch(leaf_at(map.family, handle) + ((gfn & 511) << wide_of(handle) >> 6))
-
 cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept nogil:
     """Whether all pages of the naturally aligned block of a level (2: 2 MiB) around gfn are equal."""
     cdef uint64_t start = gfn & ~(level_span(level) - 1)
@@ -83,6 +65,62 @@ cdef UpdateResult map_apply(Map *map, uint64_t start, uint64_t stop, uint8_t k, 
     """new = (old & k) ^ x on [start, stop), not empty; UPDATE_NO_MEMORY has changed nothing."""
     count_call(map.family, CALL_UPDATE, stop - start)
     return map_update(map, start, stop, k, x)
+
+
+# ---- many updates, with something to do between two of them (series.pxi) ----
+
+cdef void map_series_begin(Series *series, size_t count) noexcept nogil:
+    """A series of so many updates of one map, over one hold of the mutex or several. It cannot fail."""
+    series_begin(series, count)
+
+cdef void map_series_end(Series *series) noexcept nogil:
+    series_end(series)
+
+cdef bint map_series_enter(Map *map, Series *series) noexcept nogil:
+    """As map_enter, for one hold of many in a row: whoever waits for the mutex has it first."""
+    return series_enter(map, series)
+
+cdef void map_series_leave(Map *map, Series *series, bint entered) noexcept nogil:
+    """As map_leave; what the series has changed is in the tree from now on."""
+    series_leave(map, series, entered)
+
+cdef bint map_series_goes_on(const Series *series) noexcept nogil:
+    """Whether the mutex may be held for one update more."""
+    return series_goes_on(series)
+
+cdef void map_series_expect(const Map *map, const Series *series, uint64_t gfn) noexcept nogil:
+    """Ask the memory for what an update of a page will need, some pages ahead: its leaf. Open lists are near."""
+    cdef Way way
+    cdef uint32_t handle
+    if series.tried or gfn >= level_span(map.level):
+        return
+    way = way_down(map.family, &map.root, map.level, 2, gfn, WAY_COMPOSES)
+    handle = entry_handle(way.entry)
+    if way.shift == level_shift(2):
+        kvmattr_prefetch(leaf_at(map.family, handle) + ((gfn & 511) << wide_of(handle) >> 6))
+
+cdef UpdateResult map_series_apply(Map *map, Series *series, uint64_t start, uint64_t stop, uint8_t k,
+                                   uint8_t x) noexcept nogil:
+    """As map_apply. What is asked of the map before map_series_leave may miss it, but for the next function's answer
+    and after map_series_store."""
+    count_call(map.family, CALL_UPDATE, stop - start)
+    return series_update(map, series, start, stop, k, x)
+
+cdef bint map_series_block_is_uniform(const Map *map, const Series *series, uint64_t gfn, int level) noexcept nogil:
+    """As map_block_is_uniform."""
+    cdef const Runs *runs = series_runs(series, gfn)
+    cdef uint64_t start
+    cdef int run
+    if runs == NULL:
+        return map_block_is_uniform(map, gfn, level)
+    # Open lists are at level 3 or above: the block lies in this one, or is all that it covers.
+    start = gfn & (level_span((<const OpenLists *>series.lists).level) - 1) & ~(level_span(level) - 1)
+    run = runs_find(runs, start)
+    return run == runs.count - 1 or runs.starts[run + 1] >= start + level_span(level)
+
+cdef void map_series_store(Map *map, Series *series) noexcept nogil:
+    """What the series has changed so far is in the tree now, to be read within the same hold."""
+    series_store(map, series)
 
 
 # ---- what differs, one run at a time ----

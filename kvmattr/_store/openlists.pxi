@@ -12,6 +12,11 @@ cdef enum:
     # While some are open: to store all, and for the worst of one update of another page and of what is tidied after it.
     OPEN_RESERVE = OPEN_LISTS + 2 * RESERVE_PAGES
 
+cdef enum ListAnswer:
+    LIST_FULL = -1
+    LIST_UNCHANGED = 0
+    LIST_CHANGED = 1
+
 cdef struct OpenList:
     uint64_t gfn                # a page of it
     uint8_t varying             # what its pages' new values differ in from the old ones; 0: nothing has changed
@@ -73,21 +78,43 @@ cdef inline bint lists_reserve(Map *map) noexcept nogil:
     return available_pages(map.family) >= OPEN_RESERVE or arena_reserve(map.family, OPEN_RESERVE) == 0
 
 
-cdef bint list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
-    """new = (old & k) ^ x on a page of an open list. False, with nothing done, where it would have too many runs."""
+cdef inline void lists_none(OpenLists *lists) noexcept nogil:
+    """None is open, and none has been."""
+    lists.taken = lists.changed = 0
+    lists.count = 0
+
+
+cdef inline const Runs *lists_runs(const OpenLists *lists, uint64_t gfn) noexcept nogil:
+    """The runs of the open list that holds a page; NULL where none does."""
+    cdef int shift = level_shift(lists.level), place
+    if lists.taken == 0:
+        return NULL
+    place = <int>((gfn >> shift) % OPEN_LISTS)
+    if lists.taken >> place & 1 == 0 or (lists.lists[place].gfn ^ gfn) >> shift:
+        return NULL
+    return &lists.lists[place].runs
+
+
+cdef inline int runs_find(const Runs *runs, uint64_t page) noexcept nogil:
+    """The number of the run that holds a page."""
+    cdef unsigned int left
+    return <int>kvmattr_starts_find(&runs.starts[1], runs.count - 1, page, 0, &left)
+
+
+cdef ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on a page of an open list. LIST_FULL, with nothing done: it would have too many runs."""
     cdef Runs *runs = &list.runs
     cdef uint64_t span = level_span(lists.level), page = gfn & (span - 1)
-    cdef unsigned int left
-    cdef int run = <int>kvmattr_starts_find(&runs.starts[1], runs.count - 1, page, 0, &left), now, tail, i
+    cdef int run = runs_find(runs, page), now, tail, i
     cdef uint8_t new = (runs.values[run] & k) ^ x, varying = new ^ runs.values[run]
     cdef Splice splice
     if varying == 0:
-        return True
+        return LIST_UNCHANGED
     splice_plan(&splice, runs.values, runs.count, run, run, runs.starts[run] == page,
                 page + 1 == (runs.starts[run + 1] if run < runs.count - 1 else span), page, page + 1, new)
     now = runs.count + splice.added - splice.gone
     if now > RUN_LIST_RUNS:
-        return False
+        return LIST_FULL
     tail = runs.count - splice.at - splice.gone
     memmove(&runs.starts[splice.at + splice.added], &runs.starts[splice.at + splice.gone], 8 * tail)
     memmove(&runs.values[splice.at + splice.added], &runs.values[splice.at + splice.gone], tail)
@@ -97,12 +124,12 @@ cdef bint list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, ui
     runs.count = now
     list.varying |= varying
     lists.changed += 1
-    return True
+    return LIST_CHANGED
 
 
-cdef uint64_t lists_close(Map *map, OpenLists *lists) noexcept nogil:
-    """Store the lists that have changed; how many pages did. What the entries above may not know yet they are told when
-    all are stored: a node that seems uniform without one of them must not go."""
+cdef void lists_close(Map *map, OpenLists *lists) noexcept nogil:
+    """Store the lists that have changed. What the entries above may not know yet they are told when all are stored: a
+    node that seems uniform without one of them must not go."""
     cdef Family *family = map.family
     cdef uint64_t left = lists.taken, changed = lists.changed
     cdef OpenList *list
@@ -129,4 +156,23 @@ cdef uint64_t lists_close(Map *map, OpenLists *lists) noexcept nogil:
     if changed:
         family_settle(family)
     lists.taken = lists.changed = 0
-    return changed
+
+
+cdef UpdateResult listed_update(Map *map, OpenLists *lists, uint64_t gfn, uint8_t k, uint8_t x,
+                                bint *listed) noexcept nogil:
+    """new = (old & k) ^ x on a page, in an open list if it lies in a list; else by itself, and what it may touch is
+    stored before."""
+    cdef OpenList *list = NULL
+    cdef ListAnswer answer
+    listed[0] = False
+    if not known_above(map, gfn):
+        list = list_open(map, lists, gfn)
+        if list != NULL:
+            answer = list_put(lists, list, gfn, k, x)
+            if answer != LIST_FULL:
+                listed[0] = True
+                return <UpdateResult><int>answer
+            lists_close(map, lists)
+    else:
+        lists_close(map, lists)
+    return page_update(map, gfn, k, x) if lists_reserve(map) else UPDATE_NO_MEMORY

@@ -156,47 +156,74 @@ cdef inline void runs_append(Runs *runs, uint64_t start, uint8_t value) noexcept
     runs.count += 1
 
 
-cdef uint32_t run_list_splice(Family *family, uint32_t old, const RunList *runs, const Splice *splice) noexcept nogil:
-    """A list of ours in place of `old` (0: none, one run), whose reference passes to this call, spliced from a run on
-    that is not the first. It stays in its record where that is ours and would not be much too large, so that a page
-    that comes and goes does not move it each time."""
-    cdef int at = splice.at, gone = splice.gone, added = splice.added
-    cdef int now = runs.count - gone + added, tail = runs.count - gone - at
-    cdef int size_class = class_of_units[<uint32_t>(run_list_size(now) + 15) >> 4]
-    cdef Record *record = <Record *>address_of(family, old)
-    cdef uint32_t handle = old
-    cdef const uint64_t *old_starts = runs.starts
-    cdef const uint8_t *old_values = runs.values
-    cdef uint64_t *new_starts = kvmattr_list_starts(record)
-    cdef uint8_t *new_values = kvmattr_list_values(record, now)
-    if old and record.references == 1 and (record.size_class == size_class or record.size_class == size_class + 1):
-        # The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning.
-        if added > gone:
-            memmove(new_values + at + added, old_values + at + gone, tail)
-            memmove(new_values, old_values, at)
-            memmove(new_starts + at - 1 + added, old_starts + at - 1 + gone, 8 * tail)
-        elif added < gone:
-            memmove(new_starts + at - 1 + added, old_starts + at - 1 + gone, 8 * tail)
-            memmove(new_values, old_values, at)
-            memmove(new_values + at + added, old_values + at + gone, tail)
-    else:
-        handle = list_new(family, size_class)
-        record = <Record *>address_of(family, handle)
-        new_starts = kvmattr_list_starts(record)
-        new_values = kvmattr_list_values(record, now)
-        memcpy(new_starts, old_starts, 8 * (at - 1))
-        memcpy(new_starts + at - 1 + added, old_starts + at - 1 + gone, 8 * tail)
-        memcpy(new_values, old_values, at)
-        memcpy(new_values + at + added, old_values + at + gone, tail)
-        release(family, old)
-    if added:
-        new_starts[at - 1] = splice.starts[0]
-        new_values[at] = splice.values[0]
-    if added == 2:
-        new_starts[at] = splice.starts[1]
-        new_values[at + 1] = splice.values[1]
-    record.count = <uint16_t>now
+cdef inline bint record_serves(const Record *record, int count) noexcept nogil:
+    """Whether a list that is to have so many runs stays in its record: it is ours, and not much too large, so that a
+    page that comes and goes does not move its list each time."""
+    cdef int size_class = class_of_units[<uint32_t>(run_list_size(count) + 15) >> 4]
+    return record.references == 1 and <uint32_t>(record.size_class - size_class) <= 1
+
+
+cdef inline void splice_fill(Record *record, const Splice *splice, size_t count) noexcept nogil:
+    """What comes into a list that has `count` runs now, where the others have made room for it."""
+    cdef size_t at = <size_t>splice.at
+    cdef uint64_t *starts = kvmattr_list_starts(record)
+    cdef uint8_t *values = kvmattr_list_values(record, <int>count)
+    if splice.added:
+        starts[at - 1] = splice.starts[0]
+        values[at] = splice.values[0]
+    if splice.added == 2:
+        starts[at] = splice.starts[1]
+        values[at + 1] = splice.values[1]
+    record.count = <uint16_t>count
+
+
+cdef inline void record_splice(Record *record, const Splice *splice) noexcept nogil:
+    """A list of ours, which has room, spliced from a run on that is not the first."""
+    cdef size_t at = <size_t>splice.at, gone = <size_t>splice.gone, added = <size_t>splice.added
+    cdef size_t count = record.count, now = count + added - gone, tail = count - gone - at
+    cdef uint64_t *starts = kvmattr_list_starts(record) + at - 1
+    cdef uint8_t *old_values = kvmattr_list_values(record, <int>count)
+    cdef uint8_t *new_values = kvmattr_list_values(record, <int>now)
+    # The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning.
+    if added > gone:
+        memmove(new_values + at + added, old_values + at + gone, tail)
+        memmove(new_values, old_values, at)
+        memmove(starts + added, starts + gone, 8 * tail)
+    elif added < gone:
+        memmove(starts + added, starts + gone, 8 * tail)
+        memmove(new_values, old_values, at)
+        memmove(new_values + at + added, old_values + at + gone, tail)
+    splice_fill(record, splice, now)
+
+
+cdef uint32_t run_list_spliced(Family *family, uint32_t old, const RunList *runs, const Splice *splice) noexcept nogil:
+    """A new list in place of `old` (0: none, one run), whose reference passes to this call, as record_splice."""
+    cdef size_t at = <size_t>splice.at, gone = <size_t>splice.gone, added = <size_t>splice.added
+    cdef size_t count = <size_t>runs.count, now = count + added - gone, tail = count - gone - at
+    cdef uint32_t handle = list_new(family, class_of_units[<uint32_t>(run_list_size(<int>now) + 15) >> 4])
+    cdef Record *record = <Record *>address_of(family, handle)
+    cdef uint64_t *starts = kvmattr_list_starts(record)
+    cdef uint8_t *values = kvmattr_list_values(record, <int>now)
+    memcpy(starts, runs.starts, 8 * (at - 1))
+    memcpy(starts + at - 1 + added, runs.starts + at - 1 + gone, 8 * tail)
+    memcpy(values, runs.values, at)
+    memcpy(values + at + added, runs.values + at + gone, tail)
+    splice_fill(record, splice, now)
+    release(family, old)
     return handle
+
+
+cdef inline uint8_t spliced_varying(Entry e, const uint8_t *values, int now, const Splice *splice, bint one,
+                                    uint8_t old, uint8_t value) noexcept nogil:
+    """What varies in a list of an entry now that it was spliced: pages got a value, of which those of the first run had
+    another, `old`; all of them if they lay in one."""
+    cdef int i = splice.at - 2 if splice.at > 2 else 0
+    if splice.gone:                 # a value may have gone that was the only one to have some bit
+        while i < now and i < splice.at + 2 and values[i] != old:
+            i += 1
+        if not one or i == now or i == splice.at + 2:       # one that went alone is mostly near still
+            return runs_varying(values, now)
+    return entry_varying(e) | (value ^ entry_first(e))
 
 
 cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_t lo, uint64_t hi, uint64_t span,
@@ -207,9 +234,9 @@ cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
     cdef Splice splice
-    cdef uint8_t first_value = entry_first(e), old_value = runs.values[first], varying
-    cdef const uint8_t *values
-    cdef int now, i
+    cdef Record *record
+    cdef uint8_t old = runs.values[first], varying
+    cdef int now
     splice_plan(&splice, runs.values, runs.count, first, last, run_start(runs, first) == lo,
                 run_stop(runs, last, span) == hi, lo, hi, value)
     now = runs.count + splice.added - splice.gone
@@ -217,18 +244,15 @@ cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_
         return False
     if now == 1:
         release(family, handle)
-        slot[0] = entry_uniform(first_value)
+        slot[0] = entry_uniform(entry_first(e))
         return True
-    handle = run_list_splice(family, handle, runs, &splice)
-    varying = entry_varying(e) | (value ^ first_value)
-    if splice.gone:                 # a value may have gone that was the only one to have some bit
-        values = kvmattr_list_values(<const Record *>address_of(family, handle), now)
-        i = splice.at - 2 if splice.at > 2 else 0
-        while i < now and i < splice.at + 2 and values[i] != old_value:
-            i += 1
-        if first != last or i == now or i == splice.at + 2:     # one that went alone is mostly near still
-            varying = runs_varying(values, now)
-    slot[0] = entry_make(handle, 0xff, 0, varying, first_value)
+    if handle and record_serves(runs.record, now):
+        record_splice(<Record *>runs.record, &splice)
+    else:
+        handle = run_list_spliced(family, handle, runs, &splice)
+    record = <Record *>address_of(family, handle)
+    varying = spliced_varying(e, kvmattr_list_values(record, now), now, &splice, first == last, old, value)
+    slot[0] = entry_make(handle, 0xff, 0, varying, entry_first(e))
     return True
 
 

@@ -41,7 +41,8 @@ cdef inline bint family_reserves(Family *family) noexcept nogil:
 
 # Called through pointers, so that no compiler takes them into page_update, whose short way then saves few registers.
 cdef UpdateResult (*at_edge)(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
-cdef UpdateResult (*above_leaves)(Map *map, Entry e, int level, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
+cdef UpdateResult (*above_leaves)(Map *map, Entry *slot, int shift, bint shared, uint64_t gfn, uint8_t k,
+                                  uint8_t x) noexcept nogil
 cdef UpdateResult (*in_other_block)(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef void (*tighten)(Map *map, uint64_t gfn) noexcept nogil
 at_edge = page_update_at_edge
@@ -71,7 +72,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
         way = way_down(family, &map.root, map.level, 2, gfn, WAY_SHARES)
     e = way.entry
     if way.shift > level_shift(2):
-        return above_leaves(map, e, way_level(&way), gfn, k, x)
+        return above_leaves(map, <Entry *>way.slot, way.shift, way.shared or (alone and family.dead_nodes), gfn, k, x)
     handle = entry_handle(e)
     if handle == 0 or is_line(handle):
         return in_other_block(map, e, gfn, k, x)
@@ -134,37 +135,75 @@ cdef UpdateResult page_update_below(Map *map, uint64_t gfn, uint8_t k, uint8_t x
     return page_update(map, gfn, k, x)
 
 
-cdef UpdateResult page_update_above_leaves(Map *map, Entry e, int level, uint64_t gfn, uint8_t k,
+cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bint shared, uint64_t gfn, uint8_t k,
                                            uint8_t x) noexcept nogil:
-    """A page whose way ends above level 2, at a uniform entry or a run list, or at an operation that is pending."""
+    """A page whose way ends above level 2: most often at a run list. What varies below the list's entry does mostly not
+    change by it, and then the entries above know all that they have to."""
+    cdef Family *family = map.family
+    cdef Entry e = slot[0]
+    cdef uint32_t handle = entry_handle(e)
+    cdef uint64_t span = <uint64_t>1 << shift, page = gfn & (span - 1)
+    cdef RunList runs
+    cdef Splice splice
+    cdef const Record *record
+    cdef uint8_t old, new, varying
+    cdef int run, now
+    cdef bint loose = False
+    if shared or handle == 0 or is_node(handle) or e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000:
+        return page_update_apart(map, e, shift, gfn, k, x)
+    runs = run_list_at(family, handle)
+    run = run_find(&runs, page)
+    old = runs.values[run]
+    new = (old & k) ^ x
+    if new == old:
+        return UPDATE_UNCHANGED
+    splice_plan(&splice, runs.values, runs.count, run, run, run_start(&runs, run) == page,
+                run_stop(&runs, run, span) == page + 1, page, page + 1, new)
+    now = runs.count + splice.added - splice.gone
+    if now == 1 or now > RUN_LIST_RUNS:
+        return page_update_apart(map, e, shift, gfn, k, x)
+    record = runs.record
+    if record_serves(record, now):
+        record_splice(<Record *>record, &splice)
+    elif family_reserves(family):
+        handle = run_list_spliced(family, handle, &runs, &splice)
+        record = <const Record *>address_of(family, handle)
+    else:
+        return UPDATE_NO_MEMORY
+    varying = spliced_varying(e, kvmattr_list_values(record, now), now, &splice, True, old, new)
+    slot[0] = entry_make(handle, 0xff, 0, varying, entry_first(e))
+    if varying != entry_varying(e):
+        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, new ^ old, &loose)
+        page_settle(map, gfn, loose)
+        return UPDATE_CHANGED
+    kvmattr_raise_version(&map.version, 1)
+    if record != runs.record:
+        family_settle(family)
+    return UPDATE_CHANGED
+
+
+cdef UpdateResult page_update_apart(Map *map, Entry e, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """The same where there is no run list yet, or none any more, where something on the way to it is another map's too,
+    or where an operation is pending."""
     cdef Family *family = map.family
     cdef Entry *ours
     cdef uint32_t handle = entry_handle(e)
-    cdef uint64_t page = gfn & (level_span(level) - 1)
-    cdef uint8_t old = entry_first(e), only = old, new
-    cdef RunList runs = one_run(&only)
-    cdef int run = 0
+    cdef uint64_t span = <uint64_t>1 << shift, page = gfn & (span - 1)
+    cdef int level = shift // KVMATTR_LEVEL_BITS + 1
+    cdef uint8_t old = entry_first(e), new
     cdef bint loose = False
     if handle:
         if is_node(handle):
             return range_update(map, gfn, gfn + 1, k, x)
-        runs = run_list_at(family, handle)
-        run = run_find(&runs, page)
-        old = (runs.values[run] & entry_k(e)) ^ entry_x(e)
+        old = (run_list_raw(family, handle, page) & entry_k(e)) ^ entry_x(e)
     new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
     if not family_reserves(family):
         return UPDATE_NO_MEMORY
     ours = way_own(map, gfn, level, new ^ old, &loose)
-    if (handle and e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000
-            or not run_list_put(family, ours, &runs, page, page + 1, level_span(level), run, run, new)):
-        entry_update(family, ours, level, page, page + 1, 0, new)
-    loose = loose or entry_handle(ours[0]) == 0
-    if loose or entry_handle(ours[0]) != handle or family_unsettled(family):
-        page_settle(map, gfn, loose)
-    else:                           # the list is where it was: there is nothing new to be tidied
-        kvmattr_raise_version(&map.version, 1)
+    entry_update(family, ours, level, page, page + 1, 0, new)
+    page_settle(map, gfn, loose or entry_handle(ours[0]) == 0)
     return UPDATE_CHANGED
 
 
