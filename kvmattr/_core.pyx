@@ -226,6 +226,12 @@ cdef extern from "kernels/choose.h" nogil:
         uint16_t size_class
         uint16_t count
     enum: KVMATTR_LIST_RUNS
+    ctypedef struct Splice "kvmattr_splice":
+        int at                  # the first run that goes, or before which others come
+        int gone
+        int added
+        uint64_t starts[2]
+        uint8_t values[2]
     uint64_t *kvmattr_list_starts(const kvmattr_list *list) noexcept nogil
     uint8_t *kvmattr_list_values(const kvmattr_list *list, int count) noexcept nogil
     unsigned int kvmattr_starts_find(const uint64_t *starts, unsigned int count, uint64_t page, unsigned int few,
@@ -276,6 +282,8 @@ cdef extern from "kernels/choose.h" nogil:
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
         void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out,
                          size_t n) noexcept nogil
+        void (*splice)(const Splice *splice, size_t count, uint64_t *starts, uint8_t *values,
+                       uint8_t *to) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)

@@ -23,7 +23,7 @@ static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static const kvmattr_kernels *set;
 static int failures;
 /* What the rounds have met: nothing is proved of what they never do. */
-static int written, unchanged, away, lost, listed, beyond, left_blocks, cut_lists;
+static int written, unchanged, away, lost, listed, beyond, left_blocks, cut_lists, spliced;
 
 #define CHECK(condition, ...)                                              \
     do {                                                                   \
@@ -487,6 +487,62 @@ static void test_read_off(void)
     CHECK(out[n] == 0xaa, "read_off writes beyond %zu pages", n);
 }
 
+/* A list that is spliced where it lies, its values behind its starts, or apart from them. */
+static void test_splice(void)
+{
+    enum { BYTES = 9 * KVMATTR_LIST_RUNS + 64 };
+    static uint64_t place[BYTES / 8 + 8];
+    uint64_t starts[KVMATTR_LIST_RUNS + 2];
+    uint8_t values[KVMATTR_LIST_RUNS + 2], apart[KVMATTR_LIST_RUNS + 8], *to;
+    kvmattr_splice splice;
+    int count, now, i, n = 0, behind = below(2) == 0;
+    do {
+        count = 1 + (int)below(KVMATTR_LIST_RUNS);
+        splice.at = 1 + (int)below((uint64_t)count);
+        splice.gone = (int)below(least(below(3) ? 3 : 60, (uint64_t)(count - splice.at + 1)));
+        splice.added = (int)below(3);
+        now = count + splice.added - splice.gone;
+    } while (now > KVMATTR_LIST_RUNS);
+    memset(place, 0xee, sizeof place);
+    memset(apart, 0xee, sizeof apart);
+    uint8_t *from = behind ? (uint8_t *)(place + count - 1) : apart;
+    to = behind ? (uint8_t *)(place + now - 1) : apart;
+    for (i = 0; i < count; i++) {
+        if (i)
+            place[i - 1] = any();
+        from[i] = byte();
+    }
+    for (i = 0; i < splice.added; i++) {
+        splice.starts[i] = any();
+        splice.values[i] = byte();
+    }
+    /* The same, run by run. */
+    for (i = 0; i < count; i++) {
+        for (int j = 0; i == splice.at && j < splice.added; j++, n++) {
+            starts[n] = splice.starts[j];
+            values[n] = splice.values[j];
+        }
+        if (i >= splice.at && i < splice.at + splice.gone)
+            continue;
+        starts[n] = i ? place[i - 1] : 0;
+        values[n++] = from[i];
+    }
+    for (i = 0; splice.at == count && i < splice.added; i++, n++) {
+        starts[n] = splice.starts[i];
+        values[n] = splice.values[i];
+    }
+    set->splice(&splice, (size_t)count, place, from, to);
+    for (i = 0; i < n; i++)
+        CHECK(to[i] == values[i] && (i == 0 || place[i - 1] == starts[i]), "splice: run %d of %d, %d from %d on go, %d come", i,
+              count, splice.gone, splice.at, splice.added);
+    int end = behind ? 8 * ((now > count ? now : count) - 1) + (now > count ? now : count) : 8 * (now - 1);
+    for (i = end > 8 * (count - 1) ? end : 8 * (count - 1); i < BYTES; i++)
+        CHECK(((uint8_t *)place)[i] == 0xee, "splice writes beyond %d runs", now);
+    for (i = behind ? 0 : now > count ? now : count; i < (int)sizeof apart; i++)
+        CHECK(apart[i] == 0xee, "splice writes beyond %d values", now);
+    spliced++;
+}
+
 /* Whether the change of a page is the write of a field; *block is then its block's entry. */
 static int plain_write(const kvmattr_walk *walk, uint64_t gfn, uint64_t last, uint8_t keep, uint8_t toggle, uint64_t *block)
 {
@@ -605,11 +661,13 @@ static int run(const char *name, uint64_t seed)
         test_take();
         test_read_off();
         test_locate();
+        for (int i = 0; i < 20; i++)
+            test_splice();
         if (round % 10 == 0)
             test_node();
     }
     if (!failures && !(written > 50 && unchanged > 50 && away > 100 && lost > 2 && listed > 100 && beyond > 100 && left_blocks > 10
-                       && cut_lists > 10)) {
+                       && cut_lists > 10 && spliced > 1000)) {
         failures = 1;
         printf("%s: the rounds met too little of something: written %d, unchanged %d, away %d, lost %d, listed %d, beyond %d, left %d, "
                "cut %d\n", name, written, unchanged, away, lost, listed, beyond, left_blocks, cut_lists);

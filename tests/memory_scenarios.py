@@ -67,9 +67,10 @@ def growing_pages() -> np.ndarray:
 
 
 def nearly_full(kind: Any) -> Any:
-    """The next update that is not a flip of a bit asks for memory."""
+    """The next update that needs more than a field of a leaf or a place in a list's record asks for memory."""
     m = large(kind)
-    m.put(growing_pages()[: pages_until_growth()], 5)
+    for gfn in growing_pages()[: pages_until_growth()].tolist():
+        m[gfn] = 5          # one by one, as they were counted: a batch asks for more at once
     return m
 
 

@@ -92,6 +92,41 @@ def test_what_a_snapshot_shares_is_copied_first(pages: int, many: bool) -> None:
         same(m, dense)
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one by one", "in a batch"])
+@pytest.mark.parametrize("pages", [20, 1000], ids=["a list at the root", "lists below a node"])
+def test_a_list_that_a_snapshot_shares_is_copied_first(pages: int, many: bool) -> None:
+    rng = np.random.default_rng(3)
+    m = AttributeMap(64 * GIB)
+    written = rng.integers(0, 64 * GIB, pages).astype(np.uint64)
+    m.put(written, 1)
+    for _ in range(3):
+        before, kept = m.snapshot(), m.runs().tolist()
+        gfns = np.concatenate([rng.choice(written, 20), rng.integers(0, 64 * GIB, 20).astype(np.uint64)])
+        values = rng.integers(0, 3, 40).astype(np.uint8)
+        if many:
+            m.put(np.tile(gfns, 3), np.tile(values, 3))
+        else:
+            for gfn, value in zip(gfns.tolist(), values.tolist(), strict=True):
+                m.write(gfn, gfn + 1, value)
+        m.validate()
+        before.validate()
+        assert before.runs().tolist() == kept
+        last = dict(zip(gfns.tolist(), values.tolist(), strict=True))
+        assert m.take(np.array(list(last), np.uint64)).tolist() == list(last.values())
+
+
+@pytest.mark.parametrize("value", [2, 4])
+def test_a_bit_that_comes_to_a_list_comes_to_what_is_above_it(value: int) -> None:
+    m = AttributeMap(64 * GIB)
+    m.put(np.random.default_rng(5).integers(0, 64 * GIB, 600).astype(np.uint64), 1)
+    page = 9 * GIB + 12345
+    for new in (value, 0, value):
+        m.write(page, page + 1, new)
+        m.validate()
+        assert m.any(0, 64 * GIB, value, value) == (new != 0)
+        assert m.find(0, new, mask=value) == (page if new else 0)
+
+
 def test_a_node_that_still_shares_is_found_below_one_that_is_ours() -> None:
     """All that a batch looks at in one GiB has become ours, the leaves of another GiB have not."""
     m, dense = fragmented(2 * GIB, [0, 1])

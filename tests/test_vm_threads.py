@@ -240,9 +240,9 @@ INTERRUPTED = """
         def prepare(self, changes): pass
         commit = abort = prepare
     vm.add_listener(Nothing())
-    print("ready", flush=True)
     turn = -1
     try:
+        print("ready", flush=True)
         while True:
             turn += 1
             vm.set_user_memory_region(turn % 5, (turn % 5) << 30, 0 if turn // 5 % 2 else 4096)

@@ -277,13 +277,6 @@ cdef inline uint8_t runs_varying(const uint8_t *values, int count) noexcept nogi
 
 
 # What becomes of a line or a run list (runlist.pxi) when some of its pages get one value: runs go, others come.
-cdef struct Splice:
-    int at                      # the first run that goes, or before which others come
-    int gone
-    int added
-    uint64_t[2] starts
-    uint8_t[2] values
-
 
 cdef inline void splice_add(Splice *splice, uint64_t start, uint8_t value) noexcept nogil:
     splice.starts[splice.added] = start

@@ -105,7 +105,7 @@ cdef ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t
     """new = (old & k) ^ x on a page of an open list. LIST_FULL, with nothing done: it would have too many runs."""
     cdef Runs *runs = &list.runs
     cdef uint64_t span = level_span(lists.level), page = gfn & (span - 1)
-    cdef int run = runs_find(runs, page), now, tail, i
+    cdef int run = runs_find(runs, page), now
     cdef uint8_t new = (runs.values[run] & k) ^ x, varying = new ^ runs.values[run]
     cdef Splice splice
     if varying == 0:
@@ -115,12 +115,7 @@ cdef ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t
     now = runs.count + splice.added - splice.gone
     if now > RUN_LIST_RUNS:
         return LIST_FULL
-    tail = runs.count - splice.at - splice.gone
-    memmove(&runs.starts[splice.at + splice.added], &runs.starts[splice.at + splice.gone], 8 * tail)
-    memmove(&runs.values[splice.at + splice.added], &runs.values[splice.at + splice.gone], tail)
-    for i in range(splice.added):
-        runs.starts[splice.at + i] = splice.starts[i]
-        runs.values[splice.at + i] = splice.values[i]
+    kernels.splice(&splice, runs.count, &runs.starts[1], runs.values, runs.values)
     runs.count = now
     list.varying |= varying
     lists.changed += 1

@@ -179,21 +179,10 @@ cdef inline void splice_fill(Record *record, const Splice *splice, size_t count)
 
 cdef inline void record_splice(Record *record, const Splice *splice) noexcept nogil:
     """A list of ours, which has room, spliced from a run on that is not the first."""
-    cdef size_t at = <size_t>splice.at, gone = <size_t>splice.gone, added = <size_t>splice.added
-    cdef size_t count = record.count, now = count + added - gone, tail = count - gone - at
-    cdef uint64_t *starts = kvmattr_list_starts(record) + at - 1
-    cdef uint8_t *old_values = kvmattr_list_values(record, <int>count)
-    cdef uint8_t *new_values = kvmattr_list_values(record, <int>now)
-    # The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning.
-    if added > gone:
-        memmove(new_values + at + added, old_values + at + gone, tail)
-        memmove(new_values, old_values, at)
-        memmove(starts + added, starts + gone, 8 * tail)
-    elif added < gone:
-        memmove(starts + added, starts + gone, 8 * tail)
-        memmove(new_values, old_values, at)
-        memmove(new_values + at + added, old_values + at + gone, tail)
-    splice_fill(record, splice, now)
+    cdef int count = record.count, now = count + splice.added - splice.gone
+    kernels.splice(splice, count, kvmattr_list_starts(record), kvmattr_list_values(record, count),
+                   kvmattr_list_values(record, now))
+    record.count = <uint16_t>now
 
 
 cdef uint32_t run_list_spliced(Family *family, uint32_t old, const RunList *runs, const Splice *splice) noexcept nogil:

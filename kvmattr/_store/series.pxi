@@ -67,18 +67,18 @@ cdef UpdateResult series_page(Map *map, Series *series, uint64_t gfn, uint8_t k,
     cdef OpenLists *lists = <OpenLists *>series.lists
     cdef UpdateResult result
     cdef Entry e
-    cdef int opened
+    cdef int before
     cdef bint listed
     if series.tried == 0 and (known_above(map, gfn) or not list_level(map, gfn, &e)):
         series_rest(map, series)
         return page_update(map, gfn, k, x)
     if lists.taken == 0 and not lists_reserve(map):
         return UPDATE_NO_MEMORY
-    opened = lists.count
+    before = lists.count
     result = listed_update(map, lists, gfn, k, x, &listed)
     series.tried += 1
     series.listed += listed
-    series.held += (HELD_LISTED if listed else HELD_PAGE) + HELD_PAGE * (lists.count - opened)
+    series.held += (HELD_LISTED if listed else HELD_PAGE) + HELD_PAGE * (lists.count - before)
     if series.listed + LISTED_PAGES < series.tried >> 1:
         series_rest(map, series)
     return result

@@ -178,13 +178,48 @@ KVMATTR_AVX512 static int kvmattr_list_changes_avx512(const uintptr_t *bias, con
 
 KVMATTR_NODES(avx512, KVMATTR_AVX512)
 
+/* Bits [from, upto) of 64, where upto is at most 64. */
+KVMATTR_AVX512 static inline uint64_t kvmattr_bits_avx512(unsigned from, unsigned upto)
+{
+    return _bzhi_u64(~(uint64_t)0, upto) & ~_bzhi_u64(~(uint64_t)0, from);
+}
+
+/* No step depends on where in the list the change is, or on how much follows it: how a copy of so many bytes is made is
+ * foreseen wrongly most times. */
+KVMATTR_AVX512 static void kvmattr_splice_avx512(const kvmattr_splice *splice, size_t count, uint64_t *starts,
+                                                 uint8_t *values, uint8_t *to)
+{
+    unsigned at = (unsigned)splice->at, added = (unsigned)splice->added;
+    int by = splice->added - splice->gone, last = (int)count + by - 2;
+    unsigned now = (unsigned)((int)count + by);
+    /* Those before the change, and over them those after it, of which bit i is that of value i and, turned, of start i. */
+    uint64_t behind = kvmattr_bits_avx512(at + added, now);
+    __m512i all = _mm512_mask_loadu_epi8(_mm512_maskz_loadu_epi8(kvmattr_bits_avx512(0, at), values), behind, values - by);
+    uint64_t moved = behind >> 1;
+    if (by > 0)
+        for (int i = last & ~7; i >= 0; i -= 8) {
+            __mmask8 these = (__mmask8)(moved >> i);
+            _mm512_mask_storeu_epi64(starts + i, these, _mm512_maskz_loadu_epi64(these, starts + i - by));
+        }
+    else if (by < 0)
+        for (int i = 0; i <= last; i += 8) {
+            __mmask8 these = (__mmask8)(moved >> i);
+            _mm512_mask_storeu_epi64(starts + i, these, _mm512_maskz_loadu_epi64(these, starts + i - by));
+        }
+    _mm512_mask_storeu_epi8(to, kvmattr_bits_avx512(0, now), all);
+    for (unsigned i = 0; i < added; i++) {
+        starts[at - 1 + i] = splice->starts[i];
+        to[at + i] = splice->values[i];
+    }
+}
+
 static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_spread_avx512, kvmattr_pack_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
     kvmattr_changes_avx512, kvmattr_relate_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_lost_avx512,
     kvmattr_take_avx512,
-    kvmattr_read_off_avx512,
+    kvmattr_read_off_avx512, kvmattr_splice_avx512,
 };
 
 #endif /* KVMATTR_KERNELS_AVX512_H */

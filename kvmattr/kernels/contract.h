@@ -68,6 +68,14 @@ static inline uint8_t *kvmattr_list_values(const kvmattr_list *list, int count)
     return (uint8_t *)(list->starts + count - 1);
 }
 
+/* What becomes of runs when some of their pages get one value: from number `at` on, which is not 0, `gone` of them go and
+ * `added` come in their place. */
+typedef struct kvmattr_splice {
+    int at, gone, added;
+    uint64_t starts[2];
+    uint8_t values[2];
+} kvmattr_splice;
+
 /* A whole map of few runs, for look-ups of many pages: where the runs begin but the first one, after the last of them
  * gfns that no page has, and the attributes. */
 enum { KVMATTR_RULER_RUNS = 512 };
@@ -274,6 +282,9 @@ typedef struct kvmattr_kernels {
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
     /* The same by a ruler; `ahead` as in a walk. */
     void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out, size_t n);
+    /* Splice `count` runs where they lie: the starts of all but the first, and the values, which go to `to`. There is room
+     * for what comes; `to` is as far from `values` as the starts' end moves, or not at all. At most KVMATTR_LIST_RUNS. */
+    void (*splice)(const kvmattr_splice *splice, size_t count, uint64_t *starts, uint8_t *values, uint8_t *to);
 } kvmattr_kernels;
 
 static inline uint64_t kvmattr_load64(const void *p)

@@ -383,13 +383,34 @@ KVMATTR_NODES(portable, )
 
 #include "plain_walk.h"
 
+static void kvmattr_splice_portable(const kvmattr_splice *splice, size_t count, uint64_t *starts, uint8_t *values,
+                                    uint8_t *to)
+{
+    size_t at = (size_t)splice->at, gone = (size_t)splice->gone, added = (size_t)splice->added;
+    size_t tail = count - gone - at;
+    /* The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning. */
+    if (added > gone) {
+        memmove(to + at + added, values + at + gone, tail);
+        memmove(to, values, at);
+        memmove(starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
+    } else if (added < gone) {
+        memmove(starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
+        memmove(to, values, at);
+        memmove(to + at + added, values + at + gone, tail);
+    }
+    for (size_t i = 0; i < added; i++) {
+        starts[at - 1 + i] = splice->starts[i];
+        to[at + i] = splice->values[i];
+    }
+}
+
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_spread_portable, kvmattr_pack_portable, kvmattr_affine_portable,
     kvmattr_match_portable, kvmattr_changes_portable, kvmattr_relate_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_lost_portable,
     kvmattr_take_portable,
-    kvmattr_read_off_portable,
+    kvmattr_read_off_portable, kvmattr_splice_portable,
 };
 
 #endif /* KVMATTR_KERNELS_PLAIN_H */
