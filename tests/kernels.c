@@ -414,29 +414,27 @@ static kvmattr_walk some_walk(int pending)
     return walk;
 }
 
-/* A page, mostly of a block that is mixed or of a run list where the root is a node. */
+/* A page, mostly of a block that is mixed or of a run list below a node. */
 static uint64_t some_gfn(const kvmattr_walk *walk, uint64_t pages)
 {
-    uint64_t gfn = below(pages);
-    for (int tries = 0; tries < 20; tries++) {
-        uint64_t entry = walk->root, at = least(gfn, walk->span - 1);
-        int level = walk->level;
-        while (level > 2 && (uint32_t)entry && (entry & 511) == 0) {
-            entry = kvmattr_words(bias, (uint32_t)entry)[at >> (9 * (level - 2)) & 511];
-            level--;
-        }
-        if ((uint32_t)entry && level > 2 && level < walk->level && below(2)) {      /* the first page of a run */
-            const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(bias, (uint32_t)entry);
-            uint64_t span = (uint64_t)1 << (9 * (level - 1));
-            return (at & ~(span - 1)) + list->starts[below(list->count - 1u)];
-        }
-        if ((uint32_t)entry && (level == 2 || level < walk->level))
-            break;
-        gfn = below(pages);
-        if (level > 2 || tries > 10)
-            gfn &= walk->span - 1;
+    uint64_t entry = walk->root, at = 0;
+    int level = walk->level;
+    if (below(8) == 0)
+        return below(pages);
+    while (level > 2 && (uint32_t)entry && (entry & 511) == 0) {
+        const uint64_t *entries = kvmattr_words(bias, (uint32_t)entry);
+        unsigned child = (unsigned)below(512);
+        for (int tries = 0; tries < 512 && !(uint32_t)entries[child]; tries++)
+            child = (child + 1) % 512;
+        at += (uint64_t)child << (9 * (level - 2));
+        entry = entries[child];
+        level--;
     }
-    return gfn;
+    if ((uint32_t)entry && level > 2 && level < walk->level && below(2)) {      /* the first page of a run */
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(bias, (uint32_t)entry);
+        return at + list->starts[below(list->count - 1u)];
+    }
+    return at + below((uint64_t)1 << (9 * (level - 1)));
 }
 
 static void test_take(void)
@@ -446,8 +444,11 @@ static void test_take(void)
     static uint8_t out[MOST + 1];
     kvmattr_walk walk = some_walk(1);
     size_t n = below(below(3) ? 300 : MOST);
-    for (size_t i = 0; i < n; i++)
-        gfns[i] = some_gfn(&walk, walk.span + (below(3) ? 0 : 1000));
+    for (size_t i = 0, same = 0; i < n; i++) {
+        if (i % 8 == 0)
+            same = below(3) == 0;               /* eight times one page, as nothing else is near it then */
+        gfns[i] = same && i % 8 ? gfns[i - 1] : some_gfn(&walk, walk.span + (below(3) ? 0 : 1000));
+    }
     out[n] = 0xaa;
     set->take(&walk, gfns, out, n);
     for (size_t i = 0; i < n; i++) {
@@ -579,7 +580,7 @@ static void test_locate(void)
     uint64_t gfns[KVMATTR_LOCATED], block;
     uint8_t keep[KVMATTR_LOCATED], toggle[KVMATTR_LOCATED], before[512];
     kvmattr_located located;
-    kvmattr_walk walk = some_walk(below(4) == 0);
+    kvmattr_walk walk = some_walk(below(3) != 0);
     int n = 1 + (int)below(KVMATTR_LOCATED);
     size_t step = below(2);
     uint64_t last = below(2) ? walk.span - 1 : below(walk.span);

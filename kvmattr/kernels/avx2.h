@@ -75,7 +75,7 @@ KVMATTR_AVX2 static inline uint8_t kvmattr_line_raw_avx2(const kvmattr_line *lin
     return line->values[KVMATTR_LINE_STARTS - bits / 2];
 }
 
-KVMATTR_TAKE_LINES(avx2, KVMATTR_AVX2, kvmattr_line_raw_avx2)
+KVMATTR_FEW_LINES(avx2, KVMATTR_AVX2, kvmattr_line_raw_avx2)
 
 /* Four-lane gathers are no faster than the plain walks (measured), so these stay. */
 KVMATTR_WALKS(avx2, KVMATTR_AVX2)

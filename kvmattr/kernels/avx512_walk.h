@@ -271,7 +271,7 @@ KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, 
 }
 
 /* A group has a turn at each level; in the next its words are asked for, and in the one after that they are read. */
-enum { KVMATTR_MOST_LEVELS = 7, KVMATTR_RING = KVMATTR_MOST_LEVELS + 1 };
+enum { KVMATTR_RING = KVMATTR_MOST_LEVELS + 1 };
 
 KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_take_groups(int levels, const kvmattr_walk *walk, const uint64_t *gfns,
                                                        uint8_t *out, size_t count)
@@ -283,7 +283,7 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_take_groups(int levels, const kvmattr
         const size_t asked = turn - (turns - 2), read = turn - (turns - 1);     /* beyond any count: none yet */
         kvmattr_group *now = &ring[read % KVMATTR_RING];
         for (int v = 0; v < KVMATTR_VECTORS; v++) {
-#pragma GCC unroll 8
+            KVMATTR_UNROLL_LEVELS
             for (int level = levels; level >= 2; level--) {
                 size_t coming = turn - (size_t)(levels - level);
                 if (coming < count)
@@ -322,14 +322,7 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         kvmattr_take_avx2(walk, gfns, out, n);
         return;
     }
-    switch (walk->level) {
-    case 2: kvmattr_take_groups(2, walk, gfns, out, count); break;
-    case 3: kvmattr_take_groups(3, walk, gfns, out, count); break;
-    case 4: kvmattr_take_groups(4, walk, gfns, out, count); break;
-    case 5: kvmattr_take_groups(5, walk, gfns, out, count); break;
-    case 6: kvmattr_take_groups(6, walk, gfns, out, count); break;
-    default: kvmattr_take_groups(KVMATTR_MOST_LEVELS, walk, gfns, out, count); break;
-    }
+    KVMATTR_BY_LEVELS(walk->level, kvmattr_take_groups, walk, gfns, out, count)
     kvmattr_take_avx2(walk, gfns + (n - rest), out + (n - rest), rest);
 }
 

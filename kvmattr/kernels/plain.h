@@ -19,6 +19,15 @@ static void kvmattr_fill_spread(void)
 }
 
 #define KVMATTR_INLINE static inline __attribute__((always_inline))
+/* What a loop seldom needs: its registers are not the loop's. */
+#define KVMATTR_RARE __attribute__((noinline))
+#if defined(__clang__)
+#define KVMATTR_UNROLL_LEVELS _Pragma("clang loop unroll(full)")
+#define KVMATTR_UNROLL_PAIRS _Pragma("clang loop unroll_count(2)")
+#else
+#define KVMATTR_UNROLL_LEVELS _Pragma("GCC unroll 8")
+#define KVMATTR_UNROLL_PAIRS _Pragma("GCC unroll 2")
+#endif
 
 /* ---- also recompiled for AVX2 and AVX-512, where the compiler's own vectors are as good as ours ---- */
 

@@ -1,8 +1,8 @@
 /* The walks down to many pages, in plain C. Included by plain.h.
  *
- * Groups of 64 pages go down together, one level after the other, in short loops: the loads of one page do not wait for
- * those of another. What is rare below a node, a pending operation, a run list, a page beyond the root, is only looked for,
- * in all pages of a group at once, and put right when it is there.
+ * Pages go down together, in short loops: the loads of one page do not wait for those of another. What is rare below a node,
+ * a pending operation, a run list, a page beyond the root, is only looked for, in several pages at once, and put right when
+ * it is there.
  */
 #ifndef KVMATTR_KERNELS_PLAIN_WALK_H
 #define KVMATTR_KERNELS_PLAIN_WALK_H
@@ -15,101 +15,11 @@ enum { KVMATTR_GROUP = 64 };
 #define KVMATTR_OPERATION 0xffff00000000
 #define KVMATTR_IN_NODE 511
 
-/* A group on its way: the entries of its pages at the level that they have come to. */
-typedef struct kvmattr_plain_group {
-    uint64_t entries[KVMATTR_GROUP];
-    uint64_t beyond;            /* pages beyond the root */
-    uint64_t listed;            /* pages whose way leads to a run list */
-    int operates;               /* whether the entries above do anything: (page & keep) ^ toggle */
-    uint8_t keep[KVMATTR_GROUP], toggle[KVMATTR_GROUP];
-} kvmattr_plain_group;
-
 /* An index or an address for a load by itself: of a loop of loads the compiler would make a gather. */
 static inline uintptr_t kvmattr_by_itself(uintptr_t at)
 {
     __asm__("" : "+r"(at));
     return at;
-}
-
-KVMATTR_INLINE void kvmattr_operate(kvmattr_plain_group *group, int n, uint8_t keep, uint8_t toggle)
-{
-    memset(group->keep, keep, (size_t)n);
-    memset(group->toggle, toggle, (size_t)n);
-    group->operates = 1;
-}
-
-/* What becomes of an entry that leads to a run list, for one page: the uniform entry of the page's value. */
-static inline uint64_t kvmattr_listed_entry(uint64_t entry, uint8_t raw)
-{
-    return (entry >> KVMATTR_K & raw) << KVMATTR_X ^ (entry & (uint64_t)0xff << KVMATTR_X);
-}
-
-/* The same for the pages of a group whose bits are set in `listed`, at one level. */
-static void kvmattr_look_in_lists(const kvmattr_walk *walk, const uint64_t *gfns, int level, uint64_t listed,
-                                  uint64_t *entries)
-{
-    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
-    for (; listed; listed &= listed - 1) {
-        int i = kvmattr_first_bit(listed);
-        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
-        entries[i] = kvmattr_listed_entry(entries[i], kvmattr_list_raw(list, gfns[i] & inside));
-    }
-}
-
-/* Down to level 2. Pages beyond the root go on as if it were larger, and those in run lists in the page of zeros: with
- * their values, if `look`. */
-KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *gfns, int n, int levels, int look,
-                                      kvmattr_plain_group *group)
-{
-    const uintptr_t *bias = walk->bias;
-    const uint64_t root = walk->root, span = walk->span;
-    const int listed = levels > 2 && (root & KVMATTR_IN_NODE);
-    const uint64_t *top = kvmattr_words(bias, listed ? 0 : (uint32_t)root);
-    uint64_t all = 0, *entries = group->entries;
-    group->listed = listed ? ~(uint64_t)0 : 0;
-    group->beyond = 0;
-    group->operates = 0;
-    for (int i = 0; i < n; i += 8)
-        kvmattr_prefetch_gfns(gfns + i, walk->ahead);
-    for (int i = 0; i < n; i++) {
-        all |= gfns[i];
-        entries[i] = root;
-        if (levels > 2)
-            entries[i] = top[kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(levels - 1)) & 511)];
-    }
-    if (all >= span)            /* a power of two */
-        for (int i = 0; i < n; i++)
-            group->beyond |= (uint64_t)(gfns[i] >= span) << i;
-    if (levels > 2 && (root & KVMATTR_OPERATION) != KVMATTR_NO_OPERATION)
-        kvmattr_operate(group, n, (uint8_t)(root >> KVMATTR_K), (uint8_t)(root >> KVMATTR_X));
-    for (int level = levels - 1; level > 2; level--) {
-        uint64_t different = 0, in_lists = 0;
-        for (int i = 0; i < n; i++)
-            different |= entries[i] ^ KVMATTR_NO_OPERATION;
-        if (different & KVMATTR_IN_NODE) {
-            for (int i = 0; i < n; i++)
-                in_lists |= (uint64_t)((entries[i] & KVMATTR_IN_NODE) != 0) << i;
-            group->listed |= in_lists;
-            if (look) {
-                kvmattr_look_in_lists(walk, gfns, level, in_lists, entries);
-                different |= KVMATTR_OPERATION;
-            }
-        }
-        if (different & KVMATTR_OPERATION) {
-            if (!group->operates)
-                kvmattr_operate(group, n, 0xff, 0);
-            for (int i = 0; i < n; i++) {
-                group->toggle[i] ^= (uint8_t)(entries[i] >> KVMATTR_X) & group->keep[i];
-                group->keep[i] &= (uint8_t)(entries[i] >> KVMATTR_K);
-            }
-        }
-        if (in_lists && !look)
-            for (int i = 0; i < n; i++)
-                entries[i] = in_lists >> i & 1 ? 0 : entries[i];
-        for (int i = 0; i < n; i++)
-            entries[i] = kvmattr_words(bias, (uint32_t)entries[i])
-                [kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(level - 1)) & 511)];
-    }
 }
 
 /* The word that holds a page's field; of a run line some word. */
@@ -118,33 +28,137 @@ static inline uint64_t *kvmattr_word_of(const uintptr_t *bias, uint64_t entry, u
     return kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG) + ((gfn & 511) << (entry & 3) >> 6);
 }
 
-/* ---- take ---- */
+/* ---- take ----
+ *
+ * Eight pages go down together, and several eights are on their way at once, each KVMATTR_BETWEEN behind the one that is a
+ * level below it. Where they go next is asked for when they come to a level: so the requests are spread over the work, and
+ * what is loaded is near. */
+enum { KVMATTR_FEW = 8, KVMATTR_BETWEEN = 4, KVMATTR_MOST_LEVELS = 7, KVMATTR_FEWS = 32 };
 
-/* Pages of a group whose bits are set in `which` lie in run lines, named by their entries; k and x are what is to be done
- * to the raw values. First the lines are asked for. */
-typedef void kvmattr_take_lines(const kvmattr_walk *walk, const uint64_t *gfns, const uint64_t *entries, uint64_t which,
-                                const uint8_t *k, const uint8_t *x, uint8_t *out);
+typedef struct kvmattr_few {
+    uint64_t entries[KVMATTR_FEW];      /* at the level that they have come to */
+    const uint64_t *next[KVMATTR_FEW];  /* where these lead to: entries of the next level, or words */
+    uint64_t different;                 /* how some of the entries are not as those that lead to nodes and nothing else */
+} kvmattr_few;
+
+/* An entry whose k and x are (own & k above) ^ x above: what is above and it do, in one. */
+static inline uint64_t kvmattr_composed_entry(uint64_t above, uint64_t entry)
+{
+    uint64_t k = above & (uint64_t)0xff << KVMATTR_K;
+    return (entry & (k | k << (KVMATTR_X - KVMATTR_K) | 0xffffffff)) ^ (above & (uint64_t)0xff << KVMATTR_X);
+}
+
+/* What becomes of an entry that leads to a run list, for one page: the uniform entry of the page's value. */
+static inline uint64_t kvmattr_listed_entry(uint64_t entry, uint8_t raw)
+{
+    return (entry >> KVMATTR_K & raw) << KVMATTR_X ^ (entry & (uint64_t)0xff << KVMATTR_X);
+}
+
+/* Where something is pending, the next entries are replaced by what they and those above them do. */
+static KVMATTR_RARE void kvmattr_few_operate(kvmattr_few *few)
+{
+    for (int i = 0; i < KVMATTR_FEW; i++) {
+        few->entries[i] = kvmattr_composed_entry(few->entries[i], *few->next[i]);
+        few->next[i] = &few->entries[i];
+    }
+}
+
+/* Pages in run lists go on in the page of zeros, with their values. */
+static KVMATTR_RARE void kvmattr_few_in_lists(const kvmattr_walk *walk, const uint64_t *gfns, int level, kvmattr_few *few)
+{
+    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
+    for (int i = 0; i < KVMATTR_FEW; i++)
+        if (few->entries[i] & KVMATTR_IN_NODE) {
+            const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)few->entries[i]);
+            few->entries[i] = kvmattr_listed_entry(few->entries[i], kvmattr_list_raw(list, gfns[i] & inside));
+            few->next[i] = kvmattr_words(walk->bias, 0);
+        }
+    few->different |= KVMATTR_OPERATION;
+}
+
+/* Where the entries of a level are, for a page, below an entry of the level above it. */
+static inline const uint64_t *kvmattr_entry_of(const uintptr_t *bias, uint64_t entry, int level, uint64_t gfn)
+{
+    return kvmattr_words(bias, (uint32_t)entry) + (gfn >> KVMATTR_LEVEL_SHIFT(level) & 511);
+}
+
+/* From the root, to the entries below it; a root of level 2 is its only entry. */
+KVMATTR_INLINE void kvmattr_few_enter(int levels, const kvmattr_walk *walk, const uint64_t *gfns, kvmattr_few *few)
+{
+    kvmattr_prefetch_gfns(gfns, walk->ahead);
+    few->different = levels > 2 ? (walk->root ^ KVMATTR_NO_OPERATION) & KVMATTR_OPERATION : 0;
+    if (few->different)
+        for (int i = 0; i < KVMATTR_FEW; i++)
+            few->entries[i] = walk->root;
+    for (int i = 0; i < KVMATTR_FEW; i++)
+        few->next[i] = levels > 2 ? kvmattr_entry_of(walk->bias, walk->root, levels - 1, gfns[i]) : &walk->root;
+}
+
+KVMATTR_INLINE void kvmattr_few_come_to(int level, const kvmattr_walk *walk, const uint64_t *gfns, kvmattr_few *few)
+{
+    const uintptr_t *bias = walk->bias;
+    uint64_t different = 0;
+    if (few->different & KVMATTR_OPERATION)
+        kvmattr_few_operate(few);
+    KVMATTR_UNROLL_PAIRS
+    for (int i = 0; i < KVMATTR_FEW; i++) {
+        uint64_t entry = *few->next[i];
+        const uint64_t *next = level > 2 ? kvmattr_entry_of(bias, entry, level - 1, gfns[i])
+                                         : kvmattr_word_of(bias, entry, gfns[i]);
+        few->entries[i] = entry;
+        few->next[i] = next;
+        kvmattr_prefetch(next);
+        different |= entry ^ KVMATTR_NO_OPERATION;
+    }
+    few->different = different;
+    if (level > 2 && different & KVMATTR_IN_NODE)
+        kvmattr_few_in_lists(walk, gfns, level, few);
+}
+
+static KVMATTR_RARE void kvmattr_few_beyond(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out)
+{
+    for (int i = 0; i < KVMATTR_FEW; i++)
+        out[i] = gfns[i] < walk->span ? out[i] : walk->rest;
+}
+
+/* The pages of a few that lie in run lines. */
+typedef void kvmattr_few_lines(const kvmattr_walk *walk, const uint64_t *gfns, const kvmattr_few *few, uint8_t *out);
+
+#define KVMATTR_FEW_LINES(NAME, TARGET, LINE_RAW)                                                            \
+    TARGET static KVMATTR_RARE void kvmattr_few_lines_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, \
+                                                             const kvmattr_few *few, uint8_t *out)           \
+    {                                                                                                        \
+        for (int i = 0; i < KVMATTR_FEW; i++) {                                                              \
+            uint64_t entry = few->entries[i];                                                                \
+            if (entry & KVMATTR_LINE)                                                                        \
+                out[i] = (uint8_t)((LINE_RAW(kvmattr_entry_line(walk, entry), (uint32_t)(gfns[i] & 511)) &   \
+                                    (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));                           \
+        }                                                                                                    \
+    }
 
 static inline const kvmattr_line *kvmattr_entry_line(const kvmattr_walk *walk, uint64_t entry)
 {
     return (const kvmattr_line *)kvmattr_words(walk->bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);
 }
 
-#define KVMATTR_TAKE_LINES(NAME, TARGET, LINE_RAW)                                                           \
-    TARGET static void kvmattr_take_lines_##NAME(const kvmattr_walk *walk, const uint64_t *gfns,             \
-                                                 const uint64_t *entries, uint64_t which, const uint8_t *k,  \
-                                                 const uint8_t *x, uint8_t *out)                             \
-    {                                                                                                        \
-        for (uint64_t left = which; left; left &= left - 1)                                                  \
-            kvmattr_prefetch(kvmattr_entry_line(walk, entries[kvmattr_first_bit(left)]));                       \
-        for (; which; which &= which - 1) {                                                                  \
-            int i = kvmattr_first_bit(which);                                                                \
-            uint8_t raw = LINE_RAW(kvmattr_entry_line(walk, entries[i]), (uint32_t)(gfns[i] & 511));            \
-            out[i] = (uint8_t)((raw & k[i]) ^ x[i]);                                                         \
-        }                                                                                                    \
-    }
+KVMATTR_FEW_LINES(portable, , kvmattr_line_raw)
 
-KVMATTR_TAKE_LINES(portable, , kvmattr_line_raw)
+KVMATTR_INLINE void kvmattr_few_read(const kvmattr_walk *walk, const uint64_t *gfns, const kvmattr_few *few,
+                                     uint8_t *out, kvmattr_few_lines *read_lines)
+{
+    uint64_t all = 0;
+    KVMATTR_UNROLL_PAIRS
+    for (int i = 0; i < KVMATTR_FEW; i++) {
+        uint64_t gfn = gfns[i], entry = few->entries[i], wide = entry & 3;
+        uint64_t field = *few->next[i] >> (gfn << wide & 63) & kvmattr_field_masks[wide];
+        out[i] = (uint8_t)(((entry >> KVMATTR_K) & (field * kvmattr_field_repeats[wide])) ^ (entry >> KVMATTR_X));
+        all |= gfn;
+    }
+    if (few->different & KVMATTR_LINE)
+        read_lines(walk, gfns, few, out);
+    if (all >= walk->span)      /* a power of two */
+        kvmattr_few_beyond(walk, gfns, out);
+}
 
 /* The root is a run list: a few big ranges. */
 static inline int kvmattr_root_is_list(const kvmattr_walk *walk)
@@ -160,44 +174,39 @@ KVMATTR_INLINE void kvmattr_take_from_list(const kvmattr_walk *walk, const uint6
         out[i] = gfns[i] < walk->span ? (uint8_t)((kvmattr_list_raw(list, gfns[i]) & k) ^ x) : walk->rest;
 }
 
-KVMATTR_INLINE void kvmattr_take_group(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, int n, int levels,
-                                       kvmattr_take_lines *take_lines)
+/* `count` times eight pages. The number of levels is a constant to the compiler. */
+KVMATTR_INLINE void kvmattr_take_fews(int levels, const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
+                                      size_t count, kvmattr_few_lines *read_lines)
 {
-    const uint64_t *where[KVMATTR_GROUP];
-    uint64_t any = 0, lines = 0;
-    kvmattr_plain_group group;
-    kvmattr_walk_down(walk, gfns, n, levels, 1, &group);
-    for (int i = 0; i < n; i++) {
-        any |= group.entries[i];
-        where[i] = kvmattr_word_of(walk->bias, group.entries[i], gfns[i]);
-        /* Up to a GiB of pages has its leaves in 32 KiB, which come near by themselves. */
-        if (levels > 3)
-            kvmattr_prefetch(where[i]);
-    }
-    if (any & KVMATTR_LINE)
-        for (int i = 0; i < n; i++)
-            lines |= (group.entries[i] >> 2 & 1) << i;
-    for (int i = 0; i < n; i++) {
-        uint64_t word = *(const uint64_t *)kvmattr_by_itself((uintptr_t)where[i]), entry = group.entries[i];
-        uint64_t field = word >> (gfns[i] << (entry & 3) & 63) & kvmattr_field_masks[entry & 3];
-        out[i] = (uint8_t)(((entry >> KVMATTR_K) & (field * kvmattr_field_repeats[entry & 3])) ^ (entry >> KVMATTR_X));
-    }
-    if (group.operates)
-        for (int i = 0; i < n; i++)
-            out[i] = (uint8_t)((out[i] & group.keep[i]) ^ group.toggle[i]);
-    if (lines) {
-        uint8_t k[KVMATTR_GROUP], x[KVMATTR_GROUP];
-        if (!group.operates)
-            kvmattr_operate(&group, n, 0xff, 0);
-        for (int i = 0; i < n; i++) {
-            k[i] = (uint8_t)(group.entries[i] >> KVMATTR_K) & group.keep[i];
-            x[i] = (uint8_t)(((group.entries[i] >> KVMATTR_X) & group.keep[i]) ^ group.toggle[i]);
+    const int first = levels > 2 ? levels - 1 : 2;      /* the level that is come to first */
+    const size_t way = KVMATTR_BETWEEN * (size_t)(first - 1);
+    kvmattr_few fews[KVMATTR_FEWS];
+    for (size_t turn = 0; turn < count + way; turn++) {
+        size_t read = turn - way;               /* beyond the count: none yet */
+        if (read < count)
+            kvmattr_few_read(walk, gfns + KVMATTR_FEW * read, &fews[read % KVMATTR_FEWS], out + KVMATTR_FEW * read,
+                             read_lines);
+        if (turn < count)
+            kvmattr_few_enter(levels, walk, gfns + KVMATTR_FEW * turn, &fews[turn % KVMATTR_FEWS]);
+        KVMATTR_UNROLL_LEVELS
+        for (int level = first; level >= 2; level--) {
+            size_t coming = turn - KVMATTR_BETWEEN * (size_t)(first - level);
+            if (coming < count)
+                kvmattr_few_come_to(level, walk, gfns + KVMATTR_FEW * coming, &fews[coming % KVMATTR_FEWS]);
         }
-        take_lines(walk, gfns, group.entries, lines, k, x, out);
     }
-    for (; group.beyond; group.beyond &= group.beyond - 1)
-        out[kvmattr_first_bit(group.beyond)] = walk->rest;
 }
+
+/* DO with the number of levels as a constant. */
+#define KVMATTR_BY_LEVELS(LEVELS, DO, ...)                                                                   \
+    switch (LEVELS) {                                                                                        \
+    case 2: DO(2, __VA_ARGS__); break;                                                                       \
+    case 3: DO(3, __VA_ARGS__); break;                                                                       \
+    case 4: DO(4, __VA_ARGS__); break;                                                                       \
+    case 5: DO(5, __VA_ARGS__); break;                                                                       \
+    case 6: DO(6, __VA_ARGS__); break;                                                                       \
+    default: DO(KVMATTR_MOST_LEVELS, __VA_ARGS__); break;                                                    \
+    }
 
 /* ---- by a ruler ---- */
 
@@ -232,17 +241,56 @@ KVMATTR_READ_OFF(portable, )
 
 /* ---- locate ---- */
 
+/* A group that has come to level 2: the entries of its pages, and which pages are away, as nothing but nodes must be above
+ * them. Pages beyond the root go on as if it were larger, and those in run lists in the page of zeros. */
+typedef struct kvmattr_plain_group {
+    uint64_t entries[KVMATTR_GROUP];
+    uint64_t away;
+} kvmattr_plain_group;
+
+KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *gfns, int n, int levels,
+                                      kvmattr_plain_group *group)
+{
+    const uintptr_t *bias = walk->bias;
+    const uint64_t root = walk->root, span = walk->span, looked_at = KVMATTR_OPERATION | KVMATTR_IN_NODE;
+    const int listed = levels > 2 && (root & KVMATTR_IN_NODE);
+    const uint64_t *top = kvmattr_words(bias, listed ? 0 : (uint32_t)root);
+    uint64_t all = 0, *entries = group->entries;
+    group->away = levels > 2 && (root & looked_at) != KVMATTR_NO_OPERATION ? ~(uint64_t)0 : 0;
+    for (int i = 0; i < n; i += 8)
+        kvmattr_prefetch_gfns(gfns + i, walk->ahead);
+    for (int i = 0; i < n; i++) {
+        all |= gfns[i];
+        entries[i] = root;
+        if (levels > 2)
+            entries[i] = top[kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(levels - 1)) & 511)];
+    }
+    if (all >= span)            /* a power of two */
+        for (int i = 0; i < n; i++)
+            group->away |= (uint64_t)(gfns[i] >= span) << i;
+    for (int level = levels - 1; level > 2; level--) {
+        uint64_t different = 0;
+        for (int i = 0; i < n; i++)
+            different |= entries[i] ^ KVMATTR_NO_OPERATION;
+        if (different & looked_at)
+            for (int i = 0; i < n; i++) {
+                group->away |= (uint64_t)((entries[i] & looked_at) != KVMATTR_NO_OPERATION) << i;
+                entries[i] = entries[i] & KVMATTR_IN_NODE ? 0 : entries[i];
+            }
+        for (int i = 0; i < n; i++)
+            entries[i] = kvmattr_words(bias, (uint32_t)entries[i])
+                [kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(level - 1)) & 511)];
+    }
+}
+
 KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *ks,
                                          const uint8_t *xs, size_t step, uint64_t last, kvmattr_located *located,
                                          int levels)
 {
     uint64_t away, firsts = 0;
     kvmattr_plain_group group;
-    kvmattr_walk_down(walk, gfns, n, levels, 0, &group);
-    away = group.beyond | group.listed;
-    if (group.operates)
-        for (int i = 0; i < n; i++)
-            away |= (uint64_t)(group.keep[i] != 0xff || group.toggle[i]) << i;
+    kvmattr_walk_down(walk, gfns, n, levels, &group);
+    away = group.away;
     for (int i = 0; i < n; i++) {
         uint64_t gfn = gfns[i], entry = group.entries[i];
         uint8_t keep = ks[i * step], toggle = xs[i * step], clear, flip;
@@ -277,22 +325,24 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
 
 KVMATTR_LOST(portable, )
 
-/* The size of a whole group is a constant for what is read. */
+/* What is left of eights of pages is filled up. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
                                            size_t n)                                                         \
     {                                                                                                        \
+        const size_t rest = n % KVMATTR_FEW;                                                                 \
         if (n && kvmattr_root_is_list(walk)) {                                                               \
             kvmattr_take_from_list(walk, gfns, out, n);                                                      \
             return;                                                                                          \
         }                                                                                                    \
-        for (; n; gfns += KVMATTR_GROUP, out += KVMATTR_GROUP) {                                             \
-            int some = n < KVMATTR_GROUP ? (int)n : KVMATTR_GROUP;                                           \
-            if (some == KVMATTR_GROUP)                                                                       \
-                kvmattr_take_group(walk, gfns, out, KVMATTR_GROUP, walk->level, kvmattr_take_lines_##NAME);  \
-            else                                                                                             \
-                kvmattr_take_group(walk, gfns, out, some, walk->level, kvmattr_take_lines_##NAME);           \
-            n -= (size_t)some;                                                                               \
+        KVMATTR_BY_LEVELS(walk->level, kvmattr_take_fews, walk, gfns, out, n / KVMATTR_FEW,                  \
+                          kvmattr_few_lines_##NAME)                                                          \
+        if (rest) {                                                                                          \
+            uint64_t filled[KVMATTR_FEW] = {0};                                                              \
+            uint8_t values[KVMATTR_FEW];                                                                     \
+            memcpy(filled, gfns + n - rest, rest * sizeof *gfns);                                            \
+            kvmattr_take_##NAME(walk, filled, values, KVMATTR_FEW);                                          \
+            memcpy(out + n - rest, values, rest);                                                            \
         }                                                                                                    \
     }                                                                                                        \
     TARGET static void kvmattr_locate_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,          \
