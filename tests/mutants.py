@@ -53,7 +53,7 @@ KERNELS = [
     Mutant("a run line's page before its run", "kernels/contract.h", "(line->starts[i] <= (int16_t)page)",
            "(line->starts[i] < (int16_t)page)"),
     Mutant("a run list's page before its run", "kernels/contract.h",
-           "(list->starts[low + half - 1] <= page)", "(list->starts[low + half - 1] < page)"),
+           "(starts[low + half - 1] <= page)", "(starts[low + half - 1] < page)"),
     Mutant("writing located pages counts all", "kernels/contract.h", "sum += word != old;", "sum += 1;"),
     Mutant("a located page keeps other fields", "kernels/plain_walk.h",
            "located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);", "located->keep[i] = ~KVMATTR_REPEAT(clear);"),
