@@ -78,6 +78,11 @@ def told(folder: Path) -> None:
         writing.tell("test", ["a"], [CannotWrite.reason("b", 28, "is full")])
 
 
+def named(folder: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()), writing.named_stdout():
+        print("words")
+
+
 def outputs(folder: Path, *steps: str) -> None:
     asked = Asked(folder)
     with contextlib.redirect_stderr(io.StringIO()):
@@ -109,6 +114,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "measure.writing.write: a device": to_a_device,
     "measure.writing.write_each": each,
     "measure.writing.tell": told,
+    "measure.writing.named_stdout": named,
     "measure.writing.opened": in_parts,
     "measure.writing.opened: in place": in_place,
     "trace.writing.open_text": as_text,
