@@ -449,6 +449,8 @@ static void test_take(void)
             same = below(3) == 0;               /* eight times one page, as nothing else is near it then */
         gfns[i] = same && i % 8 ? gfns[i - 1] : some_gfn(&walk, walk.span + (below(3) ? 0 : 1000));
     }
+    if (n)
+        gfns[below(n)] = walk.span - below(2);      /* the last page below the root, or the first beyond it */
     out[n] = 0xaa;
     set->take(&walk, gfns, out, n);
     for (size_t i = 0; i < n; i++) {
