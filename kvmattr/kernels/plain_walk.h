@@ -128,11 +128,14 @@ typedef void kvmattr_few_lines(const kvmattr_walk *walk, const uint64_t *gfns, c
     TARGET static KVMATTR_RARE void kvmattr_few_lines_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, \
                                                              const kvmattr_few *few, uint8_t *out)           \
     {                                                                                                        \
-        for (int i = 0; i < KVMATTR_FEW; i++) {                                                              \
+        unsigned lines = 0;                                                                                  \
+        for (int i = 0; i < KVMATTR_FEW; i++)                                                                \
+            lines |= (unsigned)(few->entries[i] / KVMATTR_LINE & 1) << i;                                    \
+        for (; lines; lines &= lines - 1) {                                                                  \
+            int i = kvmattr_first_bit(lines);                                                                \
             uint64_t entry = few->entries[i];                                                                \
-            if (entry & KVMATTR_LINE)                                                                        \
-                out[i] = (uint8_t)((LINE_RAW(kvmattr_entry_line(walk, entry), (uint32_t)(gfns[i] & 511)) &   \
-                                    (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));                           \
+            out[i] = (uint8_t)((LINE_RAW(kvmattr_entry_line(walk, entry), (uint32_t)(gfns[i] & 511)) &       \
+                                (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));                               \
         }                                                                                                    \
     }
 
