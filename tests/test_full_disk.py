@@ -7,6 +7,7 @@ is beside it, and the error is one line. Recordings are written in place (docs/t
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,8 @@ def twice(folder: Path, *words: object) -> dict[str, Any]:
     disk = folder / "disk"
     disk.mkdir()
     done = subprocess.run(["unshare", "-rm", sys.executable, "-c", TWICE, disk, sys.executable, "-m", "kvmattr",
-                           *map(str, words)], capture_output=True, text=True, timeout=300)
+                           *map(str, words)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
