@@ -1,3 +1,4 @@
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from typing import Any, Final, SupportsIndex, final, overload
@@ -15,6 +16,7 @@ GFN_LIMIT: Final[int]
 C_API: Final[object]
 
 _Progress = Callable[[int, int], object]
+_Gfns = list[int] | range | memoryview | array[int] | NDArray[Any]       # and what has __array__, as a Series
 _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
 @final
@@ -128,9 +130,9 @@ class AttributeMap:
         r"""Update the pages whose bit is 1; the number of pages that changed. Without the GIL.
 
         bits: packed little-endian, bit i of the array is page start + i, as in QEMU's and KVM's dirty logs; a
-        uint8 or uint64 array or any buffer of bytes. attributes, operation and mask are scalars. npages: how many
-        bits count, None for all. Cost: blocks with set bits. A set bit beyond npages or the map is a ValueError. Stops
-        as ``update_many`` does.
+        uint8 or uint64 array or any buffer of bytes. attributes, operation and mask: one for all, or arrays with a cell
+        for each bit, which cost as ``put``. npages: how many bits count, None for all. Cost: blocks with set bits. A
+        set bit beyond npages or the map is a ValueError. Stops as ``update_many`` does.
 
         >>> m = AttributeMap(1000)
         >>> m.put_bitmap(8, b"\x05", 3), m.runs(8, 12)["attributes"].tolist()
@@ -358,10 +360,10 @@ class AttributeMap:
         npages: SupportsIndex | None = None,
         default: SupportsIndex = 0,
     ) -> AttributeMap:
-        """A map made of runs, an array as ``runs()`` gives it or rows of (start, stop, attributes).
+        """A map made of runs: an array as of ``runs()``, a DataFrame as of ``to_frame()``, or rows of three.
 
-        npages: None for the largest stop. Pages that no run names have the default; of runs that overlap the later
-        one counts. Raises ValueError for a bad run.
+        A row is (start, stop, attributes). npages: None for the largest stop. Pages that no run names have the
+        default; of runs that overlap the later one counts. Raises ValueError for a bad run.
 
         >>> m = AttributeMap(1000); m[10:20] = 3
         >>> AttributeMap.from_runs(m.runs()) == m
@@ -447,15 +449,16 @@ class AttributeMap:
     @overload
     def __getitem__(self, key: int | np.integer[Any], /) -> int: ...
     @overload
-    def __getitem__(self, key: slice | list[int] | NDArray[Any], /) -> NDArray[np.uint8]: ...
-    def __setitem__(self, key: SupportsIndex | slice | list[int] | NDArray[Any], value: ArrayLike, /) -> None: ...
-    def __delitem__(self, key: SupportsIndex | slice | list[int] | NDArray[Any], /) -> None: ...
+    def __getitem__(self, key: slice | _Gfns, /) -> NDArray[np.uint8]: ...
+    def __setitem__(self, key: SupportsIndex | slice | _Gfns, value: ArrayLike, /) -> None: ...
+    def __delitem__(self, key: SupportsIndex | slice | _Gfns, /) -> None: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __copy__(self) -> AttributeMap: ...
     def __deepcopy__(self, memo: object) -> AttributeMap: ...
     __array_ufunc__: None
     __hash__: None  # type: ignore[assignment]
     __iter__: None
+    __reversed__: None
     __contains__: None
 
 def iterate_runs(snapshot: AttributeMap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -67,12 +67,16 @@ cdef MetadataKind metadata_kind(object name) except *:
 
 
 cdef object integers(object value, str name):
-    """An array of integers: their range is for the caller to check."""
-    array = np.asarray(value)
+    """An array of integers, ours, as another thread may change the caller's: their range is for us to check."""
+    array = np.array(value)
     if array.size == 0:
         return array.astype(np.int64)
-    if array.dtype.kind == "O" and all(isinstance(number, int) for number in array.flat):
-        return array        # integers beyond 64 bits: comparisons still hold
+    # numpy makes floats of its own signed and unsigned integers in one list.
+    given = np.array(value, dtype=object) if array.dtype.kind == "f" and isinstance(value, (list, tuple)) else array
+    if given.dtype.kind == "O" and all(isinstance(number, (int, np.integer)) for number in given.flat):
+        array = np.empty(given.size, dtype=object)      # integers beyond 64 bits: comparisons still hold
+        array[:] = list(map(int, given.flat))
+        return array.reshape(given.shape)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}: it must be an integer type")
     return array
@@ -103,5 +107,5 @@ cdef object batch_arrays(object starts, object stops, object attributes, object 
         byte(attributes[index], "attributes")
         operation_number(operation[index])
         byte(mask[index], "mask")
-    return (starts.astype(np.uint64), stops.astype(np.uint64),
-            *(array.astype(np.uint8) for array in (attributes, operation, mask)))
+    return (starts.astype(np.uint64, copy=False), stops.astype(np.uint64, copy=False),
+            *(array.astype(np.uint8, copy=False) for array in (attributes, operation, mask)))

@@ -25,7 +25,14 @@ cdef object INT64 = np.dtype(np.int64)
 cdef inline bint is_scalar(object value):
     if type(value) is NDARRAY:
         return value.ndim == 0
-    return isinstance(value, int) or isinstance(value, INTEGER) or np.ndim(value) == 0
+    if isinstance(value, int) or isinstance(value, INTEGER):
+        return True
+    return not isinstance(value, bytes) and np.ndim(value) == 0
+
+
+cdef inline bint is_page(object key):
+    """Whether what stands between brackets is one gfn, as for a list: an array without dimensions is an array."""
+    return isinstance(key, int) or (PyIndex_Check(key) and not isinstance(key, NDARRAY))
 
 
 cdef inline uint64_t gfn_of(object value, uint64_t pages) except? 0xffffffffffffffff:
@@ -78,8 +85,12 @@ cdef inline int operation_of(object value) except -1:
     if value is WRITE:
         return 0
     if kvmattr_integer(value, &number) or number < 0 or number > 2:
-        raise ValueError(f"operation {shown(value)} is none of WRITE = 0, OR = 1, AND = 2")
+        raise_operation(value, "operation")
     return <int>number
+
+
+cdef int raise_operation(object value, str name) except -1:
+    raise ValueError(f"{name} {shown(value)} is none of WRITE = 0, OR = 1, AND = 2")
 
 
 cdef int gfn_or_end(object value, uint64_t pages, uint64_t *result) except -1:
@@ -99,7 +110,10 @@ cdef object bounds_of(slice key, uint64_t pages):
 
 
 cdef object array_key(object key):
-    if isinstance(key, (list, np.ndarray)):
+    """The gfns of m[array]: whatever ``take`` reads, less what numpy would take for an axis, a name or a number."""
+    if isinstance(key, (list, NDARRAY, range)):
+        return key
+    if not isinstance(key, (bytes, bytearray, np.generic)) and (hasattr(key, "__array__") or PyObject_CheckBuffer(key)):
         return key
     raise TypeError(f"index must be an integer, a slice or an array of integers, not {type(key).__name__}")
 
@@ -126,15 +140,15 @@ cdef object integer_array(object values, str name):
     dtype = array.dtype
     if dtype is UINT64 or dtype is INT64 or dtype is UINT8 or dtype.kind in "ui":
         return array
-    if isinstance(values, (list, tuple)):
-        if array.size == 0:
-            return array.astype(np.uint64)          # [] has no type of its own
-        if array.dtype.kind in "fO":                # numpy makes floats of integers around 2^63
-            integers = np.asarray(values, dtype=object)
-            if all(isinstance(value, int) for value in integers.flat):
-                return integers
-    elif array.dtype.kind == "O" and all(isinstance(value, int) for value in array.flat):
-        return array
+    if isinstance(values, (list, tuple)) and array.size == 0:
+        return array.astype(np.uint64)              # [] has no type of its own
+    # numpy makes floats of integers around 2^63, and of its own unsigned and signed ones in one list.
+    if dtype.kind == "O" or (dtype.kind == "f" and isinstance(values, (list, tuple))):
+        given = np.array(values, dtype=object)      # ours: looked at more than once
+        if all(isinstance(value, (int, INTEGER)) for value in given.flat):
+            integers = np.empty(given.size, dtype=object)
+            integers[:] = list(map(int, given.flat))
+            return integers.reshape(given.shape)
     raise TypeError(f"{name} must be integers, not {array.dtype}")
 
 
@@ -213,22 +227,36 @@ cdef object cell_given(object given, Py_ssize_t at, uint64_t cell):
 
 
 cdef object byte_array(object values, str name):
-    """uint8 values of any integer dtype, each checked to be 0..255."""
-    array = integer_array(values, name)
-    if array.dtype is UINT8 or array.dtype == UINT8:
-        return array
-    wrong = (array < 0) | (array > 255)
-    if wrong.any():
-        raise_byte(array[wrong].flat[0], name)
-    return array.astype(np.uint8)
+    """uint8 values of any integer dtype, each checked to be 0..255; bytes are values too."""
+    if isinstance(values, bytes):
+        return np.frombuffer(values, UINT8)
+    return small_integers(values, name, 255, raise_byte)
 
 
 cdef object operation_array(object values):
-    array = integer_array(values, "operation")
-    wrong = (array < 0) | (array > 2)
+    return small_integers(values, "operation", KVMATTR_OPERATION_AND, raise_operation)
+
+
+cdef object small_integers(object values, str name, int highest, int (*refuse)(object, str) except -1):
+    """uint8 cells of integers, each checked to be 0..highest. They are ours, so that what was checked is what is used;
+    only an array of bytes of which each is right stays the caller's."""
+    array = integer_array(values, name)
+    if highest == 255 and (array.dtype is UINT8 or array.dtype == UINT8):
+        return array
+    if array.dtype.kind == "O":         # ours already, and Python's integers, which no cell may hold
+        cells = None
+        wrong = (array < 0) | (array > highest)
+    else:
+        cells = array.astype(UINT8)
+        wrong = cells != array          # 258 became 2
+        if highest < 255:
+            wrong |= cells > highest
     if wrong.any():
-        raise ValueError(f"operation {array[wrong].flat[0]} is none of WRITE = 0, OR = 1, AND = 2")
-    return array.astype(np.uint8)
+        first = array[wrong].flat[0]
+        if not 0 <= first <= highest:
+            refuse(first, name)
+        raise ValueError(f"{name} changed while they were read")
+    return array.astype(UINT8) if cells is None else cells
 
 
 cdef void changes_of(const uint8_t *attributes, const uint8_t *operation, Py_ssize_t operation_step,
@@ -276,7 +304,7 @@ cdef object change_arrays(object attributes, object operation, object mask, str 
         one_mask = <uint8_t>byte_of(mask, "mask")
         mask_step = 0
     else:
-        arrays.append(byte_array(mask, "mask").copy())      # ours: another thread may change the caller's
+        arrays.append(byte_array(mask, "mask").copy())      # looked at more than once
         names.append("mask")
     arrays = broadcast(arrays, names)
     attributes = arrays[1]

@@ -198,9 +198,9 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         """Update the pages whose bit is 1; the number of pages that changed. Without the GIL.
 
         bits: packed little-endian, bit i of the array is page start + i, as in QEMU's and KVM's dirty logs; a
-        uint8 or uint64 array or any buffer of bytes. attributes, operation and mask are scalars. npages: how many
-        bits count, None for all. Cost: blocks with set bits. A set bit beyond npages or the map is a ValueError. Stops
-        as ``update_many`` does.
+        uint8 or uint64 array or any buffer of bytes. attributes, operation and mask: one for all, or arrays with a cell
+        for each bit, which cost as ``put``. npages: how many bits count, None for all. Cost: blocks with set bits. A
+        set bit beyond npages or the map is a ValueError. Stops as ``update_many`` does.
 
         >>> m = AttributeMap(1000)
         >>> m.put_bitmap(8, b"\\x05", 3), m.runs(8, 12)["attributes"].tolist()
@@ -213,7 +213,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         count = bits_that_count(npages)
         gfn_or_end(start, self.map.pages, &lo)
         if not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask)):
-            return self.put(*cells_of_bits(lo, words, attributes, operation, mask, npages))
+            return self.put(*cells_of_bits(lo, self.map.pages, words, count, attributes, operation, mask))
         change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
         if self.frozen:
             raise_readonly()
@@ -580,10 +580,10 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
 
     @classmethod
     def from_runs(cls, runs, npages=None, default=0):
-        """A map made of runs, an array as ``runs()`` gives it or rows of (start, stop, attributes).
+        """A map made of runs: an array as of ``runs()``, a DataFrame as of ``to_frame()``, or rows of three.
 
-        npages: None for the largest stop. Pages that no run names have the default; of runs that overlap the later
-        one counts. Raises ValueError for a bad run.
+        A row is (start, stop, attributes). npages: None for the largest stop. Pages that no run names have the
+        default; of runs that overlap the later one counts. Raises ValueError for a bad run.
 
         >>> m = AttributeMap(1000); m[10:20] = 3
         >>> AttributeMap.from_runs(m.runs()) == m
@@ -673,17 +673,15 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         return self.map.pages
 
     def __getitem__(self, key):
-        if isinstance(key, int):
+        if is_page(key):
             return self.page(key)
         if isinstance(key, slice):
             return self.to_numpy(*bounds_of(key, self.map.pages))
-        if isinstance(key, np.integer):
-            return self.page(key)
         return self.take(array_key(key))
 
     def __setitem__(self, key, value):
         cdef uint64_t lo, hi
-        if isinstance(key, int) or isinstance(key, np.integer):
+        if is_page(key):
             lo = gfn_of(key, self.map.pages)
             self.change(lo, lo + 1, 0, <uint8_t>byte_of(value, "attributes"))
         elif isinstance(key, slice):
@@ -811,10 +809,11 @@ def rebuild(data, frozen):
 
 
 def _mark_protocols():
-    """Say in the type what its methods say by raising: no iteration, no containment."""
+    """Say in the type what its methods say by raising: no iteration, either way, no containment."""
     members = <dict>(<PyTypeObject *>AttributeMap).tp_dict
     members["__iter__"] = None
     members["__contains__"] = None
+    members["__reversed__"] = None
     PyType_Modified(AttributeMap)
 
 

@@ -86,10 +86,7 @@ cdef uint64_t put_bits(Map *map, uint64_t start, words, uint64_t count, Change c
         batch.bits = last_bit(batch.words, batch.count)
         batch.k = change.k
         batch.x = change.x
-        if batch.bits > count:
-            raise ValueError(f"bit {batch.bits - 1} is set beyond npages {count}")
-        if batch.bits > map.pages - start:
-            raise ValueError(f"bit {batch.bits - 1} is set: gfn {start + batch.bits - 1} is outside [0, {map.pages})")
+        check_bits(batch.bits, count, start, map.pages)
         family_announce(map.family, 1)
         try:
             while batch.at < batch.bits:
@@ -114,24 +111,35 @@ cdef int64_t bits_that_count(npages) except -1:
     cdef int64_t count
     if npages is None:
         return INT64_MAX
-    if kvmattr_integer(npages, &count) or count < 0:
+    kvmattr_integer(npages, &count)     # one beyond 64 bits is more than any bitmap has
+    if count < 0:
         raise ValueError(f"npages {shown(npages)}: need 0 or more")
     return count
 
 
-cdef tuple cells_of_bits(uint64_t start, words, attributes, operation, mask, npages):
-    """put_bitmap with arrays, a cell of theirs for each bit, as the arguments of ``put``."""
+cdef tuple cells_of_bits(uint64_t start, uint64_t pages, words, uint64_t count, attributes, operation, mask):
+    """put_bitmap with arrays, a cell of theirs for each bit that counts, as the arguments of ``put``."""
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     chosen = np.flatnonzero(bits)
-    length = int(chosen.max()) + 1 if chosen.size else 0
     arrays = broadcast(list(map(np.asarray, (attributes, operation, mask))), ("attributes", "operation", "mask"))
-    count = arrays[0].size if npages is None else int(npages)
-    if length > count:
-        raise ValueError(f"bit {length - 1} is set beyond npages {count}")
+    if arrays[0].size != 1:
+        if count not in (INT64_MAX, arrays[0].size):
+            raise ValueError(f"lengths do not broadcast: npages {count}, attributes, operation, mask {arrays[0].shape}")
+        count = arrays[0].size
+    check_bits(int(chosen.max()) + 1 if chosen.size else 0, count, start, pages)
     cells = [chosen.astype(np.uint64) + np.uint64(start)]
     for array in arrays:
-        cells.append(np.broadcast_to(array.ravel(), (count,))[chosen])
+        cells.append(array.ravel()[chosen if array.size > 1 else 0])
     return tuple(cells)
+
+
+cdef int check_bits(uint64_t bits, uint64_t count, uint64_t start, uint64_t pages) except -1:
+    """ValueError if the last set bit, of which `bits` is one more than the number, does not count or is no page's."""
+    if bits > count:
+        raise ValueError(f"bit {bits - 1} is set beyond npages {count}")
+    if bits > pages - start:
+        raise ValueError(f"bit {bits - 1} is set: gfn {start + bits - 1} is outside [0, {pages})")
+    return 0
 
 
 cdef int assign_array(Map *map, uint64_t lo, uint64_t hi, values) except -1:
@@ -175,9 +183,10 @@ cdef object values_for(values, uint64_t pages):
 
 
 cdef tuple run_columns(runs):
-    """Starts, stops and attributes of an array as runs() gives it, or of rows of three."""
-    if isinstance(runs, np.ndarray) and runs.dtype.names:
-        missing = {"start", "stop", "attributes"} - set(runs.dtype.names)
+    """Starts, stops and attributes of an array as of runs(), of a DataFrame as of to_frame(), or of rows of three."""
+    names = runs.dtype.names if isinstance(runs, np.ndarray) else getattr(runs, "columns", None)    # of a DataFrame
+    if names is not None:
+        missing = {"start", "stop", "attributes"} - set(names)
         if missing:
             raise ValueError(f"runs lack the fields {', '.join(sorted(missing))}: need start, stop, attributes")
         return runs["start"], runs["stop"], runs["attributes"]
