@@ -1,16 +1,17 @@
 """What does it cost to count the calls of the store? Instructions a call, with the counts and without them.
 
-    python bench/counting.py        builds the store without the counts (a minute), then counts both under valgrind
+    python bench/counting.py        builds kvmattr with and without them (minutes), then counts both under valgrind
 
 Each number is of one call and the loop around it, portable kernels, on a guest of 64 GiB in which 65,536 scattered
 pages are set: the difference of 11,000 and 1,000 calls. The last column is of C functions after the first stats() of
-the process, which makes them count. It takes a tree that is built in place, a C compiler and valgrind.
+the process, which makes them count. It takes a C compiler and valgrind.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 sys.path.append(str(HERE))  # behind an installed kvmattr: the tree's own is for work in the tree
 
-from bench.segments import build  # noqa: E402
+from kvmattr.gate import builds  # noqa: E402
 from kvmattr.gate.instructions import SUMMARY  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 
@@ -107,6 +108,18 @@ measured(from_c)
 """.replace("PYTHON", repr(list(PYTHON.values()))).replace("range(C)", f"range({len(C)})")
 
 
+def without_counts(tree: Path) -> Path:
+    """A copy of the sources that does not count calls."""
+    shutil.copytree(HERE, tree, ignore=shutil.ignore_patterns(".*", "*.so", "build"))
+    for file, text, other in WITHOUT:
+        path = tree / "kvmattr" / file
+        source = path.read_text()
+        if text not in source:
+            raise SystemExit(f"counting.py: {file} has no {text!r} any more")
+        path.write_text(source.replace(text, other))
+    return tree
+
+
 def counted(tree: Path, scratch: Path) -> list[float]:
     """Instructions of each call: PYTHON's, C's, and C's once they count."""
     out = scratch / "profile"
@@ -127,12 +140,12 @@ def counted(tree: Path, scratch: Path) -> list[float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        without = build("without counts", WITHOUT, scratch)
+        trees = [builds.build(source) for source in (without_counts(scratch / "without"), HERE)]
         (scratch / "client.c").write_text(CLIENT)
         includes = subprocess.check_output([sys.executable, "-m", "kvmattr", "--includes"], text=True, cwd=HERE)
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "client.c", "-o", "client.so", *includes.split()], cwd=scratch,
                        check=True)
-        before, after = (counted(tree, scratch) for tree in (without, HERE))
+        before, after = (counted(tree, scratch) for tree in trees)
     names = [*(f"Python: {call}" for call in PYTHON), *(f"C: {call}" for call in C)]
     counting = [*("" for _ in PYTHON), *(f"{each:,.0f}" for each in after[len(names):])]
     rows = [[call, f"{one:,.1f}", f"{other:,.1f}", f"{100 * (other / one - 1):+.2f} %", late]

@@ -40,7 +40,7 @@ cdef enum:
     PAGE_BYTES = 4096
     PAGE_GRANULES = 512
     FIRST_SEGMENT_PAGES = 128       # 512 KiB, more than one reserve
-    SECOND_SEGMENT_PAGES = 1024     # 4 MiB, then doubled (1 and 16 MiB measured the same: bench/segments.py)
+    SECOND_SEGMENT_PAGES = 1024     # 4 MiB, then doubled (1 and 16 MiB measured the same)
     LAST_SEGMENT_PAGES = 1 << 18    # 1 GiB, all that a handle can count
     NO_RECORD = 0xffff
     # The worst case of one update: 2 x 6 nodes on the ways to its ends, 5 for a root that gains levels, and at each

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from kvmattr.gate.counting import SLOPED, difference, measure, slope, totals
+from kvmattr.gate.counting import difference, measure, slopes, totals
 from kvmattr.gate.scenario import FEWEST_SIZES, Work
 
 
@@ -46,20 +47,13 @@ class AssertCost:
         if len(sizes) < FEWEST_SIZES:
             raise ValueError(f"{len(sizes)} sizes: a slope needs at least {FEWEST_SIZES}")
         works = [prepare(size) for size in sizes]
-        counts: list[Mapping[str, int]] = []
-        for work in works:
-            cost = measure(work)
-            counts.append({**cost.counts, **cost.calls})
-        made = sorted({name for each in counts for name in each if name.endswith("_calls")})
-        judged = _known({**dict.fromkeys(made, 0), **counts[0]}, counters) if counters else [
-            *made, *(name for name in SLOPED if name in counts[0])]
-        slopes = {name: slope(sizes, [each.get(name, 0) for each in counts], [work.operations for work in works])
-                  for name in judged}
+        counts = [{**cost.counts, **cost.calls} for cost in map(measure, works)]
+        found = slopes(sizes, counts, [work.operations for work in works], _known(ChainMap(*counts), counters))
         steep = [f"{name} grows with slope {value:.3f}, not below {below}: {[each.get(name, 0) for each in counts]} "
-                 f"at {list(sizes)}" for name, value in slopes.items() if value >= below]
+                 f"at {list(sizes)}" for name, value in found.items() if value >= below]
         if steep:
             pytest.fail("cost: " + "; ".join(steep))
-        return slopes
+        return found
 
 
 def _known(counts: Mapping[str, int], names: Any) -> list[str]:

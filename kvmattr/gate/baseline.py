@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, SLOPED, slope
+from kvmattr.gate.counting import COUNTING_ONLY, ITEMS, slopes
 from kvmattr.gate.limits import Limits
 from kvmattr.gate.scenario import GROWTH
 from kvmattr.gate.verdict import Judgement, Usage, Verdict
@@ -20,9 +20,10 @@ SCHEMA = 2
 #: Its calls were not counted yet: a run against it says what to do.
 WITHOUT_CALLS = 1
 
-Number = TypeVar("Number", int, float)
-#: The key of a number of a cell.
-_CELL = "SCENARIO/SIZE/COUNTER"
+#: What is counted of a cell; and how each part of a baseline is read, with the form of its keys.
+_COUNTED = ("calls", "counts", "bytes")
+_PARTS: dict[str, tuple[Callable[[Field], Any], str]] = {
+    **dict.fromkeys(_COUNTED, (Field.whole, "SCENARIO/SIZE/COUNTER")), "slopes": (Field.number, "SCENARIO/COUNTER")}
 
 #: A slope may move by this much from the baseline's before it counts as another growth.
 _SLOPE_CHANGE = 0.1
@@ -31,12 +32,13 @@ _SLOPE_CHANGE = 0.1
 @dataclass
 class Baseline:
     """Keys are SCENARIO/SIZE/COUNTER in calls, counts and bytes, SCENARIO/COUNTER in slopes. Calls that were not made
-    have no key; ``calls`` is None in a baseline from before they were counted."""
+    have no key; ``without_calls``: it is from before they were counted."""
 
-    calls: dict[str, int] | None = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     slopes: dict[str, float] = field(default_factory=dict)
+    without_calls: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Baseline:
@@ -46,13 +48,13 @@ class Baseline:
             schema = data["schema"].integer()
             if schema not in (WITHOUT_CALLS, SCHEMA):
                 data["schema"].refuse(f"{SCHEMA}, which this gate reads (or {WITHOUT_CALLS}, an older one)")
-            unknown = sorted(set(data.object()) - {"schema", "calls", "counts", "bytes", "slopes"})
+            unknown = sorted(set(data.object()) - {"schema", *_PARTS})
             if unknown:
                 raise Usage(f"{path}: unknown part {unknown[0]!r}; a baseline has calls, counts, bytes and slopes, and "
                             "never times or instructions")
-            return cls(None if schema == WITHOUT_CALLS else _numbers(data["calls"], Field.whole, _CELL),
-                       _numbers(data["counts"], Field.whole, _CELL), _numbers(data["bytes"], Field.whole, _CELL),
-                       _numbers(data["slopes"], Field.number, "SCENARIO/COUNTER"))
+            older = schema == WITHOUT_CALLS
+            return cls(**{part: _numbers(data[part], *how) for part, how in _PARTS.items()
+                          if not (older and part == "calls")}, without_calls=older)
         except FileNotFoundError:
             raise Usage(f"{path}: no such baseline; --update-baseline writes one") from None
         except (OSError, BadField) as error:
@@ -63,13 +65,24 @@ class Baseline:
         """Whether it has what only the counting build counts."""
         return any(key.rsplit("/", 1)[-1] in COUNTING_ONLY for key in self.counts)
 
+    def add(self, scenario: str, answers: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take in what a worker counted of a scenario, by its sizes; from two sizes on with the slopes."""
+        for size, answer in answers.items():
+            for part in _COUNTED:
+                getattr(self, part).update({f"{scenario}/{size}/{name}": value for name, value in answer[part].items()})
+        if len(answers) > 1:
+            found = slopes(list(answers), [{**answer["counts"], **answer["calls"]} for answer in answers.values()],
+                           [answer["operations"] for answer in answers.values()])
+            self.slopes.update({f"{scenario}/{name}": value for name, value in found.items()})
+
     def write(self, path: Path) -> None:
         """Write it, sorted, so that a change reads well as a diff."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing.write(path, json.dumps(vars(self) | {"schema": SCHEMA}, indent=1, sort_keys=True) + "\n")
+        parts = {part: getattr(self, part) for part in _PARTS}
+        writing.write(path, json.dumps(parts | {"schema": SCHEMA}, indent=1, sort_keys=True) + "\n")
 
 
-def _numbers(part: Field, read: Callable[[Field], Number], form: str) -> dict[str, Number]:
+def _numbers(part: Field, read: Callable[[Field], Any], form: str) -> dict[str, Any]:
     """A part of the file; what belongs to nothing would never be judged."""
     numbers = {}
     for key, value in part.items():
@@ -77,23 +90,6 @@ def _numbers(part: Field, read: Callable[[Field], Number], form: str) -> dict[st
             value.refuse(f"a key of the form {form}")
         numbers[key] = read(value)
     return numbers
-
-
-def fitted(calls: dict[str, int], counts: dict[str, int], operations: dict[str, int]) -> dict[str, float]:
-    """The slope of each counter of each scenario over its sizes (those with at least two); ``operations`` has
-    the number of operations of each SCENARIO/SIZE. Of calls their number is fitted: how many pages one is about is the
-    scenario's business."""
-    sizes: dict[str, list[int]] = {}
-    for cell in sorted(operations, key=_by_size):
-        scenario, size = cell.rsplit("/", 1)
-        sizes.setdefault(scenario, []).append(int(size))
-    numbers = {**counts, **calls}
-    fitted = {(scenario, counter) for scenario, _, counter in (key.rsplit("/", 2) for key in numbers)
-              if counter in SLOPED or counter.endswith("_calls")}
-    return {f"{scenario}/{counter}": slope(sizes[scenario],
-                                           [numbers.get(f"{scenario}/{size}/{counter}", 0) for size in sizes[scenario]],
-                                           [operations[f"{scenario}/{size}"] for size in sizes[scenario]])
-            for scenario, counter in sorted(fitted) if len(sizes[scenario]) > 1}
 
 
 def judge_exact(judgement: Judgement, check: str, expected: dict[str, int], measured: dict[str, int],
@@ -114,11 +110,11 @@ def judge_exact(judgement: Judgement, check: str, expected: dict[str, int], meas
 def judge_calls(judgement: Judgement, expected: Baseline, measured: Baseline, cells: set[str], limits: Limits) -> None:
     """The calls of these SCENARIO/SIZE cells, which both sides have: a kind that one side has not was not called
     there."""
-    if expected.calls is None:
+    if expected.without_calls:
         judgement.add("missing", "calls", Verdict.UNDECIDED,
                       "the baseline is from before calls were counted: --update-baseline adds them")
         return
-    now, then = measured.calls or {}, expected.calls
+    now, then = measured.calls, expected.calls
     keys = {key for key in now.keys() | then.keys() if key.rsplit("/", 1)[0] in cells}
     for cell in sorted(cells, key=lambda each: _by_size(f"{each}/")):
         made, before = (sum(value for key, value in side.items() if key.rsplit("/", 1)[0] == cell
@@ -159,8 +155,9 @@ def judge_presence(judgement: Judgement, expected: set[str], measured: set[str])
 
 
 def judge_slopes(judgement: Judgement, expected: dict[str, float], measured: dict[str, float],
-                 growth: dict[str, str]) -> None:
+                 scenarios: Iterable[Mapping[str, Any]]) -> None:
     """Each slope against the growth that its scenario declares, and against the baseline's."""
+    growth = {each["name"]: each["growth"] for each in scenarios}
     for key, now in sorted(measured.items()):
         declared = growth.get(key.rsplit("/", 1)[0])
         limit = GROWTH[declared] if declared else float("inf")

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from kvmattr.gate.process import CellError, Worker
-from kvmattr.gate.timing import MOST_ROUNDS, ROUNDS, SAMPLE_SECONDS, Sample, there_and_back
+from kvmattr.gate.timing import SAMPLE_SECONDS, Sample, measured
 from kvmattr.gate.verdict import Judgement, Verdict
 from kvmattr.measure.statistics import Ratio
 
@@ -41,14 +41,11 @@ def _measure(worker: Worker, name: str, at_least: float) -> tuple[Ratio, int]:
     def seconds(way: str, repeat: int) -> float:
         return float(worker.ask("run", way=way, repeat=repeat)) / repeat
 
-    def arm(way: str) -> tuple[Sample, list[float]]:
+    def arm(way: str) -> Sample:
         repeat = min(max(1, math.ceil(SAMPLE_SECONDS / max(seconds(way, 1), 1e-9))), _MOST_REPEATS)
-        return partial(seconds, way, repeat), []
-    arms = arm("faster"), arm("slower")
-    while True:
-        for _ in range(ROUNDS):
-            there_and_back(arms)
-        (_, faster), (_, slower) = arms
-        ratio, rounds = Ratio.of(slower, faster), len(faster)
-        if not ratio.low < at_least <= ratio.high or rounds >= MOST_ROUNDS:
-            return ratio, rounds
+        return partial(seconds, way, repeat)
+    for faster, slower in measured(arm("faster"), arm("slower")):
+        ratio = Ratio.of(slower, faster)
+        if not ratio.low < at_least <= ratio.high:
+            break
+    return ratio, len(faster)

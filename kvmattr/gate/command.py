@@ -207,7 +207,7 @@ def _update(judgement: Judgement, path: Path, found: stages.Measured) -> None:
     """Accept what was measured, unless it is less than it should be."""
     for cell, error in found.failed.items():
         judgement.add("missing", cell, Verdict.UNDECIDED, f"it raised {error}")
-    judge_slopes(judgement, {}, found.now.slopes, found.growth)      # against what the scenarios declare
+    judge_slopes(judgement, {}, found.now.slopes, found.scenarios)      # against what the scenarios declare
     if judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED):
         judgement.notes.append(f"{path} was not written")
         return
@@ -215,7 +215,7 @@ def _update(judgement: Judgement, path: Path, found: stages.Measured) -> None:
         raise Usage(f"{path} has what only a counting build counts, this one does not: it was not written. --source "
                     "DIR makes a counting build; without one, remove the file first")
     found.now.write(path)
-    judgement.add("baseline", str(path), Verdict.PASS, f"{len(found.now.calls or ())} calls, {len(found.now.counts)} "
+    judgement.add("baseline", str(path), Verdict.PASS, f"{len(found.now.calls)} calls, {len(found.now.counts)} "
                   f"counts, {len(found.now.bytes)} bytes and {len(found.now.slopes)} slopes written")
 
 

@@ -93,3 +93,15 @@ def slope(sizes: Sequence[int], counts: Sequence[int], operations: Sequence[int]
     costs = [math.log(1 + count / number) for count, number in zip(counts, operations, strict=True)]
     # Rounded to what is printed and stored: the last bits of a logarithm differ between platforms.
     return round(statistics.linear_regression(list(map(math.log, sizes)), costs).slope, 3) + 0.0
+
+
+def slopes(sizes: Sequence[int], counts: Sequence[Mapping[str, int]], operations: Sequence[int],
+           names: Sequence[str] = ()) -> dict[str, float]:
+    """The slopes of these counters, by default of each kind of call that was made and of what they cost.
+
+    ``counts``: calls and counts at each size. Of calls their number is fitted: how many pages one is about is the
+    scenario's business.
+    """
+    made = sorted({name for each in counts for name in each if name.endswith("_calls")})
+    return {name: slope(sizes, [each.get(name, 0) for each in counts], operations)
+            for name in names or [*made, *(name for name in SLOPED if name in counts[0])]}

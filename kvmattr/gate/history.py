@@ -23,7 +23,7 @@ def append(place: Path, directory: Path, now: Baseline, judgement: Judgement) ->
     line = json.dumps({
         "schema": SCHEMA, "commit": repository.head(directory),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "exit_code": judgement.exit_code, "calls": now.calls or {}, "counts": now.counts, "bytes": now.bytes,
+        "exit_code": judgement.exit_code, "calls": now.calls, "counts": now.counts, "bytes": now.bytes,
         "times": {each.cell: each.measured for each in judgement.findings
                   if each.check == "time" and each.measured is not None and math.isfinite(each.measured)},
     }, sort_keys=True)

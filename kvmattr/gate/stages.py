@@ -48,7 +48,6 @@ class Measured:
     each SCENARIO/SIZE does."""
 
     now: Baseline = field(default_factory=Baseline)
-    growth: dict[str, str] = field(default_factory=dict)
     counted: bool = False
     failed: dict[str, str] = field(default_factory=dict)
     scenarios: list[dict[str, Any]] = field(default_factory=list)
@@ -64,36 +63,28 @@ def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Me
     """Calls, counts, bytes and slopes of every cell, and the claims: the counting build makes the store look slower,
     never faster."""
     found = Measured()
-    unseen: dict[str, None] = {}
-    idle: dict[str, None] = {}
-    calls: dict[str, int] = {}
+    unseen, idle = [], []
     with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.ask("build")["counting"]
         found.scenarios = worker.loaded["scenarios"]
         if gate.source and not found.counted:
             raise CannotTell(f"wrong build loaded: {worker.loaded['file']} does not count what it visits")
         for each in found.scenarios:
-            if each["growth"]:
-                found.growth[each["name"]] = each["growth"]
+            answers = {}
             for size in each["sizes"]:
                 cell = f"{each['name']}/{size}"
                 overwritten(cell)
                 try:
-                    answer = worker.ask("count", name=each["name"], size=size)
+                    answers[size] = worker.ask("count", name=each["name"], size=size)
                 except CellError as error:
                     found.failed[cell] = str(error)
-                    continue
-                if not answer["counts"]:
-                    unseen.setdefault(each["name"])
-                    continue
-                if not answer["calls"]:
-                    idle.setdefault(each["name"])
-                found.operations[cell] = answer["operations"]
-                calls.update({f"{cell}/{name}": value for name, value in answer["calls"].items()})
-                found.now.counts.update({f"{cell}/{name}": value for name, value in answer["counts"].items()})
-                found.now.bytes.update({f"{cell}/{name}": value for name, value in answer["bytes"].items()})
-        found.now.calls = calls
-        found.now.slopes = baselines.fitted(calls, found.now.counts, found.operations)
+            seen = {size: answer for size, answer in answers.items() if answer["counts"]}
+            if len(seen) < len(answers):
+                unseen.append(each["name"])
+            if not all(answer["calls"] for answer in seen.values()):
+                idle.append(each["name"])
+            found.now.add(each["name"], seen)
+            found.operations |= {f"{each['name']}/{size}": answer["operations"] for size, answer in seen.items()}
         if with_claims:
             claims.judge_claims(judgement, worker)
     if unseen:
@@ -116,8 +107,8 @@ def judge_counts(judgement: Judgement, gate: Gate, expected: Baseline, found: Me
     both = {key.rsplit("/", 1)[0] for key in expected.counts} & {key.rsplit("/", 1)[0] for key in now.counts}
     baselines.judge_calls(judgement, expected, now, both, limits)
     baselines.judge_exact(judgement, "counts", expected.counts, now.counts, limits)
-    baselines.judge_slopes(judgement, expected.slopes, now.slopes, found.growth)
-    held = now.bytes if expected.calls is not None else {
+    baselines.judge_slopes(judgement, expected.slopes, now.slopes, found.scenarios)
+    held = now.bytes if not expected.without_calls else {
         key: value for key, value in now.bytes.items() if not key.endswith("/maps")}     # older than this number
     baselines.judge_exact(judgement, "memory", expected.bytes, held, limits)
     baselines.judge_presence(judgement, {key for key in expected.counts.keys() | expected.bytes.keys()
@@ -133,11 +124,6 @@ class Pair:
     base: Path | Side
     twin: Path | Side
     shifted: Callable[[], Path | Side]
-
-    @classmethod
-    def of(cls, head: Path | Side, base: Callable[..., Path | Side]) -> Pair:
-        """``base`` makes the base, with ``twin`` and ``shifted`` its controls."""
-        return cls(head, base(), base(twin=True), partial(base, shifted=True))
 
 
 #: Shifts what lies on the stack and behind the environment: the second look is at another layout of memory.
@@ -182,10 +168,7 @@ def _timed(workers: list[Worker], cell: tuple[str, int], limits: Limits, *,
     except CellError as error:
         return Verdict.UNDECIDED, f"not in both builds: {error}", None
     repeat = timing.repeats(lambda count: float(workers[1].ask("run", repeat=count)))
-
-    def sample(worker: Worker) -> timing.Sample:
-        return lambda: float(worker.ask("run", repeat=repeat))
-    head, base, twin = (sample(worker) for worker in workers)
+    head, base, twin = (partial(worker.ask, "run", repeat=repeat) for worker in workers)
     return timing.compare(head, base, twin, limits.of(f"{name}/{size}"), reverse=reverse,
                           must_work=limits.working(f"{name}/{size}"))
 
@@ -194,12 +177,15 @@ def judge_base(judgement: Judgement, gate: Gate, ref: str, project: Project | No
                with_instructions: bool) -> None:
     """Time, and instructions if asked for, against a git ref: both plain builds side by side, or one kvmattr and the
     code of a project that embeds it at both commits."""
+    head: Path | Side
+    base: Callable[..., Path | Side]
     if project is not None:
-        pair = Pair.of(project.head(), partial(project.base, ref))
+        head, base = project.head(), partial(project.base, ref)
     elif gate.source is None:
         raise CannotTell(f"--base {ref} needs kvmattr's sources in a git repository (--source)")
     else:
-        pair = Pair.of(builds.build(gate.source), partial(builds.build, builds.checkout(gate.source, ref)))
+        head, base = builds.build(gate.source), partial(builds.build, builds.checkout(gate.source, ref))
+    pair = Pair(head, base(), base(twin=True), partial(base, shifted=True))
     try:
         judge_times(judgement, gate, pair)
     except Usage as error:

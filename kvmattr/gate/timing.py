@@ -8,7 +8,7 @@ moves between two copies of the same build is the machine, not the change. Round
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from kvmattr.gate.limits import DEFAULT
@@ -35,24 +35,25 @@ Sample = Callable[[], float]
 
 @dataclass
 class Pairs:
-    """Ratios of rounds so far."""
+    """Times of rounds, one of each arm a round."""
 
     head: list[float] = field(default_factory=list)
     base: list[float] = field(default_factory=list)
     twin: list[float] = field(default_factory=list)
 
-    def round(self, head: Sample, base: Sample, twin: Sample, *, reverse: bool = False) -> None:
-        """One round, there and back; in reverse it begins and ends with the twin."""
-        arms = [(head, self.head), (base, self.base), (twin, self.twin)]
-        there_and_back(arms[::-1] if reverse else arms)
 
+def measured(*arms: Sample) -> Iterator[list[list[float]]]:
+    """The times of each arm so far, after ROUNDS more rounds each time it is asked for, up to MOST_ROUNDS.
 
-def there_and_back(arms: Sequence[tuple[Sample, list[float]]]) -> None:
-    """One round: every arm once forwards and once backwards; what both took is added to its times."""
-    for index, (run, times) in turns(arms, 2):
-        if index == 0:
-            times.append(0.0)
-        times[-1] += run()
+    In a round every arm runs once forwards and once backwards: what both took is its time.
+    """
+    times: list[list[float]] = [[] for _ in arms]
+    for _ in range(0, MOST_ROUNDS, ROUNDS):
+        for index, arm in turns(range(len(arms)), 2 * ROUNDS):
+            if index % 2 == 0:
+                times[arm].append(0.0)
+            times[arm][-1] += arms[arm]()
+        yield times
 
 
 def judge(pairs: Pairs, threshold: float, *, must_work: bool = False,
@@ -88,13 +89,12 @@ def widening(control: Ratio) -> float:
 def compare(head: Sample, base: Sample, twin: Sample, threshold: float, *,
             reverse: bool = False, must_work: bool = False) -> tuple[Verdict, str, float]:
     """Rounds until the verdict is clear or there have been enough of them."""
-    pairs = Pairs()
-    while True:
-        for _ in range(ROUNDS):
-            pairs.round(head, base, twin, reverse=reverse)
-        verdict, text, ratio = judge(pairs, threshold, must_work=must_work)
-        if verdict is not Verdict.UNDECIDED or len(pairs.head) >= MOST_ROUNDS:
-            return verdict, text, ratio
+    arms = (head, base, twin)
+    for times in measured(*(arms[::-1] if reverse else arms)):
+        verdict, text, ratio = judge(Pairs(*(times[::-1] if reverse else times)), threshold, must_work=must_work)
+        if verdict is not Verdict.UNDECIDED:
+            break
+    return verdict, text, ratio
 
 
 def repeats(run: Callable[[int], float]) -> int:
