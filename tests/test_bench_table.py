@@ -19,14 +19,11 @@ TABLE = ROOT / "bench" / "table.py"
 
 
 def run_table(*words: str) -> subprocess.CompletedProcess[str]:
-    # As pytest was started: with the installed package, or with the tree's own.
-    paths = [path for path in sys.path if path]
     return subprocess.run(
         [sys.executable, str(TABLE), *words],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         check=False,
     )
 

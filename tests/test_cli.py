@@ -226,7 +226,7 @@ def test_every_command_has_help():
 
 def kvmattr(command: str, **more) -> subprocess.CompletedProcess[str]:
     """A shell's command line, in which ``kvmattr`` is this one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": sys.executable}
     return subprocess.run(["bash", "-c", f'kvmattr() {{ "$PYTHON" -m kvmattr "$@"; }}; {command}'], capture_output=True,
                           text=True, timeout=300, env=environment, **more)
 
@@ -397,9 +397,9 @@ def test_the_shell_completes(line, wanted, tmp_path):
     pytest.importorskip("argcomplete")
     done = subprocess.run(
         [sys.executable, "-m", "kvmattr"], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "_ARGCOMPLETE": "1",
-             "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"), "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
-             "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"})
+        env={**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+             "_ARGCOMPLETE_SUPPRESS_SPACE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line,
+             "COMP_POINT": str(len(line)), "COMP_TYPE": "9"})
     assert done.returncode == 0, done.stderr
     assert set((tmp_path / "out").read_text().split()) == wanted
 

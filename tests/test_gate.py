@@ -398,8 +398,8 @@ def test_a_base_needs_a_repository(project: Path, capsys: pytest.CaptureFixture[
     (["--selftest", "--instructions"], "--instructions goes with --base REF"),
     (["--install", ""], "--install goes with --base REF"),
     (["--judge-json", "x.json"], "--judge-json HEAD... and --against BASE... go together"),
-    (["--json", "scenarios.py/gate.json"], "the report cannot be written: "),
-    (["--junit", "."], "the report cannot be written: "),
+    (["--json", "scenarios.py/gate.json"], "scenarios.py/gate.json cannot be written: "),
+    (["--junit", "."], ". cannot be written: "),
 ])
 def test_what_was_asked_for_is_refused_and_not_forgotten(
         project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str],

@@ -1,12 +1,16 @@
 """The compiled modules: who imports whom (everything else by import-linter: pyproject.toml, ``dev.py lint``), and what
-Cython makes of list comprehensions."""
+Cython makes of list comprehensions; and that the tests find the package."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import kvmattr
 
 PACKAGE = Path(__file__).resolve().parent.parent / "kvmattr"
 pytestmark = pytest.mark.skipif(not (PACKAGE / "_core.pyx").exists(), reason="the sources are not here")
@@ -62,3 +66,11 @@ def test_no_list_is_made_of_elements_that_are_made():
     if not all(map(Path.exists, made)):
         pytest.skip("the modules were not compiled in this tree")
     assert [place for code in made for place in freed_twice(code.read_text())] == []
+
+
+@pytest.mark.skipif(not Path(kvmattr.__file__).is_relative_to(PACKAGE), reason="it is installed")
+def test_a_python_that_a_test_starts_finds_the_package(tmp_path):
+    """From any directory, also where it is not installed (here: without the site's packages): by conftest.py."""
+    asked = "import importlib.util; print(importlib.util.find_spec('kvmattr').origin)"
+    found = subprocess.run([sys.executable, "-S", "-c", asked], cwd=tmp_path, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == (f"{kvmattr.__file__}\n", "")

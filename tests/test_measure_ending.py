@@ -15,7 +15,6 @@ import pytest
 from kvmattr.measure import ending
 from kvmattr.measure.ending import ReaderGone, Terminated, check, exit_code, reason, signals_interrupt
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 KVMATTR = [sys.executable, "-m", "kvmattr"]
 
 
@@ -143,8 +142,7 @@ def test_the_reader_is_looked_for(capfd, monkeypatch):
 
 def run(command: str) -> subprocess.CompletedProcess[str]:
     """A shell's pipeline: its output, and the exit code of kvmattr itself."""
-    return subprocess.run(["bash", "-c", command, *KVMATTR], capture_output=True, text=True, timeout=120,
-                          env=ENVIRONMENT)
+    return subprocess.run(["bash", "-c", command, *KVMATTR], capture_output=True, text=True, timeout=120)
 
 
 #: How pip starts a command.
@@ -169,7 +167,7 @@ def test_ctrl_c_while_the_command_is_imported(words, is_ours, tmp_path):
     (tmp_path / "others" / "__init__.py").write_text("import kvmattr\n")
     (tmp_path / "others" / "kvmattr" / "__init__.py").touch()
     done = subprocess.run([sys.executable, "-P", *(word.format(here=tmp_path) for word in words)], capture_output=True,
-                          text=True, env={**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"})
+                          text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
     assert done.returncode == -signal.SIGINT
     assert done.stderr.endswith("" if is_ours else "KeyboardInterrupt\n")
     assert bool(done.stderr) is not is_ours
@@ -179,7 +177,7 @@ def test_the_command_listens_after_its_imports():
     program = ("import signal\nfrom kvmattr.measure import ending\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n"
                "try:\n    with ending.signals_interrupt(): signal.raise_signal(signal.SIGINT)\n"
                "except KeyboardInterrupt: print('heard', flush=True)\nsignal.raise_signal(signal.SIGINT)\n")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "heard\n", "")
 
 
@@ -204,12 +202,12 @@ def test_no_command_takes_the_output_for_one_of_its_files(words, tmp_path):
     command = [sys.executable, "-m", "kvmattr", *words.replace("TRACE", str(trace)).split()]
     reader, writer = os.pipe()
     os.close(reader)
-    gone = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    gone = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert gone.returncode == 141
     assert "Broken pipe" not in gone.stderr
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.endswith(f"kvmattr {words.split()[0]}: standard output cannot be written: No space left on "
                                 "device\n")

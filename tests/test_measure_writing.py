@@ -24,7 +24,7 @@ def names(directory: Path) -> list[str]:
 
 def python(program: str, *words: str, **more) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, **more)
+                          **more)
 
 
 class TestRegularFiles:
@@ -210,8 +210,7 @@ class TestSpecialFiles:
                    "print('before')\nwrite(sys.argv[1], 'within\\n')\nprint('after')")
         assert python(program, place).stdout == "before\nwithin\nafter\n"
         with (tmp_path / "out").open("w") as out:       # a regular file behind it is not replaced either
-            subprocess.run([sys.executable, "-c", program, place], stdout=out, check=True, timeout=60,
-                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+            subprocess.run([sys.executable, "-c", program, place], stdout=out, check=True, timeout=60)
         assert (tmp_path / "out").read_text() == "before\nwithin\nafter\n"
 
     def test_standard_output_that_is_full_or_closed(self):
@@ -220,11 +219,10 @@ class TestSpecialFiles:
                    "except OSError as error: print(error, file=sys.stderr)\n"
                    "finally: sys.stderr.flush(); os._exit(0)")
         with open("/dev/full", "w") as full:
-            done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True,
-                                  env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+            done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.stderr == "standard output cannot be written: No space left on device\n"
         closed = subprocess.run(["sh", "-c", '"$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE,
-                                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, text=True)
+                                text=True)
         assert closed.stderr == "standard output cannot be written: is closed\n"
 
 

@@ -1,7 +1,6 @@
 """The bridge under Qiling, as docs/qiling.md shows it; each in a process of its own, because Qiling warns and logs."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,7 @@ pytestmark = [
 
 
 def ran(*words: str) -> str:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run([sys.executable, "-W", "ignore", *words], capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run([sys.executable, "-W", "ignore", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

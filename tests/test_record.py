@@ -125,7 +125,8 @@ def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "kvmattr record: no-such-vmm: command not found\n"
     monkeypatch.setattr(record_command.shutil, "which", lambda name: name)
     assert cli.main(["record", "-o", str(tmp_path / "none" / "x"), "--", "true"]) == 2
-    assert capsys.readouterr().err == f"kvmattr record: {tmp_path / 'none' / 'x'}: No such file or directory\n"
+    assert capsys.readouterr().err == (
+        f"kvmattr record: {tmp_path / 'none' / 'x'} cannot be written: No such file or directory\n")
 
 
 def copied(lines: list[bytes], file) -> record_command._Copy:
@@ -173,7 +174,8 @@ def test_a_full_disk_is_told_and_the_command_goes_on():
 def test_the_exit_code_beside_a_recording_that_cannot_be_written(ended, code):
     done = subprocess.run([*RECORD, "-o", "/dev/full", "--", "sh", "-c", f"exit {ended}"], capture_output=True,
                           text=True, timeout=120, check=False)
-    assert done.stderr == "kvmattr record: /dev/full: No space left on device: the recording is not whole\n"
+    assert done.stderr == (
+        "kvmattr record: /dev/full cannot be written: No space left on device: the recording is not whole\n")
     assert done.returncode == code
 
 

@@ -102,6 +102,8 @@ def run(*arguments: str) -> list[int]:
                                     "write"])
 def test_what_is_full_becomes_huge_and_nothing_else_resident(wanted: str) -> None:
     """Whichever call filled it."""
+    if wanted == "write" and "debug" in os.environ.get("KVMATTR_BUILD", ""):
+        pytest.skip("the debug build would look through 16,384 blocks after each of 327,680 updates")
     huge, grown, nbytes = run("asked", wanted)
     assert nbytes >= 4 << 10
     if os.sysconf("SC_PAGESIZE") != 4096:

@@ -118,8 +118,6 @@ def test_the_documented_dask_program_on_a_cluster_of_processes(documented_batche
 def test_the_documented_ray_program(documented_batches, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Its workers must find this kvmattr, wherever the tests run from.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
     program = documented("Ray")
     assert "\nray.init()\n" in program
     try:

@@ -30,6 +30,9 @@ _CREDENTIALS = struct.Struct("iII")
 _SHARE = 0.5
 #: So long after a call the next one is waited for awake: to be woken takes longer on an idle processor.
 _WAKEFUL_NS = 100_000
+#: A processor that comes back so late after it was yielded is wanted by others. Who sleeps is woken sooner than that,
+#: so for a while nobody waits awake.
+_LATE_NS, _CROWDED_NS = 50_000, 10_000_000
 _DONTWAIT = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)    # the latter is not everywhere
 #: The number of a descriptor that is none of ours, beyond any number of a file.
 FOREIGN = 1 << 30
@@ -159,13 +162,16 @@ class Server:
         listener, woken, channels = self._listener.fileno(), self._woken.fileno(), self._channels
         poll, message = self._epoll.poll, self._message
         wakeful = 0     # until then nobody sleeps: the next call of a program that calls again and again is near
+        crowded = 0     # until then everybody does
         while not self._stop:
             try:
                 events = poll(0)
                 if events:
                     wakeful = time.monotonic_ns() + _WAKEFUL_NS
-                elif time.monotonic_ns() < wakeful:
+                elif crowded < (now := time.monotonic_ns()) < wakeful:
                     os.sched_yield()
+                    if (after := time.monotonic_ns()) - now > _LATE_NS:
+                        crowded = after + _CROWDED_NS
                     continue
                 else:
                     events = poll(0.5)

@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Judge, print, write; the exit code."""
     judgement = Judgement()
+    unwritten: list[writing.CannotWrite] = []
     try:
         with ending.heard():
             _at_odds(arguments)
@@ -95,30 +96,30 @@ def run(arguments: argparse.Namespace) -> int:
                 selftest(_gate(arguments), judgement)
             else:
                 _judge(judgement, arguments)
-    except (Usage, writing.CannotWrite) as error:
-        return _usage(error)
+    except Usage as error:
+        return _usage(str(error))
+    except writing.CannotWrite as error:
+        unwritten.append(error)     # what was judged before is told all the same
     except CannotTell as error:
         judgement.add("gate", "all", Verdict.UNDECIDED, str(error))
     except KeyboardInterrupt:
         # What was judged before is worth having; cli.main tells of the rest and exits with 130.
         judgement.add("gate", "all", Verdict.UNDECIDED, "interrupted")
-        with contextlib.suppress(Usage):
-            _tell(judgement, arguments)
+        if unwritten := _tell(judgement, arguments):
+            _usage("; ".join(map(str, unwritten)))
         raise
     except Exception as error:      # Python's own exit code for it would be 1, and that means a regression
         traceback.print_exc()
         judgement.add("gate", "all", Verdict.UNDECIDED, f"the gate itself failed: {type(error).__name__}: {error}")
-    try:
-        _tell(judgement, arguments)
-    except Usage as error:
-        return _usage(error)
-    return judgement.exit_code
+    if judgement.findings or not unwritten:
+        unwritten += _tell(judgement, arguments)
+    return _usage("; ".join(map(str, unwritten))) if unwritten else judgement.exit_code
 
 
-def _usage(error: Exception) -> int:
-    print(f"kvmattr gate: {error}", file=sys.stderr)
+def _usage(wrong: str) -> int:
+    print(f"kvmattr gate: {wrong}", file=sys.stderr)
     if _in_github():
-        print(output.github_error("kvmattr gate", str(error)))
+        print(output.github_error("kvmattr gate", wrong))
     return EXIT_USAGE
 
 
@@ -223,8 +224,8 @@ def _in_github() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
-def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
-    """Print and write the judgement; Usage if a file cannot be written."""
+def _tell(judgement: Judgement, arguments: argparse.Namespace) -> list[writing.CannotWrite]:
+    """Print and write the judgement; why files cannot be written."""
     overwritten()
     if arguments.selftest or arguments.prove:   # they have printed a line a case
         print(*(finding.text for finding in judgement.findings if finding.check == "gate"), judgement.summary, sep="\n",
@@ -242,9 +243,8 @@ def _tell(judgement: Judgement, arguments: argparse.Namespace) -> None:
                     Path(place).parent.mkdir(parents=True, exist_ok=True)
                 writing.write(place, text(judgement), append=place is summary)
             except OSError as error:
-                failed.append(error)
-    if failed:
-        raise Usage(f"the report cannot be written: {'; '.join(map(str, failed))}")
+                failed.append(writing.CannotWrite.because(place, error))
+    return failed
 
 
 def _positive(text: str) -> int:

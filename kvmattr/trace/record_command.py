@@ -72,12 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         return _wrong(f"--events: {absent}")
     output = _output(arguments, words)
     try:
-        with output.open("wb", buffering=0) as file:
+        file = output.open("wb", buffering=0)
+    except OSError as error:
+        return _wrong(str(CannotWrite.because(output, error)))
+    try:
+        with file:
             code, copied = _recorded(words, file, events=absent is None)
     except OSError as error:
-        return _wrong(f"{output}: {error.strerror}")
+        return _wrong(f"{error.filename or words[0]}: {error.strerror}")
     if copied.failed is not None:
-        unwritten = _wrong(f"{output}: {copied.failed.strerror}: the recording is not whole")
+        unwritten = _wrong(f"{CannotWrite.because(output, copied.failed)}: the recording is not whole")
         return code or unwritten
     print(f"kvmattr record: {output}, without {copied.left_out:,} calls of KVM_RUN", file=sys.stderr)
     if copied.events:

@@ -182,8 +182,17 @@ static int send_all(int descriptor, struct call *call, const void *given, size_t
     return 0;
 }
 
-/* Looks for an answer before a thread sleeps: about 100 us. */
-enum { WAKEFUL_TRIES = 150 };
+/* So long a thread looks for its answer before it sleeps. A processor that comes back later than LATE_NS after it was
+   yielded is wanted by others: who sleeps is woken sooner than that, so the next SLEEPY_CALLS do. */
+enum { WAKEFUL_NS = 100 * 1000, LATE_NS = 50 * 1000, SLEEPY_CALLS = 64 };
+static _Atomic int sleepy;
+
+static uint64_t nanoseconds(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
 
 static int receive(int descriptor, struct exchange *each)
 {
@@ -194,15 +203,26 @@ static int receive(int descriptor, struct exchange *each)
     struct iovec parts[2] = {{&each->reply, sizeof each->reply}, {each->taken, each->room}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = each->room ? 2 : 1, .msg_control = &control,
                              .msg_controllen = sizeof control};
-    int flags = each->keep_on_exec ? 0 : MSG_CMSG_CLOEXEC, tries = 0;
+    int flags = each->keep_on_exec ? 0 : MSG_CMSG_CLOEXEC;
+    int wakeful = atomic_load_explicit(&sleepy, memory_order_relaxed) <= 0;
+    if (!wakeful)
+        atomic_fetch_sub_explicit(&sleepy, 1, memory_order_relaxed);
+    uint64_t begun = wakeful ? nanoseconds() : 0, before = begun;
     ssize_t got;
     /* The answer comes within microseconds: to sleep until then, and be woken, takes longer on an idle processor. */
     do {
         message.msg_controllen = sizeof control;
-        got = recvmsg(descriptor, &message, tries < WAKEFUL_TRIES ? flags | MSG_DONTWAIT : flags);
-        if (got < 0 && errno == EAGAIN)
+        got = recvmsg(descriptor, &message, wakeful ? flags | MSG_DONTWAIT : flags);
+        if (got < 0 && wakeful && errno == EAGAIN) {
             sched_yield();
-    } while (got < 0 && (errno == EINTR || (errno == EAGAIN && tries++ < WAKEFUL_TRIES)));
+            uint64_t after = nanoseconds();
+            if (after - before > LATE_NS)
+                atomic_store_explicit(&sleepy, SLEEPY_CALLS, memory_order_relaxed);
+            wakeful = after - before <= LATE_NS && after - begun < WAKEFUL_NS;
+            before = after;
+            errno = EINTR; /* try again */
+        }
+    } while (got < 0 && errno == EINTR);
     if (got < 0 && errno == EFAULT)
         return -1; /* as KVM, which could not copy its answer out */
     if (got < (ssize_t)sizeof each->reply)
