@@ -6,11 +6,11 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO, TypeVar, cast
+from typing import Protocol, TextIO, cast
 
-Answer = TypeVar("Answer")
+from kvmattr.measure import writing
 
 
 def overwritten(text: str = "", *, last: bool = False) -> None:
@@ -24,31 +24,15 @@ def overwritten(text: str = "", *, last: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-class _Forgiving:
-    """Standard error, but for what it cannot take: a full disk costs the words, not the command that says them."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, words: str) -> int:
-        """Write, and lose what cannot be written; a reader that has gone is for the command to know."""
-        return self._lost(lambda: self._stream.write(words), len(words))
-
-    def flush(self) -> None:
-        """Flush, and lose what cannot be written."""
-        self._lost(self._stream.flush, None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    @staticmethod
-    def _lost(do: Callable[[], Answer], otherwise: Answer) -> Answer:
-        try:
-            return do()
-        except BrokenPipeError:
-            raise
-        except OSError:
-            return otherwise
+@contextmanager
+def _losing() -> Iterator[None]:
+    """A full disk costs the words, not the command; that a reader has gone is for the command to know."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 @contextmanager
@@ -63,7 +47,7 @@ def forgiving_stderr() -> Iterator[None]:
             os.close(nowhere)
         sys.stderr = os.fdopen(2, "w", closefd=False)
     else:
-        sys.stderr = cast(TextIO, _Forgiving(before))
+        sys.stderr = cast(TextIO, writing.Guarded(before, _losing))
     try:
         yield
     finally:

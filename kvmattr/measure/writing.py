@@ -24,7 +24,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self, TextIO, cast
 
@@ -181,25 +181,26 @@ def opened(place: Place, *, append: bool = False, in_place: bool = False, ours: 
             partial.take_place()
 
 
-class _Named:
-    """Standard output whose errors name it: a command that reads files, too, could not tell whose they are."""
+class Guarded:
+    """A stream that is written to within a context, which says what becomes of the errors."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, context: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._context = stream, context
 
     def write(self, words: str) -> int:
-        """Write."""
-        with _naming():
-            return self._stream.write(words)
+        """Write; what the context let get lost counts as written."""
+        with self._context():
+            self._stream.write(words)
+        return len(words)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each."""
-        with _naming():
+        with self._context():
             self._stream.writelines(lines)
 
     def flush(self) -> None:
         """Flush."""
-        with _naming():
+        with self._context():
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -208,6 +209,7 @@ class _Named:
 
 @contextmanager
 def _naming() -> Iterator[None]:
+    """Errors name standard output: a command that reads files, too, could not tell whose they are."""
     try:
         yield
     except (BrokenPipeError, CannotWrite):
@@ -222,7 +224,7 @@ def named_stdout() -> Iterator[None]:
     BrokenPipeError, as ever."""
     before = sys.stdout
     if before is not None:
-        sys.stdout = cast(TextIO, _Named(before))
+        sys.stdout = cast(TextIO, Guarded(before, _naming))
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,15 +41,13 @@ class Work:
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
         self.argument = functools.cache(workload.argument)
+        self.half = functools.cache(self._half)
         self._outcomes: dict[tuple[int, ...], tuple[list[Any], Reference, Any]] = {}
 
-    @functools.cached_property
-    def half(self) -> Callable[[int], Any]:
+    def _half(self, operations: int) -> Any:
         """Half a round of so many operations: where rounds convert and convert back, it leaves something."""
-        def make(operations: int) -> Any:
-            whole = self.argument(0, operations)
-            return whole.part(0, len(whole) // 2 | 1)
-        return functools.cache(make)
+        whole = self.argument(0, operations)
+        return whole.part(0, len(whole) // 2 | 1)
 
     def outcome(self, done: list[Any]) -> tuple[Reference, Any]:
         """The reference after the setup and these arguments, and the right answer to the last one (None: no answer)."""

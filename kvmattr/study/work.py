@@ -205,15 +205,11 @@ def mixed_blocks(runs: NDArray[Any]) -> NDArray[np.bool_]:
 
 def pages_to_runs(gfns: NDArray[np.uint64], attributes: NDArray[np.uint8], npages: int) -> NDArray[Any]:
     """Pages in order with their attributes as runs over the whole guest; every other page has 0."""
-    # Each page is a stretch, and so is the gap before it: a gap of no pages is dropped.
-    stops = gfns + np.uint64(1)
-    gaps = np.concatenate([np.zeros(1, np.uint64), stops])
-    edges = np.empty(2 * len(gfns) + 2, np.uint64)
-    edges[:-1:2], edges[1:-1:2], edges[-1] = gaps, gfns, npages
+    # Each page is a stretch, and so is what lies between two of them.
+    edges = np.unique(np.concatenate([np.array([0, npages], np.uint64), gfns, gfns + np.uint64(1)]))
     values = np.zeros(len(edges) - 1, np.uint8)
-    values[1::2] = attributes
-    kept = np.flatnonzero(edges[1:] > edges[:-1])
-    return coalesced(edges[:-1][kept], edges[1:][kept], values[kept])
+    values[np.searchsorted(edges, gfns)] = attributes
+    return coalesced(edges[:-1], edges[1:], values)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class KernelBackend(Backend):
         if IS_FAKE:
             cls.kind, cls.about = "model", f"{cls.name} on a fake /dev/kvm: the model, a socket away"
 
+    @classmethod
+    def missing(cls) -> str | None:
+        """/dev/kvm must open."""
+        return kvm.missing()
+
     def __init__(self, npages: int, vm_type: int = uapi.KVM_X86_DEFAULT_VM) -> None:
         with ExitStack() as held:
             # Reserved, never touched: KVM wants addresses that user space could have, not memory behind them.
@@ -70,22 +75,16 @@ class KernelBackend(Backend):
         self._held.close()
 
 
-class EmptyIoctl(Backend):
-    """KVM_CHECK_EXTENSION for a capability that no kernel has, once an update: the way in and out."""
+class EmptyIoctl(KernelBackend):
+    """KVM_CHECK_EXTENSION for a capability that no kernel has, once an update: the way in and out. No memslots."""
 
     name = "empty-ioctl"
-    kind = "model" if IS_FAKE else "kernel"
-    elsewhere = IS_FAKE
     stateless = True
     about = "the floor: an ioctl on a VM that does nothing"
 
-    @classmethod
-    def missing(cls) -> str | None:
-        """/dev/kvm must open."""
-        return kvm.missing()
-
     def __init__(self, npages: int) -> None:
-        self._vm = kvm.KernelVM()
+        self._held = ExitStack()
+        self._vm = self._held.enter_context(kvm.KernelVM())
 
     def prepare(self, batch: Batch) -> NDArray[np.uint64]:
         """One word an update; its address is the capability that is asked for."""
@@ -97,7 +96,3 @@ class EmptyIoctl(Backend):
 
     def runs(self) -> None:
         """It keeps no state."""
-
-    def close(self) -> None:
-        """Close the VM."""
-        self._vm.close()

@@ -26,7 +26,7 @@ class KernelAttributes(KernelBackend):
     @classmethod
     def missing(cls) -> str | None:
         """/dev/kvm must open and make a VM whose memory can be private."""
-        reason = kvm.missing()
+        reason = super().missing()
         if reason is not None:
             return reason
         if not kvm.system_extension(uapi.KVM_CAP_MEMORY_ATTRIBUTES) & uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE:

@@ -32,7 +32,7 @@ class KernelMemslots(KernelBackend):
     @classmethod
     def missing(cls) -> str | None:
         """/dev/kvm must open and know read-only slots."""
-        reason = kvm.missing()
+        reason = super().missing()
         if reason is None and not kvm.system_extension(uapi.KVM_CAP_READONLY_MEM):
             reason = "kernel has no KVM_CAP_READONLY_MEM"
         return reason
