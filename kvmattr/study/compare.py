@@ -25,6 +25,7 @@ from kvmattr.measure import figures, text, writing
 from kvmattr.measure.extras import require
 from kvmattr.measure.table import fitted, width
 from kvmattr.study.comparing import Compared, Row, compare
+from kvmattr.study.plots import both_sides
 from kvmattr.study.report import Report, load
 from kvmattr.study.table import wrapped
 
@@ -119,5 +120,4 @@ def _cells(row: Row, size_name: str) -> list[str]:
 
 
 def _drawn(a: Sequence[Report], b: Sequence[Report], compared: Compared, place: str) -> bytes:
-    from kvmattr.study.plots import both_sides
     return figures.drawn(both_sides(a, b, compared.rows), figures.format_of(place), facecolor="white")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvmattr.measure import text
 from kvmattr.measure.extras import require
 from kvmattr.study import table
+from kvmattr.study.plots import inline_svg, plots
 from kvmattr.study.results import DEFECTS, KINDS, NOT_HERE, STATUSES
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ def render(report: Report) -> str:
     """The page as text."""
     require("matplotlib", "jinja2")
     import jinja2
-
-    from kvmattr.study.plots import inline_svg, plots
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from kvmattr.measure import writing
 from kvmattr.measure.extras import require
 from kvmattr.measure.writing import CannotWrite
+from kvmattr.study.plots import files
 from kvmattr.study.report import Report
 
 
@@ -71,7 +72,6 @@ class Outputs:
         self._told.update(map(str, errors))
 
     def _write_plots(self, report: Report, directory: Path, written: list[str]) -> list[CannotWrite]:
-        from kvmattr.study.plots import files
         try:
             Path(os.path.realpath(directory)).mkdir(parents=True, exist_ok=True)     # a link to nowhere is made there
         except OSError as error:

@@ -15,7 +15,8 @@ from typing import Any
 
 from kvmattr.measure import checked, writing
 from kvmattr.measure.checked import Field
-from kvmattr.study import growth, scenarios
+from kvmattr.measure.extras import require
+from kvmattr.study import growth, html, plots, scenarios, summary, table
 from kvmattr.study.growth import Asked, Growth, Seen
 from kvmattr.study.results import Comparison, Result, comparisons, load_of
 
@@ -73,12 +74,10 @@ class Report:
     @property
     def sentences(self) -> list[str]:
         """What the run has to say, most important first."""
-        from kvmattr.study import summary
         return summary.sentences(self)
 
     def table(self, columns: int | None = None) -> str:
         """All tables as text, as wide as the terminal or as ``columns``."""
-        from kvmattr.study import table
         return table.plain(self, columns)
 
     def figure(self, scenario: str, kind: str | None = None) -> Any:
@@ -86,23 +85,20 @@ class Report:
 
         Raises KeyError where nothing of it was measured at two sizes, ImportError without matplotlib.
         """
-        from kvmattr.study.plots import plots
-        for plot in plots(self):
+        for plot in plots.plots(self):
             if plot.scenario == scenario and kind in (None, plot.kind):
                 return plot.figure
         raise KeyError(f"{scenario!r} was not measured at two sizes or more{(kind and f' on {kind} backends') or ''}")
 
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a result. Raises ImportError without pandas."""
-        from kvmattr.measure.extras import require
         require("pandas")
         import pandas
         return pandas.DataFrame([result.as_record() for result in self.results])
 
     def html(self) -> str:
         """One self-contained page. Raises ImportError without matplotlib and jinja2."""
-        from kvmattr.study.html import render
-        return render(self)
+        return html.render(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
