@@ -19,7 +19,7 @@ static inline int kvmattr_short_integer(PyObject *object, int64_t *value)
     Py_ssize_t size = Py_SIZE(object);      /* digits, negative for a negative number */
     if (size < -1 || size > 1)
         return 0;
-    *value = size ? size * (int64_t)((PyLongObject *)object)->ob_digit[0] : 0;
+    *value = size * (int64_t)((PyLongObject *)object)->ob_digit[0];
 #endif
     return 1;
 }

@@ -136,11 +136,12 @@ STORE = [
     Mutant("what follows a block in a list", "_store/assign.pxi", "        runs_append(&new, stop, old.values[i - 1])",
            "        runs_append(&new, stop, new.values[0])"),
     Mutant("one page of a shared leaf", "_store/update.pxi",
-           " & ~entry_varying(e) or shared:", " & ~entry_varying(e):"),
+           "    if (shared or not kvmattr_field_update", "    if (not kvmattr_field_update"),
     Mutant("one page, a value that fits no field", "_store/update.pxi",
-           "    if (folded & entry_k(e)) != turned or (new", "    if (new"),
+           "or not kvmattr_field_update(wide, entry_k(e), entry_x(e), k, x, &clear, &flip)\n",
+           "or kvmattr_field_update(wide, entry_k(e), entry_x(e), k, x, &clear, &flip) > 1\n"),
     Mutant("one page, a bit that has not varied", "_store/update.pxi",
-           "or (new ^ entry_first(e)) & ~entry_varying(e) or shared:", "or shared:"),
+           "            or ((entry_first(e) & ~k) ^ x) & ~entry_varying(e)):", "            ):"),
     Mutant("V of the nodes on the way", "_store/update.pxi",
            "        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V\n"
            "        slot = &node_at",
@@ -150,8 +151,8 @@ STORE = [
            "            toggle ^= <uint32_t>(e >> KVMATTR_X) & keep\n            keep &=",
            "            toggle ^= <uint32_t>(e >> KVMATTR_X)\n            keep &="),
     Mutant("a page that begins its block", "_store/update.pxi",
-           "    if gfn & 511 == 0:\n        # The F of the entries above is another block's.\n        slot = ",
-           "    if False:\n        slot = "),
+           "    if gfn & 511 == 0:\n        # The F of the entries above is another block's.\n        (<Entry",
+           "    if False:\n        (<Entry"),
 ]
 
 

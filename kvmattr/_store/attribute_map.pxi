@@ -97,6 +97,40 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         audit_change(map)
         return result
 
+    cdef inline int page_change(self, object start, object stop, object attributes, int operation) noexcept:
+        """The short way of one page, which has no error to handle and takes no mutex; -1 if it cannot be gone."""
+        cdef int64_t first, last, byte
+        cdef UpdateResult result
+        cdef Change change
+        cdef Map *map = self.map
+        cdef Family *family = map.family
+        if (not kvmattr_short_integer(start, &first) or not kvmattr_short_integer(stop, &last)
+                or not kvmattr_short_integer(attributes, &byte) or last - first != 1
+                or <uint64_t>first >= map.pages or <uint64_t>byte > 0xFF or self.frozen or family_shared(family)):
+            return -1
+        change = change_of(<uint8_t>byte, operation, 0xFF)
+        result = map_update(map, <uint64_t>first, <uint64_t>last, change.k, change.x)
+        if result >= 0:
+            count_call(family, CALL_UPDATE, 1)
+            family_filled(family)
+        return result
+
+    cdef int range_change(self, object start, object stop, object attributes, int operation) except -1:
+        cdef uint64_t lo, hi
+        cdef Change change
+        range_of(start, stop, self.map.pages, &lo, &hi)
+        change = change_of(byte_of(attributes, "attributes"), operation, 0xFF)
+        return self.change(lo, hi, change.k, change.x)
+
+    cdef inline object change_given(self, object start, object stop, object attributes, int operation):
+        """The update that Python hands in: True if any page changed."""
+        cdef int changed = self.page_change(start, stop, attributes, operation)
+        if changed < 0:
+            changed = self.range_change(start, stop, attributes, operation)
+        else:
+            audit_change(self.map)
+        return kvmattr_truth(changed)
+
     def write(self, start, stop, attributes, /):
         """Give the pages [start, stop) these attributes; True if any page changed.
 
@@ -107,11 +141,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.write(10, 20, 3), m.write(10, 20, 3)
         (True, False)
         """
-        cdef uint64_t lo, hi
-        cdef Change change
-        range_of(start, stop, self.map.pages, &lo, &hi)
-        change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_WRITE, 0xFF)
-        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
+        return self.change_given(start, stop, attributes, KVMATTR_OPERATION_WRITE)
 
     def or_(self, start, stop, attributes, /):
         """Set these attribute bits on the pages [start, stop); True if any page changed.
@@ -123,11 +153,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.or_(0, 1000, 8), m[5]
         (True, 9)
         """
-        cdef uint64_t lo, hi
-        cdef Change change
-        range_of(start, stop, self.map.pages, &lo, &hi)
-        change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_OR, 0xFF)
-        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
+        return self.change_given(start, stop, attributes, KVMATTR_OPERATION_OR)
 
     def and_(self, start, stop, attributes, /):
         """Keep only these attribute bits on the pages [start, stop); True if any page changed.
@@ -138,11 +164,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.and_(0, 1000, 0xff & ~8), m[5]
         (True, 1)
         """
-        cdef uint64_t lo, hi
-        cdef Change change
-        range_of(start, stop, self.map.pages, &lo, &hi)
-        change = change_of(byte_of(attributes, "attributes"), KVMATTR_OPERATION_AND, 0xFF)
-        return kvmattr_truth(self.change(lo, hi, change.k, change.x))
+        return self.change_given(start, stop, attributes, KVMATTR_OPERATION_AND)
 
     def update(self, start, stop, attributes, operation=0, mask=0xFF):
         """The general update of [start, stop): bits outside ``mask`` never change; True if any page changed.

@@ -55,14 +55,13 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     """The update of one page. What earlier updates left to be tidied is left so."""
     cdef Family *family = map.family
     cdef bint alone = family.maps.next == NULL      # nothing is shared, but with dead nodes, which nobody reads
-    cdef bint shared
+    cdef bint shared, lost
     cdef Entry e
-    cdef Entry *slot
     cdef Way way
     cdef uint64_t *where
-    cdef uint64_t field, changed
+    cdef uint64_t field, old, word
     cdef uint32_t handle, bit
-    cdef uint8_t old, new, turned, folded
+    cdef uint8_t clear, flip
     cdef int wide
     if gfn >> level_shift(map.level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
         return at_edge(map, gfn, k, x)
@@ -76,33 +75,31 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     handle = entry_handle(e)
     if handle == 0 or is_line(handle):
         return in_other_block(map, e, gfn, k, x)
-    wide = wide_of(handle)
-    bit = <uint32_t>(gfn & 511) << wide
-    where = leaf_at(family, handle) + (bit >> 6)
-    field = where[0] >> (bit & 63) & kvmattr_field_masks[wide]
-    old = (<uint8_t>(field * kvmattr_field_repeats[wide]) & entry_k(e)) ^ entry_x(e)
-    # No branch depends on what the leaf has: half of them would be foreseen wrongly, each time after the wait for it,
-    # and what comes after could not begin to wait for its own. So a page that stays as it is is written, too.
-    new = (old & k) ^ x
-    turned = new ^ entry_x(e)
-    folded = kvmattr_fold(wide, turned)
     shared = way.shared
     if not alone and (way.node == NULL or way.node.shares) and leaf_references(family, handle)[0] != 1:
         shared = True
-    if (folded & entry_k(e)) != turned or (new ^ entry_first(e)) & ~entry_varying(e) or shared:
+    # As in a batch, no branch depends on what the leaf has: half of them would be foreseen wrongly, each time after the
+    # wait for it, and what comes after could not begin to wait for its own. So whether the value fits is asked of the
+    # entry alone, for any old value, and a page that stays as it is is written, too.
+    wide = wide_of(handle)
+    if (shared or not kvmattr_field_update(wide, entry_k(e), entry_x(e), k, x, &clear, &flip)
+            or ((entry_first(e) & ~k) ^ x) & ~entry_varying(e)):
         return in_other_block(map, e, gfn, k, x)
     kvmattr_count_pages(family, 1)
-    changed = -<uint64_t>(new != old)
-    field = ((field ^ folded) & kvmattr_field_masks[wide] & changed) << (bit & 63)
-    where[0] ^= field
+    bit = <uint32_t>(gfn & 511) << wide
+    where = leaf_at(family, handle) + (bit >> 6)
+    field = kvmattr_field_masks[wide] << (bit & 63)
+    old = where[0]
+    word = (old & ~(kvmattr_everywhere(clear) & field)) ^ (kvmattr_everywhere(flip) & field)
+    where[0] = word
+    lost = kvmattr_field_lost(where, wide, old ^ word)
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
-        slot = <Entry *>way.slot
-        slot[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), new)
-    kvmattr_raise_version(&map.version, changed & 1)
-    if kvmattr_field_lost(where, wide, field):
+        (<Entry *>way.slot)[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), (entry_first(e) & k) ^ x)
+    kvmattr_raise_version(&map.version, word != old)
+    if lost:
         tighten(map, gfn)
-    return <UpdateResult>(changed & 1)
+    return <UpdateResult>(word != old)
 
 
 cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
