@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from kvmattr import embedding
 from kvmattr._version import __version__
@@ -35,8 +35,9 @@ COMMANDS = {
     "show": "kvmattr.show",
 }
 
-#: What a build asks for: option -> what is printed, and why one asks.
-PLACES: dict[str, tuple[Callable[[], str], str]] = {
+#: Options that print one line and end the command: option -> what is printed, and why one asks.
+PRINTED: dict[str, tuple[Callable[[], str], str]] = {
+    "--version": (lambda: f"kvmattr {__version__}", "show program's version number and exit"),
     "--includes": (embedding.includes, "print the compiler's -I options for C and C++ code, and exit"),
     "--cmakedir": (embedding.cmake_directory, "print the directory for CMake's kvmattr_DIR, and exit"),
     "--pkgconfigdir": (embedding.pkgconfig_directory, "print the directory for PKG_CONFIG_PATH, and exit"),
@@ -50,6 +51,20 @@ class _Printed(argparse.Action):
         """Print what the option stands for."""
         print(self.const())
         parser.exit()
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help tells where it could not be written: argparse passes that over and ends with 0."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Write the help, to standard output if nothing else is said."""
+        print(self.format_help(), end="", file=file)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the command; what was printed is written first."""
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        super().exit(status, message)
 
 
 class _Paragraphs(argparse.RawDescriptionHelpFormatter):
@@ -94,10 +109,9 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
-    parser.add_argument("--version", action="version", version=f"kvmattr {__version__}")
-    for option, (place, help_text) in PLACES.items():
-        parser.add_argument(option, action=_Printed, nargs=0, const=place, help=help_text)
+    parser = _Parser(prog="kvmattr", description="Per-page memory attributes for KVM guests.")
+    for option, (text, help_text) in PRINTED.items():
+        parser.add_argument(option, action=_Printed, nargs=0, const=text, help=help_text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the module of the command that was asked for is imported in full: `kvmattr info` must not pay
     # for matplotlib. Help on all of them imports all of them.

@@ -199,11 +199,12 @@ VSM = Profile(
     kernels="the VSM series of June 2024",
 )
 
-#: guest_memfd in every VM, with creation flags. Observed on a 6.18.44 with a vendor's changes.
+#: guest_memfd in every VM, with creation flags. Observed on a vendor's 6.18.44, which is built without attributes of
+#: VMs, VM types with private memory and SMM: those are as an upstream kernel has them that is built with them.
 LINUX_6_18 = replace(
     LINUX,
     name="linux-6.18",
-    kernels="Linux 6.18.44 as a vendor of virtual machines runs it",
+    kernels="Linux 6.18 to 7.0, built with attributes of VMs and SMM",
     guest_memfd_in_default_vms=True,
     file_flags=uapi.GUEST_MEMFD_FLAG_MMAP,
     file_flags_in_default_vms=uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED,

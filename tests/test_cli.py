@@ -270,6 +270,17 @@ class TestNothingIsLost:
         assert "Traceback" not in done.stderr
         assert (done.returncode, json.loads(path.read_text())["interrupted"]) == (2, False)
 
+    @pytest.mark.parametrize("buffered", ["", "1"])
+    @pytest.mark.parametrize("words", ["--help", "--version", "--includes", "scaling --help"])
+    def test_what_a_build_asks_for_is_written_or_told(self, words, buffered):
+        done = kvmattr(f"PYTHONUNBUFFERED={buffered} kvmattr {words} > /dev/full")
+        text = f"kvmattr {words.split()[0]}: standard output cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (2, text)
+        done = kvmattr(f"PYTHONUNBUFFERED={buffered} kvmattr {words}")
+        assert done.returncode == 0
+        assert done.stdout
+        assert kvmattr(f"kvmattr {words} >&-").returncode == 0
+
     def test_a_standard_error_that_is_full_or_closed_costs_its_words_alone(self, tmp_path):
         path = tmp_path / "a.json"
         done = kvmattr(f"kvmattr {' '.join(SMALL)} --json {path} 2> /dev/full")

@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     if copied.failed is not None:
         unwritten = _wrong(f"{CannotWrite.because(output, copied.failed)}: the recording is not whole")
         return code or unwritten
-    print(f"kvmattr record: {output}, without {copied.left_out:,} calls of KVM_RUN", file=sys.stderr)
+    left_out = f", {copied.left_out:,} calls of KVM_RUN left out" if copied.left_out else ""
+    print(f"kvmattr record: {output} written{left_out}", file=sys.stderr)
     if copied.events:
         print(f"kvmattr record: conversions are the kernel's events, {copied.events:,}, in place of"
               f" {copied.conversions:,} calls", file=sys.stderr)

@@ -42,7 +42,7 @@ def recorded(words: Sequence[str], output: Path) -> tuple[int, list[str], OSErro
             code = run_and_serve(server, words, environment(server.path, "shadow"), idle=recording.flush)
         finally:
             server.close()
-    told = [f"{output}, {recording.lines:,} calls, without those of KVM_RUN"]
+    told = [f"{output} written, {recording.lines:,} calls; those of KVM_RUN left out"]
     if not server.clients:
         told.append(f"{words[0]} never opened /dev/kvm through the C library; `--by strace` sees every call")
     else:

@@ -30,6 +30,7 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield from _table(summary)
         yield ""
         yield _verdict(summary)
+        yield _compared(summary)
         if summary.instructions is not None:
             yield _ground(summary.instructions)
 
@@ -115,7 +116,18 @@ def _ground(estimate: Estimate) -> str:
     if estimate.attributes is None and estimate.memslots is None:
         return f"kernel instructions are not estimated: {estimate.why}"
     return (f"kernel instructions: estimated for Linux {estimate.kernel} without a vCPU, off by at most"
-            f" {estimate.error:.0%} on recordings that were counted" + f"; {estimate.why}" * bool(estimate.why))
+            f" {estimate.error:.0%} on recordings that were counted"
+            + "; that kernel stores attributes page by page" * (estimate.attributes is not None)
+            + f"; {estimate.why}" * bool(estimate.why))
+
+
+def _compared(summary: Summary) -> str:
+    """What the side that was not recorded does in place of the one that was."""
+    if summary.attribute_calls:
+        return ("memslots: each conversion splits and merges memslots; the one that is there before the first"
+                " is on neither side")
+    return ("attributes: one memslot that stays, and a WRITE for each slot call (two where a slot moves); before them"
+            " two calls, which make that memslot and close all of it")
 
 
 def time_text(seconds: float) -> str:
