@@ -40,6 +40,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,11 @@ def locking(words: list[str]) -> None:
     built_as("locking", words)
 
 
+#: What runs under ThreadSanitizer.
+OF_THREADS = [f"tests/test_{name}.py" for name in (
+    "store_threads", "store_beside_writer", "vm_threads", "vm_beside_others")]
+#: Exit codes: a sanitizer's, and pytest's where `-k` chose no test of a file.
+FOUND, NOTHING_CHOSEN = 66, 5
 #: Pythons without a GIL under the names that they install themselves as, the newest first.
 FREE_THREADED = ("python3.15t", "python3.14t", "python3.13t")
 
@@ -267,14 +273,28 @@ def under_thread_sanitizer(path: str | None, sanitized: str, words: list[str]) -
         raise SystemExit(f"dev.py: {sanitized} loads modules for {loads}, {path} builds them for {built_for}")
     with copied() as tree:
         run(python, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, KVMATTR_BUILD="tsan")
-        # Not those that fork: ThreadSanitizer knows no child of a process with threads. What it finds ends the process:
-        # were descriptors captured, nobody would see what it was.
-        run(sanitized, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys",
-            "tests/test_store_threads.py", "tests/test_store_beside_writer.py", "tests/test_vm_threads.py",
-            "tests/test_vm_beside_others.py",
-            "-k", "not child and not fork and not ctrl_c and not bytecode", *words,
-            cwd=tree, PYTHON_GIL="0", PYTHONPATH=packages,
-            TSAN_OPTIONS=f"suppressions={HERE / 'tests' / 'tsan.txt'} halt_on_error=1 exitcode=66")
+        # Not those that fork: ThreadSanitizer knows no child of a process with threads. What it finds ends the process,
+        # so each file has its own: were descriptors captured, nobody would see what it was.
+        each_alone(OF_THREADS, [sanitized, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys",
+                                "-k", "not child and not fork and not ctrl_c and not bytecode", *words],
+                   cwd=tree, PYTHON_GIL="0", PYTHONPATH=packages,
+                   TSAN_OPTIONS=f"suppressions={HERE / 'tests' / 'tsan.txt'} halt_on_error=1 exitcode={FOUND}")
+
+
+def each_alone(files: list[str], command: list[object], cwd: Path, **environment: str) -> None:
+    """Run a command with each file, whatever became of those before, and sum up."""
+    ended = []
+    for name in files:
+        print("+", *command, name, flush=True)
+        begun = time.monotonic()
+        code = subprocess.call([*map(str, command), name], cwd=cwd, env={**os.environ, **environment})
+        ended.append((name, code, time.monotonic() - begun))
+    told = {0: "passed", FOUND: "the sanitizer found something", NOTHING_CHOSEN: "nothing chosen"}
+    for name, code, seconds in ended:
+        print(f"{name}: {told.get(code, f'exit code {code}')}, {seconds:.0f} s")
+    codes = {code for _, code, _ in ended}
+    if 0 not in codes or codes - {0, NOTHING_CHOSEN}:
+        raise SystemExit(1)
 
 
 def simd(words: list[str]) -> None:

@@ -1,5 +1,6 @@
 """dev.py's own manners: help, mistyped commands."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -52,6 +53,24 @@ def test_a_python_with_a_gil_is_refused(option):
                            "needed\n")
     done = run("freethreaded", option, "/nowhere/python")
     assert (done.returncode, done.stderr) == (1, "dev.py: /nowhere/python: No such file or directory\n")
+
+
+def test_files_that_run_alone_are_summed_up(tmp_path, capfd):
+    """Whatever becomes of one, the others run; nothing that ran is nothing that passed."""
+    spec = importlib.util.spec_from_file_location("dev", DEV)
+    dev = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dev)
+    codes = {"a": 0, "b": 66, "c": -9, "d": 5, "e": 0}
+    command = [sys.executable, "-c", "import os, sys; code = int(os.environ[sys.argv[1]]); "
+               "sys.exit(code) if code >= 0 else os.kill(os.getpid(), -code)"]
+    environment = {name: str(code) for name, code in codes.items()}
+    with pytest.raises(SystemExit, match="1"):
+        dev.each_alone(list(codes), command, cwd=tmp_path, **environment)
+    assert [line.rpartition(",")[0] for line in capfd.readouterr().out.splitlines() if not line.startswith("+")] == [
+        "a: passed", "b: the sanitizer found something", "c: exit code -9", "d: nothing chosen", "e: passed"]
+    dev.each_alone(["a", "d", "e"], command, cwd=tmp_path, **environment)
+    with pytest.raises(SystemExit, match="1"):
+        dev.each_alone(["d"], command, cwd=tmp_path, **environment)
 
 
 def test_every_command_that_is_written_down_exists():

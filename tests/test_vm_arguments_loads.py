@@ -1,0 +1,68 @@
+"""Another thread writes to a structure between any two loads of it: each moment is tried, without luck (read_watch.py).
+
+A structure is copied, and the copy is held: what was checked is what is done, and what is refused is what is told. So
+an answer is that of a structure whose every word is as it was or as it became.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+
+from kvmattr import VM, uapi
+from tests.read_watch import Watched, moments
+
+Words = tuple[int, ...]
+#: A call: its structure; right words; others, right and wrong in each way.
+CASES: dict[str, tuple[np.dtype, Callable[[VM, np.ndarray], object], Words, list[Words]]] = {}
+for _name in ("ioctl", "many"):
+    CASES[f"attributes, {_name}"] = uapi.MEMORY_ATTRIBUTES, (
+        (lambda vm, array: vm.ioctl(uapi.KVM_SET_MEMORY_ATTRIBUTES, array)) if _name == "ioctl" else
+        (lambda vm, array: vm.set_memory_attributes_many(array))), (0x4000, 0x1000, 8, 0, 0), [
+            (0x200000, 0x3000, 1, 1, 0), (0x4001, 0x1000, 8, 0, 0), (0x4000, 0, 8, 0, 0),
+            (0x4000, 0x1000, 1 << 9, 0, 0), (0x4000, 0x1000, 8, 7, 0), (0x4000, 0x1000, 8, 0, 3),
+            ((1 << 64) - 0x1000, 0x2000, 8, 0, 0)]
+CASES["memslot"] = uapi.USERSPACE_MEMORY_REGION, (
+    lambda vm, array: vm.ioctl(uapi.KVM_SET_USER_MEMORY_REGION, array)), (1, 0, 0x100000, 0x4000, 0x7f0000000000), [
+        (2, 1, 0x200000, 0x8000, 0x7e0000000000), (1, 0, 0x100000, 0, 0x7f0000000000), (1, 0, 0x100, 0x4000, 0x1000),
+        (1 << 20, 0, 0x100000, 0x4000, 0x7f0000000000), (1, 1 << 9, 0x100000, 0x4000, 0x7f0000000000),
+        (1, 0, (1 << 64) - 0x1000, 0x4000, 0x7f0000000000)]
+CASES["guest_memfd"] = uapi.CREATE_GUEST_MEMFD, (
+    lambda vm, array: vm.ioctl(uapi.KVM_CREATE_GUEST_MEMFD, array)), (0x4000, 0), [
+        (0x8000, 0), (0, 0), (0x4001, 0), (0x4000, 1 << 20), (1 << 63, 0)]
+
+
+def structure(kind: np.dtype, words: Words) -> np.ndarray:
+    made = np.zeros(1, kind)
+    for name, word in zip(kind.names or (), words, strict=False):
+        made[name] = word
+    return made
+
+
+def answered(call: Callable[[VM], object]) -> tuple[object, ...]:
+    """What a machine of its own says, and has then."""
+    vm = VM()
+    try:
+        told = repr(call(vm))
+    except OSError as refused:
+        told = str(refused)
+    vm.attributes.validate()
+    files = vm.guest_memfds()
+    for handle, _ in files:
+        told = told.replace(str(handle), "a handle")        # the process counts them
+    return told, vm.attributes.runs().tolist(), [str(slot) for slot in vm.memslots], [str(file) for _, file in files]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_checked_is_what_is_done(name: str) -> None:
+    kind, call, right, others = CASES[name]
+    pairs = [(right, other) for other in others] + [(other, others[at - 1]) for at, other in enumerate(others)]
+    for first, then in pairs:
+        possible = [answered(lambda vm, words=words: call(vm, structure(kind, words)))
+                    for words in set(product(*zip(first, then, strict=True)))]
+        watched = Watched(structure(kind, first), structure(kind, then))
+        for moment in moments(watched, lambda array: call(VM(), array)):
+            assert answered(lambda vm: watched.during(lambda array: call(vm, array), moment)) in possible  # noqa: B023
