@@ -76,17 +76,6 @@ def changed(guest: Guest) -> AttributeMap:
     return m
 
 
-@limit("one snapshot after 1e5 changes", 1e3)
-def snapshot(guest: Guest) -> Alone:
-    m = changed(guest)
-
-    def work(kept: list[AttributeMap]) -> None:
-        for _ in range(100):
-            kept.append(m.snapshot())
-
-    return Alone(draw=list, work=work, calls=100, check=lambda kept, _: kept[0] == m and kept[-1] == m)
-
-
 @limit("first write after a snapshot, one page", 6e3, rounds=101)
 def first_write(guest: Guest) -> Alone:
     m = changed(guest)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+from kvmattr import uapi
+
 _TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 #: Sizes that are counted in pages and read as memory.
 MEMORY_SIZES = ("guest size", "block size")
-_PAGES = ((1 << 28, "TiB"), (1 << 18, "GiB"), (1 << 8, "MiB"))
+#: Powers of 2.
+_MEMORY = ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:
@@ -57,20 +60,16 @@ def size(value: int, size_name: str) -> str:
     >>> size(1 << 18, "guest size"), size(10_000, "earlier conversions")
     ('1 GiB', '10,000')
     """
-    if size_name in MEMORY_SIZES:
-        for pages, name in _PAGES:
-            if value >= pages:
-                return f"{digits(value / pages)} {name}"
-    return f"{value:,}"
+    return memory(value * uapi.PAGE_SIZE) if size_name in MEMORY_SIZES else f"{value:,}"
 
 
 def memory(count: int) -> str:
     """A number of bytes in powers of 1024, as guests have them.
 
-    >>> memory(4096), memory(3 << 30), memory(1000)
-    ('4 KiB', '3 GiB', '1000 bytes')
+    >>> memory(4096), memory(3 << 30), memory(1 << 64), memory(1000)
+    ('4 KiB', '3 GiB', '16 EiB', '1000 bytes')
     """
-    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+    for shift, unit in _MEMORY:
         if count >> shift:
             return f"{count / (1 << shift):.4g} {unit}"
     return f"{count} bytes"
