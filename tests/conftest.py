@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from kvmattr import AttributeMap
 from tests.reference import DenseMap, SparseMap
+from tests.strategies import examples
 
 QUIET = [
     HealthCheck.too_slow,
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 settings.register_profile(
-    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=QUIET
+    "suite", max_examples=examples(100), deadline=None, derandomize=True, database=None, suppress_health_check=QUIET
 )
 settings.register_profile("campaign", deadline=None, print_blob=True, suppress_health_check=QUIET)
 settings.load_profile("campaign" if "KVMATTR_FUZZ_EXAMPLES" in os.environ else "suite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +11,14 @@ from hypothesis import strategies as st
 from kvmattr import Operation
 
 NODE_ENTRIES = 512
+
+
+def examples(count: int) -> int:
+    """How many examples a test of the store has: as many as it says, or KVMATTR_TEST_SHARE of them, where each takes
+    long (an emulated machine). They are the first of the same ones."""
+    return max(1, round(count * float(os.environ.get("KVMATTR_TEST_SHARE", "1"))))
+
+
 # A byte of packed bits, a word of a bitmap leaf, the width of a block at each level: and one page about them.
 LENGTHS = sorted(
     {max(1, width + d) for width in (1, 8, 64, *(NODE_ENTRIES**k for k in range(1, 6))) for d in (-1, 0, 1)}

@@ -179,6 +179,32 @@ def test_the_exit_code_beside_a_recording_that_cannot_be_written(ended, code):
     assert done.returncode == code
 
 
+@needs_tracing
+def test_a_name_of_its_own_takes_nobodys_file(tmp_path, monkeypatch, capfd):
+    """Not a recording of the same second, and not what somebody's link names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record_command.time, "strftime", lambda form: "20261129-120000")
+    (tmp_path / "another's").write_text("precious")
+    (tmp_path / "sh-20261129-120000.strace").symlink_to("another's")
+    (tmp_path / "sh-20261129-120000-2.strace").symlink_to("nowhere")
+    for number in (3, 4):
+        assert cli.main(["record", "--", "sh", "-c", "exit 0"]) == 0
+        assert f"kvmattr record: sh-20261129-120000-{number}.strace" in capfd.readouterr().err
+    assert (tmp_path / "another's").read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@needs_tracing
+def test_a_directory_that_is_gone(tmp_path, monkeypatch, capfd):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert cli.main(["record", "--", "sh", "-c", ""]) == 2
+    assert re.fullmatch(r"kvmattr record: sh-[\d-]+\.strace cannot be written: No such file or directory\n",
+                        capfd.readouterr().err)
+
+
 # The kernel's events ----------------------------------------------------------------------------------------
 
 def tracefs(root, event="kvm/kvm_vm_set_mem_attributes"):

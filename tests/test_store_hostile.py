@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmattr import AttributeMap
+from tests.strategies import examples
 from tests.test_store_serialization import every_kind
 
 HEADER_BYTES = 44
@@ -123,13 +124,13 @@ def read(data: bytes) -> None:
     assert AttributeMap.from_bytes(m.to_bytes()) == m
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.sampled_from([0, 1, 512, 700, 2048, 2**20 + 1, 2**52]), st.lists(RECORDS, max_size=12))
 def test_any_records(npages: int, records: list[bytes]) -> None:
     read(sealed(npages, b"".join(records)))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.integers(0, 2**52 + 1), st.data())
 def test_a_sound_body_with_cells_changed_and_pieces_moved(npages: int, data: st.DataObject) -> None:
     body = bytearray(every_kind().to_bytes()[HEADER_BYTES:])

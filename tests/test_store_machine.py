@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kvmattr import AttributeMap
 from tests.reference import DenseMap, ReferenceMap, SparseMap, assert_same, plain
-from tests.strategies import attributes, bounds, combs, gfns, masks, neighbours, operations, patterns, ranges
+from tests.strategies import attributes, bounds, combs, examples, gfns, masks, neighbours, operations, patterns, ranges
 
 LARGEST_READ = 2**15
 ITERATED_RUNS = 600
@@ -316,7 +316,7 @@ def test_store_is_what_the_reference_is(size: str) -> None:
     stateful.run_state_machine_as_test(
         machine(*SIZES[size]),
         settings=settings(
-            max_examples=int(os.environ.get("KVMATTR_FUZZ_EXAMPLES", 20)),
+            max_examples=int(os.environ.get("KVMATTR_FUZZ_EXAMPLES", examples(20))),
             stateful_step_count=int(os.environ.get("KVMATTR_FUZZ_STEPS", 40)),
         ),
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kvmattr import AttributeMap
 from tests.reference import SparseMap, assert_same
-from tests.strategies import attributes, patterns, ranges
+from tests.strategies import attributes, examples, patterns, ranges
 
 
 def every_kind() -> AttributeMap:
@@ -63,7 +63,7 @@ def test_every_size_goes_out_and_in(npages: int) -> None:
     assert twin == m
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.tuples(ranges(2**30 + 3, (0, 2**27)), attributes), max_size=8), patterns(1100))
 def test_anything_goes_out_and_in(writes: list[tuple[tuple[int, int], int]], pages: np.ndarray) -> None:
     m, model = AttributeMap(2**30 + 3), SparseMap(2**30 + 3)
@@ -96,7 +96,7 @@ def test_every_truncation_and_every_tail_is_noticed() -> None:
             AttributeMap.from_bytes(data + tail)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=300))
 def test_noise_is_not_a_map(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):

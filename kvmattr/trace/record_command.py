@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -70,11 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
     absent = kernel_tracing.missing() if arguments.events in (None, True) else "--no-events"
     if arguments.events and absent is not None:
         return _wrong(f"--events: {absent}")
-    output = _output(arguments, words)
     try:
+        output = _output(arguments, words)
         file = output.open("wb", buffering=0)
     except OSError as error:
-        return _wrong(str(CannotWrite.because(output, error)))
+        return _wrong(str(CannotWrite.because(error.filename, error)))
     try:
         with file:
             code, copied = _recorded(words, file, events=absent is None)
@@ -101,7 +102,10 @@ def _by_library(arguments: argparse.Namespace, words: list[str]) -> int:
         return _wrong(why if arguments.by else f"{_NO_STRACE}; the preloaded library cannot stand in: {why}")
     if arguments.events:
         return _wrong("--events: the kernel's events come beside strace's lines alone; the library reads the calls")
-    output = _output(arguments, words)
+    try:
+        output = _output(arguments, words)
+    except OSError as error:
+        return _wrong(str(CannotWrite.because(error.filename, error)))
     try:
         code, told, failed = record_preloaded.recorded(words, output)
     except CannotWrite as error:
@@ -118,7 +122,17 @@ def _by_library(arguments: argparse.Namespace, words: list[str]) -> int:
 
 
 def _output(arguments: argparse.Namespace, words: list[str]) -> Path:
-    return arguments.output or Path(f"{Path(words[0]).name}-{time.strftime('%Y%m%d-%H%M%S')}.strace")
+    """Where to: what was asked for, or a file of a name of our own, made here. What has that name, a recording of the
+    same second or a link that somebody put there, stays."""
+    if arguments.output:
+        return Path(arguments.output)
+    name = f"{Path(words[0]).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        output = Path(f"{name}-{number}.strace" if number > 1 else f"{name}.strace")
+        with contextlib.suppress(FileExistsError):
+            output.touch(exist_ok=False)
+            break
+    return output
 
 
 def _recorded(words: list[str], file: RawIOBase, *, events: bool) -> tuple[int, _Copy]:
