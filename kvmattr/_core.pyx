@@ -235,9 +235,6 @@ cdef extern from "kernels/choose.h" nogil:
         uint8_t values[2]
     uint64_t *kvmattr_list_starts(const kvmattr_list *list) noexcept nogil
     uint8_t *kvmattr_list_values(const kvmattr_list *list, int count) noexcept nogil
-    unsigned int kvmattr_starts_find(const uint64_t *starts, unsigned int count, uint64_t page, unsigned int few,
-                                     unsigned int *left) noexcept nogil
-    unsigned int kvmattr_list_run(const kvmattr_list *list, uint64_t page) noexcept nogil
 
     enum: KVMATTR_LINE, KVMATTR_TAG, KVMATTR_LINE_STARTS, KVMATTR_NO_START
     ctypedef struct kvmattr_line:
@@ -283,12 +280,15 @@ cdef extern from "kernels/choose.h" nogil:
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
         void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out,
                          size_t n) noexcept nogil
-        void (*splice)(const Splice *splice, size_t count, uint64_t *starts, uint8_t *values,
-                       uint8_t *to) noexcept nogil
+        unsigned int (*find)(const uint64_t *starts, unsigned int count, uint64_t page) noexcept nogil
+        void (*splice)(const Splice *splice, size_t count, const uint64_t *starts, const uint8_t *values,
+                       uint64_t *to_starts, uint8_t *to_values) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)
     uint64_t *kvmattr_words(const uintptr_t *bias, uint32_t handle)
+    enum: KVMATTR_HANDLES
+    bint kvmattr_any_handle(const uint64_t *entries)
     void kvmattr_prefetch(const void *p)
     void kvmattr_prefetch_soon(const void *p)
     int kvmattr_first_bit(uint64_t word)

@@ -490,15 +490,15 @@ static void test_read_off(void)
     CHECK(out[n] == 0xaa, "read_off writes beyond %zu pages", n);
 }
 
-/* A list that is spliced where it lies, its values behind its starts, or apart from them. */
+/* A list that is spliced where it lies, its values behind its starts or apart from them, or into another place. */
 static void test_splice(void)
 {
     enum { BYTES = 9 * KVMATTR_LIST_RUNS + 64 };
-    static uint64_t place[BYTES / 8 + 8];
-    uint64_t starts[KVMATTR_LIST_RUNS + 2];
+    static uint64_t place[BYTES / 8 + 8], other[BYTES / 8 + 8], before[BYTES / 8 + 8];
+    uint64_t starts[KVMATTR_LIST_RUNS + 2], *to_starts;
     uint8_t values[KVMATTR_LIST_RUNS + 2], apart[KVMATTR_LIST_RUNS + 8], *to;
     kvmattr_splice splice;
-    int count, now, i, n = 0, behind = below(2) == 0;
+    int count, now, i, n = 0, behind = below(2) == 0, moves = below(2) == 0;
     do {
         count = 1 + (int)below(KVMATTR_LIST_RUNS);
         splice.at = 1 + (int)below((uint64_t)count);
@@ -507,9 +507,11 @@ static void test_splice(void)
         now = count + splice.added - splice.gone;
     } while (now > KVMATTR_LIST_RUNS);
     memset(place, 0xee, sizeof place);
+    memset(other, 0xee, sizeof other);
     memset(apart, 0xee, sizeof apart);
+    to_starts = moves ? other : place;
     uint8_t *from = behind ? (uint8_t *)(place + count - 1) : apart;
-    to = behind ? (uint8_t *)(place + now - 1) : apart;
+    to = behind ? (uint8_t *)(to_starts + now - 1) : apart;
     for (i = 0; i < count; i++) {
         if (i)
             place[i - 1] = any();
@@ -534,16 +536,34 @@ static void test_splice(void)
         starts[n] = splice.starts[i];
         values[n] = splice.values[i];
     }
-    set->splice(&splice, (size_t)count, place, from, to);
+    memcpy(before, place, sizeof place);
+    set->splice(&splice, (size_t)count, place, from, to_starts, to);
     for (i = 0; i < n; i++)
-        CHECK(to[i] == values[i] && (i == 0 || place[i - 1] == starts[i]), "splice: run %d of %d, %d from %d on go, %d come", i,
-              count, splice.gone, splice.at, splice.added);
-    int end = behind ? 8 * ((now > count ? now : count) - 1) + (now > count ? now : count) : 8 * (now - 1);
-    for (i = end > 8 * (count - 1) ? end : 8 * (count - 1); i < BYTES; i++)
-        CHECK(((uint8_t *)place)[i] == 0xee, "splice writes beyond %d runs", now);
+        CHECK(to[i] == values[i] && (i == 0 || to_starts[i - 1] == starts[i]),
+              "splice: run %d of %d, %d from %d on go, %d come", i, count, splice.gone, splice.at, splice.added);
+    int most = !moves && count > now ? count : now;         /* where it lay, the runs that went are rubbish */
+    for (i = 8 * (most - 1) + (behind ? most : 0); i < BYTES; i++)
+        CHECK(((uint8_t *)to_starts)[i] == 0xee, "splice writes beyond %d runs", now);
     for (i = behind ? 0 : now > count ? now : count; i < (int)sizeof apart; i++)
         CHECK(apart[i] == 0xee, "splice writes beyond %d values", now);
+    CHECK(!moves || memcmp(before, place, sizeof place) == 0, "splice writes where the list of %d runs lay", count);
     spliced++;
+}
+
+/* The run of a page, of a list of any length. */
+static void test_find(void)
+{
+    static uint64_t place[KVMATTR_LIST_RUNS + 8];
+    unsigned count = (unsigned)below(KVMATTR_LIST_RUNS), expected = 0;
+    uint64_t page, at = 0;
+    for (unsigned i = 0; i < KVMATTR_LIST_RUNS + 8; i++) {
+        at += 1 + below(below(2) ? 2 : 1000);
+        place[i] = i < count ? at : below(3);       /* what follows is something else */
+    }
+    page = count && below(3) ? place[below(count)] - below(2) : below(at + 2);
+    while (expected < count && place[expected] <= page)
+        expected++;
+    CHECK(set->find(place, count, page) == expected, "find: page %llu of %u starts", (unsigned long long)page, count);
 }
 
 /* Whether the change of a page is the write of a field; *block is then its block's entry. */
@@ -664,8 +684,10 @@ static int run(const char *name, uint64_t seed)
         test_take();
         test_read_off();
         test_locate();
-        for (int i = 0; i < 20; i++)
+        for (int i = 0; i < 20; i++) {
             test_splice();
+            test_find();
+        }
         if (round % 10 == 0)
             test_node();
     }

@@ -11,6 +11,7 @@ cdef enum:
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     LOOKS = 512                 # looks at what another node may have before all below the node is looked at
     LONGEST_STRETCH = 1 << 12   # pages that go one by one before they are located in groups again
+    NEAR_BYTES = 256 << 10      # what a map holds in so many has no part that must be asked for
     LISTED_PAGES = 64           # more must be left for run lists to be opened; as long at least it is not asked again
 
 
@@ -291,6 +292,11 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
     return UPDATE_CHANGED
 
 
+cdef inline bint leaves_far(const Map *map) noexcept nogil:
+    """Whether it is worth it to ask for the leaves of what comes later: the caches do not have all by themselves."""
+    return not KVMATTR_COUNTING_BUILD and map.family.counters.live_bytes > NEAR_BYTES
+
+
 cdef void ask_for_leaves(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Have the leaves of the next group of single pages come nearer, and the counts of references before them, for
     updates one by one, which cannot wait for several at once."""
@@ -361,7 +367,7 @@ cdef UpdateResult put_pages(Map *map, Batch *batch, size_t upto) noexcept nogil:
         elif not KVMATTR_COUNTING_BUILD and batch.done >= batch.one_by_one:
             result = put_located(map, batch, upto)
         else:
-            if not KVMATTR_COUNTING_BUILD and batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked:
+            if batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked and leaves_far(map):
                 ask_for_leaves(map, batch, upto)
             result = put_one(map, batch, batch.done)
             batch.done += result >= 0
@@ -375,12 +381,14 @@ cdef void ask_for_ends(Map *map, Batch *batch, size_t upto) noexcept nogil:
     cdef uint64_t[2][KVMATTR_LOCATED] ends
     cdef size_t start = batch.asked if batch.asked > batch.done else batch.done, cell = start * batch.step
     cdef int n = KVMATTR_LOCATED if upto - start > KVMATTR_LOCATED else <int>(upto - start), i, end
+    cdef bint ranges = False
     for i in range(n):
         ends[0][i] = batch.starts[start - batch.first + i]
         ends[1][i] = batch.stops[start - batch.first + i] - 1
         if ends[0][i] > ends[1][i]:         # an empty range, perhaps at the end of the map
             ends[0][i] = ends[1][i] = 0
-    for end in range(2):
+        ranges |= ends[0][i] != ends[1][i]
+    for end in range(1 + ranges):             # of single pages both ends are one
         kernels.locate(&walk, ends[end], n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, &located)
         for i in range(n):
             kvmattr_prefetch_soon(located.where[i])
@@ -393,9 +401,7 @@ cdef UpdateResult update_ranges(Map *map, Batch *batch, size_t upto) noexcept no
     cdef UpdateResult result = UPDATE_UNCHANGED
     cdef size_t i, cell
     while batch.done < upto and batch.held < HELD_MOST:
-        # Up to a GiB of pages has its leaves near by itself.
-        if (not KVMATTR_COUNTING_BUILD and map.level > 3 and batch.asked < upto
-                and batch.done + KVMATTR_LOCATED // 2 >= batch.asked):
+        if batch.asked < upto and batch.done + KVMATTR_LOCATED // 2 >= batch.asked and leaves_far(map):
             ask_for_ends(map, batch, upto)
         i = batch.done - batch.first
         cell = batch.done * batch.step

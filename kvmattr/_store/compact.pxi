@@ -98,7 +98,7 @@ cdef void compact_slice(Family *family) noexcept nogil:
     """Move the records that one node leads to, and remember where to go on."""
     cdef Map *map = family.moving
     cdef Entry *slot = &map.root
-    cdef int level = map.level, i
+    cdef int level = map.level, at
     cdef uint64_t gfn = family.moving_gfn
     cdef MetChildren met
     # At most one new slab for each size class, and each node's records fit into few pages.
@@ -113,18 +113,19 @@ cdef void compact_slice(Family *family) noexcept nogil:
         # *slot is an entry of `level` that covers gfn. Records from there on, up to the next child that is a node.
         met = node_meets(family, slot[0], level, gfn & (level_span(level) - 1), level_span(level), 0xff, 0)
         level -= 1
-        for i in range(met.first, met.last + 1):
-            slot = <Entry *>&met.entries[i]
+        at = met.first
+        while at < 512:
+            if at % KVMATTR_HANDLES == 0 and not kvmattr_any_handle(&met.entries[at]):
+                at += KVMATTR_HANDLES           # of a guest's first conversions most entries are uniform
+                continue
+            slot = <Entry *>&met.entries[at]
             if level > 2 and leads_to_node(slot[0]):
                 break
             if entry_handle(slot[0]):
                 record_move(family, slot)
-            gfn = (gfn | (level_span(level) - 1)) + 1
-        else:
-            family.moving_gfn = gfn
-            return
-        if gfn > family.moving_gfn:
-            family.moving_gfn = gfn
+            at += 1
+        if at > met.first:
+            family.moving_gfn = (gfn & ~(level_span(level + 1) - 1)) + child_begin(&met, at)
             return
     family.moving_gfn = (gfn | (level_span(level) - 1)) + 1
 

@@ -92,7 +92,7 @@ cdef void map_series_expect(const Map *map, const Series *series, uint64_t gfn) 
     """Ask the memory for what an update of a page will need, some pages ahead: its leaf. Open lists are near."""
     cdef Way way
     cdef uint32_t handle
-    if series.tried or gfn >= level_span(map.level):
+    if series.tried or not leaves_far(map) or gfn >= level_span(map.level):
         return
     way = way_down(map.family, &map.root, map.level, 2, gfn, WAY_COMPOSES)
     handle = entry_handle(way.entry)

@@ -97,8 +97,7 @@ cdef inline const Runs *lists_runs(const OpenLists *lists, uint64_t gfn) noexcep
 
 cdef inline int runs_find(const Runs *runs, uint64_t page) noexcept nogil:
     """The number of the run that holds a page."""
-    cdef unsigned int left
-    return <int>kvmattr_starts_find(&runs.starts[1], runs.count - 1, page, 0, &left)
+    return <int>kernels.find(&runs.starts[1], <unsigned int>(runs.count - 1), page)
 
 
 cdef ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -115,7 +114,7 @@ cdef ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t
     now = runs.count + splice.added - splice.gone
     if now > RUN_LIST_RUNS:
         return LIST_FULL
-    kernels.splice(&splice, runs.count, &runs.starts[1], runs.values, runs.values)
+    kernels.splice(&splice, runs.count, &runs.starts[1], runs.values, &runs.starts[1], runs.values)
     runs.count = now
     list.varying |= varying
     lists.changed += 1

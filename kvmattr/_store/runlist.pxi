@@ -62,8 +62,8 @@ cdef inline uint64_t run_stop(const RunList *runs, int i, uint64_t span) noexcep
 
 
 cdef inline int run_find(const RunList *runs, uint64_t page) noexcept nogil:
-    """The number of the run that holds a page, of a list that was opened."""
-    return <int>kvmattr_list_run(runs.record, page)
+    """The number of the run that holds a page."""
+    return <int>kernels.find(runs.starts, <unsigned int>(runs.count - 1), page)
 
 
 cdef uint8_t run_list_raw(const Family *family, uint32_t handle, uint64_t page) noexcept nogil:
@@ -163,41 +163,18 @@ cdef inline bint record_serves(const Record *record, int count) noexcept nogil:
     return record.references == 1 and <uint32_t>(record.size_class - size_class) <= 1
 
 
-cdef inline void splice_fill(Record *record, const Splice *splice, size_t count) noexcept nogil:
-    """What comes into a list that has `count` runs now, where the others have made room for it."""
-    cdef size_t at = <size_t>splice.at
-    cdef uint64_t *starts = kvmattr_list_starts(record)
-    cdef uint8_t *values = kvmattr_list_values(record, <int>count)
-    if splice.added:
-        starts[at - 1] = splice.starts[0]
-        values[at] = splice.values[0]
-    if splice.added == 2:
-        starts[at] = splice.starts[1]
-        values[at + 1] = splice.values[1]
-    record.count = <uint16_t>count
-
-
-cdef inline void record_splice(Record *record, const Splice *splice) noexcept nogil:
-    """A list of ours, which has room, spliced from a run on that is not the first."""
-    cdef int count = record.count, now = count + splice.added - splice.gone
-    kernels.splice(splice, count, kvmattr_list_starts(record), kvmattr_list_values(record, count),
+cdef inline void record_splice(Record *record, const RunList *runs, const Splice *splice, int now) noexcept nogil:
+    """A list spliced, in its own record or into another, which has room."""
+    kernels.splice(splice, runs.count, runs.starts, runs.values, kvmattr_list_starts(record),
                    kvmattr_list_values(record, now))
     record.count = <uint16_t>now
 
 
-cdef uint32_t run_list_spliced(Family *family, uint32_t old, const RunList *runs, const Splice *splice) noexcept nogil:
-    """A new list in place of `old` (0: none, one run), whose reference passes to this call, as record_splice."""
-    cdef size_t at = <size_t>splice.at, gone = <size_t>splice.gone, added = <size_t>splice.added
-    cdef size_t count = <size_t>runs.count, now = count + added - gone, tail = count - gone - at
-    cdef uint32_t handle = list_new(family, class_of_units[<uint32_t>(run_list_size(<int>now) + 15) >> 4])
-    cdef Record *record = <Record *>address_of(family, handle)
-    cdef uint64_t *starts = kvmattr_list_starts(record)
-    cdef uint8_t *values = kvmattr_list_values(record, <int>now)
-    memcpy(starts, runs.starts, 8 * (at - 1))
-    memcpy(starts + at - 1 + added, runs.starts + at - 1 + gone, 8 * tail)
-    memcpy(values, runs.values, at)
-    memcpy(values + at + added, runs.values + at + gone, tail)
-    splice_fill(record, splice, now)
+cdef uint32_t run_list_spliced(Family *family, uint32_t old, const RunList *runs, const Splice *splice,
+                               int now) noexcept nogil:
+    """A new list of so many runs in place of `old` (0: none, one run), whose reference passes to this call."""
+    cdef uint32_t handle = list_new(family, class_of_units[<uint32_t>(run_list_size(now) + 15) >> 4])
+    record_splice(<Record *>address_of(family, handle), runs, splice, now)
     release(family, old)
     return handle
 
@@ -236,9 +213,9 @@ cdef bint run_list_put(Family *family, Entry *slot, const RunList *runs, uint64_
         slot[0] = entry_uniform(entry_first(e))
         return True
     if handle and record_serves(runs.record, now):
-        record_splice(<Record *>runs.record, &splice)
+        record_splice(<Record *>runs.record, runs, &splice, now)
     else:
-        handle = run_list_spliced(family, handle, runs, &splice)
+        handle = run_list_spliced(family, handle, runs, &splice, now)
     record = <Record *>address_of(family, handle)
     varying = spliced_varying(e, kvmattr_list_values(record, now), now, &splice, first == last, old, value)
     slot[0] = entry_make(handle, 0xff, 0, varying, entry_first(e))

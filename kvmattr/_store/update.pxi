@@ -161,9 +161,9 @@ cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bin
         return page_update_apart(map, e, shift, gfn, k, x)
     record = runs.record
     if record_serves(record, now):
-        record_splice(<Record *>record, &splice)
+        record_splice(<Record *>record, &runs, &splice, now)
     elif family_reserves(family):
-        handle = run_list_spliced(family, handle, &runs, &splice)
+        handle = run_list_spliced(family, handle, &runs, &splice, now)
         record = <const Record *>address_of(family, handle)
     else:
         return UPDATE_NO_MEMORY

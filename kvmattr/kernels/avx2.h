@@ -87,7 +87,7 @@ static const kvmattr_kernels kvmattr_avx2 = {
     kvmattr_changes_avx2, kvmattr_relate_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
     kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2, kvmattr_take_avx2,
-    kvmattr_read_off_avx2, kvmattr_splice_portable,
+    kvmattr_read_off_avx2, kvmattr_find_portable, kvmattr_splice_portable,
 };
 
 #endif /* KVMATTR_KERNELS_AVX2_H */

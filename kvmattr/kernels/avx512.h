@@ -186,30 +186,27 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_bits_avx512(unsigned from, unsigne
 
 /* No step depends on where in the list the change is, or on how much follows it: how a copy of so many bytes is made is
  * foreseen wrongly most times. */
-KVMATTR_AVX512 static void kvmattr_splice_avx512(const kvmattr_splice *splice, size_t count, uint64_t *starts,
-                                                 uint8_t *values, uint8_t *to)
+KVMATTR_AVX512 static void kvmattr_splice_avx512(const kvmattr_splice *splice, size_t count, const uint64_t *starts,
+                                                 const uint8_t *values, uint64_t *to_starts, uint8_t *to_values)
 {
     unsigned at = (unsigned)splice->at, added = (unsigned)splice->added;
     int by = splice->added - splice->gone, last = (int)count + by - 2;
     unsigned now = (unsigned)((int)count + by);
     /* Those before the change, and over them those after it, of which bit i is that of value i and, turned, of start i. */
-    uint64_t behind = kvmattr_bits_avx512(at + added, now);
-    __m512i all = _mm512_mask_loadu_epi8(_mm512_maskz_loadu_epi8(kvmattr_bits_avx512(0, at), values), behind, values - by);
-    uint64_t moved = behind >> 1;
-    if (by > 0)
-        for (int i = last & ~7; i >= 0; i -= 8) {
-            __mmask8 these = (__mmask8)(moved >> i);
-            _mm512_mask_storeu_epi64(starts + i, these, _mm512_maskz_loadu_epi64(these, starts + i - by));
-        }
-    else if (by < 0)
-        for (int i = 0; i <= last; i += 8) {
-            __mmask8 these = (__mmask8)(moved >> i);
-            _mm512_mask_storeu_epi64(starts + i, these, _mm512_maskz_loadu_epi64(these, starts + i - by));
-        }
-    _mm512_mask_storeu_epi8(to, kvmattr_bits_avx512(0, now), all);
+    uint64_t before = kvmattr_bits_avx512(0, at), behind = kvmattr_bits_avx512(at + added, now);
+    __m512i all = _mm512_mask_loadu_epi8(_mm512_maskz_loadu_epi8(before, values), behind, values - by);
+    uint64_t moved = behind >> 1, front = to_starts == starts ? 0 : before >> 1;
+    /* What moves up within a list is moved from its end, what moves down from its beginning. */
+    int step = by > 0 ? -8 : 8;
+    for (int i = by > 0 ? last & ~7 : 0; i >= 0 && i <= last; i += step) {
+        __mmask8 these = (__mmask8)(moved >> i), those = (__mmask8)(front >> i);
+        __m512i some = _mm512_maskz_loadu_epi64(those, starts + i);
+        _mm512_mask_storeu_epi64(to_starts + i, these | those, _mm512_mask_loadu_epi64(some, these, starts + i - by));
+    }
+    _mm512_mask_storeu_epi8(to_values, kvmattr_bits_avx512(0, now), all);
     for (unsigned i = 0; i < added; i++) {
-        starts[at - 1 + i] = splice->starts[i];
-        to[at + i] = splice->values[i];
+        to_starts[at - 1 + i] = splice->starts[i];
+        to_values[at + i] = splice->values[i];
     }
 }
 
@@ -219,7 +216,7 @@ static const kvmattr_kernels kvmattr_avx512 = {
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_lost_avx512,
     kvmattr_take_avx512,
-    kvmattr_read_off_avx512, kvmattr_splice_avx512,
+    kvmattr_read_off_avx512, kvmattr_find_avx512, kvmattr_splice_avx512,
 };
 
 #endif /* KVMATTR_KERNELS_AVX512_H */

@@ -111,14 +111,19 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, con
     return different;
 }
 
-/* Which of the starts a page has reached: where there are many, the eight are found first that it is among. */
+/* Where there are many starts, the eight are found first that the page is among. */
+KVMATTR_AVX512 static unsigned kvmattr_find_avx512(const uint64_t *starts, unsigned count, uint64_t page)
+{
+    unsigned left, low = kvmattr_starts_find(starts, count, page, KVMATTR_LANES, &left);
+    const __mmask8 these = (__mmask8)((1u << left) - 1);
+    __m512i some = _mm512_maskz_loadu_epi64(these, starts + low);
+    return low + (unsigned)__builtin_popcount(_mm512_mask_cmple_epu64_mask(these, some,
+                                                                           _mm512_set1_epi64((long long)page)));
+}
+
 KVMATTR_AVX512 static inline uint8_t kvmattr_list_raw_avx512(const kvmattr_list *list, uint64_t page)
 {
-    unsigned left, low = kvmattr_list_find(list, page, KVMATTR_LANES, &left);
-    const __mmask8 these = (__mmask8)((1u << left) - 1);
-    __m512i starts = _mm512_maskz_loadu_epi64(these, list->starts + low);
-    return kvmattr_list_values(list, list->count)[low + (unsigned)__builtin_popcount(_mm512_mask_cmple_epu64_mask(
-                                               these, starts, _mm512_set1_epi64((long long)page)))];
+    return kvmattr_list_values(list, list->count)[kvmattr_find_avx512(list->starts, list->count - 1u, page)];
 }
 
 /* Ways to run lists go on in the page of zeros instead. Returns which these are. */

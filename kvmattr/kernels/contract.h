@@ -285,9 +285,14 @@ typedef struct kvmattr_kernels {
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
     /* The same by a ruler; `ahead` as in a walk. */
     void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out, size_t n);
-    /* Splice `count` runs where they lie: the starts of all but the first, and the values, which go to `to`. There is room
-     * for what comes; `to` is as far from `values` as the starts' end moves, or not at all. At most KVMATTR_LIST_RUNS. */
-    void (*splice)(const kvmattr_splice *splice, size_t count, uint64_t *starts, uint8_t *values, uint8_t *to);
+    /* How many of `count` ascending starts are not beyond a page: the number of its run in a run list, without whose first
+     * start they are. At most KVMATTR_LIST_RUNS. */
+    unsigned (*find)(const uint64_t *starts, unsigned count, uint64_t page);
+    /* Splice `count` runs: the starts of all but the first, and the values. `to_starts` and `to_values` have room for what
+     * comes and are elsewhere, or the same, where `to_values` may be as far from `values` as the starts' end moves. At most
+     * KVMATTR_LIST_RUNS before and after. */
+    void (*splice)(const kvmattr_splice *splice, size_t count, const uint64_t *starts, const uint8_t *values,
+                   uint64_t *to_starts, uint8_t *to_values);
 } kvmattr_kernels;
 
 static inline uint64_t kvmattr_load64(const void *p)
@@ -315,30 +320,21 @@ static inline unsigned kvmattr_list_find(const kvmattr_list *list, uint64_t page
     return kvmattr_starts_find(list->starts, list->count - 1u, page, few, left);
 }
 
-/* The same, to the end, where the one page is all that is waited for: each eighth start is asked, then the eight before
- * the first that is too far. None of the comparisons waits for another, where halves do, one after the other. */
-static inline unsigned kvmattr_list_run(const kvmattr_list *list, uint64_t page)
-{
-    const uint64_t *starts = list->starts;
-    unsigned count = list->count - 1u, run = 0, low = 0;
-    for (unsigned i = 7; i < count; i += 8)
-        low += starts[i] <= page;
-    low *= 8;
-    if (count >= 8) {
-        low = low < count - 8 ? low : count - 8;
-        for (unsigned i = 0; i < 8; i++)
-            run += starts[low + i] <= page;
-    } else {
-        for (unsigned i = 0; i < count; i++)
-            run += starts[i] <= page;
-    }
-    return low + run;
-}
-
 static inline uint8_t kvmattr_list_raw(const kvmattr_list *list, uint64_t page)
 {
     unsigned left;
     return kvmattr_list_values(list, list->count)[kvmattr_list_find(list, page, 0, &left)];
+}
+
+/* Whether some of eight neighbouring entries leads to anything. */
+enum { KVMATTR_HANDLES = 8 };
+
+static inline int kvmattr_any_handle(const uint64_t *entries)
+{
+    uint64_t any = 0;
+    for (int i = 0; i < KVMATTR_HANDLES; i++)
+        any |= entries[i];
+    return (uint32_t)any != 0;
 }
 
 /* Where a handle's granule lies. */

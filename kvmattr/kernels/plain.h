@@ -392,24 +392,45 @@ KVMATTR_NODES(portable, )
 
 #include "plain_walk.h"
 
-static void kvmattr_splice_portable(const kvmattr_splice *splice, size_t count, uint64_t *starts, uint8_t *values,
-                                    uint8_t *to)
+/* Each eighth start is asked, then the eight before the first that is too far. None of the comparisons waits for another,
+ * where halves do, one after the other. */
+static unsigned kvmattr_find_portable(const uint64_t *starts, unsigned count, uint64_t page)
+{
+    unsigned run = 0, low = 0;
+    for (unsigned i = 7; i < count; i += 8)
+        low += starts[i] <= page;
+    low *= 8;
+    if (count >= 8) {
+        low = low < count - 8 ? low : count - 8;
+        for (unsigned i = 0; i < 8; i++)
+            run += starts[low + i] <= page;
+    } else {
+        for (unsigned i = 0; i < count; i++)
+            run += starts[i] <= page;
+    }
+    return low + run;
+}
+
+static void kvmattr_splice_portable(const kvmattr_splice *splice, size_t count, const uint64_t *starts, const uint8_t *values,
+                                    uint64_t *to_starts, uint8_t *to_values)
 {
     size_t at = (size_t)splice->at, gone = (size_t)splice->gone, added = (size_t)splice->added;
     size_t tail = count - gone - at;
     /* The values stand behind the starts: what moves up is moved from the end, what moves down from the beginning. */
     if (added > gone) {
-        memmove(to + at + added, values + at + gone, tail);
-        memmove(to, values, at);
-        memmove(starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
-    } else if (added < gone) {
-        memmove(starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
-        memmove(to, values, at);
-        memmove(to + at + added, values + at + gone, tail);
+        memmove(to_values + at + added, values + at + gone, tail);
+        memmove(to_values, values, at);
+        memmove(to_starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
+        memmove(to_starts, starts, 8 * (at - 1));
+    } else {
+        memmove(to_starts, starts, 8 * (at - 1));
+        memmove(to_starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
+        memmove(to_values, values, at);
+        memmove(to_values + at + added, values + at + gone, tail);
     }
     for (size_t i = 0; i < added; i++) {
-        starts[at - 1 + i] = splice->starts[i];
-        to[at + i] = splice->values[i];
+        to_starts[at - 1 + i] = splice->starts[i];
+        to_values[at + i] = splice->values[i];
     }
 }
 
@@ -419,7 +440,7 @@ static const kvmattr_kernels kvmattr_portable = {
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_lost_portable,
     kvmattr_take_portable,
-    kvmattr_read_off_portable, kvmattr_splice_portable,
+    kvmattr_read_off_portable, kvmattr_find_portable, kvmattr_splice_portable,
 };
 
 #endif /* KVMATTR_KERNELS_PLAIN_H */
