@@ -206,6 +206,7 @@ cdef extern from "kernels/choose.h" nogil:
         uint64_t *starts
         uint8_t *values
         int runs
+        int most
     void kvmattr_ruler_close(kvmattr_ruler *ruler) noexcept nogil
 
     ctypedef struct kvmattr_change_list:

@@ -44,3 +44,21 @@ def test_a_batch_copies_what_a_snapshot_still_shares() -> None:
     m.put(rng.integers(gigabyte + 1, 2 * gigabyte, 4096), rng.integers(0, 2, 4096))
     assert np.array_equal(kept[0:2 * gigabyte], a)
     kept.validate()
+
+
+@pytest.mark.parametrize("runs", [1, 7, 8, 9, 64, 65, 511, 512, 513, 600, 2000, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("step", [3, 700, 40_000])
+def test_many_pages_of_maps_with_so_many_runs(runs: int, step: int) -> None:
+    """Large batches of look-ups are read off the runs where these are few: around each number where that changes."""
+    random = np.random.default_rng(runs)
+    guest, shift = step * runs, (1 << 52) - step * runs if runs % 2 else 0
+    starts = np.arange(runs, dtype=np.uint64) * np.uint64(step) + np.uint64(shift)
+    values = (np.arange(runs) % 2 + random.integers(0, 2, runs) * 2).astype(np.uint8)      # neighbours differ
+    m = AttributeMap(1 << 52, int(values[-1]))
+    m.update_many(starts, starts + np.uint64(step), values)
+    assert m.run_count == runs + (shift == 0 and values[-1] != m.default) + (shift > 0 and values[0] != m.default)
+    for count in (1000, 1 << 14, 1 << 17):
+        offsets = random.integers(0, guest, count)
+        offsets[:4 * runs:4] = np.arange(0, guest, step)[:len(offsets[:4 * runs:4])]      # first pages of runs
+        offsets[-1] = guest - 1
+        assert np.array_equal(m.take(offsets.astype(np.uint64) + np.uint64(shift)), values[offsets // step])

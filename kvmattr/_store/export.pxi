@@ -64,7 +64,7 @@ cdef packed struct RunRecord:
 # What a walk hands out: maximal runs, in order. They are written to out[] where that is given, which ends the
 # walk when it is full; else `emit` gets them, and returns False to end the walk. Where `emit_block` is given, it gets
 # the pages of whole mixed blocks in their place, and runs end there. It ends, too, before one node more than
-# `nodes_left`.
+# `nodes_left`, or one leaf more than `leaves_left`.
 cdef struct RunSink:
     RunRecord *out
     RunRecord *end
@@ -72,6 +72,7 @@ cdef struct RunSink:
     bint (*emit_block)(RunSink *sink, uint64_t start, const uint8_t *block) noexcept nogil
     void *context
     size_t nodes_left
+    size_t leaves_left
     uint64_t start          # the run that is being put together
     uint64_t stop
     uint8_t value
@@ -82,6 +83,7 @@ cdef inline RunSink sink_to(bint (*emit)(RunSink *sink, uint64_t start, uint64_t
     cdef RunSink sink
     memset(&sink, 0, sizeof(sink))
     sink.nodes_left = <size_t>-1
+    sink.leaves_left = <size_t>-1
     sink.emit = emit
     sink.context = context
     return sink
@@ -90,6 +92,7 @@ cdef inline RunSink sink_into(RunRecord *out, size_t count) noexcept nogil:
     cdef RunSink sink
     memset(&sink, 0, sizeof(sink))
     sink.nodes_left = <size_t>-1
+    sink.leaves_left = <size_t>-1
     sink.out = out
     sink.end = out + count
     return sink
@@ -142,9 +145,12 @@ cdef bint entry_runs(const Family *family, Entry e, int level, uint64_t base, ui
     cdef int i
     if entry_varying(e) & k == 0:
         return sink_add(sink, base + lo, base + hi, (entry_first(e) & k) ^ x)
-    if level == 2 and sink.emit_block != NULL and hi - lo == PAGES_PER_BLOCK:
-        return sink_add_block(sink, family, e, base, k, x)
     if level == 2:
+        if sink.leaves_left == 0:
+            return False
+        sink.leaves_left -= 1
+        if sink.emit_block != NULL and hi - lo == PAGES_PER_BLOCK:
+            return sink_add_block(sink, family, e, base, k, x)
         return leaf_runs(family, e, base, <int>lo, <int>hi, k, x, sink)
     if not is_node(entry_handle(e)):
         runs = list_meets(family, e, lo, hi, k, x)

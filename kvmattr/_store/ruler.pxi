@@ -2,16 +2,18 @@
 # down to, whatever the tree below the root is made of.
 
 cdef enum:
-    # Whether a map has few runs is found by going through them, up to KVMATTR_RULER_RUNS and a few nodes: that is worth
-    # it for so many look-ups, or for less where the root is a run list, which has few.
+    # Whether a map has few runs is found by going through them, and a few nodes: that is worth it for so many look-ups,
+    # or for less where the root is a run list, which has few.
     RULED_PAGES = 1 << 14
     RULED_PAGES_OF_LIST = 128
+    RULED_PAGES_A_RUN = 32          # a run takes as long as one look-up
     RULED_PAGES_A_NODE = 1 << 12    # 512 entries are looked at in a microsecond, as long as 200 look-ups take
+    RULED_PAGES_A_LEAF = 1 << 9
 
 
 cdef bint ruler_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value) noexcept nogil:
     cdef kvmattr_ruler *ruler = <kvmattr_ruler *>sink.context
-    if ruler.runs == KVMATTR_RULER_RUNS:
+    if ruler.runs == ruler.most:
         ruler.runs = 0
         return False
     if ruler.runs:
@@ -27,11 +29,14 @@ cdef bint map_ruler(const Map *map, size_t count, kvmattr_ruler *ruler) noexcept
     cdef size_t least = RULED_PAGES_OF_LIST
     if KVMATTR_COUNTING_BUILD:      # which counts what a walk visits
         return False
+    ruler.most = KVMATTR_RULER_RUNS
     if map.level == 2 or is_node(entry_handle(map.root)):
         least = RULED_PAGES
+        ruler.most = <int>(count // RULED_PAGES_A_RUN) if count < RULED_PAGES_A_RUN * KVMATTR_RULER_RUNS else ruler.most
     if count < least:
         return False
     sink.nodes_left = count // RULED_PAGES_A_NODE
+    sink.leaves_left = count // RULED_PAGES_A_LEAF
     ruler.runs = 0
     map_runs(map, 0, map.pages, &sink)
     if ruler.runs == 0 or sink.stop != map.pages:

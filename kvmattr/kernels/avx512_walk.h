@@ -345,9 +345,11 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_read_off_by_eights(const kvmattr_rule
 {
     for (size_t i = 0; i < n; i++) {
         __m512i gfn = _mm512_set1_epi64((long long)gfns[i]);
-        size_t run = steps > 2 ? kvmattr_reached(ruler->tops, gfn) : 0;
+        size_t run = steps > 3 ? kvmattr_reached(ruler->crowns, gfn) : 0;
         if (i % 8 == 0)
             kvmattr_prefetch_gfns(gfns + i, ahead);
+        if (steps > 2)
+            run = 8 * run + kvmattr_reached(ruler->tops + 8 * run, gfn);
         if (steps > 1)
             run = 8 * run + kvmattr_reached(ruler->pivots + 8 * run, gfn);
         run = 8 * run + kvmattr_reached(ruler->starts + 8 * run, gfn);
@@ -358,12 +360,12 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_read_off_by_eights(const kvmattr_rule
 KVMATTR_AVX512 static void kvmattr_read_off_avx512(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead,
                                                    uint8_t *out, size_t n)
 {
-    if (ruler->runs <= 8)
-        kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 1);
-    else if (ruler->runs <= 64)
-        kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 2);
-    else
-        kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 3);
+    switch (kvmattr_ruler_size(ruler)) {
+    case 8: kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 1); break;
+    case 64: kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 2); break;
+    case 512: kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 3); break;
+    default: kvmattr_read_off_by_eights(ruler, gfns, ahead, out, n, 4); break;
+    }
 }
 
 /* ---- locate ---- */

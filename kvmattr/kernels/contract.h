@@ -77,27 +77,40 @@ typedef struct kvmattr_splice {
 } kvmattr_splice;
 
 /* A whole map of few runs, for look-ups of many pages: where the runs begin but the first one, after the last of them
- * gfns that no page has, and the attributes. */
-enum { KVMATTR_RULER_RUNS = 512 };
+ * gfns that no page has, and the attributes. It has `runs` of them, and is given up at more than `most`. */
+enum { KVMATTR_RULER_RUNS = 4096 };
 #define KVMATTR_NO_GFN INT64_MAX
 
 typedef struct kvmattr_ruler {
     uint64_t starts[KVMATTR_RULER_RUNS] __attribute__((aligned(64)));
     uint64_t pivots[KVMATTR_RULER_RUNS / 8];    /* each the last of eight starts */
     uint64_t tops[KVMATTR_RULER_RUNS / 64];     /* each the last of eight pivots */
+    uint64_t crowns[KVMATTR_RULER_RUNS / 512];  /* each the last of eight tops */
     uint8_t values[KVMATTR_RULER_RUNS];
-    int runs;
+    int runs, most;
 } kvmattr_ruler;
+
+/* How many starts are looked at: the power of eight that holds the runs. */
+static inline int kvmattr_ruler_size(const kvmattr_ruler *ruler)
+{
+    int size = 8;
+    while (size < ruler->runs)
+        size *= 8;
+    return size;
+}
 
 /* After the runs: what follows them. */
 static inline void kvmattr_ruler_close(kvmattr_ruler *ruler)
 {
-    for (int i = ruler->runs - 1; i < KVMATTR_RULER_RUNS; i++)
+    int size = kvmattr_ruler_size(ruler);
+    for (int i = ruler->runs - 1; i < size; i++)
         ruler->starts[i] = KVMATTR_NO_GFN;
-    for (int i = 0; i < KVMATTR_RULER_RUNS / 8; i++)
+    for (int i = 0; i < size / 8; i++)
         ruler->pivots[i] = ruler->starts[8 * i + 7];
-    for (int i = 0; i < KVMATTR_RULER_RUNS / 64; i++)
+    for (int i = 0; i < size / 64; i++)
         ruler->tops[i] = ruler->pivots[8 * i + 7];
+    for (int i = 0; i < size / 512; i++)
+        ruler->crowns[i] = ruler->tops[8 * i + 7];
 }
 
 /* ---- leaves ----

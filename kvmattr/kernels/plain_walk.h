@@ -232,12 +232,12 @@ KVMATTR_INLINE void kvmattr_read_off(const kvmattr_ruler *ruler, const uint64_t 
     TARGET static void kvmattr_read_off_##NAME(const kvmattr_ruler *ruler, const uint64_t *gfns,             \
                                                intptr_t ahead, uint8_t *out, size_t n)                       \
     {                                                                                                        \
-        if (ruler->runs <= 8)                                                                                \
-            kvmattr_read_off(ruler, gfns, ahead, out, n, 8);                                                 \
-        else if (ruler->runs <= 64)                                                                          \
-            kvmattr_read_off(ruler, gfns, ahead, out, n, 64);                                                \
-        else                                                                                                 \
-            kvmattr_read_off(ruler, gfns, ahead, out, n, KVMATTR_RULER_RUNS);                                \
+        switch (kvmattr_ruler_size(ruler)) {                                                                 \
+        case 8: kvmattr_read_off(ruler, gfns, ahead, out, n, 8); break;                                      \
+        case 64: kvmattr_read_off(ruler, gfns, ahead, out, n, 64); break;                                    \
+        case 512: kvmattr_read_off(ruler, gfns, ahead, out, n, 512); break;                                  \
+        default: kvmattr_read_off(ruler, gfns, ahead, out, n, KVMATTR_RULER_RUNS); break;                    \
+        }                                                                                                    \
     }
 
 KVMATTR_READ_OFF(portable, )
