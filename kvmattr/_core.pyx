@@ -242,6 +242,7 @@ cdef extern from "kernels/choose.h" nogil:
         int16_t starts[KVMATTR_LINE_STARTS]
         uint8_t values[KVMATTR_LINE_STARTS + 1]
         uint8_t count
+        uint8_t turns
     const uint64_t *kvmattr_field_masks
     const uint32_t *kvmattr_field_repeats
     uint64_t kvmattr_everywhere(uint8_t byte) noexcept nogil

@@ -152,9 +152,12 @@ def test_runs_grow_and_join():
         assert leaves(m) == {"run_lines": 1}
         assert np.array_equal(m.to_numpy(0, 512), a)
     assert m.runs().tolist() == [(0, 99, 0), (99, 201, 1), (201, 299, 0), (299, 400, 4), (400, 512, 0)]
-    for gfn in range(299, 400):         # the third value goes: two are one bit a page
+    for gfn in range(299, 400):         # the third value goes, but the line had turns
         m.write(gfn, gfn + 1, 0)
         m.validate()
+    assert leaves(m) == {"run_lines": 1}
+    m.write(120, 130, 0)                # two values are one bit a page
+    m.validate()
     assert leaves(m) == {"bitmap_leaves": 1}
 
 

@@ -237,3 +237,45 @@ def test_a_leaf_that_moves_is_located_again() -> None:
         m.put(gfns, values)
         dense[gfns] = values
         same(m, dense)
+
+
+@pytest.mark.parametrize("update", ["put", "write", "update_many"])
+@pytest.mark.parametrize("values", [(0, 1, 4), (0, 8, 128, 255), tuple(range(16)), tuple(range(256))], ids=len)
+def test_a_line_whose_pages_come_and_go_becomes_fields(values: tuple[int, ...], update: str) -> None:
+    rng = np.random.default_rng(len(values))
+    dense = np.resize(np.repeat(np.array([0, 1, 4], np.uint8), 80), 4 * BLOCK)
+    m = AttributeMap.from_numpy(dense)
+    assert m.stats()["run_lines"] == 4
+    for _ in range(12):
+        gfns = rng.choice(np.array([130, 340, 341, 700], np.uint64), 100)
+        attributes = rng.choice(np.array(values, np.uint8), 100)
+        if update == "put":
+            m.put(gfns, attributes)
+        elif update == "update_many":
+            m.update_many(gfns, gfns + np.uint64(1), attributes)
+        for gfn, value in zip(gfns.tolist(), attributes.tolist(), strict=True):
+            if update == "write":
+                m.write(gfn, gfn + 1, value)
+            dense[gfn] = value
+        same(m, dense)
+    assert m.stats()["run_lines"] == 2              # of the blocks to which nothing was written
+    m.write(120, 350, 6)                            # a range makes the choice anew
+    dense[120:350] = 6
+    same(m, dense)
+    assert m.stats()["run_lines"] == 3
+
+
+def test_pages_in_order_stay_a_line_and_ranges_begin_the_count_of_turns_anew() -> None:
+    dense = np.repeat(np.arange(14, dtype=np.uint8), 37)[:BLOCK]
+    m = AttributeMap(BLOCK)
+    for gfn in range(BLOCK):
+        m.write(gfn, gfn + 1, int(dense[gfn]))
+    same(m, dense)
+    assert m.stats()["run_lines"] == 1
+    for _ in range(40):
+        m.write(300, 301, 77)
+        m.write(500, 510, 1)
+        m.write(500, 510, int(dense[500]))
+        m.write(300, 301, int(dense[300]))
+        same(m, dense)
+    assert m.stats()["run_lines"] == 1

@@ -13,6 +13,11 @@
 # One formula reads a page of fields and one writes it, whatever w is (kernels/contract.h: kvmattr_field_raw,
 # kvmattr_field_update). A run line stands where more than two bits would be needed and there are few runs.
 #
+# To change a page of a line takes 25 times as long as of fields, since its runs have to move. So a line counts its
+# turns: the changes of single pages, but for a border between two runs that moves by a page. After more turns than
+# there can be runs, pages must have come and gone, and the line becomes fields. Before that it stays a line even where
+# two values are left, as the third may come back; a range that is written begins the count anew.
+#
 # A leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf, and a bit that varies no longer
 # is noticed (kvmattr_field_lost). Fields become narrower only when a range is written, and then where a quarter of
 # their bits will do.
@@ -22,6 +27,7 @@ from libc.string cimport memcmp
 cdef enum:
     LINE_RUNS = KVMATTR_LINE_STARTS + 1
     FEW_RUNS = LINE_RUNS - 8        # for a leaf of fields to become a line: then some pages more make it none again
+    MOST_TURNS = LINE_RUNS + 3      # more than pages take that are written once each, in their order
     NO_LEAF = -1                    # a plan for a block that is uniform
 
 
@@ -149,6 +155,7 @@ cdef inline void line_fill(kvmattr_line *line, const BlockRuns *runs) noexcept n
         line.starts[i] = <int16_t>runs.starts[i + 1] if i + 1 < runs.count else KVMATTR_NO_START
     memcpy(line.values, runs.values, runs.count)
     line.count = <uint8_t>runs.count
+    line.turns = 0
 
 
 cdef inline uint32_t leaf_instead(Family *family, uint32_t old, int tag) noexcept nogil:
@@ -313,16 +320,21 @@ cdef bint line_write(Family *family, Entry *slot, int lo, int hi, uint8_t k, uin
     cdef kvmattr_line *line = line_at(family, handle)
     cdef Splice splice
     cdef int first = line_find(line, lo), last = first, count = line.count, now, tail, skipped, at, i
-    cdef uint8_t varying
+    cdef uint8_t varying, turns = line.turns
+    cdef bint begins, ends
     if hi - lo > 1:
         last = line_find(line, hi - 1)
     if entry_k(e) != 0xff or entry_x(e) != 0 or (last != first and k):
         return False
-    splice_plan(&splice, line.values, count, first, last, lo == (line.starts[first - 1] if first else 0),
-                hi == (line.starts[last] if last < count - 1 else PAGES_PER_BLOCK), lo, hi,
-                (line.values[first] & k) ^ x)
+    begins = lo == (line.starts[first - 1] if first else 0)
+    ends = hi == line_stop(line, last)
+    splice_plan(&splice, line.values, count, first, last, begins, ends, lo, hi, (line.values[first] & k) ^ x)
     now = count + splice.added - splice.gone
-    if now < 3 or now > LINE_RUNS:
+    if hi - lo > 1:
+        turns = 0
+    elif (now != count or begins == ends) and turns < MOST_TURNS:
+        turns += 1
+    if now < (2 if turns else 3) or now > LINE_RUNS:
         return False
     handle = leaf_own(family, handle)
     line = line_at(family, handle)
@@ -339,10 +351,11 @@ cdef bint line_write(Family *family, Entry *slot, int lo, int hi, uint8_t k, uin
     for i in range(now - 1, count - 1):
         line.starts[i] = KVMATTR_NO_START
     line.count = <uint8_t>now
+    line.turns = turns
     varying = runs_varying(line.values, now)
     slot[0] = entry_make(handle, 0xff, 0, varying, line.values[0])
-    if two_values(line, varying):
-        runs_narrow(family, slot)
+    if turns == MOST_TURNS or (turns == 0 and two_values(line, varying)):
+        line_leave(family, slot, turns)
     return True
 
 
@@ -361,11 +374,15 @@ cdef inline bint two_values(const kvmattr_line *line, uint8_t varying) noexcept 
     return True
 
 
-cdef void runs_narrow(Family *family, Entry *slot) noexcept nogil:
-    """Fields instead of a line that may do with one bit."""
+cdef void line_leave(Family *family, Entry *slot, int turns) noexcept nogil:
+    """Fields instead of a line that may do with one bit, or that had most turns: these once they are so wide that other
+    values of the kind it has will fit, too."""
     cdef Plan plan
+    cdef uint8_t[5] vary
     line_load(family, slot[0], &plan.runs)
-    runs_store(family, slot, &plan)
+    runs_relate(&plan.runs, vary)
+    if turns == 0 or narrowest(vary) > 1:
+        runs_store(family, slot, &plan, turns == 0)
 
 
 cdef void line_load(const Family *family, Entry e, BlockRuns *runs) noexcept nogil:
@@ -435,8 +452,8 @@ cdef inline void block_runs_update(const BlockRuns *old, int lo, int hi, uint8_t
             block_runs_append(runs, start if start > hi else hi, value)
 
 
-cdef void runs_store(Family *family, Entry *slot, Plan *plan) noexcept nogil:
-    """The block at *slot becomes one of the plan's runs, of which a line has room for all."""
+cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line) noexcept nogil:
+    """The block at *slot becomes one of the plan's runs, of which a line has room for all, if it may be one."""
     cdef const BlockRuns *runs = &plan.runs
     cdef uint32_t handle = entry_handle(slot[0])
     cdef uint8_t[5] vary
@@ -448,7 +465,7 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan) noexcept nogil:
         return
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
     runs_relate(runs, vary)
-    plan_tag(plan, runs.count, vary)
+    plan_tag(plan, runs.count if as_line else PAGES_PER_BLOCK, vary)
     handle = leaf_instead(family, handle, plan.tag)
     if plan.tag == KVMATTR_LINE:
         line_fill(line_at(family, handle), runs)
@@ -474,7 +491,7 @@ cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, ui
     elif fields_update(family, slot, lo, hi, k, x):
         too_wide = fields_too_wide(slot[0])
         if (too_wide or wide_of(entry_handle(slot[0])) > 1) and block_runs(family, slot[0], FEW_RUNS, &plan.runs):
-            runs_store(family, slot, &plan)
+            runs_store(family, slot, &plan, True)
         elif too_wide:
             leaf_decode(family, slot[0], 0xff, 0, block)
             slot[0] = leaf_store(family, entry_handle(slot[0]), block)
@@ -482,7 +499,7 @@ cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, ui
     if block_runs(family, slot[0], LINE_RUNS, &old):
         block_runs_update(&old, lo, hi, k, x, &plan.runs)
         if plan.runs.count <= LINE_RUNS:
-            runs_store(family, slot, &plan)
+            runs_store(family, slot, &plan, True)
             return
     leaf_decode(family, slot[0], 0xff, 0, block)
     kernels.affine(block + lo, hi - lo, k, x)

@@ -125,7 +125,8 @@ typedef struct kvmattr_line {
     int16_t starts[KVMATTR_LINE_STARTS];        /* of the second run and those after it; KVMATTR_NO_START where none is */
     uint8_t values[KVMATTR_LINE_STARTS + 1];
     uint8_t count;                              /* of runs */
-    uint8_t unused[2];
+    uint8_t turns;                              /* the store's: how often a page by itself came or went (leaf.pxi) */
+    uint8_t unused;
 } kvmattr_line;
 
 static const uint64_t kvmattr_field_masks[4] = {1, 3, 15, 255};
