@@ -128,7 +128,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     if "_ARGCOMPLETE" in os.environ:    # a shell asks what could come next: docs/study.md
         import argcomplete
         argcomplete.autocomplete(parser)
-    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+    if not words:
+        parser.error(f"expected a COMMAND: {', '.join(COMMANDS)}")
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
         parser.error(f"there is no command {words[0]!r}{_meant(words[0], COMMANDS)}: the commands are "
                      f"{', '.join(COMMANDS)}")
     arguments, unknown = parser.parse_known_args(words)

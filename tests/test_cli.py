@@ -270,6 +270,12 @@ class TestNothingIsLost:
         assert "Traceback" not in done.stderr
         assert (done.returncode, json.loads(path.read_text())["interrupted"]) == (2, False)
 
+    def test_without_a_command_the_commands_are_named(self):
+        done = kvmattr("kvmattr")
+        assert done.returncode == 2
+        assert done.stderr.endswith("kvmattr: error: expected a COMMAND: scaling, compare, report, gate, info, record,"
+                                    " fake, shadow, replay, show\n")
+
     @pytest.mark.parametrize("buffered", ["", "1"])
     @pytest.mark.parametrize("words", ["--help", "--version", "--includes", "scaling --help"])
     def test_what_a_build_asks_for_is_written_or_told(self, words, buffered):
