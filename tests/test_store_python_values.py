@@ -74,6 +74,25 @@ def test_an_object_that_is_an_integer_is_an_index() -> None:
     assert m[np.array(12)].shape == ()      # an array without dimensions is one, as in take
 
 
+def test_an_array_of_another_library_is_an_array() -> None:
+    class Tensor:
+        def __init__(self, *numbers: int) -> None:
+            self.numbers = numbers
+
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            return np.array(self.numbers)
+
+        def __index__(self) -> int:
+            if len(self.numbers) > 1:
+                raise TypeError("only tensors of one element are an index")
+            return self.numbers[0]
+
+    m = a_map()
+    assert m[Tensor(5, 15)].tolist() == [0, 3]      # type: ignore[call-overload]
+    m[Tensor(5, 15)] = Tensor(1, 2)     # type: ignore[assignment]
+    assert (m[5], m[15], m.get(Tensor(15))) == (1, 2, 2)
+
+
 def test_bytes_are_values() -> None:
     m = a_map()
     m[1:4] = b"\1\2\3"

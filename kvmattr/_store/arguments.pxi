@@ -31,8 +31,11 @@ cdef inline bint is_scalar(object value):
 
 
 cdef inline bint is_page(object key):
-    """Whether what stands between brackets is one gfn, as for a list: an array without dimensions is an array."""
-    return isinstance(key, int) or (PyIndex_Check(key) and not isinstance(key, NDARRAY))
+    """Whether what stands between brackets is one gfn, as for a list. Arrays are none, also without dimensions, also
+    those of other libraries, which have __index__ for what has one element."""
+    if isinstance(key, int) or isinstance(key, INTEGER):
+        return True
+    return PyIndex_Check(key) and not hasattr(key, "__array__")
 
 
 cdef inline uint64_t gfn_of(object value, uint64_t pages) except? 0xffffffffffffffff:
