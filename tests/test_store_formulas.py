@@ -279,3 +279,30 @@ def test_pages_in_order_stay_a_line_and_ranges_begin_the_count_of_turns_anew() -
         m.write(300, 301, int(dense[300]))
         same(m, dense)
     assert m.stats()["run_lines"] == 1
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_few_runs_become_a_line_and_fields_again(kept: bool) -> None:
+    """A line has the size of a leaf of one bit, so the record stays if no other map has it."""
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        dense = np.zeros(BLOCK, np.uint8)
+        for place, at in enumerate(np.sort(rng.choice(np.arange(1, 500), 10, replace=False))):
+            dense[at:] = 1 - place % 2
+        m = AttributeMap.from_numpy(dense)
+        before, shared, shown = m.stats(), m.snapshot() if kept else None, dense.copy()
+        assert before["bitmap_leaves"] == 1
+        for value, kind in ((4, "run_lines"), (1, "bitmap_leaves"), (4, "run_lines"), (0, "bitmap_leaves")):
+            m.write(500, BLOCK, value)
+            dense[500:] = value
+            same(m, dense)
+            assert m.stats()[kind] == 1 + (kept and kind == "bitmap_leaves")
+        assert kept or m.stats()["leaf_allocations"] == before["leaf_allocations"]
+        assert m.stats()["leaf_conversions"] - before["leaf_conversions"] == 3 + (not kept)
+        first = int(rng.integers(1, 490))
+        m.write(first, first + 20, 2)
+        dense[first:first + 20] = 2
+        same(m, dense)
+        assert m.stats()["two_bit_leaves"] == 1
+        if shared is not None:
+            same(shared, shown)

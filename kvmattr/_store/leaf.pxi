@@ -159,12 +159,17 @@ cdef inline void line_fill(kvmattr_line *line, const BlockRuns *runs) noexcept n
 
 
 cdef inline uint32_t leaf_instead(Family *family, uint32_t old, int tag) noexcept nogil:
-    """A leaf of ours, to be written, in place of `old` (0 for none), whose reference passes to this call: itself if it
-    is ours alone and of this kind."""
-    if old and old & KVMATTR_TAG == <uint32_t>tag and leaf_references(family, old)[0] == 1:
-        return old
+    """A leaf of ours, to be written, in place of `old` (0 for none), whose reference passes to this call: the same
+    record if it is ours alone and of this size; a line has the size of a leaf of 1 bit."""
     if old and leaf_references(family, old)[0] == 1:
+        if old & KVMATTR_TAG == <uint32_t>tag:
+            return old
         family.counters.leaf_conversions += 1
+        if old & 3 == <uint32_t>tag & 3:
+            count_leaf(family, old, -1)
+            old = old & ~<uint32_t>KVMATTR_TAG | <uint32_t>tag
+            count_leaf(family, old, 1)
+            return old
     release(family, old)
     return leaf_new(family, tag)
 
@@ -452,13 +457,25 @@ cdef inline void block_runs_update(const BlockRuns *old, int lo, int hi, uint8_t
             block_runs_append(runs, start if start > hi else hi, value)
 
 
+cdef inline void runs_pack(const BlockRuns *runs, int wide, uint64_t *words) noexcept nogil:
+    """The fields of a block of runs, which must fit them: what the kernel `pack` makes of its pages."""
+    cdef uint64_t field, before
+    cdef int i, j, at, stop
+    for i in range(runs.count):
+        field = kvmattr_everywhere(kvmattr_fold(wide, runs.values[i] ^ runs.values[0]))
+        at = runs.starts[i] << wide
+        before = (<uint64_t>1 << (at & 63)) - 1
+        words[at >> 6] = (words[at >> 6] & before) | (field & ~before)
+        stop = ((runs.starts[i + 1] if i + 1 < runs.count else PAGES_PER_BLOCK) << wide) + 63
+        for j in range((at >> 6) + 1, stop >> 6):
+            words[j] = field
+
+
 cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line) noexcept nogil:
     """The block at *slot becomes one of the plan's runs, of which a line has room for all, if it may be one."""
     cdef const BlockRuns *runs = &plan.runs
     cdef uint32_t handle = entry_handle(slot[0])
     cdef uint8_t[5] vary
-    cdef uint8_t[512] block
-    cdef int i, start, stop
     if runs.count == 1:
         release(family, handle)
         slot[0] = entry_uniform(runs.values[0])
@@ -471,11 +488,7 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line) noex
         line_fill(line_at(family, handle), runs)
         slot[0] = entry_make(handle, 0xff, 0, plan.varying, runs.values[0])
         return
-    for i in range(runs.count):
-        start = runs.starts[i]
-        stop = runs.starts[i + 1] if i + 1 < runs.count else PAGES_PER_BLOCK
-        memset(block + start, runs.values[i], stop - start)
-    kernels.pack(block, plan.tag, runs.values[0], leaf_at(family, handle))
+    runs_pack(runs, plan.tag, leaf_at(family, handle))
     slot[0] = entry_make(handle, plan.k, runs.values[0], plan.varying, runs.values[0])
 
 
