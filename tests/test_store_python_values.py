@@ -60,6 +60,18 @@ def test_what_is_no_index(key: object) -> None:
     assert m == a_map()
 
 
+@pytest.mark.parametrize(("gfns", "kind"), [
+    (None, "NoneType"), ({1, 2}, "set"), ([1, None], "NoneType"), ([1, 2.5], "float"), ([1, "2"], "<U21"),
+    (np.array([1, 2.5], dtype=object), "float"), ([2.5, 1 << 70], "float"), (np.array([1.0]), "float64"),
+], ids=repr)
+def test_what_is_no_integer_is_named(gfns: object, kind: str) -> None:
+    m = a_map()
+    for call in (m.take, lambda gfns: m.put(gfns, 1), lambda gfns: m.update_many(gfns, 20, 1)):
+        with pytest.raises(TypeError, match=rf"^(gfns|starts) must be integers, not {kind}$"):
+            call(gfns)      # type: ignore[operator]
+    assert m == a_map()
+
+
 def test_an_object_that_is_an_integer_is_an_index() -> None:
     class Gfn:
         def __index__(self) -> int:

@@ -148,10 +148,12 @@ cdef object integer_array(object values, str name):
     # numpy makes floats of integers around 2^63, and of its own unsigned and signed ones in one list.
     if dtype.kind == "O" or (dtype.kind == "f" and isinstance(values, (list, tuple))):
         given = np.array(values, dtype=object)      # ours: looked at more than once
-        if all(isinstance(value, (int, INTEGER)) for value in given.flat):
-            integers = np.empty(given.size, dtype=object)
-            integers[:] = list(map(int, given.flat))
-            return integers.reshape(given.shape)
+        for value in given.flat:
+            if not isinstance(value, (int, INTEGER)):
+                raise TypeError(f"{name} must be integers, not {type(value).__name__}")
+        integers = np.empty(given.size, dtype=object)
+        integers[:] = list(map(int, given.flat))
+        return integers.reshape(given.shape)
     raise TypeError(f"{name} must be integers, not {array.dtype}")
 
 
