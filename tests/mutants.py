@@ -107,7 +107,7 @@ KERNELS = [
     Mutant("what stands before a splice into another place", "kernels/avx512.h",
            "front = to_starts == starts ? 0 : before >> 1;", "front = 0;"),
     Mutant("the same, without vectors", "kernels/plain.h",
-           "    } else {\n        memmove(to_starts, starts, 8 * (at - 1));\n", "    } else {\n"),
+           "        memcpy(to_starts, starts, 8 * (at - 1));", "        ;"),
     Mutant("the start that a page is", "kernels/avx512_walk.h", "_mm512_mask_cmple_epu64_mask(these, some,",
            "_mm512_mask_cmplt_epu64_mask(these, some,"),
     Mutant("the values after a splice, without vectors", "kernels/plain.h", "size_t tail = count - gone - at;",

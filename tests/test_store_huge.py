@@ -37,6 +37,7 @@ pages[:guest:512], pages[1:guest:512] = 0, 0xff     # each block has fields of e
 wanted = sys.argv[2]
 some = np.sort(np.concatenate([np.arange(at, guest, 512) for at in (1, 101, 201, 301, 401)]))
 some = np.sort(np.concatenate([some, some + 1, some + 2, some + 3]))
+values = pages[some]
 if wanted == "from_bytes":
     saved = AttributeMap.from_numpy(pages).to_bytes()
 elif wanted == "restore":
@@ -44,6 +45,12 @@ elif wanted == "restore":
 elif wanted in ("set", "sets"):
     vm = VM(phys_bits=35, no_exec=True, exec_only=True, write_only=True)
     pages &= 0xf
+    values &= 0xf
+elif wanted in ("conversion", "conversions"):       # a page of each block of a file becomes shared
+    vm = VM("gmem")
+    some = np.arange(80_000) * 512 + 1
+    values = np.zeros(len(some), np.uint8)
+    file = vm.create_guest_memfd(len(some) << 21)
 before = kilobytes("AnonHugePages"), kilobytes("Rss")
 m = AttributeMap(guest)
 if wanted == "array":
@@ -53,7 +60,7 @@ elif wanted == "from_bytes":
 elif wanted == "restore":
     m.restore(other)
 elif wanted == "update_many":
-    m.update_many(some, some + 1, pages[some])
+    m.update_many(some, some + 1, values)
 elif wanted == "put":
     gfns = np.random.default_rng(1).permutation(guest)
     for at in range(0, guest, 1 << 20):
@@ -64,24 +71,33 @@ elif wanted == "put_bitmap":
         m.put_bitmap(0, bits << bit & 0xff, 1 << bit, 1)
 elif wanted == "sets":
     records = np.zeros(len(some), uapi.MEMORY_ATTRIBUTES)
-    records["address"], records["size"], records["attributes"] = some << 12, 4096, pages[some]
+    records["address"], records["size"], records["attributes"] = some << 12, 4096, values
     vm.set_memory_attributes_many(records)
     m = vm.attributes
 elif wanted == "set":
-    for gfn, value in zip(some.tolist(), pages[some].tolist()):
+    for gfn, value in zip(some.tolist(), values.tolist()):
         vm.set_memory_attributes(gfn << 12, 4096, value)
     m = vm.attributes
 elif wanted == "write":
-    for gfn, value in zip(some.tolist(), pages[some].tolist()):
+    for gfn, value in zip(some.tolist(), values.tolist()):
         m.write(gfn, gfn + 1, value)
+elif wanted == "conversion":
+    for gfn in some.tolist():
+        vm.set_memory_attributes2(file, gfn << 12, 4096, 0)
+    m = vm.guest_memfd(file).attributes
+elif wanted == "conversions":
+    records = np.zeros(len(some), uapi.MEMORY_ATTRIBUTES2)
+    records["offset"], records["size"] = some << 12, 4096
+    vm.set_memory_attributes2_many(file, records)
+    m = vm.guest_memfd(file).attributes
 huge, grown = kilobytes("AnonHugePages") - before[0], kilobytes("Rss") - before[1]
 m.validate()
 if wanted in ("array", "from_bytes", "restore", "put"):
     assert np.array_equal(m.to_numpy(0, guest), pages)
 elif wanted != "put_bitmap":
-    assert np.array_equal(m.take(some), pages[some])
+    assert np.array_equal(m.take(some), values)
 nbytes = m.nbytes
-if wanted not in ("set", "sets"):
+if wanted not in ("set", "sets", "conversion", "conversions"):
     m.write(1 << 18, guest, 0)      # what is given back may lie in huge pages
     m.validate()
 print(huge, grown, nbytes >> 10)
@@ -99,11 +115,11 @@ def run(*arguments: str) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps_rollup")
 @pytest.mark.parametrize("wanted", ["array", "from_bytes", "restore", "update_many", "put", "put_bitmap", "set", "sets",
-                                    "write"])
+                                    "write", "conversion", "conversions"])
 def test_what_is_full_becomes_huge_and_nothing_else_resident(wanted: str) -> None:
     """Whichever call filled it."""
-    if wanted == "write" and "debug" in os.environ.get("KVMATTR_BUILD", ""):
-        pytest.skip("the debug build would look through 16,384 blocks after each of 327,680 updates")
+    if wanted in ("write", "conversion", "conversions") and "debug" in os.environ.get("KVMATTR_BUILD", ""):
+        pytest.skip("the debug build would look through 16,384 blocks after each of 327,680 updates, or more")
     huge, grown, nbytes = run("asked", wanted)
     assert nbytes >= 4 << 10
     if os.sysconf("SC_PAGESIZE") != 4096:

@@ -421,13 +421,13 @@ static void kvmattr_splice_portable(const kvmattr_splice *splice, size_t count, 
         memmove(to_values + at + added, values + at + gone, tail);
         memmove(to_values, values, at);
         memmove(to_starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
-        memmove(to_starts, starts, 8 * (at - 1));
-    } else {
-        memmove(to_starts, starts, 8 * (at - 1));
+    } else if (added < gone || to_starts != starts) {
         memmove(to_starts + at - 1 + added, starts + at - 1 + gone, 8 * tail);
         memmove(to_values, values, at);
         memmove(to_values + at + added, values + at + gone, tail);
     }
+    if (to_starts != starts)
+        memcpy(to_starts, starts, 8 * (at - 1));
     for (size_t i = 0; i < added; i++) {
         to_starts[at - 1 + i] = splice->starts[i];
         to_values[at + i] = splice->values[i];
