@@ -15,6 +15,15 @@ cdef enum:
     LISTED_PAGES = 64           # more must be left for run lists to be opened; as long at least it is not asked again
 
 
+# Open run lists pay while at least half of the pages lie in one, after the first of them; and what did not pay is not
+# tried for a while, the longer the more often it was so. Batches and series (series.pxi) go by these two.
+cdef inline bint lists_pay(size_t listed, size_t tried) noexcept nogil:
+    return listed + LISTED_PAGES >= tried >> 1
+
+cdef inline size_t longer(size_t stretch) noexcept nogil:
+    return 2 * stretch if stretch < LONGEST_STRETCH else LONGEST_STRETCH
+
+
 # Memory order: a walk reads without the mutex what hangs from a root that it pinned under it. All of that was written
 # before some thread gave the mutex back, and is never written again while it is pinned, so the mutex orders it. What is
 # read beside it are bias and segment_count: an entry of bias is written once, before segment_count is stored with
@@ -276,8 +285,7 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
         batch.done += at
         batch.held += HELD_FLIP * flips
         if flips < KVMATTR_LOCATED // 8:
-            # The longer it did not pay, the longer it is not tried.
-            batch.stretch = 2 * batch.stretch if batch.stretch < LONGEST_STRETCH else LONGEST_STRETCH
+            batch.stretch = longer(batch.stretch)
             batch.one_by_one = batch.done + batch.stretch
             break
         batch.stretch = KVMATTR_LOCATED // 2
@@ -324,7 +332,7 @@ cdef UpdateResult put_listed(Map *map, Batch *batch, size_t upto) noexcept nogil
         i = batch.done - batch.first
         cell = batch.done * batch.step
         if (batch.stops != NULL and batch.stops[i] - batch.starts[i] != 1
-                or in_lists + LISTED_PAGES < (batch.done - start) >> 1):
+                or not lists_pay(in_lists, batch.done - start)):
             break
         result = listed_update(map, lists, batch.starts[i], batch.k[cell], batch.x[cell], &listed)
         if result < 0:
@@ -353,7 +361,7 @@ cdef bint may_be_listed(const Map *map, Batch *batch, size_t upto) noexcept nogi
     if not known_above(map, gfn) and list_level(map, gfn, &e):
         return True
     batch.unlisted = batch.done + batch.unlisted_stretch
-    batch.unlisted_stretch = 2 * batch.unlisted_stretch if batch.unlisted_stretch < LONGEST_STRETCH else LONGEST_STRETCH
+    batch.unlisted_stretch = longer(batch.unlisted_stretch)
     return False
 
 

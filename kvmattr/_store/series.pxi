@@ -55,11 +55,11 @@ cdef bint series_goes_on(const Series *series) noexcept nogil:
 
 
 cdef void series_rest(Map *map, Series *series) noexcept nogil:
-    """Open lists do not pay: they are left alone for a while, the longer the more often it was so."""
+    """Open lists do not pay: they are left alone for a while."""
     series_store(map, series)
     series.tried = series.listed = 0
     series.rest = series.stretch
-    series.stretch = 2 * series.stretch if series.stretch < LONGEST_STRETCH else LONGEST_STRETCH
+    series.stretch = <uint32_t>longer(series.stretch)
 
 
 cdef UpdateResult series_page(Map *map, Series *series, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -79,7 +79,7 @@ cdef UpdateResult series_page(Map *map, Series *series, uint64_t gfn, uint8_t k,
     series.tried += 1
     series.listed += listed
     series.held += (HELD_LISTED if listed else HELD_PAGE) + HELD_PAGE * (lists.count - before)
-    if series.listed + LISTED_PAGES < series.tried >> 1:
+    if not lists_pay(series.listed, series.tried):
         series_rest(map, series)
     return result
 
