@@ -138,6 +138,8 @@ STORE = [
            "    if varying != entry_varying(e):\n        way_own(", "    if False:\n        way_own("),
     Mutant("where a run of a list ends", "_store/runlist.pxi",
            "return runs.starts[i] if i < runs.count - 1 else span", "return runs.starts[i]"),
+    Mutant("records behind seven uniform entries are moved", "kernels/contract.h",
+           "for (int i = 0; i < KVMATTR_HANDLES; i++)\n        any |=", "for (int i = 0; i < 7; i++)\n        any |="),
     Mutant("a shared root in a batch", "_store/batch.pxi",
            "        if info.references == 1 and not info.shares:\n", "        if not info.shares:\n"),
     Mutant("a shared leaf in a batch", "_store/batch.pxi",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -306,3 +308,16 @@ def test_few_runs_become_a_line_and_fields_again(kept: bool) -> None:
         assert m.stats()["two_bit_leaves"] == 1
         if shared is not None:
             same(shared, shown)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_records_are_moved_together_wherever_their_entries_stand(place: int) -> None:
+    """Of eight neighbouring blocks one is mixed; of these most become uniform again, which leaves slabs sparse."""
+    m = AttributeMap(64 * GIB)
+    gfns = (np.arange(8 * BLOCK) * 8 + place) * BLOCK + 9
+    m.put(gfns, 1)
+    m.put(gfns[np.arange(len(gfns)) % 16 != 5], 0)
+    stats = m.stats()
+    m.validate()
+    assert m.count(0, 64 * GIB, 1) == stats["bitmap_leaves"] == len(gfns) // 16
+    assert stats["slack"] <= m.nbytes // 8 + 16 * os.sysconf("SC_PAGESIZE")
