@@ -92,7 +92,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     old = where[0]
     word = (old & ~(kvmattr_everywhere(clear) & field)) ^ (kvmattr_everywhere(flip) & field)
     where[0] = word
-    lost = kvmattr_field_lost(where, wide, old ^ word)
+    lost = kvmattr_page_lost(where, wide, old ^ word)
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
         (<Entry *>way.slot)[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), (entry_first(e) & k) ^ x)
@@ -313,7 +313,7 @@ cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) n
         # The F of the entries above is another block's.
         slot[0] = entry_make(entry_handle(e), entry_k(e), entry_x(e), entry_varying(e), value)
     kvmattr_raise_version(&map.version, 1)
-    return not kvmattr_field_lost(where, wide, old ^ where[0])
+    return not kvmattr_page_lost(where, wide, old ^ where[0])
 
 
 cdef void map_fill(Map *map, uint8_t value) noexcept nogil:

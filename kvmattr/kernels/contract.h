@@ -199,9 +199,14 @@ static inline uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide)
 }
 
 /* Whether a bit of the fields varies no longer in a leaf, now that a field of the word at `where` has changed by the bits
- * of `differ`: then all fields of this word agree in it, which is looked at first. Of the rest a word gives reason to it
- * seldom; it is by itself so that the rule can stand where it is asked. */
-static __attribute__((noinline, unused)) int kvmattr_field_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
+ * of `differ`: then all fields of this word agree in it, which is looked at first, and gives reason to look at the rest of
+ * the leaf seldom. */
+static inline int kvmattr_word_agrees(uint64_t word, int wide, uint64_t differ)
+{
+    return __builtin_expect((differ & ~kvmattr_in_any_byte(word ^ kvmattr_ror(word, 1u << wide))) != 0, 0);
+}
+
+static inline int kvmattr_field_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
 {
     uint64_t word = *where, lost = differ & ~kvmattr_in_any_field(word ^ kvmattr_ror(word, 1u << wide), wide), any = 0;
     if (lost == 0)
@@ -214,8 +219,19 @@ static __attribute__((noinline, unused)) int kvmattr_field_lost_in_leaf(const ui
 
 static inline int kvmattr_field_lost(const uint64_t *where, int wide, uint64_t differ)
 {
-    uint64_t word = *where, any = kvmattr_in_any_byte(word ^ kvmattr_ror(word, 1u << wide));
-    return __builtin_expect((differ & ~any) != 0, 0) && kvmattr_field_lost_in_leaf(where, wide, differ);
+    return kvmattr_word_agrees(*where, wide, differ) && kvmattr_field_lost_in_leaf(where, wide, differ);
+}
+
+/* The same of a page by itself, whose short way saves no registers for the rest of the leaf. A batch looks at leaves with
+ * the instructions of its kernels, so that several are waited for at once. */
+static __attribute__((noinline, unused)) int kvmattr_page_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
+{
+    return kvmattr_field_lost_in_leaf(where, wide, differ);
+}
+
+static inline int kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ)
+{
+    return kvmattr_word_agrees(*where, wide, differ) && kvmattr_page_lost_in_leaf(where, wide, differ);
 }
 
 /* The number of the run of a page: how many starts it has reached. Counted in 16 bits, as compilers compare eight starts
