@@ -23,8 +23,8 @@ cdef inline bint audit_fail(Audit *audit, const char *what, int level, uint64_t 
 cdef bint audit_line(Audit *audit, const kvmattr_line *line, uint64_t gfn) noexcept nogil:
     """A run line has the shape of one."""
     cdef int i
-    if line.count < 2 or line.count > LINE_RUNS:
-        return audit_fail(audit, "a run line has 2 .. LINE_RUNS runs", 2, gfn)
+    if line.count < (2 if line.turns else 3) or line.count > LINE_RUNS:
+        return audit_fail(audit, "a run line has 3 .. LINE_RUNS runs, or 2 after a turn", 2, gfn)
     if line.turns > MOST_TURNS:
         return audit_fail(audit, "a run line had at most MOST_TURNS turns", 2, gfn)
     for i in range(line.count - 1):
