@@ -241,6 +241,34 @@ def test_a_leaf_that_moves_is_located_again() -> None:
         same(m, dense)
 
 
+def test_a_node_that_becomes_uniform_while_a_dead_one_leads_to_it_too() -> None:
+    """An array swung in leaves dead nodes on six levels, which are taken apart by and by. A node that they and the map
+    share becomes uniform meanwhile, and other nodes are made: its memory may not be theirs yet."""
+    m = AttributeMap(1 << 52)
+    for level in range(3, 6):
+        for i in range(60):
+            m.write((i << 9 * level) + 5, (i << 9 * level) + 6, 1)
+    few, many = 27, 60                          # pages: of a run list, and too many for one
+    nodes, lists = range(300 * GIB, 304 * GIB, GIB), range(900 * GIB, 904 * GIB, GIB)
+    for pages, bases in ((many, nodes), (few, lists)):
+        for base in bases:
+            for page in range(base + 5, base + 5 + pages * 2 * BLOCK, 2 * BLOCK):
+                m.write(page, page + 1, 1)
+    for turn, (node, grows) in enumerate(zip(nodes, lists, strict=True)):
+        for page in range(node + 5 + 2 * BLOCK, node + 5 + many * 2 * BLOCK, 2 * BLOCK):
+            m.write(page, page + 1, 0)
+        m.stats()                               # nothing waits to be tidied
+        m[7:9] = np.array([turn, turn + 1], np.uint8)
+        m.write(node + 5, node + 6, 0)
+        for page in range(grows + 5 + few * 2 * BLOCK, grows + 5 + (few + 4) * 2 * BLOCK, 2 * BLOCK):
+            m.write(page, page + 1, 1)
+        for value in range(20):
+            m.write(9, 10, value)
+        m.validate()
+        assert m.count(node, node + GIB, 1) == 0
+        assert m.count(grows, grows + GIB, 1) == few + 4
+
+
 @pytest.mark.parametrize("update", ["put", "write", "update_many"])
 @pytest.mark.parametrize("values", [(0, 1, 4), (0, 8, 128, 255), tuple(range(16)), tuple(range(256))], ids=len)
 def test_a_line_whose_pages_come_and_go_becomes_fields(values: tuple[int, ...], update: str) -> None:

@@ -1,16 +1,20 @@
 # Nodes: 512 entries, made, copied where they are shared, and updated as whole subtrees.
 
 cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
-    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot."""
+    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot, unless a dead node
+    that is not yet taken apart leads to it, too."""
     cdef Entry *entries = node_at(family, handle)
+    cdef PageInfo *info = page_info(family, handle >> 9)
     cdef uint8_t varying = kernels.summary(entries)
-    page_info(family, handle >> 9).loosened = 0
+    info.loosened = 0
     if varying == 0:
         # No bit varies, so no entry has a handle: nothing below needs a release.
         varying = entry_first(entries[0])
-        count_node(family, -1)
-        family.counters.node_frees += 1
-        page_give_back(family, handle >> 9)
+        info.references -= 1
+        if info.references == 0:
+            count_node(family, -1)
+            family.counters.node_frees += 1
+            page_give_back(family, handle >> 9)
         return entry_uniform(varying)
     return entry_make(handle, 0xff, 0, varying, entry_first(entries[0]))
 
