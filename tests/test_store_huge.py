@@ -1,13 +1,15 @@
-"""Huge pages: what is full becomes one, what is resident stays what is used (kvmattr/_store/huge.pxi)."""
+"""Huge pages: what is resident as a whole becomes one, and nothing else becomes resident (kvmattr/_store/huge.pxi)."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent      # where programs find the other parts of the tests
 PROGRAM = """
 import ctypes, mmap, re, sys
 import numpy as np
@@ -78,6 +80,18 @@ elif wanted == "set":
     for gfn, value in zip(some.tolist(), values.tolist()):
         vm.set_memory_attributes(gfn << 12, 4096, value)
     m = vm.attributes
+elif wanted == "update_changes":      # by a client in C
+    from tests.c_memory_scenarios import CHANGES, table
+    c, nothing = table(), CHANGES(lambda context, change: 0)
+    handle = c["map_of"](m)
+    for gfn, value in zip(some.tolist(), values.tolist()):
+        assert c["update_changes"](handle, gfn, gfn + 1, value, 0, 0xFF, nothing, None) >= 0
+elif wanted == "update":
+    from tests.c_memory_scenarios import table
+    c = table()
+    handle = c["map_of"](m)
+    for gfn, value in zip(some.tolist(), values.tolist()):
+        assert c["update"](handle, gfn, gfn + 1, value, 0, 0xFF) >= 0
 elif wanted == "write":
     for gfn, value in zip(some.tolist(), values.tolist()):
         m.write(gfn, gfn + 1, value)
@@ -103,9 +117,31 @@ if wanted not in ("set", "sets", "conversion", "conversions"):
 print(huge, grown, nbytes >> 10)
 """
 
+#: The first array's leaves are being freed, a slice at an update, when the second's, behind them, have filled the 2 MiB
+#: in which both lie.
+HALF_FREED = """
+import re
+import numpy as np
+from kvmattr import AttributeMap
 
-def run(*arguments: str) -> list[int]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True,
+def huge():
+    return int(re.search(r"AnonHugePages:\\s+(\\d+) kB", open("/proc/self/smaps_rollup").read())[1])
+
+guest = 5000 * 512
+first, second = np.random.default_rng(0).integers(0, 256, (2, guest), np.uint8)
+before, m = huge(), AttributeMap(guest)
+m[0:guest] = first
+m.fill(0)
+m[0:guest] = second
+after = huge()
+m.validate()
+assert np.array_equal(m.to_numpy(0, guest), second)
+print(after - before)
+"""
+
+
+def run(*arguments: str, program: str = PROGRAM) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"})      # numpy asks for its arrays
     if done.stderr.startswith("SKIP"):
         pytest.skip(f"no huge pages on this system: {done.stderr[5:].strip()}")
@@ -115,10 +151,11 @@ def run(*arguments: str) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps_rollup")
 @pytest.mark.parametrize("wanted", ["array", "from_bytes", "restore", "update_many", "put", "put_bitmap", "set", "sets",
-                                    "write", "conversion", "conversions"])
+                                    "write", "conversion", "conversions", "update", "update_changes"])
 def test_what_is_full_becomes_huge_and_nothing_else_resident(wanted: str) -> None:
     """Whichever call filled it."""
-    if wanted in ("write", "conversion", "conversions") and "debug" in os.environ.get("KVMATTR_BUILD", ""):
+    many = wanted in ("write", "conversion", "conversions", "update", "update_changes")
+    if many and "debug" in os.environ.get("KVMATTR_BUILD", ""):
         pytest.skip("the debug build would look through 16,384 blocks after each of 327,680 updates, or more")
     huge, grown, nbytes = run("asked", wanted)
     assert nbytes >= 4 << 10
@@ -136,3 +173,9 @@ def test_a_system_that_gives_none_changes_nothing_else() -> None:
     huge, grown, nbytes = run("refused", "array")
     assert huge <= 0
     assert grown <= 1.25 * nbytes + 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps_rollup")
+def test_what_has_a_page_that_was_given_back_stays_as_it_is() -> None:
+    """Else it would become resident again."""
+    assert run(program=HALF_FREED) == [0]

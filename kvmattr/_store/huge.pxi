@@ -1,12 +1,12 @@
-# Huge pages: memory of the arena that is full becomes one page of the system, of 2 MiB.
+# Huge pages: memory of the arena that is in use becomes one page of the system, of 2 MiB.
 #
 # A look-up of a random page of a large guest waits for its leaf, and where leaves take more than a few megabytes also
 # for the walk of the system's page table to it; a dense array of that size has huge pages from the beginning. To have
 # them so would make memory resident that holds nothing: a new map of 1 MB would take 2. So it is done afterwards, to
-# 2 MiB of which every page holds something, and what is resident stays what is used. A system that copies them into a
-# huge page takes about as long as it took to hand out the small ones (MADV_COLLAPSE, Linux 6.1; elsewhere nothing
-# changes). That is too long for the mutex: the writer that filled them asks for it after giving the mutex back, and
-# nobody needs to wait.
+# 2 MiB of which every page is resident, and nothing else becomes so. (A few of them may be free: an update that keeps
+# the state before it, as C's update_changes does, always leaves some.) A system that copies them into a huge page takes
+# about as long as it took to hand out the small ones (MADV_COLLAPSE, Linux 6.1; elsewhere nothing changes). That is too
+# long for the mutex: the writer that filled them asks for it after giving the mutex back, and nobody needs to wait.
 
 cdef extern from *:
     """
@@ -53,18 +53,18 @@ cdef extern from *:
     void kvmattr_make_huge(void *memory, size_t bytes) nogil
 
 
-cdef bint holds_something(const PageInfo *pages) noexcept nogil:
-    """Whether each of so many pages as make a huge one does."""
+cdef bint all_resident(const PageInfo *pages) noexcept nogil:
+    """Whether each of so many pages as make a huge one is."""
     cdef int i
     for i in range(HUGE_PAGES):
-        if pages[i].kind == PAGE_FREE:
+        if pages[i].kind == PAGE_CLEAN:
             return False
     return True
 
 
 cdef char *next_filled(Family *family) noexcept nogil:
     """Memory that has been filled since the last look, a huge page of it; NULL when there is no more. With the mutex.
-    What has a free page is left as it is, but for the end of a segment: its last pages are handed out later."""
+    What has a clean page is left as it is, but for the end of a segment: its last pages are handed out later."""
     cdef Segment *segment
     cdef const PageInfo *pages
     cdef int number
@@ -73,7 +73,7 @@ cdef char *next_filled(Family *family) noexcept nogil:
         segment = &family.segments[number]
         while segment.looked_at + HUGE_PAGES <= segment.touched:
             pages = segment.pages + segment.looked_at
-            full = holds_something(pages)
+            full = all_resident(pages)
             if not full and segment.looked_at + HUGE_PAGES == segment.capacity and family.clean_pages:
                 break
             segment.looked_at += HUGE_PAGES

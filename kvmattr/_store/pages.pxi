@@ -58,10 +58,11 @@ cdef enum:
     SPARE_SLACK = 32 << 10          # slack that is never worth moving anything for
 
 cdef enum PageKind:
-    PAGE_FREE = 0
-    PAGE_NODE = 1
-    PAGE_DEAD = 2
-    PAGE_SLAB = 3                   # PAGE_SLAB + size class
+    PAGE_CLEAN = 0                  # free, and the system has its memory; also what was never handed out
+    PAGE_FREE = 1                   # free, and resident
+    PAGE_NODE = 2
+    PAGE_DEAD = 3
+    PAGE_SLAB = 4                   # PAGE_SLAB + size class
 
 # Aligned like a page only so that the kernels may read it as a node; never written.
 cdef uint64_t[512] zero_page
@@ -175,18 +176,18 @@ cdef inline void pages_list_clean(Family *family, uint32_t first) noexcept nogil
     cdef PageInfo *info = page_info(family, first)
     cdef uint32_t i
     for i in range(system_pages):
-        (info + i).kind = PAGE_FREE
+        (info + i).kind = PAGE_CLEAN
     info.next = family.clean_pages
     family.clean_pages = first
     family.clean_count += system_pages
 
 
-cdef inline bint pages_free(const Family *family, uint32_t first) noexcept nogil:
-    """Whether nothing lies in any page of a system page, of which one is listed as free."""
+cdef inline bint pages_are(const Family *family, uint32_t first, PageKind kind) noexcept nogil:
+    """Whether all pages of a system page, of which one is free, are free and resident, or clean."""
     cdef const PageInfo *info = page_info(family, first)
     cdef uint32_t i
     for i in range(system_pages):
-        if (info + i).kind != PAGE_FREE:
+        if (info + i).kind != kind:
             return False
     return True
 
@@ -205,7 +206,7 @@ cdef void arena_trim(Family *family, int pages) noexcept nogil:
     while page and pages > 0:
         first = page & ~(system_pages - 1)
         after = page_info(family, page).next
-        if not pages_free(family, first):
+        if not pages_are(family, first, PAGE_FREE):
             pages -= 1
             page = after
             continue

@@ -152,7 +152,7 @@ cdef bint audit_free_pages(Audit *audit) noexcept nogil:
         return audit_fail(audit, "the family counts its free pages", 0, 0)
     page = family.clean_pages
     while page and clean < family.clean_count:
-        if page & (system_pages - 1) or not pages_free(family, page):
+        if page & (system_pages - 1) or not pages_are(family, page, PAGE_CLEAN):
             return audit_fail(audit, "the list of clean pages names whole free pages of the system", 0, 0)
         clean += system_pages
         page = page_info(family, page).next
@@ -181,7 +181,7 @@ cdef bint audit_references(Audit *audit) noexcept nogil:
         for page in range(family.segments[segment].touched):
             info = &family.segments[segment].pages[page]
             number = <uint32_t>segment << (SEGMENT_SHIFT - 9) | page
-            if info.kind == PAGE_FREE:
+            if info.kind <= PAGE_FREE:
                 continue
             in_use += 1
             if info.kind == PAGE_DEAD:
