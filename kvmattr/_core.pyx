@@ -169,6 +169,7 @@ cdef extern from "sync.h" nogil:
     const bint KVMATTR_DEBUG_BUILD
     void kvmattr_assert(bint condition)
     void kvmattr_read_once(void *copy, const void *source, size_t bytes)
+    bint kvmattr_given_is(const uint8_t *given, const uint8_t *ours, size_t step, size_t bytes)
     void kvmattr_add(uint64_t *number, uint64_t by)
     uint64_t kvmattr_number(const uint64_t *number)
     void kvmattr_replace_words(void *to, const void *source, size_t bytes)

@@ -51,6 +51,25 @@ static inline void kvmattr_read_once(void *copy, const void *from, size_t bytes)
     __asm__ __volatile__("" : : "r"(copy) : "memory");
 }
 
+/* Whether memory that another thread may change meanwhile is the same as ours: with a step of 0 as our 128 bytes again and
+ * again, else 128. Each byte is loaded once, which memcmp() does not promise: it looks again at what differs. */
+typedef uint64_t __attribute__((vector_size(16), aligned(1), may_alias)) kvmattr_two_words;
+
+static inline int kvmattr_given_is(const uint8_t *given, const uint8_t *ours, size_t step, size_t bytes)
+{
+    int differ = 0;
+    for (; bytes >= 128; bytes -= 128, given += 128, ours += step) {
+        const kvmattr_two_words *a = (const kvmattr_two_words *)given, *b = (const kvmattr_two_words *)ours;
+        kvmattr_two_words any = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+        any |= (a[4] ^ b[4]) | (a[5] ^ b[5]) | (a[6] ^ b[6]) | (a[7] ^ b[7]);
+        if (any[0] | any[1])
+            return 0;
+    }
+    for (size_t i = 0; i < bytes; i++)
+        differ |= given[i] ^ ours[i];
+    return differ == 0;
+}
+
 /* Pointers in the place of others: whoever reads one meanwhile gets the old or the new one. */
 typedef uintptr_t __attribute__((may_alias)) kvmattr_word;
 

@@ -17,7 +17,7 @@ from tests.read_watch import Watched, moments
 PAGES = 1 << 16
 COUNT = 130          # two groups of 64, and two
 RANDOM = np.random.default_rng(1)
-GFNS = RANDOM.integers(0, PAGES - 8, COUNT)
+GFNS = RANDOM.choice(PAGES // 8 - 1, COUNT, replace=False) * 8       # 8 pages from each are no other's
 VALUES = RANDOM.integers(0, 4, COUNT)
 OUTSIDE = np.resize(np.array([PAGES, 0, 1 << 40, PAGES - 1, -1, 1 << 52, -(1 << 63), (1 << 63) - 1]), COUNT)
 ILLEGAL = np.resize(np.array([256, 3, -1, 258, 1 << 40, 0]), COUNT)
@@ -40,18 +40,35 @@ for _type in (np.int64, np.uint64, np.int32):
         f"{_type.__name__}, every other": (
             np.repeat(_gfns, 2), np.repeat(_outside, 2), lambda m, a: m.put(a[::2], VALUES)),
     }
-for _type in (np.int64, np.uint8):
+#: The same, with the highest value that is legal: each cell is for pages of its own.
+CELLS: dict[str, tuple[np.ndarray, np.ndarray, Call, int]] = {}
+for _type in (np.int64, np.int16, np.uint8):
     _values, _illegal = VALUES.astype(_type), (ILLEGAL & 0xFF if _type is np.uint8 else ILLEGAL).astype(_type)
-    CALLS |= {
-        f"{_type.__name__}, values of put": (_values, _illegal, lambda m, a: m.put(GFNS, a)),
+    CELLS |= {
+        f"{_type.__name__}, values of put": (_values, _illegal, lambda m, a: m.put(GFNS, a), 255),
         f"{_type.__name__}, values of update_many": (
-            _values, _illegal, lambda m, a: m.update_many(GFNS, GFNS + 8, a)),
-        f"{_type.__name__}, operations": (_values % 3, _illegal, lambda m, a: m.put(GFNS, VALUES, a)),
-        f"{_type.__name__}, masks": (_values, _illegal, lambda m, a: m.put(GFNS, VALUES, 0, a)),
+            _values, _illegal, lambda m, a: m.update_many(GFNS, GFNS + 8, a), 255),
+        f"{_type.__name__}, operations": (_values % 3, _illegal % 3 if _type is np.uint8 else _illegal,
+                                          lambda m, a: m.put(GFNS, VALUES, a), 2),
+        f"{_type.__name__}, masks": (_values, _illegal, lambda m, a: m.put(GFNS, VALUES, 0, a), 255),
+        f"{_type.__name__}, masks of update_many": (
+            _values, _illegal, lambda m, a: m.update_many(GFNS, GFNS + 8, VALUES, 0, a), 255),
         f"{_type.__name__}, values of a range": (
-            _values, _illegal, lambda m, a: m.__setitem__(slice(5, 5 + COUNT), a)),
-        f"{_type.__name__}, values of an index": (_values, _illegal, lambda m, a: m.__setitem__(GFNS, a)),
-        f"{_type.__name__}, from_numpy": (_values, _illegal, lambda m, a: AttributeMap.from_numpy(a).validate()),
+            _values, _illegal, lambda m, a: m.__setitem__(slice(5, 5 + COUNT), a), 255),
+        f"{_type.__name__}, values of an index": (_values, _illegal, lambda m, a: m.__setitem__(GFNS, a), 255),
+        f"{_type.__name__}, from_numpy": (
+            _values, _illegal, lambda m, a: m.__setitem__(slice(0, COUNT), AttributeMap.from_numpy(a)[0:COUNT]), 255),
+    }
+
+
+_uniform, _mixed = np.full(1500, 2, np.uint8), RANDOM.integers(0, 4, 1500).astype(np.uint8)
+for _name, _first, _then in (("to mixed", _uniform, _mixed), ("to uniform", _mixed, _uniform),
+                             ("to others", _uniform, _uniform ^ 1)):
+    CELLS |= {
+        f"a range at the end {_name}": (
+            _first, _then, lambda m, a: m.__setitem__(slice(PAGES - 1500, PAGES), a), 255),
+        f"from_numpy, {_name}": (
+            _first, _then, lambda m, a: m.__setitem__(slice(0, 1500), AttributeMap.from_numpy(a)[0:1500]), 255),
     }
 
 
@@ -70,8 +87,30 @@ def test_at_each_moment(name: str) -> None:
         assert refused == "" or any(why in refused for why in (
             "outside", "need 0 <= start", "operation", "changed while they were read")), refused
         changed.validate()
-        if not name.startswith("uint8"):    # in which any byte is legal
-            assert changed.values().max() <= 3
+        assert changed.values().max() <= 3
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_are_used_as_they_were_read(name: str) -> None:
+    """Each page is as the one or the other writes it, and what is illegal is refused, whatever its low bits are."""
+    array, over, call, highest = CELLS[name]
+    watched = Watched(array, over)
+    m = AttributeMap.from_numpy(CONTENT)
+    right, other = m.copy(), m.copy()
+    call(right, array)
+    call(other, np.where((over >= 0) & (over <= highest), over, array))
+    for moment in moments(watched, lambda a: call(m.copy(), a)):
+        changed = m.copy()
+        refused = ""
+        try:
+            watched.during(lambda a: call(changed, a), moment)      # noqa: B023 - called here
+        except ValueError as refusal:
+            refused = str(refusal)
+            assert any(why in refused for why in ("outside 0..255", "is none of WRITE", "changed while they were read"))
+        changed.validate()
+        values = changed.to_numpy(0, PAGES)
+        wanted = [CONTENT] if refused else [right.to_numpy(0, PAGES), other.to_numpy(0, PAGES)]
+        assert np.logical_or.reduce([values == each for each in wanted]).all()
 
 
 def test_a_bitmap() -> None:

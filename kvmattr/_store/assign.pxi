@@ -1,14 +1,15 @@
 # Blocks of given values: an array written to a range of a map.
+#
+# Another thread may change the caller's array meanwhile. So what is written is what one look at a block has seen: the one
+# value that all of it had, or a copy.
 
 cdef bint block_in_list(Family *family, Entry *slot, int level, uint64_t page, int count,
                         const uint8_t *values) noexcept nogil:
     """Write values[0 .. count) from `page` on to the run list at *slot, or to one in place of a uniform entry. False,
     with nothing done, where it would be too long."""
     cdef Runs old, new
-    cdef uint8_t[512] block
     cdef uint64_t start = page & (level_span(level) - 1), stop = start + count
     cdef int i = 0, at
-    kvmattr_read_once(block, values, count)
     runs_load(family, slot[0], &old)
     new.count = 0
     while i < old.count and old.starts[i] < start:
@@ -17,7 +18,7 @@ cdef bint block_in_list(Family *family, Entry *slot, int level, uint64_t page, i
     for at in range(count):
         if new.count > RUN_LIST_RUNS:
             return False
-        runs_append(&new, start + at, block[at])
+        runs_append(&new, start + at, values[at])
     while i < old.count and old.starts[i] <= stop:
         i += 1
     if stop < level_span(level):
@@ -46,8 +47,9 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
     if level == 2:
         if hi - lo < 512:
             leaf_decode(family, e, 0xff, 0, block)
-        kvmattr_read_once(block + lo, values, hi - lo)     # a caller's array
-        slot[0] = leaf_store(family, handle, block)
+            memcpy(block + lo, values, hi - lo)
+            values = block
+        slot[0] = leaf_store(family, handle, values)
         return
     if (handle == 0 or not is_node(handle)) and block_in_list(family, slot, level, page, hi - lo, values):
         return
@@ -69,34 +71,42 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
 cdef int map_store(Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:
     """Write values to [start, stop), block by block, into a map built aside. -1 when out of memory: then some
     blocks are written, and the caller drops the map."""
+    cdef uint8_t[512] block
+    cdef uint8_t[128] one
     cdef uint64_t at = start, upto
-    cdef int lo, hi
+    cdef uint8_t last = 0
+    cdef int count
     while at < stop:
-        upto = (at | 511) + 1
-        upto = upto if upto < stop else stop
         if arena_reserve(map.family, RESERVE_PAGES) < 0:
             return -1
-        if uniform_bytes(values, upto - at):
-            # As many uniform blocks of this value as follow are one write.
-            while (stop - upto >= 512 and values[upto - at] == values[0]
-                   and uniform_bytes(values + (upto - at), 512)):
-                upto += 512
-            map_change(map, at, upto, 0, values[0])
-        else:
-            while level_span(map.level) < upto:
-                map_heighten(map)
-            entry_store(map.family, &map.root, map.level, at, <int>(at & 511), <int>(at & 511) + <int>(upto - at),
-                        values)
-        values += upto - at
-        at = upto
+        kvmattr_read_once(&last, values + (at - start), 1)
+        memset(one, last, 128)
+        upto = at
+        while upto < stop:      # as many uniform blocks of this value as follow are one write
+            count = block_rest(upto, stop)
+            if not kvmattr_given_is(values + (upto - start), one, 0, count):
+                break
+            upto += count
+        if upto > at:
+            map_change(map, at, upto, 0, last)
+            at = upto
+            continue
+        count = block_rest(at, stop)
+        kvmattr_read_once(block, values + (at - start), count)
+        while level_span(map.level) < at + count:
+            map_heighten(map)
+        entry_store(map.family, &map.root, map.level, at, <int>(at & 511), <int>(at & 511) + count, block)
+        last = block[count - 1]
+        at += count
     # The pages above npages equal the last one: one write brings them there.
     if stop == map.pages:
-        map_change(map, stop - 1, stop, 0, (values - 1)[0])
+        map_change(map, stop - 1, stop, 0, last)
     return 0
 
 
-cdef inline bint uniform_bytes(const uint8_t *values, uint64_t count) noexcept nogil:
-    return count <= 1 or memcmp(values, values + 1, count - 1) == 0
+cdef inline int block_rest(uint64_t at, uint64_t stop) noexcept nogil:
+    """The pages from `at` to the end of its block, or to `stop`."""
+    return <int>(512 - (at & 511) if stop - at > 512 - (at & 511) else stop - at)
 
 
 cdef bint map_holds(const Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:
@@ -106,7 +116,7 @@ cdef bint map_holds(const Map *map, uint64_t start, uint64_t stop, const uint8_t
     while at < stop:
         count = stop - at if stop - at < 4096 else 4096
         map_pages(map, at, at + count, pages)
-        if memcmp(pages, values + (at - start), count):
+        if not kvmattr_given_is(values + (at - start), pages, 128, count):
             return False
         at += count
     return True

@@ -22,8 +22,6 @@
 # is noticed (kvmattr_field_lost). Fields become narrower only when a range is written, and then where a quarter of
 # their bits will do.
 
-from libc.string cimport memcmp
-
 cdef enum:
     LINE_RUNS = KVMATTR_LINE_STARTS + 1
     FEW_RUNS = LINE_RUNS - 8        # for a leaf of fields to become a line: then some pages more make it none again
