@@ -114,6 +114,7 @@ cdef struct Family:
     int claimed                 # somebody has waited for the mutex long enough and is the next to have it
     int announced               # writers that run, or are about to run, without the GIL
     int filled                  # a huge page of a segment may have become full (huge.pxi)
+    bint untidy                 # a slice of what updates leave to be tidied may be due (compact.pxi)
     int writing                 # somebody has the mutex, as readers without it see it (sync.h)
     Called called[CALLS]        # beside what every call reads
     Map *maps                   # list of the maps, snapshots and pinned roots of this family

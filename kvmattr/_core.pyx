@@ -253,7 +253,7 @@ cdef extern from "kernels/choose.h" nogil:
     bint kvmattr_field_update(int wide, uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint8_t *clear,
                               uint8_t *flip) noexcept nogil
     uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide) noexcept nogil
-    bint kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ) noexcept nogil
+    bint kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ, uint64_t fields) noexcept nogil
     int kvmattr_line_run(const kvmattr_line *line, uint32_t page) noexcept nogil
     uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page) noexcept nogil
     ctypedef struct kvmattr_kernels:

@@ -166,6 +166,26 @@ def test_one_page_whose_value_has_one_of_two_bits_that_vary_together(value: int)
     same(m, dense)
 
 
+@pytest.mark.parametrize("first", [0, 1, 5])
+@pytest.mark.parametrize(("method", "operand"), [("or_", 4), ("and_", 4), ("and_", 1), ("or_", 1)])
+def test_one_page_in_fields_that_are_stored_as_what_differs_from_the_first(first: int, method: str, operand: int) -> None:
+    m, dense = fragmented(4 * BLOCK, [0, 1, 4, 5])
+    dense[BLOCK] = first
+    m[0:4 * BLOCK] = dense
+    for page in range(BLOCK + 1, BLOCK + 9):
+        getattr(m, method)(page, page + 1, operand)
+        dense[page] = dense[page] | operand if method == "or_" else dense[page] & operand
+    same(m, dense)
+
+
+def test_what_a_restored_state_replaced_is_known_to_be_tidied() -> None:
+    m = AttributeMap(3 * GIB)
+    empty = m.snapshot()
+    m.put(np.arange(0, 3 * GIB, 2), 1)
+    m.restore(empty)
+    m.validate()
+
+
 def test_one_page_that_has_a_bit_again() -> None:
     """Two bits a page: a bit that no page has any more fits the field, but does not vary until one has it again."""
     m, dense = fragmented(4 * BLOCK, [0, 1])

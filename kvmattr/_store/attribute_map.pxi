@@ -109,7 +109,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
                 or <uint64_t>first >= map.pages or <uint64_t>byte > 0xFF or self.frozen or family_shared(family)):
             return -1
         change = change_of(<uint8_t>byte, operation, 0xFF)
-        result = map_update(map, <uint64_t>first, <uint64_t>last, change.k, change.x)
+        result = map_update_page(map, <uint64_t>first, change.k, change.x)
         if result >= 0:
             count_call(family, CALL_UPDATE, 1)
             family_filled(family)

@@ -439,7 +439,7 @@ cdef bint batch_run(Map *map, Batch *batch, size_t upto) noexcept nogil:
             result = put_pages(map, batch, batch.copied)
         else:
             result = update_ranges(map, batch, batch.copied)
-        if family_unsettled(map.family):
+        if map.family.untidy:
             family_settle(map.family)
         family_unlock(map.family)
         family_filled(map.family)

@@ -100,7 +100,7 @@ cdef bint bitmap_run(Map *map, BitmapBatch *batch) noexcept nogil:
             gather_bits(batch, batch.at, count, bits)
             sound = bitmap_block(map, batch, gfn, count, bits)
             batch.at += count
-        if family_unsettled(map.family):
+        if map.family.untidy:
             family_settle(map.family)
         family_unlock(map.family)
         family_filled(map.family)

@@ -37,10 +37,12 @@ cdef void family_settle(Family *family) noexcept nogil:
             compact_begin(family)
     elif arena_slack(family) < family.slack_settled:
         family.slack_settled = arena_slack(family)
+    family.untidy = slice_is_due(family)
 
 
-cdef inline bint family_unsettled(const Family *family) noexcept nogil:
-    """Whether a slice is due, for those ways through an update that do not settle by themselves."""
+cdef bint slice_is_due(const Family *family) noexcept nogil:
+    """Whether there is something to tidy, whatever comes next. Whoever drops a node or frees a page marks the family
+    as untidy, so that an update that does neither need not look."""
     return (family.dead_nodes != 0 or family.moving != NULL
             or family.free_count > kept_pages() + (family.pages_in_use >> 5))
 

@@ -68,11 +68,16 @@ cdef inline uint8_t way_value(const Way *way, uint32_t stored) noexcept nogil:
     return <uint8_t>((stored & way.keep) ^ way.toggle)
 
 
+# Called through a pointer, so that no compiler takes it into a look-up, which then needs no frame on the stack.
+cdef uint8_t (*tree_get_apart)(const Family *family, Entry e, int level, uint64_t page) noexcept nogil
+tree_get_apart = tree_get_from
+
+
 cdef inline uint8_t tree_get(const Family *family, Entry e, int level, uint64_t page) noexcept nogil:
     """The attributes of one page below an entry. Most often nothing is pending above the blocks."""
     cdef Way way = way_down(family, &e, level, 2, page, 0)
     if way.shift > level_shift(2):
-        return tree_get_from(family, way.entry, way_level(&way), page)
+        return tree_get_apart(family, way.entry, way_level(&way), page)
     return leaf_raw(family, entry_handle(way.entry), page & 511) & entry_k(way.entry) ^ entry_x(way.entry)
 
 
@@ -90,7 +95,7 @@ cdef uint8_t tree_get_from(const Family *family, Entry e, int level, uint64_t pa
 
 
 cdef inline uint8_t map_get(const Map *map, uint64_t gfn) noexcept nogil:
-    if gfn >= level_span(map.level):
+    if gfn >> level_shift(map.level):
         return map.rest
     return tree_get(map.family, map.root, map.level, gfn)
 

@@ -159,6 +159,7 @@ cdef inline void page_list_free(Family *family, uint32_t page) noexcept nogil:
         page_info(family, info.next).previous = page
     family.free_pages = page
     family.free_count += 1
+    family.untidy = True
 
 
 cdef inline void page_unlist_free(Family *family, uint32_t page) noexcept nogil:

@@ -89,6 +89,7 @@ cdef void release(Family *family, uint32_t handle) noexcept nogil:
         info.next = family.dead_nodes
         family.dead_nodes = handle >> 9
         family.dead_count += 1
+        family.untidy = True
         count_node(family, -1)
         family.counters.node_frees += 1
     else:

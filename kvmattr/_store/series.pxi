@@ -44,7 +44,7 @@ cdef void series_leave(Map *map, Series *series, bint entered) noexcept nogil:
     if series.tried:
         series.stretch = LISTED_PAGES
     series.tried = series.listed = 0
-    if family_unsettled(map.family):
+    if map.family.untidy:
         family_settle(map.family)
     family_leave(map.family, entered)
 

@@ -9,13 +9,17 @@
 cdef UpdateResult map_update(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on [start, stop), for Python, C, Cython and the machine alike; the caller has checked it, and
     holds the mutex where it must. Exact news of whether it changed any page; out of memory changes nothing."""
-    cdef UpdateResult result
     if stop - start == 1:
-        result = page_update(map, start, k, x)
-        if family_unsettled(map.family):
-            family_settle(map.family)
-        return result
+        return map_update_page(map, start, k, x)
     return range_update(map, start, stop, k, x)
+
+
+cdef inline UpdateResult map_update_page(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """The same for a page."""
+    cdef UpdateResult result = page_update(map, gfn, k, x)
+    if map.family.untidy:
+        family_settle(map.family)
+    return result
 
 
 cdef UpdateResult range_update(Map *map, uint64_t start, uint64_t stop, uint8_t k, uint8_t x) noexcept nogil:
@@ -55,13 +59,13 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     """The update of one page. What earlier updates left to be tidied is left so."""
     cdef Family *family = map.family
     cdef bint alone = family.maps.next == NULL      # nothing is shared, but with dead nodes, which nobody reads
-    cdef bint shared, lost
+    cdef bint lost
     cdef Entry e
     cdef Way way
     cdef uint64_t *where
-    cdef uint64_t field, old, word
+    cdef uint64_t field, fields, old, word
     cdef uint32_t handle, bit
-    cdef uint8_t clear, flip
+    cdef uint8_t turned, folded
     cdef int wide
     if gfn >> level_shift(map.level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
         return at_edge(map, gfn, k, x)
@@ -71,28 +75,30 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
         way = way_down(family, &map.root, map.level, 2, gfn, WAY_SHARES)
     e = way.entry
     if way.shift > level_shift(2):
-        return above_leaves(map, <Entry *>way.slot, way.shift, way.shared or (alone and family.dead_nodes), gfn, k, x)
+        return above_leaves(map, <Entry *>way.slot, way.shift, way.shared, gfn, k, x)
     handle = entry_handle(e)
     if handle == 0 or is_line(handle):
         return in_other_block(map, e, gfn, k, x)
-    shared = way.shared
-    if not alone and (way.node == NULL or way.node.shares) and leaf_references(family, handle)[0] != 1:
-        shared = True
-    # As in a batch, no branch depends on what the leaf has: half of them would be foreseen wrongly, each time after the
-    # wait for it, and what comes after could not begin to wait for its own. So whether the value fits is asked of the
-    # entry alone, for any old value, and a page that stays as it is is written, too.
-    wide = wide_of(handle)
-    if (shared or not kvmattr_field_update(wide, entry_k(e), entry_x(e), k, x, &clear, &flip)
-            or ((entry_first(e) & ~k) ^ x) & ~entry_varying(e)):
+    if not alone and (way.shared or ((way.node == NULL or way.node.shares)
+                                     and leaf_references(family, handle)[0] != 1)):
         return in_other_block(map, e, gfn, k, x)
+    # No branch is on whether the page changes: half of them would be foreseen wrongly, each time after the wait for the
+    # leaf, and what comes after could not begin to wait for its own. That a value fits is foreseen.
     kvmattr_count_pages(family, 1)
+    wide = wide_of(handle)
     bit = <uint32_t>(gfn & 511) << wide
     where = leaf_at(family, handle) + (bit >> 6)
-    field = kvmattr_field_masks[wide] << (bit & 63)
     old = where[0]
-    word = (old & ~(kvmattr_everywhere(clear) & field)) ^ (kvmattr_everywhere(flip) & field)
+    turned = (<uint8_t>((old >> (bit & 63) & kvmattr_field_masks[wide]) * kvmattr_field_repeats[wide])
+              & entry_k(e) ^ entry_x(e)) & k ^ x ^ entry_x(e)
+    folded = kvmattr_fold(wide, turned)
+    if folded & entry_k(e) != turned or (turned ^ entry_x(e) ^ entry_first(e)) & ~entry_varying(e):
+        return in_other_block(map, e, gfn, k, x)
+    field = kvmattr_field_masks[wide] << (bit & 63)
+    fields = kvmattr_everywhere(folded)
+    word = old ^ (old ^ fields) & field
     where[0] = word
-    lost = kvmattr_page_lost(where, wide, old ^ word)
+    lost = kvmattr_page_lost(where, wide, old ^ word, fields)
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
         (<Entry *>way.slot)[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), (entry_first(e) & k) ^ x)
@@ -146,6 +152,8 @@ cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bin
     cdef uint8_t old, new, varying
     cdef int run, now
     cdef bint loose = False
+    if family.maps.next == NULL:
+        shared = family.dead_nodes != 0         # a dead node may hold the list, too
     if shared or handle == 0 or is_node(handle) or e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000:
         return page_update_apart(map, e, shift, gfn, k, x)
     runs = run_list_at(family, handle)
@@ -307,13 +315,14 @@ cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) n
     cdef uint32_t bit = (gfn & 511) << wide
     cdef uint64_t *where = leaf_at(map.family, entry_handle(e)) + (bit >> 6)
     cdef uint64_t field = kvmattr_field_masks[wide] << (bit & 63)
+    cdef uint64_t fields = kvmattr_everywhere(kvmattr_fold(wide, value ^ entry_x(e)))
     cdef uint64_t old = where[0]
-    where[0] = (old & ~field) | (kvmattr_everywhere(kvmattr_fold(wide, value ^ entry_x(e))) & field)
+    where[0] = old ^ (old ^ fields) & field
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
         slot[0] = entry_make(entry_handle(e), entry_k(e), entry_x(e), entry_varying(e), value)
     kvmattr_raise_version(&map.version, 1)
-    return not kvmattr_page_lost(where, wide, old ^ where[0])
+    return not kvmattr_page_lost(where, wide, old ^ where[0], fields)
 
 
 cdef void map_fill(Map *map, uint8_t value) noexcept nogil:

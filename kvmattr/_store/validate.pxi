@@ -222,6 +222,8 @@ cdef bint audit_family(Audit *audit, Family *family) noexcept nogil:
     cdef bint sound = True
     memset(audit, 0, sizeof(Audit))
     audit.family = family
+    if slice_is_due(family) and not family.untidy:
+        return audit_fail(audit, "a family of which a slice is due is marked as untidy", 0, 0)
     release_dead(family, -1)
     for segment in range(1, family.segment_count):
         audit.seen[segment] = <uint32_t *>calloc(family.segments[segment].touched + 1, 1024)

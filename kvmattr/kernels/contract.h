@@ -222,16 +222,18 @@ static inline int kvmattr_field_lost(const uint64_t *where, int wide, uint64_t d
     return kvmattr_word_agrees(*where, wide, differ) && kvmattr_field_lost_in_leaf(where, wide, differ);
 }
 
-/* The same of a page by itself, whose short way saves no registers for the rest of the leaf. A batch looks at leaves with
- * the instructions of its kernels, so that several are waited for at once. */
+/* The same of a page by itself, whose short way saves no registers for the rest of the leaf, and which has its new field
+ * at hand, in all `fields` of a word: it is looked for another field of this word that differs from it in that bit. A batch
+ * looks at leaves with the instructions of its kernels, so that several are waited for at once. */
 static __attribute__((noinline, unused)) int kvmattr_page_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
 {
     return kvmattr_field_lost_in_leaf(where, wide, differ);
 }
 
-static inline int kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ)
+static inline int kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ, uint64_t fields)
 {
-    return kvmattr_word_agrees(*where, wide, differ) && kvmattr_page_lost_in_leaf(where, wide, differ);
+    return __builtin_expect((differ & ~kvmattr_in_any_byte(*where ^ fields)) != 0, 0) &&
+           kvmattr_page_lost_in_leaf(where, wide, differ);
 }
 
 /* The number of the run of a page: how many starts it has reached. Counted in 16 bits, as compilers compare eight starts
