@@ -270,11 +270,11 @@ cdef extern from "kernels/choose.h" nogil:
         void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x,
                       uint8_t *out) noexcept nogil
         uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
-                          uint8_t *last, uint64_t *left) noexcept nogil
+                          uint8_t *last) noexcept nogil
         int (*list_changes)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint64_t base,
                             kvmattr_change_list *list) noexcept nogil
         uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
-                          uint8_t mask, uint64_t *left) noexcept nogil
+                          uint8_t mask) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
         void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,

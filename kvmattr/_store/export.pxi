@@ -396,17 +396,8 @@ cdef void node_transitions(const Family *family, const Entry *entries, uint8_t k
     """The same for all blocks of a node."""
     cdef uint8_t[512] first
     cdef uint8_t[512] last
-    cdef uint8_t[512] block
-    cdef uint64_t[8] left
-    cdef uint64_t inside = kernels.edges(family.bias, entries, 512, k, x, first, last, left)
-    cdef int i, at
-    for i in range(8):
-        while left[i]:
-            at = 64 * i + kvmattr_first_bit(left[i])
-            left[i] &= left[i] - 1
-            leaf_decode(family, entries[at], k, x, block)
-            inside += block_transitions(block, 0, PAGES_PER_BLOCK)
-            last[at] = block[PAGES_PER_BLOCK - 1]
+    cdef uint64_t inside = kernels.edges(family.bias, entries, 512, k, x, first, last)
+    cdef int i
     for i in range(1, 512):
         inside += first[i] != last[i - 1]
     edge_add(edge, first[0], last[511], inside)

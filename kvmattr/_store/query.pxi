@@ -252,13 +252,7 @@ cdef uint64_t entry_count(const Family *family, Entry e, int level, uint64_t lo,
         return sum
     met = node_meets(family, e, level, lo, hi, k, x)
     if level == 3 and hi - lo == level_span(3) and not KVMATTR_COUNTING_BUILD:
-        sum = kernels.count(family.bias, met.entries, met.k, met.x, question.want, question.mask, bits)
-        for i in range(8):
-            while bits[i]:
-                sum += entry_count(family, met.entries[64 * i + kvmattr_first_bit(bits[i])], 2, 0, PAGES_PER_BLOCK,
-                                   met.k, met.x, question)
-                bits[i] &= bits[i] - 1
-        return sum
+        return kernels.count(family.bias, met.entries, met.k, met.x, question.want, question.mask)
     for i in range(met.first, met.last + 1):
         sum += entry_count(family, met.entries[i], level - 1, child_lo(&met, i), child_hi(&met, i), met.k, met.x,
                            question)

@@ -58,6 +58,38 @@ KVMATTR_AVX2 static void kvmattr_changes_avx2(const uint8_t *block, uint64_t *bi
     }
 }
 
+/* A byte with four fields is put into four cells, of which two are shifted and each is masked so that its low four bits
+ * tell its field: one look-up gives the page. */
+KVMATTR_AVX2 static void kvmattr_spread_twos_avx2(const uint8_t *cells, uint8_t k, uint8_t x, uint8_t *out)
+{
+    const __m256i byte_of = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3,
+                                             4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
+    const __m128i raw = _mm_setr_epi8(0, 0x55, (char)0xaa, (char)0xff, 0x55, 0, 0, 0, (char)0xaa, 0, 0, 0, (char)0xff, 0, 0, 0);
+    const __m256i pages = _mm256_broadcastsi128_si256(
+        _mm_xor_si128(_mm_and_si128(raw, _mm_set1_epi8((char)k)), _mm_set1_epi8((char)x)));
+    for (int i = 0; i < KVMATTR_BLOCK / 32; i++) {
+        __m256i four = _mm256_shuffle_epi8(_mm256_set1_epi64x((long long)kvmattr_load64(cells + 8 * i)), byte_of);
+        __m256i field = _mm256_blend_epi16(four, _mm256_srli_epi16(four, 4), 0xaa);
+        field = _mm256_and_si256(field, _mm256_set1_epi16(0x0c03));
+        _mm256_storeu_si256((__m256i *)(out + 32 * i), _mm256_shuffle_epi8(pages, field));
+    }
+}
+
+/* A byte with two fields is put into two cells. */
+KVMATTR_AVX2 static void kvmattr_spread_fours_avx2(const uint8_t *cells, uint8_t k, uint8_t x, uint8_t *out)
+{
+    const __m128i raw = _mm_setr_epi8(0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, (char)0x88, (char)0x99, (char)0xaa,
+                                      (char)0xbb, (char)0xcc, (char)0xdd, (char)0xee, (char)0xff);
+    const __m256i pages = _mm256_broadcastsi128_si256(
+        _mm_xor_si128(_mm_and_si128(raw, _mm_set1_epi8((char)k)), _mm_set1_epi8((char)x)));
+    for (int i = 0; i < KVMATTR_BLOCK / 32; i++) {
+        __m256i two = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(cells + 16 * i)));
+        __m256i field = _mm256_and_si256(_mm256_or_si256(two, _mm256_slli_epi16(two, 4)), _mm256_set1_epi16(0x0f0f));
+        _mm256_storeu_si256((__m256i *)(out + 32 * i), _mm256_shuffle_epi8(pages, field));
+    }
+}
+
+KVMATTR_SPREAD_LINE(avx2, KVMATTR_AVX2)
 KVMATTR_FIELDS(avx2, KVMATTR_AVX2)
 KVMATTR_SUMS(avx2, KVMATTR_AVX2)
 KVMATTR_CHANGES(avx2, KVMATTR_AVX2)

@@ -291,18 +291,16 @@ typedef struct kvmattr_kernels {
     /* The n blocks below entries of level 2, (page & k) ^ x of each page, to out[0 .. 512 n). */
     void (*pages)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *out);
     /* How often a page of the n blocks below entries of level 2 differs from the page before it in its block, and
-     * the first and last (page & k) ^ x of each block; of entries that lead to run lines nothing is counted and
-     * their bits are set in left[8]. */
+     * the first and last (page & k) ^ x of each block. */
     uint64_t (*edges)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint8_t *first,
-                      uint8_t *last, uint64_t *left);
+                      uint8_t *last);
     /* The same as a list, from gfn `base` on and the block's first page included: of up to KVMATTR_LISTED_BLOCKS blocks,
      * as far as the first entry that leads to a run line or a leaf of more than one bit. Returns how many blocks that were. */
     int (*list_changes)(const uintptr_t *bias, const uint64_t *entries, int n, uint8_t k, uint8_t x, uint64_t base,
                         kvmattr_change_list *list);
-    /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0, but for entries that lead to
-     * run lines: their bits are set in left[8]. */
+    /* Pages below a node of level 3 with ((page & k) ^ x ^ want) & mask == 0. */
     uint64_t (*count)(const uintptr_t *bias, const uint64_t *entries, uint8_t k, uint8_t x, uint8_t want,
-                      uint8_t mask, uint64_t *left);
+                      uint8_t mask);
     /* The number of set bits in n words. */
     uint64_t (*popcount)(const uint64_t *words, size_t n);
     /* The largest of n gfns: one pass that checks a batch before anything is done. */
@@ -393,6 +391,14 @@ static inline void kvmattr_prefetch_soon(const void *p)
 #else
     (void)p;
 #endif
+}
+
+/* The whole leaf of an entry of level 2, for a walk that will come to it: a line of the cache for each of its bits a page. */
+static inline void kvmattr_prefetch_leaf(const uintptr_t *bias, uint64_t entry)
+{
+    const uint64_t *words = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);
+    for (int line = 0; line < 1 << (entry & 3); line++)
+        kvmattr_prefetch_soon(words + 8 * line);
 }
 
 /* The gfns that will be copied to this place next; there need not be any. */

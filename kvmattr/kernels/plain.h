@@ -98,6 +98,61 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
     }
 }
 
+/* The pages of a leaf of two, of four or of eight bits, (raw value & k) ^ x of each. */
+static void kvmattr_spread_twos_portable(const uint8_t *cells, uint8_t k, uint8_t x, uint8_t *out)
+{
+    const uint32_t keep = (uint32_t)KVMATTR_REPEAT(k), toggle = (uint32_t)KVMATTR_REPEAT(x);
+    for (int i = 0; i < KVMATTR_BLOCK / 4; i++) {       /* made into vectors */
+        uint32_t c = cells[i];
+        c = (c | c << 12) & 0x000f000f;
+        c = (c | c << 6) & 0x03030303;
+        c |= c << 2;
+        c = ((c | c << 4) & keep) ^ toggle;
+        memcpy(out + 4 * i, &c, 4);
+    }
+}
+
+static void kvmattr_spread_fours_portable(const uint8_t *cells, uint8_t k, uint8_t x, uint8_t *out)
+{
+    const uint16_t keep = (uint16_t)KVMATTR_REPEAT(k), toggle = (uint16_t)KVMATTR_REPEAT(x);
+    for (int i = 0; i < KVMATTR_BLOCK / 2; i++) {
+        uint16_t c = cells[i];
+        c = (uint16_t)((c | c << 4) & 0x0f0f);
+        c = (uint16_t)(((c | c << 4) & keep) ^ toggle);
+        memcpy(out + 2 * i, &c, 2);
+    }
+}
+
+/* For all sets, by itself so that it is compiled for none of them: with vectors of 32 or 64 bytes a walk over leaves that are
+ * in no near cache took half as long again (Zen 4), and over those that are, no less. */
+static __attribute__((noinline)) void kvmattr_spread_eights(const uint8_t *cells, uint8_t k, uint8_t x, uint8_t *out)
+{
+    const uint64_t keep = KVMATTR_REPEAT(k), toggle = KVMATTR_REPEAT(x);
+    for (int i = 0; i < KVMATTR_BLOCK; i += 8) {
+        uint64_t c = (kvmattr_load64(cells + i) & keep) ^ toggle;
+        memcpy(out + i, &c, 8);
+    }
+}
+
+/* The pages of a run line. Each run is written in pieces of 64 pages, of which the last goes beyond it: the next run is
+ * written over that. Also recompiled for AVX2. */
+#define KVMATTR_SPREAD_LINE(NAME, TARGET)                                                                    \
+    TARGET static void kvmattr_spread_line_##NAME(const kvmattr_line *line, uint8_t k, uint8_t x, uint8_t *out)\
+    {                                                                                                        \
+        uint8_t block[KVMATTR_BLOCK + 64];                                                                   \
+        int start = 0;                                                                                       \
+        for (int i = 0; i < line->count; i++) {                                                              \
+            int stop = i < line->count - 1 ? line->starts[i] : KVMATTR_BLOCK;                                \
+            uint8_t value = (uint8_t)((line->values[i] & k) ^ x);                                            \
+            for (; start < stop; start += 64)                                                                \
+                memset(block + start, value, 64);                                                            \
+            start = stop;                                                                                    \
+        }                                                                                                    \
+        memcpy(out, block, KVMATTR_BLOCK);                                                                   \
+    }
+
+KVMATTR_SPREAD_LINE(portable, )
+
 /* Leaves of fields, of all widths. Also recompiled for AVX2 and AVX-512. */
 #define KVMATTR_FIELDS(NAME, TARGET)                                                                         \
     TARGET static void kvmattr_relate_##NAME(const uint8_t *block, uint8_t vary[5])                          \
@@ -150,50 +205,18 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
                 words[i] = kvmattr_load64(block + 8 * i) ^ toggle;                                           \
         }                                                                                                    \
     }                                                                                                        \
-    /* Each run is written in pieces of 64 pages, of which the last goes beyond it: the next run is written over that. */\
-    TARGET static void kvmattr_spread_line_##NAME(const kvmattr_line *line, uint8_t k, uint8_t x, uint8_t *out)\
-    {                                                                                                        \
-        uint8_t block[KVMATTR_BLOCK + 64];                                                                   \
-        int start = 0;                                                                                       \
-        for (int i = 0; i < line->count; i++) {                                                              \
-            int stop = i < line->count - 1 ? line->starts[i] : KVMATTR_BLOCK;                                \
-            uint8_t value = (uint8_t)((line->values[i] & k) ^ x);                                            \
-            for (; start < stop; start += 64)                                                                \
-                memset(block + start, value, 64);                                                            \
-            start = stop;                                                                                    \
-        }                                                                                                    \
-        memcpy(out, block, KVMATTR_BLOCK);                                                                   \
-    }                                                                                                        \
     TARGET static void kvmattr_spread_##NAME(const uint64_t *words, int tag, uint8_t k, uint8_t x, uint8_t *out)\
     {                                                                                                        \
-        const uint64_t keep = KVMATTR_REPEAT(k), toggle = KVMATTR_REPEAT(x);                                 \
         if (tag == KVMATTR_LINE) {                                                                           \
             kvmattr_spread_line_##NAME((const kvmattr_line *)words, k, x, out);                              \
         } else if (tag == 0) {                                                                               \
             kvmattr_expand_##NAME(words, k, x, out);                                                         \
         } else if (tag == 1) {                                                                               \
-            const uint8_t *cells = (const uint8_t *)words;      /* four pages in each: made into vectors */  \
-            for (int i = 0; i < KVMATTR_BLOCK / 4; i++) {                                                    \
-                uint32_t c = cells[i];                                                                       \
-                c = (c | c << 12) & 0x000f000f;                                                              \
-                c = (c | c << 6) & 0x03030303;                                                               \
-                c |= c << 2;                                                                                 \
-                c = ((c | c << 4) & (uint32_t)keep) ^ (uint32_t)toggle;                                      \
-                memcpy(out + 4 * i, &c, 4);                                                                  \
-            }                                                                                                \
+            kvmattr_spread_twos_##NAME((const uint8_t *)words, k, x, out);                                   \
         } else if (tag == 2) {                                                                               \
-            const uint8_t *cells = (const uint8_t *)words;      /* two pages in each */                      \
-            for (int i = 0; i < KVMATTR_BLOCK / 2; i++) {                                                    \
-                uint16_t c = cells[i];                                                                       \
-                c = (uint16_t)((c | c << 4) & 0x0f0f);                                                       \
-                c = (uint16_t)(((c | c << 4) & (uint16_t)keep) ^ (uint16_t)toggle);                          \
-                memcpy(out + 2 * i, &c, 2);                                                                  \
-            }                                                                                                \
+            kvmattr_spread_fours_##NAME((const uint8_t *)words, k, x, out);                                  \
         } else {                                                                                             \
-            for (int i = 0; i < KVMATTR_BLOCK / 8; i++) {                                                    \
-                uint64_t c = (words[i] & keep) ^ toggle;                                                     \
-                memcpy(out + 8 * i, &c, 8);                                                                  \
-            }                                                                                                \
+            kvmattr_spread_eights((const uint8_t *)words, k, x, out);                                        \
         }                                                                                                    \
     }                                                                                                        \
     /* The fields of a word that are not zero, one bit each. */                                              \
@@ -205,16 +228,6 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
         word |= wide > 1 ? word >> 2 : 0;                                                                    \
         word |= wide > 2 ? word >> 4 : 0;                                                                    \
         return word & lowest[wide];                                                                          \
-    }                                                                                                        \
-    /* The pages of a leaf whose fields have exactly the bits of `want` within `mask`, both repeated. */     \
-    TARGET static inline uint64_t kvmattr_matches_##NAME(const uint64_t *words, int wide, uint8_t want,      \
-                                                         uint8_t mask)                                       \
-    {                                                                                                        \
-        const uint64_t wanted = KVMATTR_REPEAT(want), masked = KVMATTR_REPEAT(mask);                         \
-        uint64_t others = 0;                                                                                 \
-        for (int i = 0; i < 8 << wide; i++)                                                                  \
-            others += (uint64_t)__builtin_popcountll(kvmattr_some_##NAME((words[i] ^ wanted) & masked, wide));\
-        return KVMATTR_BLOCK - others;                                                                       \
     }                                                                                                        \
     /* The pages of a leaf of fields that differ from the page before them in bits of `mask`, which is repeated. */\
     TARGET static inline uint64_t kvmattr_inside_##NAME(const uint64_t *words, int wide, uint8_t mask)       \
@@ -228,25 +241,59 @@ static void kvmattr_changes_portable(const uint8_t *block, uint64_t *bits)
             before = words[i] >> top;                                                                        \
         }                                                                                                    \
         return sum;                                                                                          \
-    }                                                                                                        \
-    /* Pages of one leaf of fields with ((page & k) ^ x ^ want) & mask == 0. */                              \
-    TARGET static inline uint64_t kvmattr_count_leaf_##NAME(const uintptr_t *bias, uint64_t entry, uint8_t k,\
-                                                            uint8_t x, uint8_t want, uint8_t mask)           \
-    {                                                                                                        \
-        uint8_t both = (uint8_t)(entry >> KVMATTR_K) & k & mask;                                             \
-        uint8_t wanted = (uint8_t)(((entry >> KVMATTR_X) & k) ^ x ^ want) & mask;                            \
-        int wide = (int)(entry & 3);                                                                         \
-        uint8_t fields = kvmattr_fold(wide, wanted);                                                         \
-        if ((fields & both) != wanted)                                                                       \
-            return 0;                                                                                        \
-        return kvmattr_matches_##NAME(kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG), wide, fields,\
-                                      kvmattr_fold(wide, both));                                             \
     }
 
 KVMATTR_FIELDS(portable, )
 
 /* Also recompiled for AVX2. */
 #define KVMATTR_SUMS(NAME, TARGET)                                                                           \
+    /* The pages of a leaf whose fields have exactly the bits of `want` within `mask`, both repeated: a bit for each\
+     * that has not, and as many words side by side as a field has bits. */                                  \
+    TARGET static inline __attribute__((always_inline)) uint64_t kvmattr_matches_##NAME(                     \
+        const uint64_t *words, int wide, uint8_t want, uint8_t mask)                                         \
+    {                                                                                                        \
+        const uint64_t wanted = KVMATTR_REPEAT(want), masked = KVMATTR_REPEAT(mask);                         \
+        uint64_t others = 0;                                                                                 \
+        for (int i = 0; i < 8; i++) {                                                                        \
+            uint64_t bits = 0;                                                                               \
+            for (int j = 0; j < 1 << wide; j++)                                                              \
+                bits |= kvmattr_some_##NAME((words[(i << wide) + j] ^ wanted) & masked, wide) << j;          \
+            others += (uint64_t)__builtin_popcountll(bits);                                                  \
+        }                                                                                                    \
+        return KVMATTR_BLOCK - others;                                                                       \
+    }                                                                                                        \
+    /* The same of a run line, of raw values. */                                                             \
+    TARGET static inline uint64_t kvmattr_line_matches_##NAME(const kvmattr_line *line, uint8_t want, uint8_t mask)\
+    {                                                                                                        \
+        uint64_t sum = 0;                                                                                    \
+        for (int i = 0, start = 0, stop; i < line->count; i++, start = stop) {                               \
+            stop = i + 1 < line->count ? line->starts[i] : KVMATTR_BLOCK;                                    \
+            sum += (line->values[i] & mask) == want ? (uint64_t)(stop - start) : 0;                          \
+        }                                                                                                    \
+        return sum;                                                                                          \
+    }                                                                                                        \
+    /* Pages of one leaf with ((page & k) ^ x ^ want) & mask == 0. */                                        \
+    TARGET static inline uint64_t kvmattr_count_leaf_##NAME(const uintptr_t *bias, uint64_t entry, uint8_t k,\
+                                                            uint8_t x, uint8_t want, uint8_t mask)           \
+    {                                                                                                        \
+        uint8_t both = (uint8_t)(entry >> KVMATTR_K) & k & mask;                                             \
+        uint8_t wanted = (uint8_t)(((entry >> KVMATTR_X) & k) ^ x ^ want) & mask;                            \
+        const uint64_t *words = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);               \
+        int wide = (int)(entry & 3);                                                                         \
+        if (entry & KVMATTR_LINE)                                                                            \
+            return kvmattr_line_matches_##NAME((const kvmattr_line *)words, wanted, both);                   \
+        uint8_t fields = kvmattr_fold(wide, wanted);                                                         \
+        if ((fields & both) != wanted)                                                                       \
+            return 0;                                                                                        \
+        uint8_t seen = kvmattr_fold(wide, both);                                                             \
+        if (wide < 3)                                                                                        \
+            return wide == 0   ? kvmattr_matches_##NAME(words, 0, fields, seen)                              \
+                   : wide == 1 ? kvmattr_matches_##NAME(words, 1, fields, seen)                              \
+                               : kvmattr_matches_##NAME(words, 2, fields, seen);                             \
+        uint64_t bits[8];           /* a leaf of eight bits is a block already */                            \
+        kvmattr_match_##NAME((const uint8_t *)words, fields, seen, bits);                                    \
+        return kvmattr_popcount_##NAME(bits, 8);                                                             \
+    }                                                                                                        \
     TARGET static uint8_t kvmattr_summary_##NAME(const uint64_t *entries)                                    \
     {                                                                                                        \
         uint64_t first = entries[0], any = 0, differ = 0;                                                    \
@@ -279,22 +326,19 @@ KVMATTR_FIELDS(portable, )
         return a > b ? a : b;                                                                                \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_count_##NAME(const uintptr_t *bias, const uint64_t *entries, uint8_t k,   \
-                                                uint8_t x, uint8_t want, uint8_t mask, uint64_t *left)       \
+                                                uint8_t x, uint8_t want, uint8_t mask)                       \
     {                                                                                                        \
         uint64_t sum = 0;                                                                                    \
         for (int i = 0; i < 512; i++) {                                                                      \
             uint64_t entry = entries[i];                                                                     \
-            uint32_t handle = (uint32_t)entry;                                                               \
+            if (i + 12 < 512)                                                                                \
+                kvmattr_prefetch_leaf(bias, entries[i + 12]);                                                \
             uint8_t first = (uint8_t)((((entry >> KVMATTR_F) & k) ^ x ^ want) & mask);                       \
             uint8_t varying = (uint8_t)(entry >> KVMATTR_V) & k & mask;                                      \
-            left[i >> 6] &= ~((uint64_t)1 << (i & 63));                                                      \
-            if (varying == 0) {                                                                              \
+            if (varying == 0)                                                                                \
                 sum += first ? 0 : 512;                                                                      \
-            } else if (handle & KVMATTR_LINE) {                                                              \
-                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
-            } else if ((first & ~varying) == 0) {                                                            \
+            else if ((first & ~varying) == 0)                                                                \
                 sum += kvmattr_count_leaf_##NAME(bias, entry, k, x, want, mask);                             \
-            }                                                                                                \
         }                                                                                                    \
         return sum;                                                                                          \
     }
@@ -340,7 +384,7 @@ KVMATTR_SUMS(portable, )
 
 KVMATTR_CHANGES(portable, )
 
-/* The blocks of a node, one leaf each: run lines are left to the caller. */
+/* The blocks of a node, one leaf each. */
 #define KVMATTR_NODES(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_pages_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,           \
                                             uint8_t k, uint8_t x, uint8_t *out)                              \
@@ -349,8 +393,8 @@ KVMATTR_CHANGES(portable, )
             uint64_t entry = entries[i];                                                                     \
             const uint64_t *words = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);           \
             uint8_t keep = (uint8_t)(entry >> KVMATTR_K) & k, toggle = (uint8_t)(((entry >> KVMATTR_X) & k) ^ x);\
-            if (i + 6 < n)                                                                                   \
-                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 6]));                             \
+            if (i + 12 < n)                                                                                  \
+                kvmattr_prefetch_leaf(bias, entries[i + 12]);                                                \
             if (((uint8_t)(entry >> KVMATTR_V) & k) == 0)                                                    \
                 memset(out, (uint8_t)(((entry >> KVMATTR_F) & k) ^ x), KVMATTR_BLOCK);                       \
             else if ((entry & KVMATTR_TAG) == 0)    /* the commonest, and no longer than a call */           \
@@ -360,30 +404,30 @@ KVMATTR_CHANGES(portable, )
         }                                                                                                    \
     }                                                                                                        \
     TARGET static uint64_t kvmattr_edges_##NAME(const uintptr_t *bias, const uint64_t *entries, int n,       \
-                                                uint8_t k, uint8_t x, uint8_t *first, uint8_t *last,         \
-                                                uint64_t *left)                                              \
+                                                uint8_t k, uint8_t x, uint8_t *first, uint8_t *last)         \
     {                                                                                                        \
         uint64_t sum = 0;                                                                                    \
-        for (int i = 0; i < 8; i++)                                                                          \
-            left[i] = 0;                                                                                     \
         for (int i = 0; i < n; i++) {                                                                        \
             uint64_t entry = entries[i];                                                                     \
             uint32_t handle = (uint32_t)entry;                                                               \
             if (i + 12 < n)                                                                                  \
-                kvmattr_prefetch(kvmattr_words(bias, (uint32_t)entries[i + 12]));                            \
+                kvmattr_prefetch_leaf(bias, entries[i + 12]);                                                \
             first[i] = last[i] = (uint8_t)(((entry >> KVMATTR_F) & k) ^ x);                                  \
             if (((uint8_t)(entry >> KVMATTR_V) & k) == 0)                                                    \
                 continue;                                                                                    \
-            if (handle & KVMATTR_LINE) {                                                                     \
-                left[i >> 6] |= (uint64_t)1 << (i & 63);                                                     \
-                continue;                                                                                    \
-            }                                                                                                \
             const uint64_t *words = kvmattr_words(bias, handle & ~(uint32_t)KVMATTR_TAG);                    \
-            uint8_t kept = (uint8_t)(entry >> KVMATTR_K) & k;                                                \
+            uint8_t kept = (uint8_t)(entry >> KVMATTR_K) & k, raw;                                           \
             int wide = (int)(handle & 3);                                                                    \
-            sum += kvmattr_inside_##NAME(words, wide, kvmattr_fold(wide, kept));                             \
-            last[i] = (uint8_t)((kvmattr_field_raw(words, wide, KVMATTR_BLOCK - 1) & kept) ^                 \
-                                ((entry >> KVMATTR_X) & k) ^ x);                                             \
+            if (handle & KVMATTR_LINE) {                                                                     \
+                const kvmattr_line *line = (const kvmattr_line *)words;                                      \
+                for (int run = 1; run < line->count; run++)                                                  \
+                    sum += ((line->values[run] ^ line->values[run - 1]) & kept) != 0;                        \
+                raw = line->values[line->count - 1];                                                         \
+            } else {                                                                                         \
+                sum += kvmattr_inside_##NAME(words, wide, kvmattr_fold(wide, kept));                         \
+                raw = kvmattr_field_raw(words, wide, KVMATTR_BLOCK - 1);                                     \
+            }                                                                                                \
+            last[i] = (uint8_t)((raw & kept) ^ ((entry >> KVMATTR_X) & k) ^ x);                              \
         }                                                                                                    \
         return sum;                                                                                          \
     }
