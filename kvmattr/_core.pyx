@@ -208,6 +208,11 @@ cdef extern from "kernels/choose.h" nogil:
         uint8_t *values
         int runs
         int most
+    ctypedef struct kvmattr_small_ruler:
+        pass
+    const int KVMATTR_SMALL_RULER_RUNS
+    size_t KVMATTR_RULER_BYTES(int runs) noexcept nogil
+    void kvmattr_ruler_place(kvmattr_ruler *ruler, void *memory, int runs) noexcept nogil
     void kvmattr_ruler_close(kvmattr_ruler *ruler) noexcept nogil
 
     ctypedef struct kvmattr_change_list:

@@ -459,13 +459,15 @@ static void test_read_off(void)
     enum { MOST = 300 };
     static uint64_t gfns[MOST];
     static uint8_t out[MOST + 1];
-    static kvmattr_ruler ruler;
+    static uint8_t memory[KVMATTR_RULER_BYTES(KVMATTR_RULER_RUNS)] __attribute__((aligned(64)));
+    kvmattr_ruler ruler;
     static const int counts[] = {1, 2, 7, 8, 9, 63, 64, 65, 200, 511, 512, 513, 2000, KVMATTR_RULER_RUNS - 1,
                                  KVMATTR_RULER_RUNS};
     int runs = counts[below(sizeof counts / sizeof *counts)];
     uint64_t step = 1 + (below(2) ? below(3) : below(((uint64_t)1 << 52) / (uint64_t)runs)), pages = step * (uint64_t)runs;
     size_t n = below(MOST);
-    memset(&ruler, 0xee, sizeof ruler);
+    memset(memory, 0xee, sizeof memory);
+    kvmattr_ruler_place(&ruler, memory, runs > KVMATTR_SMALL_RULER_RUNS ? KVMATTR_RULER_RUNS : KVMATTR_SMALL_RULER_RUNS);
     ruler.runs = runs;
     for (int i = 0; i < runs; i++)
         ruler.values[i] = byte();

@@ -1,7 +1,7 @@
 # Blocks of given values: an array written to a range of a map.
 #
-# Another thread may change the caller's array meanwhile. So what is written is what one look at a block has seen: the one
-# value that all of it had, or a copy.
+# Another thread may change the caller's array meanwhile. So what is written is what one look at a block has seen: the
+# one value that all of it had, or a copy.
 
 cdef bint block_in_list(Family *family, Entry *slot, int level, uint64_t page, int count,
                         const uint8_t *values) noexcept nogil:

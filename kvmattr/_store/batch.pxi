@@ -64,10 +64,11 @@ cdef size_t take_pages(const Map *map, const uint64_t *given, uint8_t *out, size
     all were checked before; how many are done."""
     cdef uint64_t[KVMATTR_TAKE_GROUP] gfns
     cdef kvmattr_ruler ruler
+    cdef kvmattr_small_ruler small
     cdef kvmattr_walk walk = walk_of(map)
     cdef size_t done = 0, some, i
     cdef bint uniform = entry_handle(walk.root) == 0 and entry_first(walk.root) == walk.rest
-    cdef bint ruled = not uniform and map_ruler(map, count, &ruler)
+    cdef bint ruled = not uniform and map_ruler(map, count, &ruler, &small)
     while done < count:
         some = count - done if count - done < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
         if gfns_copy(gfns, given + done, some) >= map.pages:
@@ -76,7 +77,8 @@ cdef size_t take_pages(const Map *map, const uint64_t *given, uint8_t *out, size
                 while gfns[i] < map.pages:
                     i += 1
                 wrong[0] = gfns[i]
-                return done + i
+                count = done + i
+                break
             gfns_bound(gfns, some, map.pages)
         walk.ahead = <intptr_t>(<uintptr_t>(given + done + some) - <uintptr_t>&gfns[0])
         if uniform:
@@ -89,6 +91,8 @@ cdef size_t take_pages(const Map *map, const uint64_t *given, uint8_t *out, size
         else:
             kernels.take(&walk, gfns, out + done, some)
         done += some
+    if ruled:
+        ruler_end(&ruler, &small)
     return count
 
 

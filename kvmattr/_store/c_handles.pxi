@@ -103,7 +103,7 @@ cdef inline void seal_break(uint32_t *seal) noexcept nogil:
 
 cdef void map_end(Map *map) noexcept nogil:
     """The end of a map that C made. The debug build keeps its memory, so that a later use finds the broken seal."""
-    map_leave_family(map)
+    map_leave_family(map, True)
     seal_break(&map.seal)
     if not KVMATTR_DEBUG_BUILD:
         free(map)

@@ -53,9 +53,8 @@ cdef void pin(Map *pinned, const Map *map) noexcept nogil:
     family_leave(map.family, entered)
 
 cdef void unpin(Map *pinned) noexcept nogil:
-    cdef bint entered = family_enter(pinned.family)
-    map_drop(pinned)
-    family_leave(pinned.family, entered)
+    """The map itself may have ended meanwhile, in a callback: then this was the family's last."""
+    map_leave_family(pinned, False)
 
 
 cdef Map *map_new(uint64_t pages, uint8_t value) noexcept nogil:
@@ -92,14 +91,14 @@ cdef inline Map *map_twin(const Map *source, bint movable, const int *call) noex
     return map
 
 
-cdef void map_leave_family(Map *map) noexcept nogil:
-    """Give up what a map holds; the last one takes the family with it."""
+cdef void map_leave_family(Map *map, bint frees) noexcept nogil:
+    """Give up what a map holds, and free it now or with later updates; the last one takes the family with it."""
     cdef Family *family = map.family
     cdef bint entered = family_enter(family)
     cdef bint last
     map_drop(map)
     last = family.maps == NULL
-    if not last:
+    if frees and not last:
         release_dead(family, -1)
     family_leave(family, entered)
     if last:
@@ -107,7 +106,7 @@ cdef void map_leave_family(Map *map) noexcept nogil:
 
 
 cdef void map_free(Map *map) noexcept nogil:
-    map_leave_family(map)
+    map_leave_family(map, True)
     free(map)
 
 

@@ -1,7 +1,7 @@
 # Nodes: 512 entries, made, copied where they are shared, and updated as whole subtrees.
 
 cdef inline Entry node_entry(Family *family, uint32_t handle) noexcept nogil:
-    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot, unless a dead node
+    """The entry for a node of ours, V computed from its entries; a uniform node is freed on the spot, unless a dead one
     that is not yet taken apart leads to it, too."""
     cdef Entry *entries = node_at(family, handle)
     cdef PageInfo *info = page_info(family, handle >> 9)

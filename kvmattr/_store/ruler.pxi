@@ -23,23 +23,30 @@ cdef bint ruler_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t value)
     return True
 
 
-cdef bint map_ruler(const Map *map, size_t count, kvmattr_ruler *ruler) noexcept nogil:
-    """A map as a ruler, for so many look-ups. False if it is not worth it or the map has too many runs."""
-    cdef RunSink sink = sink_to(ruler_add, ruler)
-    cdef size_t least = RULED_PAGES_OF_LIST
-    if KVMATTR_COUNTING_BUILD:      # which counts what a walk visits
+cdef bint map_ruler(const Map *map, size_t count, kvmattr_ruler *ruler, kvmattr_small_ruler *small) noexcept nogil:
+    """A map as a ruler, for so many look-ups; to be given up by ruler_end. False if it is not worth it, the map has too
+    many runs, or memory is refused: more runs than a root's list has need 40 KiB, and small stacks have no room."""
+    cdef bint listed = map.level > 2 and not is_node(entry_handle(map.root))
+    cdef void *memory = small
+    cdef RunSink sink
+    if KVMATTR_COUNTING_BUILD or count < (RULED_PAGES_OF_LIST if listed else RULED_PAGES):  # it counts a walk's visits
         return False
-    ruler.most = KVMATTR_RULER_RUNS
-    if map.level == 2 or is_node(entry_handle(map.root)):
-        least = RULED_PAGES
-        ruler.most = <int>(count // RULED_PAGES_A_RUN) if count < RULED_PAGES_A_RUN * KVMATTR_RULER_RUNS else ruler.most
-    if count < least:
+    if not listed and posix_memalign(&memory, 64, KVMATTR_RULER_BYTES(KVMATTR_RULER_RUNS)):
         return False
+    kvmattr_ruler_place(ruler, memory, KVMATTR_SMALL_RULER_RUNS if listed else KVMATTR_RULER_RUNS)
+    if not listed and count < RULED_PAGES_A_RUN * KVMATTR_RULER_RUNS:
+        ruler.most = <int>(count // RULED_PAGES_A_RUN)
+    sink = sink_to(ruler_add, ruler)
     sink.nodes_left = count // RULED_PAGES_A_NODE
     sink.leaves_left = count // RULED_PAGES_A_LEAF
-    ruler.runs = 0
     map_runs(map, 0, map.pages, &sink)
     if ruler.runs == 0 or sink.stop != map.pages:
+        ruler_end(ruler, small)
         return False
     kvmattr_ruler_close(ruler)
     return True
+
+
+cdef inline void ruler_end(kvmattr_ruler *ruler, kvmattr_small_ruler *small) noexcept nogil:
+    if <void *>ruler.starts != <void *>small:
+        free(ruler.starts)

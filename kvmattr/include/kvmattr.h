@@ -24,6 +24,9 @@
  *   everything else                                         takes the family's mutex for one operation
  *   callbacks                                               run without it, over the state at one moment
  *
+ * A call takes at most 32 KiB of stack (kvmattr_take; the others 12), beside what callbacks take: 64 KiB are enough for a
+ * thread or a coroutine. kvmattr_import() needs a stack as Python does.
+ *
  * A cursor belongs to one thread. A snapshot may be read by any number of threads. Once Python has asked for stats(), each
  * call is counted, under the mutex where the family is shared.
  */
@@ -215,13 +218,14 @@ __attribute__((unused)) static void kvmattr_name_the_python(void)
     Py_XDECREF(why);
 }
 
-/* Find the library. 0, or -1 with an ImportError that says what does not fit. With the GIL. */
+/* Find the library. 0, or -1 with an ImportError that says what does not fit. With the GIL, in the interpreter of the
+ * process that imports it first: another one gets an ImportError, as Cython's modules belong to one. */
 static inline int kvmattr_import(void)
 {
     const kvmattr_api *table;
     PyObject *module = PyImport_ImportModule("kvmattr._core");
     if (module == NULL) {
-        if (PyErr_ExceptionMatches(PyExc_ImportError))
+        if (PyErr_ExceptionMatches(PyExc_ModuleNotFoundError))
             kvmattr_name_the_python();
         return -1;
     }
@@ -254,17 +258,25 @@ __attribute__((unused)) static int kvmattr_check_imported(void)
     return kvmattr_is_imported();
 }
 
+/* The same, and whether there is an object: a NULL from a call of Python's that failed keeps the exception of that call. */
+__attribute__((unused)) static int kvmattr_check_object(PyObject *object)
+{
+    if (object == NULL && !PyErr_Occurred())
+        PyErr_SetString(PyExc_TypeError, "need an AttributeMap, not NULL");
+    return object != NULL && kvmattr_check_imported();
+}
+
 /* The map inside an AttributeMap, valid as long as the object lives; hold a reference. NULL with TypeError for other
  * objects and for read-only ones (snapshots, a VM's `attributes`). With the GIL. */
 static inline kvmattr_map *kvmattr_map_of(PyObject *attribute_map)
 {
-    return kvmattr_check_imported() ? KVMATTR_FUNCTION(map_of)(attribute_map) : NULL;
+    return kvmattr_check_object(attribute_map) ? KVMATTR_FUNCTION(map_of)(attribute_map) : NULL;
 }
 
 /* The same for reading: any AttributeMap. With the GIL. */
 static inline const kvmattr_map *kvmattr_view_of(PyObject *attribute_map)
 {
-    return kvmattr_check_imported() ? KVMATTR_FUNCTION(view_of)(attribute_map) : NULL;
+    return kvmattr_check_object(attribute_map) ? KVMATTR_FUNCTION(view_of)(attribute_map) : NULL;
 }
 
 /* A new AttributeMap with the content of a map, a copy in constant time; or NULL with an exception. With the GIL. */
@@ -294,7 +306,8 @@ static inline int kvmattr_create(uint64_t pages, uint8_t attributes, kvmattr_map
 /* A writable map with the same content, in constant time and in the same family; *copy is yours to destroy. */
 static inline int kvmattr_copy(const kvmattr_map *map, kvmattr_map **copy) { return KVMATTR_FUNCTION(copy)(map, copy); }
 
-/* Only for maps from kvmattr_create() and kvmattr_copy(). Its cursors must be closed before. */
+/* Only for maps from kvmattr_create() and kvmattr_copy(). Its cursors must be closed before. Using it afterwards is an error
+ * that only the debug build is sure to find (KVMATTR_BAD_MAP). A callback may end the map that its walk is of. */
 static inline int kvmattr_destroy(kvmattr_map *map) { return KVMATTR_FUNCTION(destroy)(map); }
 
 /* From now on (until as many kvmattr_unshare()) any thread may use the family at any time. Call it while the family is
@@ -413,9 +426,11 @@ static inline int kvmattr_cursor_close(kvmattr_cursor *cursor) { return KVMATTR_
 /* The attributes of a page, as kvmattr_get(): in place while the version stays and the page lies where the cursor is. */
 static inline int kvmattr_cursor_get(kvmattr_cursor *cursor, uint64_t gfn)
 {
-    uint64_t at = gfn - cursor->start;
-    if (at < cursor->count && kvmattr_load(cursor->version) == cursor->seen)
-        return cursor->values[at & cursor->index];
+    if (cursor != NULL) {
+        uint64_t at = gfn - cursor->start;
+        if (at < cursor->count && kvmattr_load(cursor->version) == cursor->seen)
+            return cursor->values[at & cursor->index];
+    }
     return KVMATTR_FUNCTION(cursor_seek)(cursor, gfn);
 }
 

@@ -343,17 +343,18 @@ KVMATTR_AVX512 static inline unsigned kvmattr_reached(const uint64_t *eight, __m
 KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_read_off_by_eights(const kvmattr_ruler *ruler, const uint64_t *gfns,
                                                               intptr_t ahead, uint8_t *out, size_t n, int steps)
 {
+    const kvmattr_ruler its = *ruler;       /* for all that the compiler knows, `out` lies on top of it */
     for (size_t i = 0; i < n; i++) {
         __m512i gfn = _mm512_set1_epi64((long long)gfns[i]);
-        size_t run = steps > 3 ? kvmattr_reached(ruler->crowns, gfn) : 0;
+        size_t run = steps > 3 ? kvmattr_reached(its.crowns, gfn) : 0;
         if (i % 8 == 0)
             kvmattr_prefetch_gfns(gfns + i, ahead);
         if (steps > 2)
-            run = 8 * run + kvmattr_reached(ruler->tops + 8 * run, gfn);
+            run = 8 * run + kvmattr_reached(its.tops + 8 * run, gfn);
         if (steps > 1)
-            run = 8 * run + kvmattr_reached(ruler->pivots + 8 * run, gfn);
-        run = 8 * run + kvmattr_reached(ruler->starts + 8 * run, gfn);
-        out[i] = ruler->values[run];
+            run = 8 * run + kvmattr_reached(its.pivots + 8 * run, gfn);
+        run = 8 * run + kvmattr_reached(its.starts + 8 * run, gfn);
+        out[i] = its.values[run];
     }
 }
 

@@ -78,17 +78,34 @@ typedef struct kvmattr_splice {
 
 /* A whole map of few runs, for look-ups of many pages: where the runs begin but the first one, after the last of them
  * gfns that no page has, and the attributes. It has `runs` of them, and is given up at more than `most`. */
-enum { KVMATTR_RULER_RUNS = 4096 };
+enum { KVMATTR_RULER_RUNS = 4096, KVMATTR_SMALL_RULER_RUNS = 64 };
 #define KVMATTR_NO_GFN INT64_MAX
 
 typedef struct kvmattr_ruler {
-    uint64_t starts[KVMATTR_RULER_RUNS] __attribute__((aligned(64)));
-    uint64_t pivots[KVMATTR_RULER_RUNS / 8];    /* each the last of eight starts */
-    uint64_t tops[KVMATTR_RULER_RUNS / 64];     /* each the last of eight pivots */
-    uint64_t crowns[KVMATTR_RULER_RUNS / 512];  /* each the last of eight tops */
-    uint8_t values[KVMATTR_RULER_RUNS];
+    uint64_t *starts;
+    uint64_t *pivots;           /* each the last of eight starts */
+    uint64_t *tops;             /* each the last of eight pivots */
+    uint64_t *crowns;           /* each the last of eight tops */
+    uint8_t *values;
     int runs, most;
 } kvmattr_ruler;
+
+/* The memory that one with room for so many runs (a power of eight) needs, from a cache line on. */
+#define KVMATTR_RULER_BYTES(runs) (8 * ((runs) + (runs) / 8 + (runs) / 64 + (runs) / 512) + (runs))
+typedef struct kvmattr_small_ruler {
+    uint8_t bytes[KVMATTR_RULER_BYTES(KVMATTR_SMALL_RULER_RUNS)] __attribute__((aligned(64)));
+} kvmattr_small_ruler;
+
+static inline void kvmattr_ruler_place(kvmattr_ruler *ruler, void *memory, int runs)
+{
+    ruler->starts = (uint64_t *)memory;
+    ruler->pivots = ruler->starts + runs;
+    ruler->tops = ruler->pivots + runs / 8;
+    ruler->crowns = ruler->tops + runs / 64;
+    ruler->values = (uint8_t *)(ruler->crowns + runs / 512);
+    ruler->runs = 0;
+    ruler->most = runs;
+}
 
 /* How many starts are looked at: the power of eight that holds the runs. */
 static inline int kvmattr_ruler_size(const kvmattr_ruler *ruler)

@@ -218,13 +218,14 @@ KVMATTR_INLINE void kvmattr_take_fews(int levels, const kvmattr_walk *walk, cons
 KVMATTR_INLINE void kvmattr_read_off(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out,
                                      size_t n, int runs)
 {
+    const kvmattr_ruler its = *ruler;       /* for all that the compiler knows, `out` lies on top of it */
     for (size_t i = 0; i < n; i++) {
-        const uint64_t *at = ruler->starts;
+        const uint64_t *at = its.starts;
         if (i % 8 == 0)
             kvmattr_prefetch_gfns(gfns + i, ahead);
         for (int step = runs / 2; step; step /= 2)
             at += (size_t)step & -(size_t)(at[step - 1] <= gfns[i]);
-        out[i] = ruler->values[at - ruler->starts];
+        out[i] = its.values[at - its.starts];
     }
 }
 
