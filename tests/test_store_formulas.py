@@ -168,7 +168,7 @@ def test_one_page_whose_value_has_one_of_two_bits_that_vary_together(value: int)
 
 @pytest.mark.parametrize("first", [0, 1, 5])
 @pytest.mark.parametrize(("method", "operand"), [("or_", 4), ("and_", 4), ("and_", 1), ("or_", 1)])
-def test_one_page_in_fields_that_are_stored_as_what_differs_from_the_first(first: int, method: str, operand: int) -> None:
+def test_one_page_in_fields_stored_as_what_differs_from_the_first(first: int, method: str, operand: int) -> None:
     m, dense = fragmented(4 * BLOCK, [0, 1, 4, 5])
     dense[BLOCK] = first
     m[0:4 * BLOCK] = dense
