@@ -178,6 +178,20 @@ def test_one_page_in_fields_stored_as_what_differs_from_the_first(first: int, me
     same(m, dense)
 
 
+def test_one_page_of_which_an_operation_hid_bits_is_not_changed_by_its_own_value() -> None:
+    """An AND over a part of a leaf leaves bits in its fields that its entry leaves out."""
+    m, dense = fragmented(4 * BLOCK, [0, 1, 2, 3])
+    m.and_(0, BLOCK, 2)
+    m.and_(BLOCK + 1, 2 * BLOCK, 2)
+    dense[:BLOCK] &= 2
+    dense[BLOCK + 1:2 * BLOCK] &= 2
+    for page in range(2 * BLOCK):
+        version = m.version
+        assert not m.write(page, page + 1, int(dense[page])), page
+        assert m.version == version
+    same(m, dense)
+
+
 def test_what_a_restored_state_replaced_is_known_to_be_tidied() -> None:
     m = AttributeMap(3 * GIB)
     empty = m.snapshot()

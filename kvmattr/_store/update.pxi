@@ -65,7 +65,7 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     cdef uint64_t *where
     cdef uint64_t field, fields, old, word
     cdef uint32_t handle, bit
-    cdef uint8_t turned, folded
+    cdef uint8_t held, turned, folded
     cdef int wide
     if gfn >> level_shift(map.level) or gfn & (level_span(3) - 1) == 0 or gfn + 1 == map.pages:
         return at_edge(map, gfn, k, x)
@@ -89,8 +89,8 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     bit = <uint32_t>(gfn & 511) << wide
     where = leaf_at(family, handle) + (bit >> 6)
     old = where[0]
-    turned = (<uint8_t>((old >> (bit & 63) & kvmattr_field_masks[wide]) * kvmattr_field_repeats[wide])
-              & entry_k(e) ^ entry_x(e)) & k ^ x ^ entry_x(e)
+    held = <uint8_t>((old >> (bit & 63) & kvmattr_field_masks[wide]) * kvmattr_field_repeats[wide]) & entry_k(e)
+    turned = (held ^ entry_x(e)) & k ^ x ^ entry_x(e)
     folded = kvmattr_fold(wide, turned)
     if folded & entry_k(e) != turned or (turned ^ entry_x(e) ^ entry_first(e)) & ~entry_varying(e):
         return in_other_block(map, e, gfn, k, x)
@@ -102,10 +102,11 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
         (<Entry *>way.slot)[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), (entry_first(e) & k) ^ x)
-    kvmattr_raise_version(&map.version, word != old)
+    # Not whether the word did: it may have bits that the entry leaves out.
+    kvmattr_raise_version(&map.version, turned != held)
     if lost:
         tighten(map, gfn)
-    return <UpdateResult>(word != old)
+    return <UpdateResult>(turned != held)
 
 
 cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
