@@ -10,16 +10,22 @@
 
 enum { KVMATTR_LANES = 8, KVMATTR_VECTORS = KVMATTR_GROUP / KVMATTR_LANES };
 
+/* So many pages of a group in run lists are looked up one by one. */
+enum { KVMATTR_FEW_LISTED = 16 };
+
 /* Segments' bases are looked up in two registers, so at most 16 segments (7 GiB of nodes and leaves); a larger
  * arena takes the plain walk. */
 #define KVMATTR_WIDE_SEGMENTS 16
 
-/* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. Bits of
- * `lines`, of a group that has come to level 2 of a look-up: pages in run lines. */
+/* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. Of a
+ * look-up also the entries that lead to run lists, and where below these the pages lie; bits of `listed` say of which
+ * pages, and those of `lines`, at level 2, which lie in run lines. */
 typedef struct kvmattr_group {
     uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
     uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint8_t lines[KVMATTR_VECTORS];
+    uint64_t lists[KVMATTR_GROUP] __attribute__((aligned(64)));
+    uint64_t inside[KVMATTR_GROUP] __attribute__((aligned(64)));
+    uint8_t lines[KVMATTR_VECTORS], listed[KVMATTR_VECTORS];
 } kvmattr_group;
 
 typedef struct kvmattr_bases {
@@ -182,19 +188,16 @@ KVMATTR_AVX512 static inline __m512i kvmattr_composed(__m512i above, __m512i ent
     return _mm512_ternarylogic_epi64(entry, keep, _mm512_maskz_mov_epi8(at_x, above), 0x6a);    /* (a & b) ^ c */
 }
 
-/* Entries of which some lead to run lists: these become the uniform entries of their pages. */
-KVMATTR_AVX512 static __m512i kvmattr_looked_in_lists(const kvmattr_walk *walk, const uint64_t *gfns, int level,
-                                                      __m512i entry, unsigned listed)
+/* Entries of which some lead to run lists: their pages are looked up there when the group is read, all at a time, and go
+ * on as if they were in a uniform block. */
+KVMATTR_AVX512 static inline __m512i kvmattr_put_aside(int level, __m512i gfn, __m512i entry, __mmask8 listed, int v,
+                                                       kvmattr_group *group)
 {
-    const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
-    uint64_t entries[KVMATTR_LANES] __attribute__((aligned(64)));
-    _mm512_store_si512(entries, entry);
-    for (; listed; listed &= listed - 1) {
-        int i = kvmattr_first_bit(listed);
-        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entries[i]);
-        entries[i] = kvmattr_listed_entry(entries[i], kvmattr_list_raw_avx512(list, gfns[i] & inside));
-    }
-    return _mm512_load_si512(entries);
+    const __m512i inside = _mm512_set1_epi64((long long)(((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1));
+    _mm512_mask_store_epi64(group->lists + KVMATTR_LANES * v, listed, entry);
+    _mm512_mask_store_epi64(group->inside + KVMATTR_LANES * v, listed, _mm512_and_si512(gfn, inside));
+    group->listed[v] |= listed;
+    return _mm512_maskz_mov_epi64((__mmask8)~listed, entry);
 }
 
 /* The pages of a vector come to a level: their entries there, in which k and x are what all entries from the root on do to
@@ -209,6 +212,7 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_come_to(int level, int levels, const 
     uintptr_t *at = group->at + KVMATTR_LANES * v;
     __m512i gfn = _mm512_loadu_si512(gfns + KVMATTR_LANES * v), entry = _mm512_set1_epi64((long long)walk->root);
     if (level == levels) {
+        group->listed[v] = 0;
         kvmattr_prefetch_gfns(gfns + KVMATTR_LANES * v, walk->ahead);
     } else {
         __m512i above = level + 1 < levels ? _mm512_load_si512(entries) : entry;
@@ -217,7 +221,7 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_come_to(int level, int levels, const 
     if (level > 2) {
         __mmask8 listed = _mm512_test_epi64_mask(entry, in_node);
         if (__builtin_expect(listed, 0))
-            entry = kvmattr_looked_in_lists(walk, gfns + KVMATTR_LANES * v, level, entry, listed);
+            entry = kvmattr_put_aside(level, gfn, entry, listed, v, group);
         _mm512_store_si512(at, kvmattr_addresses(bases, entry, in_node, _mm512_srl_epi64(gfn, shift)));
     } else {
         group->lines[v] = _mm512_test_epi64_mask(entry, line);
@@ -256,9 +260,65 @@ KVMATTR_AVX512 static inline uint8_t kvmattr_line_raw_avx512(const kvmattr_line 
     return line->values[__builtin_popcount(reached & ((1u << KVMATTR_LINE_STARTS) - 1))];
 }
 
-/* What is rare in a group that was read: pages in run lines, and beyond the root, which went on as if they were not. */
-KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, const uint64_t *gfns,
-                                                      const kvmattr_group *group, uint8_t *out)
+/* The pages of a group in run lists, each by itself: where these are few. */
+KVMATTR_AVX512 static void kvmattr_read_few_lists(const kvmattr_walk *walk, const kvmattr_group *group, uint8_t *out)
+{
+    for (uint64_t listed = kvmattr_load64(group->listed); listed; listed &= listed - 1) {
+        int i = kvmattr_first_bit(listed);
+        uint64_t entry = group->lists[i];
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entry);
+        uint8_t raw = kvmattr_list_raw_avx512(list, group->inside[i]);
+        out[i] = (uint8_t)((raw & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
+    }
+}
+
+/* All of them at once: each list is halved until nothing is left of the longest, and the starts that decide are
+ * loaded eight at a time. Pages in no list go on as if theirs were empty. */
+KVMATTR_AVX512 static void kvmattr_read_lists(const kvmattr_walk *walk, const kvmattr_bases *bases,
+                                              const kvmattr_group *group, uint8_t *out)
+{
+    const __m512i one = _mm512_set1_epi64(1), granule = _mm512_set1_epi64(8), none = _mm512_setzero_si512();
+    uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
+    __m512i from[KVMATTR_VECTORS], left[KVMATTR_VECTORS], any = none;
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i entry = _mm512_maskz_load_epi64(group->listed[v], group->lists + KVMATTR_LANES * v);
+        from[v] = kvmattr_addresses(bases, entry, none, none);
+        /* Not the header's first half: others may count references there. */
+        _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(from[v], _mm512_set1_epi64(4)));
+    }
+    for (int v = 0; v < KVMATTR_VECTORS; v++) {
+        __m512i header = _mm512_slli_epi64(kvmattr_load_eight(at + KVMATTR_LANES * v), 32);
+        left[v] = _mm512_maskz_sub_epi64(group->listed[v], _mm512_srli_epi64(header, 48), one);
+        any = _mm512_or_si512(any, left[v]);
+        from[v] = _mm512_add_epi64(from[v], granule);
+    }
+    for (long long most = _mm512_reduce_or_epi64(any); most; most /= 2)
+        for (int v = 0; v < KVMATTR_VECTORS; v++) {
+            __m512i half = _mm512_srli_epi64(_mm512_add_epi64(left[v], one), 1);
+            __m512i way = _mm512_slli_epi64(half, 3);
+            /* The last of the first half; where nothing is left, something that stands in the list still. */
+            __m512i last = _mm512_sub_epi64(_mm512_max_epu64(way, granule), granule);
+            _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(from[v], last));
+            __m512i start = kvmattr_load_eight(at + KVMATTR_LANES * v);
+            __mmask8 reached = _mm512_cmple_epu64_mask(start, _mm512_load_si512(group->inside + KVMATTR_LANES * v));
+            from[v] = _mm512_mask_add_epi64(from[v], reached, from[v], way);
+            left[v] = _mm512_sub_epi64(left[v], half);
+        }
+    for (int v = 0; v < KVMATTR_VECTORS; v++)
+        _mm512_store_si512(at + KVMATTR_LANES * v, from[v]);
+    for (uint64_t listed = kvmattr_load64(group->listed); listed; listed &= listed - 1) {
+        int i = kvmattr_first_bit(listed);
+        uint64_t entry = group->lists[i];
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entry);
+        uint8_t raw = kvmattr_list_values(list, list->count)[(at[i] - (uintptr_t)list->starts) / 8];
+        out[i] = (uint8_t)((raw & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
+    }
+}
+
+/* What is rare in a group that was read: pages in run lines, in run lists, and beyond the root, which went on as if they
+ * were not. */
+KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, const kvmattr_bases *bases,
+                                                      const uint64_t *gfns, const kvmattr_group *group, uint8_t *out)
 {
     const __m512i span = _mm512_set1_epi64((long long)walk->span);      /* a power of two */
     __m512i all = _mm512_setzero_si512();
@@ -268,6 +328,10 @@ KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, 
         const kvmattr_line *line = (const kvmattr_line *)(group->at[i] & ~(uintptr_t)63);
         out[i] = (uint8_t)((kvmattr_line_raw_avx512(line, gfns[i]) & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
     }
+    if (__builtin_popcountll(kvmattr_load64(group->listed)) > KVMATTR_FEW_LISTED)
+        kvmattr_read_lists(walk, bases, group, out);
+    else
+        kvmattr_read_few_lists(walk, group, out);
     for (int v = 0; v < KVMATTR_VECTORS; v++)
         all = _mm512_or_si512(all, _mm512_loadu_si512(gfns + KVMATTR_LANES * v));
     if (_mm512_cmpge_epu64_mask(all, span))
@@ -302,7 +366,7 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_take_groups(int levels, const kvmattr
                 kvmattr_read_words(gfns + KVMATTR_GROUP * read, v, now, out + KVMATTR_GROUP * read);
         }
         if (read < count)
-            kvmattr_read_others(walk, gfns + KVMATTR_GROUP * read, now, out + KVMATTR_GROUP * read);
+            kvmattr_read_others(walk, &bases, gfns + KVMATTR_GROUP * read, now, out + KVMATTR_GROUP * read);
     }
 }
 

@@ -64,15 +64,33 @@ static KVMATTR_RARE void kvmattr_few_operate(kvmattr_few *few)
     }
 }
 
-/* Pages in run lists go on in the page of zeros, with their values. */
+/* Pages in run lists go on in the page of zeros, with their values. All lists are halved together, until nothing is left of
+ * the longest: no branch depends on a page, nor on how long its own list is. Others go on as if theirs were empty. */
 static KVMATTR_RARE void kvmattr_few_in_lists(const kvmattr_walk *walk, const uint64_t *gfns, int level, kvmattr_few *few)
 {
     const uint64_t inside = ((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1;
+    const uint64_t *zeros = kvmattr_words(walk->bias, 0), *from[KVMATTR_FEW];
+    uint32_t left[KVMATTR_FEW], any = 0;
+    for (int i = 0; i < KVMATTR_FEW; i++) {
+        int listed = (few->entries[i] & KVMATTR_IN_NODE) != 0;
+        const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, listed ? (uint32_t)few->entries[i] : 0);
+        left[i] = listed ? list->count - 1u : 0;
+        from[i] = list->starts;
+        any |= left[i];
+    }
+    for (; any; any /= 2)
+        for (int i = 0; i < KVMATTR_FEW; i++) {
+            uint32_t half = (left[i] + 1) / 2;
+            const uint64_t *last = (const uint64_t *)kvmattr_by_itself((uintptr_t)(from[i] + half - (half != 0)));
+            from[i] += half & -(uint32_t)(*last <= (gfns[i] & inside));
+            left[i] -= half;
+        }
     for (int i = 0; i < KVMATTR_FEW; i++)
         if (few->entries[i] & KVMATTR_IN_NODE) {
             const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)few->entries[i]);
-            few->entries[i] = kvmattr_listed_entry(few->entries[i], kvmattr_list_raw(list, gfns[i] & inside));
-            few->next[i] = kvmattr_words(walk->bias, 0);
+            uint8_t raw = kvmattr_list_values(list, list->count)[from[i] - list->starts];
+            few->entries[i] = kvmattr_listed_entry(few->entries[i], raw);
+            few->next[i] = zeros;
         }
     few->different |= KVMATTR_OPERATION;
 }
