@@ -351,25 +351,27 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
 
 KVMATTR_LOST(portable, )
 
-/* What is left of eights of pages is filled up. */
+/* What is left of eights of pages is filled up, and goes the same way. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
                                            size_t n)                                                         \
     {                                                                                                        \
         const size_t rest = n % KVMATTR_FEW;                                                                 \
+        uint64_t filled[KVMATTR_FEW] = {0};                                                                  \
+        uint8_t values[KVMATTR_FEW];                                                                         \
         if (n && kvmattr_root_is_list(walk)) {                                                               \
             kvmattr_take_from_list(walk, gfns, out, n);                                                      \
             return;                                                                                          \
         }                                                                                                    \
-        KVMATTR_BY_LEVELS(walk->level, kvmattr_take_fews, walk, gfns, out, n / KVMATTR_FEW,                  \
-                          kvmattr_few_lines_##NAME)                                                          \
-        if (rest) {                                                                                          \
-            uint64_t filled[KVMATTR_FEW] = {0};                                                              \
-            uint8_t values[KVMATTR_FEW];                                                                     \
-            memcpy(filled, gfns + n - rest, rest * sizeof *gfns);                                            \
-            kvmattr_take_##NAME(walk, filled, values, KVMATTR_FEW);                                          \
-            memcpy(out + n - rest, values, rest);                                                            \
+        memcpy(filled, gfns + n - rest, rest * sizeof *gfns);                                                \
+        for (int last = n < KVMATTR_FEW; last <= (rest != 0); last++) {                                      \
+            const uint64_t *some = last ? filled : gfns;                                                     \
+            uint8_t *to = last ? values : out;                                                               \
+            size_t count = last ? 1 : n / KVMATTR_FEW;                                                       \
+            KVMATTR_BY_LEVELS(walk->level, kvmattr_take_fews, walk, some, to, count,                         \
+                              kvmattr_few_lines_##NAME)                                                      \
         }                                                                                                    \
+        memcpy(out + n - rest, values, rest);                                                                \
     }                                                                                                        \
     TARGET static void kvmattr_locate_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, int n,          \
                                              const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,\
