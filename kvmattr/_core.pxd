@@ -106,6 +106,7 @@ cdef struct Family:
     uint64_t header_bytes       # of slabs in use
     uint64_t slack_settled      # slack when records were last moved, or less
     uint64_t rearranged         # how often records were moved, or more changed than fields of leaves
+    uint64_t blocks_changed     # how often it was the leaf of one block and its entry
     Map *moving                 # the map whose records are being moved, or NULL
     uint64_t moving_gfn         # how far that has come
     Counters counters

@@ -228,6 +228,9 @@ cdef extern from "kernels/choose.h" nogil:
         uint64_t away, firsts
     int kvmattr_write_located(kvmattr_located *located, const kvmattr_located *next, int start, int n,
                               uint64_t *changed) noexcept nogil
+    void kvmattr_locate_again(const uintptr_t *bias, uint64_t entry, uint64_t which, const uint64_t *gfns,
+                              const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
+                              kvmattr_located *located) noexcept nogil
 
     ctypedef struct kvmattr_list:
         uint32_t references
@@ -258,6 +261,7 @@ cdef extern from "kernels/choose.h" nogil:
     bint kvmattr_field_update(int wide, uint8_t k, uint8_t x, uint8_t keep, uint8_t toggle, uint8_t *clear,
                               uint8_t *flip) noexcept nogil
     uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide) noexcept nogil
+    bint kvmattr_word_agrees(uint64_t word, int wide, uint64_t differ) noexcept nogil
     bint kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ, uint64_t fields) noexcept nogil
     int kvmattr_line_run(const kvmattr_line *line, uint32_t page) noexcept nogil
     uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page) noexcept nogil
@@ -282,6 +286,7 @@ cdef extern from "kernels/choose.h" nogil:
                           uint8_t mask) noexcept nogil
         uint64_t (*popcount)(const uint64_t *words, size_t n) noexcept nogil
         uint64_t (*largest)(const uint64_t *gfns, size_t n) noexcept nogil
+        uint64_t (*in_block)(const uint64_t *gfns, int n, uint64_t gfn) noexcept nogil
         void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
                        size_t step, uint64_t last, kvmattr_located *located) noexcept nogil
         uint64_t (*lost)(const kvmattr_located *located, int start, int n) noexcept nogil

@@ -286,6 +286,13 @@ static void test_words(void)
     }
     CHECK(set->largest(words, n) == most, "largest of %zu", n);
     CHECK(set->popcount(words, n) == sum, "popcount of %zu", n);
+    int some = (int)below(65);
+    uint64_t gfn = any() >> below(60), which = 0;
+    for (int i = 0; i < some; i++) {
+        words[i] = below(3) ? gfn ^ below(2048) : any() >> below(60);
+        which |= (uint64_t)(words[i] / 512 == gfn / 512) << i;
+    }
+    CHECK(set->in_block(words, some, gfn) == which, "in_block of %d", some);
     for (int i = 0; i < 512; i++) {
         entries[i] = alike ? uniform((uint8_t)(k ^ (below(100) == 0))) : below(2) ? uniform(byte() & 3) : any() & any();
         vary |= varying_of(entries[i]) | (first_of(entries[i]) ^ first_of(entries[0]));
@@ -624,6 +631,23 @@ static void test_locate(void)
             toggle[i] = value_of(walk.root, walk.level, (gfns[i] & ~(uint64_t)511) + below(512)) & (uint8_t)~keep[i];
     }
     set->locate(&walk, gfns, n, keep, toggle, step, last, &located);
+    for (int i = 0; i < n; i++) {               /* the pages of a block once more change nothing */
+        if (!plain_write(&walk, gfns[i], last, keep[step * (size_t)i], toggle[step * (size_t)i], &block))
+            continue;
+        uint64_t which = set->in_block(gfns, n, gfns[i]);
+        kvmattr_located again = located;
+        for (int j = 0; j < n; j++)
+            if (which >> j & 1) {
+                again.where[j] = NULL;
+                again.keep[j] = again.toggle[j] = again.wide[j] = any();
+                again.away ^= (uint64_t)1 << j;
+            }
+        kvmattr_locate_again(walk.bias, block, which, gfns, keep, toggle, step, last, &again);
+        CHECK(again.away == located.away && again.firsts == located.firsts, "locate_again: away");
+        for (int j = 0; j < n; j++)
+            CHECK(located.away >> j & 1 || (again.where[j] == located.where[j] && again.keep[j] == located.keep[j] &&
+                  again.toggle[j] == located.toggle[j] && again.wide[j] == located.wide[j]), "locate_again: page %d", j);
+    }
     for (int i = 0; i < n; i++) {
         uint8_t k = keep[step * (size_t)i], x = toggle[step * (size_t)i];
         int plain = plain_write(&walk, gfns[i], last, k, x, &block);

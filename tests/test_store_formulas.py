@@ -383,3 +383,60 @@ def test_records_are_moved_together_wherever_their_entries_stand(place: int) -> 
     m.validate()
     assert m.count(0, 64 * GIB, 1) == stats["bitmap_leaves"] == len(gfns) // 16
     assert stats["slack"] <= m.nbytes // 8 + 16 * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["alone", "snapshot kept"])
+@pytest.mark.parametrize("values", [(0, 1), (0, 1, 4), (1, 2, 4, 8), tuple(range(16)), (0, 3, 48, 128, 255)], ids=len)
+@pytest.mark.parametrize("blocks", [300, 1100], ids=["one node", "nodes"])
+def test_pages_that_come_and_go_beside_others(values: tuple[int, ...], kept: bool, blocks: int) -> None:
+    """Some blocks go uniform and mixed by turns, others lose a bit and have it again, while pages of these and of other
+    blocks are written in the same groups."""
+    rng = np.random.default_rng(len(values) + blocks)
+    dense = np.zeros((blocks, BLOCK), np.uint8)
+    dense[::3] = rng.integers(0, 2, dense[::3].shape, dtype=np.uint8)
+    dense = dense.ravel()
+    m = AttributeMap.from_numpy(dense)
+    first = dense.copy()
+    own = m.snapshot() if kept else None
+    uniform, mixed = (BLOCK * rng.choice(np.arange(start, blocks, 3), 3) for start in (1, 0))
+    hot = np.concatenate([uniform + 7, mixed + 9])
+    hot = np.concatenate([hot, hot[:2] + 1, [0, 1, len(dense) - 1, BLOCK * 262 + 511]])
+    for turn in range(60):
+        few = rng.choice(hot, 1 + turn % 5)
+        gfns = np.where(rng.random(300) < (.1, .5, .9)[turn % 3], rng.choice(few, 300), rng.integers(0, len(dense), 300))
+        attributes = rng.choice(np.array(values, np.uint8), 300)
+        if turn % 4 == 0:
+            attributes = np.where(np.isin(gfns, hot), attributes, dense[gfns])
+        if turn % 2:
+            m.put(gfns, attributes)
+        else:
+            m.update_many(gfns, gfns + 1, attributes)
+        for gfn, value in zip(gfns.tolist(), attributes.tolist(), strict=True):
+            dense[gfn] = value
+        m.validate()
+        assert np.array_equal(m.to_numpy(0, len(dense)), dense)
+    assert own is None or np.array_equal(own.to_numpy(0, len(first)), first)
+
+
+@pytest.mark.parametrize("road", ["put", "write", "or_"])
+def test_a_page_that_alone_has_its_value_takes_one_after_another(road: str) -> None:
+    for others, background in (((), 0), ((), 5), (range(512), 3)):
+        for page in (0, 5, 64, 511):
+            dense = np.zeros(3 * 512, np.uint8)
+            dense[:512] = dense[1024:] = 7
+            dense[512:1024] = background
+            if others:                              # all but this page have the second value of the leaf
+                dense[512:1024] = 2
+                dense[512 + page] = 3
+            m = AttributeMap.from_numpy(dense)
+            for value in (1, 2, 4, 8, 16, 32, 64, 128, 255, 6, 5, 3, 2, 9):
+                gfn = 512 + page
+                if road == "put":
+                    m.put([gfn], [value])
+                elif road == "write":
+                    m.write(gfn, gfn + 1, value)
+                else:
+                    m.or_(gfn, gfn + 1, value)
+                dense[gfn] = dense[gfn] | value if road == "or_" else value
+                m.validate()
+                assert np.array_equal(m.to_numpy(0, len(dense)), dense)

@@ -49,7 +49,7 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
             leaf_decode(family, e, 0xff, 0, block)
             memcpy(block + lo, values, hi - lo)
             values = block
-        slot[0] = leaf_store(family, handle, values)
+        slot[0] = leaf_store(family, handle, values, 0)
         return
     if (handle == 0 or not is_node(handle)) and block_in_list(family, slot, level, page, hi - lo, values):
         return

@@ -12,6 +12,8 @@ cdef enum:
     LOOKS = 512                 # looks at what another node may have before all below the node is looked at
     LONGEST_STRETCH = 1 << 12   # pages that go one by one before they are located in groups again
     NEAR_BYTES = 256 << 10      # what a map holds in so many has no part that must be asked for
+    FLIPS_FOR_AGAIN = 4         # pages in their place, for each block whose pages are located again, make up for that
+    FEW_AGAIN = 4               # so many of a group are no sign yet
     LISTED_PAGES = 64           # more must be left for run lists to be opened; as long at least it is not asked again
 
 
@@ -248,22 +250,36 @@ cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogi
     return result
 
 
+cdef uint64_t locate_block_again(const Map *map, const Batch *batch, uint64_t gfn, size_t first, int n,
+                                 kvmattr_located *located) noexcept nogil:
+    """Of n pages from number `first` on that were located before the leaf or the entry of one block changed, those in it
+    anew; which they are. What leads to the block is ours, and nothing is pending there."""
+    cdef const uint64_t *gfns = batch.starts + (first - batch.first)
+    cdef uint64_t which = kernels.in_block(gfns, n, gfn)
+    cdef size_t cell = first * batch.step
+    if which:
+        kvmattr_locate_again(map.family.bias, way_down(map.family, &map.root, map.level, 2, gfn, 0).entry, which, gfns,
+                             batch.k + cell, batch.x + cell, batch.step, map.pages - 1, located)
+    return which
+
+
 cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Single pages up to number `upto`, in order. They are located in groups, one group ahead: while one is written,
     the leaves of the next come nearer. What is not the plain write of a field goes the way of one page, after which
-    the others may have to be located again. Ends early if locating does not pay, if the mutex was held long enough, or
-    if memory is refused."""
+    the others may have to be located again: those of its block, where nothing else changed. Whether a bit varies no
+    longer in some leaf is looked at after the fields that follow each other in a group: a page that comes and goes there
+    costs two fields. Ends early if locating does not pay, if the mutex was held long enough, or if memory is refused."""
     cdef kvmattr_located[2] groups
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]
     cdef const uint64_t *gfns
-    cdef uint64_t rearranged = map.family.rearranged, changed, lost
-    cdef int n = locate(map, batch, batch.done, upto, now), following, at, done, flips
+    cdef uint64_t rearranged = map.family.rearranged, blocks, changed, lost, gfn
+    cdef int n = locate(map, batch, batch.done, upto, now), following, at, done, flips, again
     cdef UpdateResult result
     while n:
         following = locate(map, batch, batch.done + n, upto, ahead)
         gfns = batch.starts + (batch.done - batch.first)
-        at = flips = 0
+        at = flips = again = 0
         while True:
             changed = 0
             done = kvmattr_write_located(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
@@ -271,24 +287,32 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
                 blocks_know_firsts(map, gfns, now.firsts & bits_between(at, done))
             lost = kernels.lost(now, at, done)
             while lost:
-                map_tighten(map, gfns[kvmattr_first_bit(lost)])
-                lost &= lost - 1
+                gfn = gfns[kvmattr_first_bit(lost)]
+                leaf_tighten(map, gfn)
+                again += 1
+                lost &= ~locate_block_again(map, batch, gfn, batch.done, n, now)
+                locate_block_again(map, batch, gfn, batch.done + n, following, ahead)
             batch.changed += changed
             kvmattr_raise_version(&map.version, changed)
             flips += done - at
             at = done
             if at == n:
                 break
+            blocks = map.family.blocks_changed
             result = put_one(map, batch, batch.done + at)
             if result < 0:
                 batch.done += at
                 return result
+            if map.family.blocks_changed != blocks:
+                again += 1
+                locate_block_again(map, batch, gfns[at], batch.done, n, now)
+                locate_block_again(map, batch, gfns[at], batch.done + n, following, ahead)
             at += 1
-            if map.family.rearranged != rearranged:
+            if map.family.rearranged != rearranged or again > FEW_AGAIN and FLIPS_FOR_AGAIN * again > flips:
                 break
         batch.done += at
         batch.held += HELD_FLIP * flips
-        if flips < KVMATTR_LOCATED // 8:
+        if flips < KVMATTR_LOCATED // 8 or FLIPS_FOR_AGAIN * again > flips:
             batch.stretch = longer(batch.stretch)
             batch.one_by_one = batch.done + batch.stretch
             break

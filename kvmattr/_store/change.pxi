@@ -112,22 +112,30 @@ cdef void map_heighten(Map *map) noexcept nogil:
 
 
 cdef void map_lower(Map *map) noexcept nogil:
-    """Take levels off while all that is stored lies below the root node's first entry."""
+    """Take levels off while all that is stored lies below the root node's first entry. Mostly another one has something:
+    that which told so last is asked first."""
     cdef Entry top = entry_uniform(map.rest)
     cdef Entry *entries
+    cdef PageInfo *info
     cdef uint32_t handle
     cdef int i
     while map.level > 2:
         handle = entry_handle(map.root)
-        if (handle == 0 or not is_node(handle) or page_info(map.family, handle >> 9).references != 1
+        info = page_info(map.family, handle >> 9)
+        if (handle == 0 or not is_node(handle) or info.references != 1
                 or entry_k(map.root) != 0xff or entry_x(map.root) != 0):
             return
         entries = node_at(map.family, handle)
+        i = 2 * info.apart
+        if entries[i + 1] != top or (i and entries[i] != top):
+            return
         for i in range(1, 512):
             if entries[i] != top:
+                info.apart = <uint8_t>(i >> 1)
                 return
         map.root = entries[0]
         map.level -= 1
+        map.family.rearranged += 1
         entries[0] = top            # its reference went to the root
         release(map.family, handle)
 

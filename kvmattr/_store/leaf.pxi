@@ -20,7 +20,9 @@
 #
 # A leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf, and a bit that varies no longer
 # is noticed (kvmattr_field_lost). Fields become narrower only when a range is written, and then where a quarter of
-# their bits will do.
+# their bits will do. Where a page's value fits no field of two bits or more, the new fields have at least twice as many:
+# pages that take one value after another find a field for each of them soon. A page that alone has its value in a leaf
+# of one bit needs no other leaf, but an entry that says which two values the leaf has.
 
 cdef enum:
     LINE_RUNS = KVMATTR_LINE_STARTS + 1
@@ -107,20 +109,23 @@ cdef inline void runs_relate(const BlockRuns *runs, uint8_t *vary) noexcept nogi
             vary[s] |= change ^ kvmattr_turned(change, s)
 
 
-cdef inline void plan_tag(Plan *plan, int runs, const uint8_t *vary) noexcept nogil:
-    """The tag, V and k of a block. A line is as small as the narrowest leaf, but slower."""
+cdef inline void plan_tag(Plan *plan, int runs, const uint8_t *vary, int least) noexcept nogil:
+    """The tag, V and k of a block, with fields no narrower than `least` says. A line is as small as the narrowest leaf,
+    but slower."""
     cdef int wide = narrowest(vary)
+    cdef bint as_line = wide > 1 and runs <= LINE_RUNS
+    wide = wide if wide > least else least
     plan.varying = vary[0]
     # Bits of the field that no attribute uses yet are kept for those of the same number.
     plan.k = plan.varying | (<uint8_t>kvmattr_field_masks[wide] & ~kvmattr_fold(wide, plan.varying))
     plan.tag = wide
-    if wide > 1 and runs <= LINE_RUNS:
+    if as_line:
         plan.tag = KVMATTR_LINE
         plan.k = 0xff
 
 
-cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
-    """Choose the encoding of a block."""
+cdef inline void leaf_plan(const uint8_t *block, Plan *plan, int least) noexcept nogil:
+    """Choose the encoding of a block, as plan_tag."""
     cdef uint64_t[8] changes
     cdef uint8_t[5] vary
     cdef int runs, i, at
@@ -144,7 +149,7 @@ cdef inline void leaf_plan(const uint8_t *block, Plan *plan) noexcept nogil:
                 plan.runs.values[plan.runs.count] = block[at]
                 plan.runs.count += 1
         runs_relate(&plan.runs, vary)
-    plan_tag(plan, runs, vary)
+    plan_tag(plan, runs, vary, least)
 
 
 cdef inline void line_fill(kvmattr_line *line, const BlockRuns *runs) noexcept nogil:
@@ -154,6 +159,12 @@ cdef inline void line_fill(kvmattr_line *line, const BlockRuns *runs) noexcept n
     memcpy(line.values, runs.values, runs.count)
     line.count = <uint8_t>runs.count
     line.turns = 0
+
+
+cdef inline bint field_fits(Entry e, uint8_t value) noexcept nogil:
+    """Whether a leaf of fields has one for a value."""
+    cdef uint8_t turned = value ^ entry_x(e)
+    return kvmattr_fold(wide_of(entry_handle(e)), turned) & entry_k(e) == turned
 
 
 cdef inline uint32_t leaf_instead(Family *family, uint32_t old, int tag) noexcept nogil:
@@ -172,12 +183,12 @@ cdef inline uint32_t leaf_instead(Family *family, uint32_t old, int tag) noexcep
     return leaf_new(family, tag)
 
 
-cdef Entry leaf_store(Family *family, uint32_t old, const uint8_t *block) noexcept nogil:
-    """The entry for a block of 512 values, in place of the leaf `old`, as leaf_instead."""
+cdef Entry leaf_store(Family *family, uint32_t old, const uint8_t *block, int least) noexcept nogil:
+    """The entry for a block of 512 values, in place of the leaf `old`, as leaf_instead; `least` as plan_tag."""
     cdef Plan plan
     cdef uint32_t handle
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
-    leaf_plan(block, &plan)
+    leaf_plan(block, &plan, least)
     if plan.tag == NO_LEAF:
         release(family, old)
         return entry_uniform(block[0])
@@ -200,6 +211,17 @@ cdef inline uint32_t leaf_own(Family *family, uint32_t handle) noexcept nogil:
     memcpy(leaf_at(family, copy), leaf_at(family, handle), 64 << wide_of(handle))
     release(family, handle)
     return copy
+
+
+cdef inline void leaf_begin(Family *family, Entry *slot, int page, uint8_t value) noexcept nogil:
+    """A uniform block, on which nothing is pending, becomes a leaf by one page that gets another value."""
+    cdef Entry e = slot[0]
+    cdef uint8_t varying = value ^ entry_first(e)
+    cdef uint32_t handle = leaf_new(family, 0)
+    cdef uint64_t *words = leaf_at(family, handle)
+    memset(words, 0, 64)
+    words[page >> 6] = <uint64_t>1 << (page & 63)
+    slot[0] = entry_make(handle, varying, entry_x(e), varying, value if page == 0 else entry_first(e))
 
 
 cdef bint fields_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
@@ -385,7 +407,7 @@ cdef void line_leave(Family *family, Entry *slot, int turns) noexcept nogil:
     line_load(family, slot[0], &plan.runs)
     runs_relate(&plan.runs, vary)
     if turns == 0 or narrowest(vary) > 1:
-        runs_store(family, slot, &plan, turns == 0)
+        runs_store(family, slot, &plan, turns == 0, 0)
 
 
 cdef void line_load(const Family *family, Entry e, BlockRuns *runs) noexcept nogil:
@@ -469,8 +491,9 @@ cdef inline void runs_pack(const BlockRuns *runs, int wide, uint64_t *words) noe
             words[j] = field
 
 
-cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line) noexcept nogil:
-    """The block at *slot becomes one of the plan's runs, of which a line has room for all, if it may be one."""
+cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line, int least) noexcept nogil:
+    """The block at *slot becomes one of the plan's runs, of which a line has room for all, if it may be one; `least` as
+    plan_tag."""
     cdef const BlockRuns *runs = &plan.runs
     cdef uint32_t handle = entry_handle(slot[0])
     cdef uint8_t[5] vary
@@ -480,7 +503,7 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line) noex
         return
     kvmattr_count_pages(family, PAGES_PER_BLOCK)
     runs_relate(runs, vary)
-    plan_tag(plan, runs.count if as_line else PAGES_PER_BLOCK, vary)
+    plan_tag(plan, runs.count if as_line else PAGES_PER_BLOCK, vary, least)
     handle = leaf_instead(family, handle, plan.tag)
     if plan.tag == KVMATTR_LINE:
         line_fill(line_at(family, handle), runs)
@@ -490,28 +513,50 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line) noex
     slot[0] = entry_make(handle, plan.k, runs.values[0], plan.varying, runs.values[0])
 
 
+cdef inline bint lone_page_recoded(Family *family, Entry *slot, int page, uint8_t value) noexcept nogil:
+    """Give a page that alone has its value in a leaf of one bit another, which the leaf has no field for: it is the leaf
+    of two other values then. False, with nothing done, where another page has the same value."""
+    cdef Entry e = slot[0]
+    cdef const uint64_t *words = leaf_at(family, entry_handle(e))
+    cdef uint64_t own = <uint64_t>1 << (page & 63), others = 0 if words[page >> 6] & own else <uint64_t>-1, any = 0
+    cdef uint8_t x = value if others else entry_x(e), k = value ^ entry_x(e)
+    cdef int i
+    for i in range(8):
+        any |= (words[i] ^ others) & ~(own if i == page >> 6 else 0)
+    if any:
+        return False
+    if others:
+        k ^= entry_k(e)
+    slot[0] = entry_make(entry_handle(e), k, x, k, value if page == 0 else entry_first(e))
+    return True
+
+
 cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on the pages [lo, hi), not all, of a block."""
     cdef uint8_t[512] block
     cdef BlockRuns old
     cdef Plan plan
     cdef bint too_wide
+    cdef int least = 0
     if is_line(entry_handle(slot[0])):
         if line_write(family, slot, lo, hi, k, x):
             return
     elif fields_update(family, slot, lo, hi, k, x):
         too_wide = fields_too_wide(slot[0])
         if (too_wide or wide_of(entry_handle(slot[0])) > 1) and block_runs(family, slot[0], FEW_RUNS, &plan.runs):
-            runs_store(family, slot, &plan, True)
+            runs_store(family, slot, &plan, True, 0)
         elif too_wide:
             leaf_decode(family, slot[0], 0xff, 0, block)
-            slot[0] = leaf_store(family, entry_handle(slot[0]), block)
+            slot[0] = leaf_store(family, entry_handle(slot[0]), block, 0)
         return
+    elif hi - lo == 1:
+        least = wide_of(entry_handle(slot[0]))
+        least += 0 < least < 3
     if block_runs(family, slot[0], LINE_RUNS, &old):
         block_runs_update(&old, lo, hi, k, x, &plan.runs)
         if plan.runs.count <= LINE_RUNS:
-            runs_store(family, slot, &plan, True)
+            runs_store(family, slot, &plan, True, least)
             return
     leaf_decode(family, slot[0], 0xff, 0, block)
     kernels.affine(block + lo, hi - lo, k, x)
-    slot[0] = leaf_store(family, entry_handle(slot[0]), block)
+    slot[0] = leaf_store(family, entry_handle(slot[0]), block, least)

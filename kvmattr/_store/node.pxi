@@ -43,18 +43,20 @@ cdef uint32_t node_uniform(Family *family, int level, uint8_t value) noexcept no
     return handle
 
 
-cdef uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogil:
+cdef inline uint32_t node_own(Family *family, uint32_t handle, int level) noexcept nogil:
     """A node with the same entries that is ours alone: itself, or a copy that shares its children."""
     cdef PageInfo *info = page_info(family, handle >> 9)
-    cdef Entry *entries
-    cdef uint32_t copy
-    cdef int i
     kvmattr_assert(info.kind == PAGE_NODE and info.level == level)
     if info.references == 1:
         return handle
-    copy = node_new(family, level)
-    info = page_info(family, handle >> 9)
-    entries = node_at(family, copy)
+    return node_copy(family, handle, level)
+
+
+cdef uint32_t node_copy(Family *family, uint32_t handle, int level) noexcept nogil:
+    cdef uint32_t copy = node_new(family, level)
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    cdef Entry *entries = node_at(family, copy)
+    cdef int i
     memcpy(entries, node_at(family, handle), PAGE_BYTES)
     for i in range(512):
         retain(family, entry_handle(entries[i]))
@@ -89,7 +91,7 @@ cdef Entry runs_build(Family *family, int level, const uint64_t *starts, const u
             start = <int>(starts[i] - base) if i else 0
             stop = <int>(starts[i + 1] - base) if i + 1 < count else 512
             memset(block + start, values[i], stop - start)
-        return leaf_store(family, 0, block)
+        return leaf_store(family, 0, block, 0)
     if count <= RUN_LIST_RUNS:
         runs.count = count
         for i in range(count):

@@ -52,7 +52,7 @@ cdef void (*tighten)(Map *map, uint64_t gfn) noexcept nogil
 at_edge = page_update_at_edge
 above_leaves = page_update_above_leaves
 in_other_block = page_update_in_block
-tighten = map_tighten
+tighten = leaf_tighten
 
 
 cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -111,13 +111,10 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
 
 cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """A page whose way leads to the block of entry `e`, and which is not the write of a field and nothing else."""
-    cdef uint32_t handle = entry_handle(e)
-    cdef uint8_t old = (leaf_raw(map.family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e)
-    cdef uint8_t new = (old & k) ^ x, turned = new ^ entry_x(e)
+    cdef uint8_t old = (leaf_raw(map.family, entry_handle(e), gfn & 511) & entry_k(e)) ^ entry_x(e)
+    cdef uint8_t new = (old & k) ^ x
     if new == old:
         return UPDATE_UNCHANGED
-    if handle and not is_line(handle) and (kvmattr_fold(wide_of(handle), turned) & entry_k(e)) != turned:
-        return range_update(map, gfn, gfn + 1, k, x)
     return page_set(map, gfn, new, new ^ old)
 
 
@@ -214,8 +211,8 @@ cdef UpdateResult page_update_apart(Map *map, Entry e, int shift, uint64_t gfn, 
 
 
 cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varying) noexcept nogil:
-    """Give a page another value that fits its leaf of fields, or the second value of its uniform block, or another in
-    its run line, which may become another leaf by it. `varying` is what the value differs from the old one in."""
+    """Give a page another value, which differs from the old one in `varying`: the second value of its uniform block, one
+    that fits its leaf of fields, or one by which its leaf may become another."""
     cdef Family *family = map.family
     cdef Entry *slot
     cdef uint32_t handle
@@ -224,27 +221,28 @@ cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varyin
         return UPDATE_NO_MEMORY
     slot = way_own(map, gfn, 2, varying, &loose)
     handle = entry_handle(slot[0])
-    if is_line(handle):
-        leaf_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, value)
+    if handle == 0 or is_line(handle) or not field_fits(slot[0], value):
+        if handle == 0:
+            leaf_begin(family, slot, gfn & 511, value)
+        elif handle & KVMATTR_TAG or not lone_page_recoded(family, slot, gfn & 511, value):
+            leaf_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, value)
+        # Nobody has located pages of a line as if they were fields.
+        family.blocks_changed += not (is_line(handle) and is_line(entry_handle(slot[0])))
         page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
         return UPDATE_CHANGED
-    if handle == 0:
-        handle = leaf_new(family, 0)
-        memset(leaf_at(family, handle), 0, 64)
-        slot[0] = entry_make(handle, varying, entry_x(slot[0]), varying, entry_first(slot[0]))
-    else:
-        handle = leaf_own(family, handle)
-        if family.maps.next == NULL and handle != entry_handle(slot[0]):
-            # Only a node that is dead and not yet taken apart has the other leaf too. Whoever located pages in it must
-            # look again: in a family of one map they are written where they are.
-            family.rearranged += 1
-        slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
-    if not field_put(map, slot, gfn, value):
-        loose = True
+    handle = leaf_own(family, handle)
+    if family.maps.next == NULL and handle != entry_handle(slot[0]):
+        # Only a node that is dead and not yet taken apart has the other leaf too. Whoever located pages in it must
+        # look again: in a family of one map they are written where they are.
+        family.blocks_changed += 1
+    slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
     if loose:
+        field_put(map, slot, gfn, value)
         map_tighten(map, gfn)
-    else:
+    elif field_put(map, slot, gfn, value):
         family_settle(family)
+    else:
+        leaf_tighten(map, gfn)
     return UPDATE_CHANGED
 
 
@@ -308,9 +306,30 @@ cdef void map_tighten(Map *map, uint64_t gfn) noexcept nogil:
     family_settle(map.family)
 
 
+cdef void leaf_tighten(Map *map, uint64_t gfn) noexcept nogil:
+    """The same after the write of a field by which some bit may vary no longer in its leaf: nothing above the block's
+    entry hears of it, unless its node became uniform. A page that comes and goes in a uniform block passes here at each
+    second turn."""
+    cdef Family *family = map.family
+    cdef Way way = way_down(family, &map.root, map.level, 2, gfn, WAY_SHARES)
+    cdef Entry *slot = <Entry *>way.slot
+    cdef int at = <int>(gfn >> 9 & 511)
+    if way.shift > level_shift(2) or entry_handle(slot[0]) == 0:
+        return                      # another page of a batch was the last one of the block already
+    fields_settle(family, slot)
+    family.blocks_changed += 1
+    if entry_handle(slot[0]) == 0:
+        if way.node == NULL or node_became_uniform(way.node, slot - at, at, at):
+            map_tighten(map, gfn)
+            return
+        if map.level == 3:
+            map_fit_height(map, gfn)
+    family_settle(family)
+
+
 cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) noexcept nogil:
     """Give a page of a leaf of fields of ours another value, which fits and varies in V only; the version rises. False
-    if a bit may vary no longer: then the entries above must hear of it (map_tighten)."""
+    if its word does not tell that all bits vary still (leaf_tighten)."""
     cdef Entry e = slot[0]
     cdef int wide = wide_of(entry_handle(e))
     cdef uint32_t bit = (gfn & 511) << wide
@@ -323,7 +342,7 @@ cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) n
         # The F of the entries above is another block's.
         slot[0] = entry_make(entry_handle(e), entry_k(e), entry_x(e), entry_varying(e), value)
     kvmattr_raise_version(&map.version, 1)
-    return not kvmattr_page_lost(where, wide, old ^ where[0], fields)
+    return not kvmattr_word_agrees(where[0], wide, old ^ where[0])
 
 
 cdef void map_fill(Map *map, uint8_t value) noexcept nogil:

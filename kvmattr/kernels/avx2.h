@@ -109,6 +109,20 @@ KVMATTR_AVX2 static inline uint8_t kvmattr_line_raw_avx2(const kvmattr_line *lin
 
 KVMATTR_FEW_LINES(avx2, KVMATTR_AVX2, kvmattr_line_raw_avx2)
 
+KVMATTR_AVX2 static uint64_t kvmattr_in_block_avx2(const uint64_t *gfns, int n, uint64_t gfn)
+{
+    const __m256i block = _mm256_set1_epi64x((long long)(gfn >> 9));
+    uint64_t which = 0;
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        __m256i blocks = _mm256_srli_epi64(_mm256_loadu_si256((const __m256i *)(gfns + i)), 9);
+        which |= (uint64_t)_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(blocks, block))) << i;
+    }
+    for (; i < n; i++)
+        which |= (uint64_t)(gfns[i] >> 9 == gfn >> 9) << i;
+    return which;
+}
+
 /* Four-lane gathers are no faster than the plain walks (measured), so these stay. */
 KVMATTR_WALKS(avx2, KVMATTR_AVX2)
 KVMATTR_READ_OFF(avx2, KVMATTR_AVX2)
@@ -118,8 +132,8 @@ static const kvmattr_kernels kvmattr_avx2 = {
     "avx2", kvmattr_expand_avx2, kvmattr_spread_avx2, kvmattr_pack_avx2, kvmattr_affine_avx2, kvmattr_match_avx2,
     kvmattr_changes_avx2, kvmattr_relate_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
-    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2, kvmattr_take_avx2,
-    kvmattr_read_off_avx2, kvmattr_find_portable, kvmattr_splice_portable,
+    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_in_block_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2,
+    kvmattr_take_avx2, kvmattr_read_off_avx2, kvmattr_find_portable, kvmattr_splice_portable,
 };
 
 #endif /* KVMATTR_KERNELS_AVX2_H */

@@ -111,6 +111,17 @@ KVMATTR_AVX512 static uint64_t kvmattr_largest_avx512(const uint64_t *gfns, size
     return vectors > rest ? vectors : rest;
 }
 
+KVMATTR_AVX512 static uint64_t kvmattr_in_block_avx512(const uint64_t *gfns, int n, uint64_t gfn)
+{
+    const __m512i page = _mm512_set1_epi64((long long)gfn), size = _mm512_set1_epi64(KVMATTR_BLOCK);
+    uint64_t which = 0;
+    for (int i = 0; i < n; i += 8) {
+        __m512i some = _mm512_maskz_loadu_epi64((__mmask8)(n - i < 8 ? (1u << (n - i)) - 1 : 0xff), gfns + i);
+        which |= (uint64_t)_mm512_cmplt_epu64_mask(_mm512_xor_si512(some, page), size) << i;
+    }
+    return n < 64 ? which & (((uint64_t)1 << n) - 1) : which;
+}
+
 KVMATTR_AVX512 static uint8_t kvmattr_summary_avx512(const uint64_t *entries)
 {
     const __m512i first = _mm512_set1_epi64((long long)entries[0]);
@@ -323,9 +334,8 @@ static const kvmattr_kernels kvmattr_avx512 = {
     "avx512", kvmattr_expand_avx512, kvmattr_spread_avx512, kvmattr_pack_avx512, kvmattr_affine_avx512, kvmattr_match_avx512,
     kvmattr_changes_avx512, kvmattr_relate_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
-    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_locate_avx512, kvmattr_lost_avx512,
-    kvmattr_take_avx512,
-    kvmattr_read_off_avx512, kvmattr_find_avx512, kvmattr_splice_avx512,
+    kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_in_block_avx512, kvmattr_locate_avx512,
+    kvmattr_lost_avx512, kvmattr_take_avx512, kvmattr_read_off_avx512, kvmattr_find_avx512, kvmattr_splice_avx512,
 };
 
 #endif /* KVMATTR_KERNELS_AVX512_H */

@@ -322,6 +322,8 @@ typedef struct kvmattr_kernels {
     uint64_t (*popcount)(const uint64_t *words, size_t n);
     /* The largest of n gfns: one pass that checks a batch before anything is done. */
     uint64_t (*largest)(const uint64_t *gfns, size_t n);
+    /* Which of n gfns, at most 64, lie in the block of a page. */
+    uint64_t (*in_block)(const uint64_t *gfns, int n, uint64_t gfn);
     /* Walk down to the n pages gfns[i], at most KVMATTR_LOCATED: what new = (old & k[i * step]) ^ x[i * step] does to
      * the field of each (kvmattr_located). */
     void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,

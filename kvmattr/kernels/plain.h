@@ -478,13 +478,21 @@ static void kvmattr_splice_portable(const kvmattr_splice *splice, size_t count, 
     }
 }
 
+static uint64_t kvmattr_in_block_portable(const uint64_t *gfns, int n, uint64_t gfn)
+{
+    uint64_t which = 0;
+    for (int i = 0; i < n; i++)
+        which |= (uint64_t)((gfns[i] ^ gfn) < KVMATTR_BLOCK) << i;
+    return which;
+}
+
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_spread_portable, kvmattr_pack_portable, kvmattr_affine_portable,
     kvmattr_match_portable, kvmattr_changes_portable, kvmattr_relate_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
-    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_locate_portable, kvmattr_lost_portable,
-    kvmattr_take_portable,
-    kvmattr_read_off_portable, kvmattr_find_portable, kvmattr_splice_portable,
+    kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_in_block_portable, kvmattr_locate_portable,
+    kvmattr_lost_portable, kvmattr_take_portable, kvmattr_read_off_portable, kvmattr_find_portable,
+    kvmattr_splice_portable,
 };
 
 #endif /* KVMATTR_KERNELS_PLAIN_H */

@@ -309,6 +309,25 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
     }
 }
 
+/* A page whose way leads to an entry of level 2. Returns whether it is not the plain write of a field. */
+KVMATTR_INLINE uint64_t kvmattr_locate_page(const uintptr_t *bias, uint64_t entry, uint64_t gfn, uint8_t keep,
+                                            uint8_t toggle, uint64_t last, kvmattr_located *located, int i)
+{
+    uint8_t clear, flip;
+    int wide = (int)(entry & 3);
+    uint64_t field = kvmattr_field_masks[wide] << (gfn << wide & 63);
+    int other = !kvmattr_field_update(wide, (uint8_t)(entry >> KVMATTR_K), (uint8_t)(entry >> KVMATTR_X), keep, toggle,
+                                      &clear, &flip);
+    /* What the first page's value turns by must be among what varies: then every other page's is. */
+    other |= (((entry >> KVMATTR_F) & (uint8_t)~keep) ^ toggle) & ~(entry >> KVMATTR_V) & 0xff;
+    located->where[i] = kvmattr_word_of(bias, entry, gfn);
+    located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);
+    located->toggle[i] = KVMATTR_REPEAT(flip) & field;
+    located->wide[i] = (uint64_t)wide;
+    other |= (uint32_t)entry == 0 || entry & KVMATTR_LINE || gfn == last || !(gfn & 0x3ffff);
+    return other != 0;
+}
+
 KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *ks,
                                          const uint8_t *xs, size_t step, uint64_t last, kvmattr_located *located,
                                          int levels)
@@ -318,24 +337,29 @@ KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_
     kvmattr_walk_down(walk, gfns, n, levels, &group);
     away = group.away;
     for (int i = 0; i < n; i++) {
-        uint64_t gfn = gfns[i], entry = group.entries[i];
-        uint8_t keep = ks[i * step], toggle = xs[i * step], clear, flip;
-        int wide = (int)(entry & 3);
-        uint64_t field = kvmattr_field_masks[wide] << (gfn << wide & 63);
-        int other = !kvmattr_field_update(wide, (uint8_t)(entry >> KVMATTR_K), (uint8_t)(entry >> KVMATTR_X), keep, toggle, &clear, &flip);
-        /* What the first page's value turns by must be among what varies: then every other page's is. */
-        other |= (((entry >> KVMATTR_F) & (uint8_t)~keep) ^ toggle) & ~(entry >> KVMATTR_V) & 0xff;
-        located->where[i] = kvmattr_word_of(walk->bias, entry, gfn);
+        away |= kvmattr_locate_page(walk->bias, group.entries[i], gfns[i], ks[i * step], xs[i * step], last, located, i)
+                << i;
         kvmattr_prefetch_soon(located->where[i]);
-        located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);
-        located->toggle[i] = KVMATTR_REPEAT(flip) & field;
-        located->wide[i] = (uint64_t)wide;
-        other |= (uint32_t)entry == 0 || entry & KVMATTR_LINE || gfn == last || !(gfn & 0x3ffff);
-        away |= (uint64_t)(other != 0) << i;
-        firsts |= (uint64_t)!(gfn & 511) << i;
+        firsts |= (uint64_t)!(gfns[i] & 511) << i;
     }
     located->away = away;
     located->firsts = firsts;
+}
+
+/* Located pages, `which` of them, anew: all lie in one block, of which nothing but the entry has changed. */
+static inline void kvmattr_locate_again(const uintptr_t *bias, uint64_t entry, uint64_t which, const uint64_t *gfns,
+                                        const uint8_t *ks, const uint8_t *xs, size_t step, uint64_t last,
+                                        kvmattr_located *located)
+{
+    if ((uint32_t)entry == 0) {
+        located->away |= which;
+        return;
+    }
+    located->away &= ~which;
+    for (; which; which &= which - 1) {
+        int i = kvmattr_first_bit(which);
+        located->away |= kvmattr_locate_page(bias, entry, gfns[i], ks[i * step], xs[i * step], last, located, i) << i;
+    }
 }
 
 #define KVMATTR_LOST(NAME, TARGET)                                                                           \
