@@ -29,7 +29,8 @@ cdef bint map_ruler(const Map *map, size_t count, kvmattr_ruler *ruler, kvmattr_
     cdef bint listed = map.level > 2 and not is_node(entry_handle(map.root))
     cdef void *memory = small
     cdef RunSink sink
-    if KVMATTR_COUNTING_BUILD or count < (RULED_PAGES_OF_LIST if listed else RULED_PAGES):  # it counts a walk's visits
+    cdef size_t least = RULED_PAGES_OF_LIST if listed else RULED_PAGES
+    if KVMATTR_COUNTING_BUILD or count < least:         # it counts a walk's visits
         return False
     if not listed and posix_memalign(&memory, 64, KVMATTR_RULER_BYTES(KVMATTR_RULER_RUNS)):
         return False
