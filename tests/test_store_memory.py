@@ -121,3 +121,23 @@ print(written)
 @little_address_space
 def test_memory_that_ends_leaves_a_sound_map() -> None:
     assert int(run_python("-c", EXHAUSTED)) > 1
+
+
+MANY_MAPS = """
+import resource
+import numpy as np
+from kvmattr import AttributeMap
+
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+scattered = np.random.default_rng(1).integers(0, 1 << 40, 300)
+maps = [AttributeMap(1 << 40) for _ in range(1500)]
+for m in maps:
+    m.put(scattered, 1)         # a batch that opens run lists, which need memory to be stored
+    assert m.nbytes < 20_000
+print(len(maps))
+"""
+
+
+@little_address_space
+def test_many_small_maps_need_little_address_space() -> None:
+    assert run_python("-c", MANY_MAPS) == "1500\n"
