@@ -403,7 +403,8 @@ def test_pages_that_come_and_go_beside_others(values: tuple[int, ...], kept: boo
     hot = np.concatenate([hot, hot[:2] + 1, [0, 1, len(dense) - 1, BLOCK * 262 + 511]])
     for turn in range(60):
         few = rng.choice(hot, 1 + turn % 5)
-        gfns = np.where(rng.random(300) < (.1, .5, .9)[turn % 3], rng.choice(few, 300), rng.integers(0, len(dense), 300))
+        often, again = rng.random(300) < (.1, .5, .9)[turn % 3], rng.choice(few, 300)
+        gfns = np.where(often, again, rng.integers(0, len(dense), 300))
         attributes = rng.choice(np.array(values, np.uint8), 300)
         if turn % 4 == 0:
             attributes = np.where(np.isin(gfns, hot), attributes, dense[gfns])

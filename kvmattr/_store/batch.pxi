@@ -252,8 +252,8 @@ cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogi
 
 cdef uint64_t locate_block_again(const Map *map, const Batch *batch, uint64_t gfn, size_t first, int n,
                                  kvmattr_located *located) noexcept nogil:
-    """Of n pages from number `first` on that were located before the leaf or the entry of one block changed, those in it
-    anew; which they are. What leads to the block is ours, and nothing is pending there."""
+    """Of n pages from number `first` on that were located before the leaf or the entry of one block changed, those in
+    it anew; which they are. What leads to the block is ours, and nothing is pending there."""
     cdef const uint64_t *gfns = batch.starts + (first - batch.first)
     cdef uint64_t which = kernels.in_block(gfns, n, gfn)
     cdef size_t cell = first * batch.step
@@ -267,8 +267,9 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
     """Single pages up to number `upto`, in order. They are located in groups, one group ahead: while one is written,
     the leaves of the next come nearer. What is not the plain write of a field goes the way of one page, after which
     the others may have to be located again: those of its block, where nothing else changed. Whether a bit varies no
-    longer in some leaf is looked at after the fields that follow each other in a group: a page that comes and goes there
-    costs two fields. Ends early if locating does not pay, if the mutex was held long enough, or if memory is refused."""
+    longer in some leaf is looked at after the fields that follow each other in a group: a page that comes and goes
+    there costs two fields. Ends early if locating does not pay, if the mutex was held long enough, or if memory is
+    refused."""
     cdef kvmattr_located[2] groups
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]

@@ -112,8 +112,8 @@ cdef void map_heighten(Map *map) noexcept nogil:
 
 
 cdef void map_lower(Map *map) noexcept nogil:
-    """Take levels off while all that is stored lies below the root node's first entry. Mostly another one has something:
-    that which told so last is asked first."""
+    """Take levels off while all that is stored lies below the root node's first entry. Mostly another one has
+    something: that which told so last is asked first."""
     cdef Entry top = entry_uniform(map.rest)
     cdef Entry *entries
     cdef PageInfo *info

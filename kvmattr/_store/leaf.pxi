@@ -20,9 +20,9 @@
 #
 # A leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf, and a bit that varies no longer
 # is noticed (kvmattr_field_lost). Fields become narrower only when a range is written, and then where a quarter of
-# their bits will do. Where a page's value fits no field of two bits or more, the new fields have at least twice as many:
-# pages that take one value after another find a field for each of them soon. A page that alone has its value in a leaf
-# of one bit needs no other leaf, but an entry that says which two values the leaf has.
+# their bits will do. Where a page's value fits no field of two bits or more, the new fields have at least twice as
+# many: pages that take one value after another find a field for each of them soon. A page that alone has its value in a
+# leaf of one bit needs no other leaf, but an entry that says which two values the leaf has.
 
 cdef enum:
     LINE_RUNS = KVMATTR_LINE_STARTS + 1
@@ -514,8 +514,8 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line, int 
 
 
 cdef inline bint lone_page_recoded(Family *family, Entry *slot, int page, uint8_t value) noexcept nogil:
-    """Give a page that alone has its value in a leaf of one bit another, which the leaf has no field for: it is the leaf
-    of two other values then. False, with nothing done, where another page has the same value."""
+    """Give a page that alone has its value in a leaf of one bit another, which the leaf has no field for: it is the
+    leaf of two other values then. False, with nothing done, where another page has the same value."""
     cdef Entry e = slot[0]
     cdef const uint64_t *words = leaf_at(family, entry_handle(e))
     cdef uint64_t own = <uint64_t>1 << (page & 63), others = 0 if words[page >> 6] & own else <uint64_t>-1, any = 0

@@ -211,8 +211,8 @@ cdef UpdateResult page_update_apart(Map *map, Entry e, int shift, uint64_t gfn, 
 
 
 cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varying) noexcept nogil:
-    """Give a page another value, which differs from the old one in `varying`: the second value of its uniform block, one
-    that fits its leaf of fields, or one by which its leaf may become another."""
+    """Give a page another value, which differs from the old one in `varying`: the second value of its uniform block,
+    one that fits its leaf of fields, or one by which its leaf may become another."""
     cdef Family *family = map.family
     cdef Entry *slot
     cdef uint32_t handle

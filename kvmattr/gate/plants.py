@@ -109,7 +109,8 @@ _PLANTS = {"linear": _linear, "slow": _slow, "memory": _memory, "page": _page, "
 
 
 def _changed_copies(ran: _Ran, pages: int, apart: int = 512) -> list[Any]:
-    """A copy of each map in which so many pages were changed: from the second on, so far apart."""
+    """A copy of each map in which so many single pages were written: from the second on, so far apart, and where the
+    map ends from its beginning (a page that comes twice is as it was)."""
     copies = [each.copy() for each in ran.work.maps]
     for copy in copies:
         for i in range(pages):
