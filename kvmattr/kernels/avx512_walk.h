@@ -18,13 +18,13 @@ enum { KVMATTR_FEW_LISTED = 16 };
 #define KVMATTR_WIDE_SEGMENTS 16
 
 /* A group on its way: the entries of its pages at the level that they have come to, and where they go from there. Of a
- * look-up also the entries that lead to run lists, and where below these the pages lie; bits of `listed` say of which
- * pages, and those of `lines`, at level 2, which lie in run lines. */
+ * look-up also bits of `lines`, at level 2: pages in run lines; and of `listed`: pages in run lists, whose entries stay
+ * those that lead there, with KVMATTR_INSIDE bits of the gfn below them in place of V and F. */
+enum { KVMATTR_INSIDE = KVMATTR_V };
+
 typedef struct kvmattr_group {
     uint64_t entries[KVMATTR_GROUP] __attribute__((aligned(64)));
     uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint64_t lists[KVMATTR_GROUP] __attribute__((aligned(64)));
-    uint64_t inside[KVMATTR_GROUP] __attribute__((aligned(64)));
     uint8_t lines[KVMATTR_VECTORS], listed[KVMATTR_VECTORS];
 } kvmattr_group;
 
@@ -188,16 +188,16 @@ KVMATTR_AVX512 static inline __m512i kvmattr_composed(__m512i above, __m512i ent
     return _mm512_ternarylogic_epi64(entry, keep, _mm512_maskz_mov_epi8(at_x, above), 0x6a);    /* (a & b) ^ c */
 }
 
-/* Entries of which some lead to run lists: their pages are looked up there when the group is read, all at a time, and go
- * on as if they were in a uniform block. */
-KVMATTR_AVX512 static inline __m512i kvmattr_put_aside(int level, __m512i gfn, __m512i entry, __mmask8 listed, int v,
-                                                       kvmattr_group *group)
+/* Entries of which some lead to run lists, or of which pages went there before: these are looked up when the group is
+ * read, all at a time, and go on as if they were in a uniform block. Returns the entries with which all go on. */
+KVMATTR_AVX512 static __m512i kvmattr_put_aside(int level, __m512i entry, __mmask8 listed, int v, kvmattr_group *group)
 {
-    const __m512i inside = _mm512_set1_epi64((long long)(((uint64_t)1 << KVMATTR_LEVEL_SHIFT(level)) - 1));
-    _mm512_mask_store_epi64(group->lists + KVMATTR_LANES * v, listed, entry);
-    _mm512_mask_store_epi64(group->inside + KVMATTR_LANES * v, listed, _mm512_and_si512(gfn, inside));
+    const __m512i inside = _mm512_set1_epi64((long long)KVMATTR_LEVEL_SHIFT(level) << KVMATTR_INSIDE);
+    const __m512i handle_k_and_x = _mm512_set1_epi64(((long long)1 << KVMATTR_INSIDE) - 1);
+    __m512i kept = _mm512_mask_or_epi64(entry, listed, _mm512_and_si512(entry, handle_k_and_x), inside);
+    _mm512_mask_store_epi64(group->entries + KVMATTR_LANES * v, (__mmask8)~group->listed[v], kept);
     group->listed[v] |= listed;
-    return _mm512_maskz_mov_epi64((__mmask8)~listed, entry);
+    return _mm512_maskz_mov_epi64((__mmask8)~group->listed[v], entry);
 }
 
 /* The pages of a vector come to a level: their entries there, in which k and x are what all entries from the root on do to
@@ -218,16 +218,17 @@ KVMATTR_AVX512 KVMATTR_INLINE void kvmattr_come_to(int level, int levels, const 
         __m512i above = level + 1 < levels ? _mm512_load_si512(entries) : entry;
         entry = kvmattr_composed(above, kvmattr_load_eight(at));
     }
+    __mmask8 listed = level > 2 ? _mm512_test_epi64_mask(entry, in_node) : 0;
+    if (__builtin_expect(listed | group->listed[v], 0))
+        entry = kvmattr_put_aside(level, entry, listed, v, group);
+    else
+        _mm512_store_si512(entries, entry);
     if (level > 2) {
-        __mmask8 listed = _mm512_test_epi64_mask(entry, in_node);
-        if (__builtin_expect(listed, 0))
-            entry = kvmattr_put_aside(level, gfn, entry, listed, v, group);
         _mm512_store_si512(at, kvmattr_addresses(bases, entry, in_node, _mm512_srl_epi64(gfn, shift)));
     } else {
         group->lines[v] = _mm512_test_epi64_mask(entry, line);
         _mm512_store_si512(at, kvmattr_aim_at_word(bases, entry, gfn));
     }
-    _mm512_store_si512(entries, entry);
 }
 
 /* The low bytes of eight words. */
@@ -261,13 +262,14 @@ KVMATTR_AVX512 static inline uint8_t kvmattr_line_raw_avx512(const kvmattr_line 
 }
 
 /* The pages of a group in run lists, each by itself: where these are few. */
-KVMATTR_AVX512 static void kvmattr_read_few_lists(const kvmattr_walk *walk, const kvmattr_group *group, uint8_t *out)
+KVMATTR_AVX512 static void kvmattr_read_few_lists(const kvmattr_walk *walk, const uint64_t *gfns,
+                                                  const kvmattr_group *group, uint8_t *out)
 {
     for (uint64_t listed = kvmattr_load64(group->listed); listed; listed &= listed - 1) {
         int i = kvmattr_first_bit(listed);
-        uint64_t entry = group->lists[i];
+        uint64_t entry = group->entries[i], inside = gfns[i] & (((uint64_t)1 << (entry >> KVMATTR_INSIDE)) - 1);
         const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entry);
-        uint8_t raw = kvmattr_list_raw_avx512(list, group->inside[i]);
+        uint8_t raw = kvmattr_list_raw_avx512(list, inside);
         out[i] = (uint8_t)((raw & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
     }
 }
@@ -275,13 +277,16 @@ KVMATTR_AVX512 static void kvmattr_read_few_lists(const kvmattr_walk *walk, cons
 /* All of them at once: each list is halved until nothing is left of the longest, and the starts that decide are
  * loaded eight at a time. Pages in no list go on as if theirs were empty. */
 KVMATTR_AVX512 static void kvmattr_read_lists(const kvmattr_walk *walk, const kvmattr_bases *bases,
-                                              const kvmattr_group *group, uint8_t *out)
+                                              const uint64_t *gfns, const kvmattr_group *group, uint8_t *out)
 {
     const __m512i one = _mm512_set1_epi64(1), granule = _mm512_set1_epi64(8), none = _mm512_setzero_si512();
     uintptr_t at[KVMATTR_GROUP] __attribute__((aligned(64)));
-    __m512i from[KVMATTR_VECTORS], left[KVMATTR_VECTORS], any = none;
+    const __m512i ones = _mm512_set1_epi64(-1);
+    __m512i from[KVMATTR_VECTORS], left[KVMATTR_VECTORS], inside[KVMATTR_VECTORS], any = none;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
-        __m512i entry = _mm512_maskz_load_epi64(group->listed[v], group->lists + KVMATTR_LANES * v);
+        __m512i entry = _mm512_maskz_load_epi64(group->listed[v], group->entries + KVMATTR_LANES * v);
+        __m512i above = _mm512_sllv_epi64(ones, _mm512_srli_epi64(entry, KVMATTR_INSIDE));
+        inside[v] = _mm512_andnot_si512(above, _mm512_loadu_si512(gfns + KVMATTR_LANES * v));
         from[v] = kvmattr_addresses(bases, entry, none, none);
         /* Not the header's first half: others may count references there. */
         _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(from[v], _mm512_set1_epi64(4)));
@@ -300,7 +305,7 @@ KVMATTR_AVX512 static void kvmattr_read_lists(const kvmattr_walk *walk, const kv
             __m512i last = _mm512_sub_epi64(_mm512_max_epu64(way, granule), granule);
             _mm512_store_si512(at + KVMATTR_LANES * v, _mm512_add_epi64(from[v], last));
             __m512i start = kvmattr_load_eight(at + KVMATTR_LANES * v);
-            __mmask8 reached = _mm512_cmple_epu64_mask(start, _mm512_load_si512(group->inside + KVMATTR_LANES * v));
+            __mmask8 reached = _mm512_cmple_epu64_mask(start, inside[v]);
             from[v] = _mm512_mask_add_epi64(from[v], reached, from[v], way);
             left[v] = _mm512_sub_epi64(left[v], half);
         }
@@ -308,7 +313,7 @@ KVMATTR_AVX512 static void kvmattr_read_lists(const kvmattr_walk *walk, const kv
         _mm512_store_si512(at + KVMATTR_LANES * v, from[v]);
     for (uint64_t listed = kvmattr_load64(group->listed); listed; listed &= listed - 1) {
         int i = kvmattr_first_bit(listed);
-        uint64_t entry = group->lists[i];
+        uint64_t entry = group->entries[i];
         const kvmattr_list *list = (const kvmattr_list *)kvmattr_words(walk->bias, (uint32_t)entry);
         uint8_t raw = kvmattr_list_values(list, list->count)[(at[i] - (uintptr_t)list->starts) / 8];
         out[i] = (uint8_t)((raw & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
@@ -329,9 +334,9 @@ KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, 
         out[i] = (uint8_t)((kvmattr_line_raw_avx512(line, gfns[i]) & (entry >> KVMATTR_K)) ^ (entry >> KVMATTR_X));
     }
     if (__builtin_popcountll(kvmattr_load64(group->listed)) > KVMATTR_FEW_LISTED)
-        kvmattr_read_lists(walk, bases, group, out);
+        kvmattr_read_lists(walk, bases, gfns, group, out);
     else
-        kvmattr_read_few_lists(walk, group, out);
+        kvmattr_read_few_lists(walk, gfns, group, out);
     for (int v = 0; v < KVMATTR_VECTORS; v++)
         all = _mm512_or_si512(all, _mm512_loadu_si512(gfns + KVMATTR_LANES * v));
     if (_mm512_cmpge_epu64_mask(all, span))
