@@ -441,3 +441,19 @@ def test_a_page_that_alone_has_its_value_takes_one_after_another(road: str) -> N
                 dense[gfn] = dense[gfn] | value if road == "or_" else value
                 m.validate()
                 assert np.array_equal(m.to_numpy(0, len(dense)), dense)
+
+
+@pytest.mark.parametrize("road", ["put", "write"])
+def test_nodes_go_with_the_last_page_below_them(road: str) -> None:
+    pages = np.concatenate([base + 5 + 2 * BLOCK * np.arange(60) for base in (0, 3 * GIB, 1000 * GIB)]).tolist()
+    m = AttributeMap(1 << 40)
+    for value in (1, 0):
+        for page in pages:
+            if road == "put":
+                m.put([page], [value])
+            else:
+                m.write(page, page + 1, value)
+        m.validate()
+        assert m.run_count == (2 * len(pages) + 1 if value else 1)
+        stats = m.stats()
+        assert (stats["nodes"] > 0, stats["bitmap_leaves"] > 0, stats["height"] > 1) == (value == 1,) * 3
