@@ -236,7 +236,7 @@ cdef extern from "kernels/choose.h" nogil:
         uint32_t references
         uint16_t size_class
         uint16_t count
-    enum: KVMATTR_LIST_RUNS
+    enum: KVMATTR_LIST_RUNS, KVMATTR_LIST_LOST, KVMATTR_LIST_FULL
     ctypedef struct Splice "kvmattr_splice":
         int at                  # the first run that goes, or before which others come
         int gone
@@ -296,6 +296,8 @@ cdef extern from "kernels/choose.h" nogil:
         unsigned int (*find)(const uint64_t *starts, unsigned int count, uint64_t page) noexcept nogil
         void (*splice)(const Splice *splice, size_t count, const uint64_t *starts, const uint8_t *values,
                        uint64_t *to_starts, uint8_t *to_values) noexcept nogil
+        unsigned int (*list_put)(kvmattr_list *list, uint64_t page, uint64_t span, uint8_t k, uint8_t x,
+                                 unsigned int most) noexcept nogil
 
     const kvmattr_kernels *kvmattr_choose(const char *name)
     uint64_t kvmattr_load64(const void *p)

@@ -567,6 +567,68 @@ static void test_find(void)
     CHECK(set->find(place, count, page) == expected, "find: page %llu of %u starts", (unsigned long long)page, count);
 }
 
+/* A page of a list gets another value where the list lies: runs are taken apart and put together page by page. */
+static void test_list_put(void)
+{
+    enum { SPAN = 400, BYTES = 8 + 8 * (KVMATTR_LIST_RUNS - 1) + KVMATTR_LIST_RUNS };
+    static uint64_t place[BYTES / 8 + 8], before[BYTES / 8 + 8];
+    kvmattr_list *list = (kvmattr_list *)place;
+    uint8_t pages[SPAN], value, old, k = byte(), x = (uint8_t)below(3), fill = below(2) ? 0xee : 0;
+    uint64_t starts[SPAN], page = 1 + below(SPAN - 1);
+    unsigned count = 1 + (unsigned)below(KVMATTR_LIST_RUNS), most, now = 0, lost = 1, answer, expected;
+    memset(place, fill, sizeof place);      /* zeros look like a value, and those behind one value like a start */
+    /* So many runs, most of one page or two, so that pages often begin or end one; the last one is long or short. */
+    unsigned at = 0, last = below(2) ? 0 : SPAN - 3 * count;
+    for (unsigned i = 0; i < count; i++) {
+        unsigned stop = i == count - 1 ? SPAN : at + 1 + (unsigned)below(2) + (i == 0 ? last : 0);
+        uint8_t another = (uint8_t)below(3);
+        if (i && another == pages[at - 1])
+            another = (uint8_t)(another + 1) % 3;
+        memset(pages + at, another, stop - at);
+        at = stop;
+    }
+    if (below(2))
+        k = below(2) ? 0 : 0xff;
+    if (below(2))
+        page = below(8) ? 1 + least(below(3 * (uint64_t)count), SPAN - 2) : SPAN - 1;
+    list->references = 7;
+    list->size_class = 5;
+    list->count = (uint16_t)count;
+    for (unsigned i = 0, run = 0; i < SPAN; i++)
+        if (i == 0 || pages[i] != pages[i - 1]) {
+            if (i)
+                list->starts[run - 1] = i;
+            kvmattr_list_values(list, (int)count)[run++] = pages[i];
+        }
+    memcpy(before, place, sizeof place);
+    old = pages[page];
+    value = pages[page] = (uint8_t)((old & k) ^ x);
+    for (unsigned i = 0; i < SPAN; i++) {
+        lost &= pages[i] != old;
+        if (i == 0 || pages[i] != pages[i - 1])
+            starts[now++] = i;
+    }
+    most = below(2) ? KVMATTR_LIST_RUNS : (unsigned)least(count + below(3), KVMATTR_LIST_RUNS);
+    expected = value == old ? 0 : now > most ? KVMATTR_LIST_FULL
+             : (unsigned)(old ^ value) | (unsigned)value << 8 | lost * KVMATTR_LIST_LOST;
+    answer = set->list_put(list, page, SPAN, k, x, most);
+    CHECK(answer == expected, "list_put: %x, must be %x: page %llu, %u runs, of %u at most", answer, expected,
+          (unsigned long long)page, count, most);
+    if (value == old || now > most) {
+        CHECK(memcmp(before, place, sizeof place) == 0, "list_put writes to a list of %u runs that stays", count);
+        return;
+    }
+    CHECK(list->references == 7 && list->size_class == 5 && list->count == now, "list_put: %u runs, must be %u",
+          list->count, now);
+    for (unsigned i = 0; i < now; i++)
+        CHECK((i == 0 || list->starts[i - 1] == starts[i]) && kvmattr_list_values(list, (int)now)[i] == pages[starts[i]],
+              "list_put: run %u of %u, page %llu, there were %u", i, now, (unsigned long long)page, count);
+    most = count > now ? count : now;                       /* where it lay, the runs that went are rubbish */
+    for (size_t i = 8 + 8 * (most - 1) + most; i < sizeof place; i++)
+        CHECK(((uint8_t *)place)[i] == fill, "list_put writes beyond %u runs", most);
+    spliced++;
+}
+
 /* Whether the change of a page is the write of a field; *block is then its block's entry. */
 static int plain_write(const kvmattr_walk *walk, uint64_t gfn, uint64_t last, uint8_t keep, uint8_t toggle, uint64_t *block)
 {
@@ -705,6 +767,7 @@ static int run(const char *name, uint64_t seed)
         for (int i = 0; i < 20; i++) {
             test_splice();
             test_find();
+            test_list_put();
         }
         if (round % 10 == 0)
             test_node();

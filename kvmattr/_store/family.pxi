@@ -80,14 +80,15 @@ cdef void family_free(Family *family) noexcept nogil:
 
 cdef void arena_prepare() noexcept nogil:
     global system_pages
-    cdef int units, size_class = 0
+    cdef int runs, size_class = 0
     cdef long bytes = sysconf(_SC_PAGESIZE)
     if bytes > PAGE_BYTES:
         system_pages = <uint32_t>(bytes // PAGE_BYTES)
-    for units in range(33):
-        while class_bytes[size_class] < 16 * units:
+    for runs in range(1, KVMATTR_LIST_RUNS + 1):
+        while class_bytes[size_class] < run_list_size(runs):
             size_class += 1
-        class_of_units[units] = <uint8_t>size_class
+        class_of_runs[runs] = <uint8_t>size_class
+        class_runs[size_class] = <uint8_t>runs
     for size_class in range(RECORD_CLASSES):
         class_places[size_class] = (PAGE_BYTES - (8 if size_class < LIST_CLASSES else 0)) // class_bytes[size_class]
         class_reciprocal[size_class] = ((1 << 16) + class_bytes[size_class] // 8 - 1) // (class_bytes[size_class] // 8)

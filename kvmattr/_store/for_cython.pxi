@@ -108,15 +108,18 @@ cdef UpdateResult map_series_apply(Map *map, Series *series, uint64_t start, uin
 
 cdef bint map_series_block_is_uniform(const Map *map, const Series *series, uint64_t gfn, int level) noexcept nogil:
     """As map_block_is_uniform."""
-    cdef const Runs *runs = series_runs(series, gfn)
-    cdef uint64_t start
+    cdef const Record *record = series_record(series, gfn)
+    cdef RunList runs
+    cdef uint64_t start, span
     cdef int run
-    if runs == NULL:
+    if record == NULL:
         return map_block_is_uniform(map, gfn, level)
     # Open lists are at level 3 or above: the block lies in this one, or is all that it covers.
-    start = gfn & (level_span((<const OpenLists *>series.lists).level) - 1) & ~(level_span(level) - 1)
-    run = runs_find(runs, start)
-    return run == runs.count - 1 or runs.starts[run + 1] >= start + level_span(level)
+    span = level_span((<const OpenLists *>series.lists).level)
+    start = gfn & (span - 1) & ~(level_span(level) - 1)
+    runs = run_list_of(record)
+    run = run_find(&runs, start)
+    return run_stop(&runs, run, span) >= start + level_span(level)
 
 cdef void map_series_store(Map *map, Series *series) noexcept nogil:
     """What the series has changed so far is in the tree now, to be read within the same hold."""

@@ -23,7 +23,7 @@ cdef struct OpenList:
     uint64_t gfn                # a page of it
     uint8_t varying             # what its pages' new values differ in from the old ones; 0: nothing has changed
     bint loose
-    Runs runs
+    uint64_t[64] place          # its record while it is open, with room for as many runs as it may have
 
 cdef struct OpenLists:
     int level                   # of the entries that lead to them
@@ -69,7 +69,7 @@ cdef OpenList *list_open(Map *map, OpenLists *lists, uint64_t gfn) noexcept nogi
     list.gfn = gfn
     list.varying = 0
     list.loose = False
-    runs_load(map.family, e, &list.runs)
+    list_load(map.family, e, open_record(list))
     lists.taken |= <uint64_t>1 << place
     lists.count += 1
     return list
@@ -86,41 +86,30 @@ cdef inline void lists_none(OpenLists *lists) noexcept nogil:
     lists.count = 0
 
 
-cdef inline const Runs *lists_runs(const OpenLists *lists, uint64_t gfn) noexcept nogil:
-    """The runs of the open list that holds a page; NULL where none does."""
+cdef inline Record *open_record(const OpenList *list) noexcept nogil:
+    return <Record *>&list.place[0]
+
+
+cdef inline const Record *lists_record(const OpenLists *lists, uint64_t gfn) noexcept nogil:
+    """The record of the open list that holds a page; NULL where none does."""
     cdef int shift = level_shift(lists.level), place
     if lists.taken == 0:
         return NULL
     place = <int>((gfn >> shift) % OPEN_LISTS)
     if lists.taken >> place & 1 == 0 or (lists.lists[place].gfn ^ gfn) >> shift:
         return NULL
-    return &lists.lists[place].runs
+    return open_record(&lists.lists[place])
 
 
-cdef inline int runs_find(const Runs *runs, uint64_t page) noexcept nogil:
-    """The number of the run that holds a page."""
-    return <int>kernels.find(&runs.starts[1], <unsigned int>(runs.count - 1), page)
-
-
-cdef ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+cdef inline ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on a page of an open list. LIST_FULL, with nothing done: it would have too many runs."""
-    cdef Runs *runs = &list.runs
-    cdef uint64_t span = level_span(lists.level), page = gfn & (span - 1)
-    cdef int run = runs_find(runs, page), now
-    cdef uint8_t new = (runs.values[run] & k) ^ x, varying = new ^ runs.values[run]
-    cdef Splice splice
-    if varying == 0:
-        return LIST_UNCHANGED
-    splice_plan(&splice, runs.values, runs.count, run, run, runs.starts[run] == page,
-                page + 1 == (runs.starts[run + 1] if run < runs.count - 1 else span), page, page + 1, new)
-    now = runs.count + splice.added - splice.gone
-    if now > RUN_LIST_RUNS:
+    cdef uint64_t span = level_span(lists.level)
+    cdef uint32_t done = kernels.list_put(open_record(list), gfn & (span - 1), span, k, x, RUN_LIST_RUNS)
+    if done == KVMATTR_LIST_FULL:
         return LIST_FULL
-    kernels.splice(&splice, runs.count, &runs.starts[1], runs.values, &runs.starts[1], runs.values)
-    runs.count = now
-    list.varying |= varying
-    lists.changed += 1
-    return LIST_CHANGED
+    list.varying |= <uint8_t>done
+    lists.changed += done != 0
+    return LIST_CHANGED if done else LIST_UNCHANGED
 
 
 cdef void lists_close(Map *map, OpenLists *lists) noexcept nogil:
@@ -136,11 +125,11 @@ cdef void lists_close(Map *map, OpenLists *lists) noexcept nogil:
         if list.varying == 0:
             continue
         slot = way_own(map, list.gfn, lists.level, list.varying, &list.loose)
-        if list.runs.count > 1:
-            slot[0] = run_list_store(family, entry_handle(slot[0]), &list.runs)
+        if open_record(list).count > 1:
+            slot[0] = run_list_copy(family, entry_handle(slot[0]), open_record(list))
         else:
             release(family, entry_handle(slot[0]))
-            slot[0] = entry_uniform(list.runs.values[0])
+            slot[0] = entry_uniform(kvmattr_list_values(open_record(list), 1)[0])
             list.loose = True
     kvmattr_raise_version(&map.version, changed)
     left = lists.taken

@@ -2,7 +2,8 @@
 #
 # Below an entry of level 3 or higher (1 GiB and more) a node costs 4 KiB whatever it holds. Few runs are kept
 # as a list instead: 1e5 pages scattered over 2^52 then take 3 MB instead of 500, and a look-up touches
-# one record instead of a chain of nodes. A list that outgrows RUN_LIST_RUNS bursts into a node.
+# one record instead of a chain of nodes. A list that outgrows RUN_LIST_RUNS bursts into a node,
+# and a node of level 3 below which few runs are left becomes a list again (node_to_list).
 #
 # The record: n - 1 starts (64 bits, relative to the subtree), then n values. The first run starts at 0.
 
@@ -19,10 +20,6 @@ cdef struct Runs:
     uint8_t[RUN_BUFFER] values
 
 
-cdef inline int run_list_size(int count) noexcept nogil:
-    return <int>sizeof(Record) + 8 * (count - 1) + count
-
-
 # A list as it lies in its record: run i is [run_start(i), run_stop(i)).
 cdef struct RunList:
     const Record *record            # NULL for what is no list (one_run)
@@ -31,15 +28,17 @@ cdef struct RunList:
     const uint8_t *values           # before the entry's k and x
 
 
-cdef inline RunList run_list_at(const Family *family, uint32_t handle) noexcept nogil:
-    cdef const Record *record = <const Record *>address_of(family, handle)
+cdef inline RunList run_list_of(const Record *record) noexcept nogil:
     cdef RunList runs
-    kvmattr_count_visit(family)
     runs.record = record
     runs.count = record.count
     runs.starts = kvmattr_list_starts(record)
     runs.values = kvmattr_list_values(record, record.count)
     return runs
+
+cdef inline RunList run_list_at(const Family *family, uint32_t handle) noexcept nogil:
+    kvmattr_count_visit(family)
+    return run_list_of(<const Record *>address_of(family, handle))
 
 # Where a list of one run has no starts: none are copied from there, which C allows of no null pointer.
 cdef uint64_t[1] no_starts
@@ -159,8 +158,7 @@ cdef inline void runs_append(Runs *runs, uint64_t start, uint8_t value) noexcept
 cdef inline bint record_serves(const Record *record, int count) noexcept nogil:
     """Whether a list that is to have so many runs stays in its record: it is ours, and not much too large, so that a
     page that comes and goes does not move its list each time."""
-    cdef int size_class = class_of_units[<uint32_t>(run_list_size(count) + 15) >> 4]
-    return record.references == 1 and <uint32_t>(record.size_class - size_class) <= 1
+    return record.references == 1 and <uint32_t>(record.size_class - class_of_runs[count]) <= 1
 
 
 cdef inline void record_splice(Record *record, const RunList *runs, const Splice *splice, int now) noexcept nogil:
@@ -173,7 +171,7 @@ cdef inline void record_splice(Record *record, const RunList *runs, const Splice
 cdef uint32_t run_list_spliced(Family *family, uint32_t old, const RunList *runs, const Splice *splice,
                                int now) noexcept nogil:
     """A new list of so many runs in place of `old` (0: none, one run), whose reference passes to this call."""
-    cdef uint32_t handle = list_new(family, class_of_units[<uint32_t>(run_list_size(now) + 15) >> 4])
+    cdef uint32_t handle = list_new(family, class_of_runs[now])
     record_splice(<Record *>address_of(family, handle), runs, splice, now)
     release(family, old)
     return handle
@@ -243,18 +241,68 @@ cdef bint run_list_write(Family *family, Entry *slot, uint64_t lo, uint64_t hi, 
     return run_list_put(family, slot, &runs, lo, hi, span, first, last, (runs.values[first] & k) ^ x)
 
 
+cdef uint32_t run_list_place(Family *family, uint32_t old, int count) noexcept nogil:
+    """A list for so many runs, still to be written, in place of the list `old` (0 for none), whose reference passes to
+    this call."""
+    cdef Record *record
+    if old:
+        record = <Record *>address_of(family, old)
+        if record.references == 1 and record.size_class == class_of_runs[count]:
+            return old
+        release(family, old)
+    return list_new(family, class_of_runs[count])
+
+
 cdef Entry run_list_store(Family *family, uint32_t old, const Runs *runs) noexcept nogil:
     """The entry for 2 .. RUN_LIST_RUNS runs in place of the list `old` (0 for none), whose reference passes
     to this call."""
-    cdef int size_class = class_of_units[(run_list_size(runs.count) + 15) // 16]
-    cdef uint32_t handle = old
-    cdef Record *record
-    if (not old or reference_count(family, old)[0] != 1
-            or (<Record *>address_of(family, old)).size_class != size_class):
-        release(family, old)
-        handle = list_new(family, size_class)
-    record = <Record *>address_of(family, handle)
+    cdef uint32_t handle = run_list_place(family, old, runs.count)
+    cdef Record *record = <Record *>address_of(family, handle)
     record.count = <uint16_t>runs.count
     memcpy(kvmattr_list_starts(record), &runs.starts[1], 8 * (runs.count - 1))
     memcpy(kvmattr_list_values(record, runs.count), runs.values, runs.count)
     return entry_make(handle, 0xff, 0, runs_varying(runs.values, runs.count), runs.values[0])
+
+
+cdef Entry run_list_copy(Family *family, uint32_t old, const Record *record) noexcept nogil:
+    """The entry for a list of 2 .. RUN_LIST_RUNS runs that was made elsewhere, in place of the list `old` as above."""
+    cdef uint32_t handle = run_list_place(family, old, record.count)
+    cdef Record *copy = <Record *>address_of(family, handle)
+    cdef const uint8_t *values = kvmattr_list_values(record, record.count)
+    copy.count = record.count
+    memcpy(kvmattr_list_starts(copy), kvmattr_list_starts(record), run_list_size(record.count) - sizeof(Record))
+    return entry_make(handle, 0xff, 0, runs_varying(values, record.count), values[0])
+
+
+cdef void list_load(const Family *family, Entry e, Record *record) noexcept nogil:
+    """The runs of a run list, the entry's operation applied, in a place for as many as a list may have."""
+    cdef const Record *list = <const Record *>address_of(family, entry_handle(e))
+    cdef Runs runs
+    if entry_k(e) == 0xff and entry_x(e) == 0:
+        kvmattr_count_visit(family)
+        memcpy(record, list, run_list_size(list.count))
+        return
+    runs_load(family, e, &runs)
+    record.count = <uint16_t>runs.count
+    memcpy(kvmattr_list_starts(record), &runs.starts[1], 8 * (runs.count - 1))
+    memcpy(kvmattr_list_values(record, runs.count), runs.values, runs.count)
+
+
+cdef bint list_shrink(Family *family, Entry *slot) noexcept nogil:
+    """A list that became short where it lies: one of one run goes, and one that is much too short for its record gets a
+    smaller, if there is memory for it. Whether either was so."""
+    cdef uint32_t handle = entry_handle(slot[0]), smaller
+    cdef Record *record = <Record *>address_of(family, handle)
+    cdef int count = record.count
+    if count == 1:
+        slot[0] = entry_uniform(entry_first(slot[0]))
+    elif record.size_class <= class_of_runs[count] + 1 or available_pages(family) == 0:
+        return False
+    else:
+        smaller = list_new(family, class_of_runs[count])
+        memcpy(kvmattr_list_starts(<Record *>address_of(family, smaller)), kvmattr_list_starts(record),
+               run_list_size(count) - sizeof(Record))
+        (<Record *>address_of(family, smaller)).count = <uint16_t>count
+        slot[0] = slot[0] & ~<uint64_t>0xffffffff | smaller
+    release(family, handle)
+    return True

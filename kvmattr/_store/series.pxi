@@ -99,8 +99,8 @@ cdef UpdateResult series_update(Map *map, Series *series, uint64_t start, uint64
     return page_update(map, start, k, x)
 
 
-cdef const Runs *series_runs(const Series *series, uint64_t gfn) noexcept nogil:
-    """The runs of the open list that holds a page, or NULL."""
+cdef const Record *series_record(const Series *series, uint64_t gfn) noexcept nogil:
+    """The record of the open list that holds a page, or NULL."""
     if series.lists == NULL:
         return NULL
-    return lists_runs(<const OpenLists *>series.lists, gfn)
+    return lists_record(<const OpenLists *>series.lists, gfn)

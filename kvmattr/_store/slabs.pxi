@@ -12,7 +12,9 @@ cdef uint16_t[RECORD_CLASSES] class_bytes = [32, 48, 64, 96, 128, 192, 256, 352,
 cdef uint16_t[RECORD_CLASSES] class_first = [0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 1, 0]
 cdef uint16_t[RECORD_CLASSES] class_header = [8, 8, 8, 8, 8, 8, 8, 8, 8, 256, 128, 64, 0]
 
-cdef uint8_t[33] class_of_units     # (bytes + 15) / 16 -> the smallest class of run lists that holds them
+# Of run lists: the smallest class for so many runs, and the most runs for which each has room.
+cdef uint8_t[KVMATTR_LIST_RUNS + 1] class_of_runs
+cdef uint8_t[LIST_CLASSES] class_runs
 
 # Of a slab of each class: one past the last record's number, and 2^16 / granules of a record, rounded up: a division as
 # a multiplication, exact for the offsets in a page.
@@ -20,6 +22,9 @@ cdef uint16_t[RECORD_CLASSES] class_places
 cdef uint16_t[RECORD_CLASSES] class_reciprocal
 
 ctypedef kvmattr_list Record        # a run list; each begins with its header
+
+cdef inline int run_list_size(int count) noexcept nogil:
+    return <int>sizeof(Record) + 8 * (count - 1) + count
 
 cdef inline uint32_t slab_records(int size_class) noexcept nogil:
     return class_places[size_class] - class_first[size_class]

@@ -138,50 +138,66 @@ cdef UpdateResult page_update_below(Map *map, uint64_t gfn, uint8_t k, uint8_t x
 
 cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bint shared, uint64_t gfn, uint8_t k,
                                            uint8_t x) noexcept nogil:
-    """A page whose way ends above level 2: most often at a run list. What varies below the list's entry does mostly not
-    change by it, and then the entries above know all that they have to."""
-    cdef Family *family = map.family
+    """A page whose way ends above level 2: most often at a run list, which has room in its record. What varies below
+    the list's entry does mostly not change by it, and then the entries above know all that they have to."""
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
-    cdef uint64_t span = <uint64_t>1 << shift, page = gfn & (span - 1)
-    cdef RunList runs
-    cdef Splice splice
-    cdef const Record *record
-    cdef uint8_t old, new, varying
-    cdef int run, now
-    cdef bint loose = False
-    if family.maps.next == NULL:
-        shared = family.dead_nodes != 0         # a dead node may hold the list, too
+    cdef uint64_t span = <uint64_t>1 << shift
+    cdef Record *record
+    cdef uint32_t done
+    cdef uint8_t varying
+    cdef bint loose = False, shrunk
+    if map.family.maps.next == NULL:
+        shared = map.family.dead_nodes != 0     # a dead node may hold the list, too
     if shared or handle == 0 or is_node(handle) or e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000:
         return page_update_apart(map, e, shift, gfn, k, x)
-    runs = run_list_at(family, handle)
-    run = run_find(&runs, page)
-    old = runs.values[run]
-    new = (old & k) ^ x
-    if new == old:
+    record = <Record *>address_of(map.family, handle)
+    if record.references != 1:
+        return page_update_moved(map, slot, shift, gfn, k, x)
+    done = kernels.list_put(record, gfn & (span - 1), span, k, x, class_runs[record.size_class])
+    if done == KVMATTR_LIST_FULL:
+        return page_update_moved(map, slot, shift, gfn, k, x)
+    kvmattr_count_visit(map.family)
+    if done == 0:
         return UPDATE_UNCHANGED
-    splice_plan(&splice, runs.values, runs.count, run, run, run_start(&runs, run) == page,
-                run_stop(&runs, run, span) == page + 1, page, page + 1, new)
-    now = runs.count + splice.added - splice.gone
-    if now == 1 or now > RUN_LIST_RUNS:
-        return page_update_apart(map, e, shift, gfn, k, x)
-    record = runs.record
-    if record_serves(record, now):
-        record_splice(<Record *>record, &runs, &splice, now)
-    elif family_reserves(family):
-        handle = run_list_spliced(family, handle, &runs, &splice, now)
-        record = <const Record *>address_of(family, handle)
-    else:
-        return UPDATE_NO_MEMORY
-    varying = spliced_varying(e, kvmattr_list_values(record, now), now, &splice, True, old, new)
-    slot[0] = entry_make(handle, 0xff, 0, varying, entry_first(e))
+    varying = entry_varying(e) | <uint8_t>(done >> 8) ^ entry_first(e)
+    if done & KVMATTR_LIST_LOST:        # it may have been the only value to have some bit
+        varying = runs_varying(kvmattr_list_values(record, record.count), record.count)
+    slot[0] = e & ~(<uint64_t>0xff << KVMATTR_V) | <uint64_t>varying << KVMATTR_V
+    shrunk = record.size_class > class_of_runs[record.count] + 1 or varying == 0
+    if shrunk:
+        shrunk = list_shrink(map.family, slot)
     if varying != entry_varying(e):
-        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, new ^ old, &loose)
-        page_settle(map, gfn, loose)
+        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, <uint8_t>done, &loose)
+        page_settle(map, gfn, loose or varying == 0)
         return UPDATE_CHANGED
     kvmattr_raise_version(&map.version, 1)
-    if record != runs.record:
-        family_settle(family)
+    if shrunk:
+        family_settle(map.family)
+    return UPDATE_CHANGED
+
+
+cdef UpdateResult page_update_moved(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """The same where the list does not stay in its record: there is no room, or another map has it, too."""
+    cdef Family *family = map.family
+    cdef Entry e = slot[0]
+    cdef uint64_t span = <uint64_t>1 << shift, page = gfn & (span - 1)
+    cdef RunList runs = run_list_at(family, entry_handle(e))
+    cdef int run = run_find(&runs, page)
+    cdef uint8_t old = runs.values[run], new = (old & k) ^ x
+    cdef bint loose = False
+    if new == old:
+        return UPDATE_UNCHANGED
+    if not family_reserves(family):
+        return UPDATE_NO_MEMORY
+    if not run_list_put(family, slot, &runs, page, page + 1, span, run, run, new):
+        return page_update_apart(map, e, shift, gfn, k, x)
+    if entry_varying(slot[0]) != entry_varying(e):
+        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, new ^ old, &loose)
+        page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
+        return UPDATE_CHANGED
+    kvmattr_raise_version(&map.version, 1)
+    family_settle(family)
     return UPDATE_CHANGED
 
 

@@ -134,6 +134,7 @@ static const kvmattr_kernels kvmattr_avx2 = {
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
     kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_in_block_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2,
     kvmattr_take_avx2, kvmattr_read_off_avx2, kvmattr_find_portable, kvmattr_splice_portable,
+    kvmattr_list_put_portable,
 };
 
 #endif /* KVMATTR_KERNELS_AVX2_H */

@@ -304,30 +304,132 @@ KVMATTR_AVX512 static inline uint64_t kvmattr_bits_avx512(unsigned from, unsigne
     return _bzhi_u64(~(uint64_t)0, upto) & ~_bzhi_u64(~(uint64_t)0, from);
 }
 
-/* No step depends on where in the list the change is, or on how much follows it: how a copy of so many bytes is made is
- * foreseen wrongly most times. */
+/* Lists: nothing here is a branch that depends on where in a list the page or the change is, and only one depends on how
+ * long the list is. What is foreseen wrongly waits for the list, and what comes after it cannot begin meanwhile; vectors
+ * that the list does not reach are looked at in less time. */
+enum { KVMATTR_FEW_VECTORS = 3, KVMATTR_LIST_VECTORS = KVMATTR_LIST_RUNS / 8, KVMATTR_FEW_RUNS = 8 * KVMATTR_FEW_VECTORS };
+
+/* The starts of a list of so many runs. */
+KVMATTR_AVX512 static inline void kvmattr_starts_load(__m512i *some, const uint64_t *starts, unsigned count, int vectors)
+{
+    const uint64_t valid = kvmattr_bits_avx512(1, count);
+    for (int i = 0; i < vectors; i++)
+        some[i] = _mm512_maskz_loadu_epi64((__mmask8)(valid >> (8 * i + 1)), starts + 8 * i);
+}
+
+KVMATTR_AVX512 static inline unsigned kvmattr_starts_among(const __m512i *some, unsigned count, uint64_t page, int vectors)
+{
+    const __m512i wanted = _mm512_set1_epi64((long long)page);
+    uint64_t below = 0;
+    for (int i = 0; i < vectors; i++)
+        below |= (uint64_t)_mm512_cmple_epu64_mask(some[i], wanted) << 8 * i;
+    return (unsigned)_mm_popcnt_u64(below & kvmattr_bits_avx512(0, count - 1));
+}
+
+/* All is read before any is written, as the two places may be one. Returns the values as they are then. */
+KVMATTR_AVX512 static inline __m512i kvmattr_splice_among(const kvmattr_splice *splice, unsigned count, const __m512i *some,
+                                                          const uint64_t *starts, const uint8_t *values, uint64_t *to_starts,
+                                                          uint8_t *to_values, int vectors)
+{
+    const unsigned at = (unsigned)splice->at, added = (unsigned)splice->added, odd = at & 1;
+    const int by = splice->added - splice->gone;
+    const unsigned now = (unsigned)((int)count + by);
+    /* Those after the change, and those that come, of which bit i is that of value i and, turned, of start i. */
+    const uint64_t behind = kvmattr_bits_avx512(at + added, now), come = kvmattr_bits_avx512(at, at + added);
+    const uint64_t valid = kvmattr_bits_avx512(0, now);
+    /* The two that come, in turns, so that each stands where it may have to. */
+    const __m512i values_come = _mm512_set1_epi16((short)(splice->values[odd] | splice->values[odd ^ 1] << 8));
+    const __m512i starts_come = _mm512_broadcast_i64x2(
+        _mm_set_epi64x((long long)splice->starts[odd], (long long)splice->starts[odd ^ 1]));
+    __m512i all = _mm512_maskz_loadu_epi8(kvmattr_bits_avx512(0, at), values), spliced[KVMATTR_LIST_VECTORS];
+    all = _mm512_mask_loadu_epi8(all, behind, values - by);
+    all = _mm512_mask_mov_epi8(all, come, values_come);
+    for (int i = 0; i < vectors; i++) {
+        spliced[i] = _mm512_mask_loadu_epi64(some[i], (__mmask8)(behind >> (8 * i + 1)), starts + 8 * i - by);
+        spliced[i] = _mm512_mask_mov_epi64(spliced[i], (__mmask8)(come >> (8 * i + 1)), starts_come);
+    }
+    for (int i = 0; i < vectors; i++)
+        _mm512_mask_storeu_epi64(to_starts + 8 * i, (__mmask8)(valid >> (8 * i + 1)), spliced[i]);
+    _mm512_mask_storeu_epi8(to_values, valid, all);
+    return all;
+}
+
+KVMATTR_AVX512 static inline unsigned kvmattr_find_by(const uint64_t *starts, unsigned count, uint64_t page, int vectors)
+{
+    __m512i some[KVMATTR_LIST_VECTORS];
+    kvmattr_starts_load(some, starts, count + 1, vectors);
+    return kvmattr_starts_among(some, count + 1, page, vectors);
+}
+
+KVMATTR_AVX512 static unsigned kvmattr_find_avx512(const uint64_t *starts, unsigned count, uint64_t page)
+{
+    return count <= KVMATTR_FEW_RUNS ? kvmattr_find_by(starts, count, page, KVMATTR_FEW_VECTORS)
+                                     : kvmattr_find_by(starts, count, page, KVMATTR_LIST_VECTORS);
+}
+
+KVMATTR_AVX512 static inline void kvmattr_splice_by(const kvmattr_splice *splice, unsigned count, const uint64_t *starts,
+                                                    const uint8_t *values, uint64_t *to_starts, uint8_t *to_values,
+                                                    int vectors)
+{
+    __m512i some[KVMATTR_LIST_VECTORS];
+    kvmattr_starts_load(some, starts, count, vectors);
+    kvmattr_splice_among(splice, count, some, starts, values, to_starts, to_values, vectors);
+}
+
 KVMATTR_AVX512 static void kvmattr_splice_avx512(const kvmattr_splice *splice, size_t count, const uint64_t *starts,
                                                  const uint8_t *values, uint64_t *to_starts, uint8_t *to_values)
 {
-    unsigned at = (unsigned)splice->at, added = (unsigned)splice->added;
-    int by = splice->added - splice->gone, last = (int)count + by - 2;
-    unsigned now = (unsigned)((int)count + by);
-    /* Those before the change, and over them those after it, of which bit i is that of value i and, turned, of start i. */
-    uint64_t before = kvmattr_bits_avx512(0, at), behind = kvmattr_bits_avx512(at + added, now);
-    __m512i all = _mm512_mask_loadu_epi8(_mm512_maskz_loadu_epi8(before, values), behind, values - by);
-    uint64_t moved = behind >> 1, front = to_starts == starts ? 0 : before >> 1;
-    /* What moves up within a list is moved from its end, what moves down from its beginning. */
-    int step = by > 0 ? -8 : 8;
-    for (int i = by > 0 ? last & ~7 : 0; i >= 0 && i <= last; i += step) {
-        __mmask8 these = (__mmask8)(moved >> i), those = (__mmask8)(front >> i);
-        __m512i some = _mm512_maskz_loadu_epi64(those, starts + i);
-        _mm512_mask_storeu_epi64(to_starts + i, these | those, _mm512_mask_loadu_epi64(some, these, starts + i - by));
+    if (count + (unsigned)splice->added <= KVMATTR_FEW_RUNS)
+        kvmattr_splice_by(splice, (unsigned)count, starts, values, to_starts, to_values, KVMATTR_FEW_VECTORS);
+    else
+        kvmattr_splice_by(splice, (unsigned)count, starts, values, to_starts, to_values, KVMATTR_LIST_VECTORS);
+}
+
+KVMATTR_AVX512 static inline unsigned kvmattr_list_put_by(kvmattr_list *list, unsigned count, uint64_t page, uint64_t span,
+                                                          uint8_t k, uint8_t x, unsigned most, int vectors)
+{
+    __m512i some[KVMATTR_LIST_VECTORS];
+    uint64_t *starts = list->starts;
+    for (int i = 0; i < vectors; i++)
+        some[i] = _mm512_loadu_si512(starts + 8 * i);
+    const unsigned run = kvmattr_starts_among(some, count, page, vectors);
+    const uint8_t *values = kvmattr_list_values(list, (int)count);
+    const uint8_t old = values[run], value = (uint8_t)((old & k) ^ x);
+    if (value == old)
+        return 0;
+    const kvmattr_page_splice change = kvmattr_splice_page(list, count, run, page, span, value);
+    const unsigned now = count + change.added - change.gone, at = change.at, odd = at & 1;
+    const ptrdiff_t by = (ptrdiff_t)now - (ptrdiff_t)count;
+    if (now > most)
+        return KVMATTR_LIST_FULL;
+    /* As in a splice; what comes is the page and what follows it, or that alone, in turns. */
+    const uint64_t valid = kvmattr_bits_avx512(0, now), here = kvmattr_bits_avx512(0, at);
+    const uint64_t upto = kvmattr_bits_avx512(0, at + change.added), behind = valid & ~upto, come = upto & ~here;
+    const unsigned pair = (change.comes ? value : old) * 0x10001u | old * 0x1000100u, later = change.comes ^ 1;
+    __m512i all = _mm512_maskz_loadu_epi8(here, values);
+    all = _mm512_mask_loadu_epi8(all, behind, values - by);
+    all = _mm512_mask_mov_epi8(all, come, _mm512_set1_epi16((short)(pair >> 8 * odd)));
+    const __m512i starts_come = _mm512_broadcast_i64x2(
+        _mm_set_epi64x((long long)(page + (odd | later)), (long long)(page + ((odd ^ 1) | later))));
+    const uint64_t *moved = starts - by;
+    for (int i = 0; i < vectors; i++) {
+        some[i] = _mm512_mask_loadu_epi64(some[i], (__mmask8)(behind >> (8 * i + 1)), moved + 8 * i);
+        some[i] = _mm512_mask_mov_epi64(some[i], (__mmask8)(come >> (8 * i + 1)), starts_come);
     }
-    _mm512_mask_storeu_epi8(to_values, kvmattr_bits_avx512(0, now), all);
-    for (unsigned i = 0; i < added; i++) {
-        to_starts[at - 1 + i] = splice->starts[i];
-        to_values[at + i] = splice->values[i];
-    }
+    for (int i = 0; i < vectors; i++)
+        _mm512_mask_storeu_epi64(starts + 8 * i, (__mmask8)(valid >> (8 * i + 1)), some[i]);
+    _mm512_mask_storeu_epi8(starts + now - 1, valid, all);
+    list->count = (uint16_t)now;
+    const unsigned lost = _mm512_mask_cmpeq_epi8_mask(valid, all, _mm512_set1_epi8((char)old)) == 0;
+    return (unsigned)(old ^ value) | (unsigned)value << 8 | lost * KVMATTR_LIST_LOST;
+}
+
+KVMATTR_AVX512 static unsigned kvmattr_list_put_avx512(kvmattr_list *list, uint64_t page, uint64_t span, uint8_t k, uint8_t x,
+                                                       unsigned most)
+{
+    const unsigned count = list->count;
+    return count <= KVMATTR_FEW_RUNS - 1 ? kvmattr_list_put_by(list, count, page, span, k, x, most, KVMATTR_FEW_VECTORS)
+                                         : kvmattr_list_put_by(list, count, page, span, k, x, most, KVMATTR_LIST_VECTORS);
 }
 
 static const kvmattr_kernels kvmattr_avx512 = {
@@ -336,6 +438,7 @@ static const kvmattr_kernels kvmattr_avx512 = {
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_in_block_avx512, kvmattr_locate_avx512,
     kvmattr_lost_avx512, kvmattr_take_avx512, kvmattr_read_off_avx512, kvmattr_find_avx512, kvmattr_splice_avx512,
+    kvmattr_list_put_avx512,
 };
 
 #endif /* KVMATTR_KERNELS_AVX512_H */

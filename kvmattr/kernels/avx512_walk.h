@@ -118,7 +118,7 @@ KVMATTR_AVX512 static inline __m512i kvmattr_aim(const kvmattr_bases *bases, con
 }
 
 /* Where there are many starts, the eight are found first that the page is among. */
-KVMATTR_AVX512 static unsigned kvmattr_find_avx512(const uint64_t *starts, unsigned count, uint64_t page)
+KVMATTR_AVX512 static unsigned kvmattr_find_some_avx512(const uint64_t *starts, unsigned count, uint64_t page)
 {
     unsigned left, low = kvmattr_starts_find(starts, count, page, KVMATTR_LANES, &left);
     const __mmask8 these = (__mmask8)((1u << left) - 1);
@@ -129,7 +129,7 @@ KVMATTR_AVX512 static unsigned kvmattr_find_avx512(const uint64_t *starts, unsig
 
 KVMATTR_AVX512 static inline uint8_t kvmattr_list_raw_avx512(const kvmattr_list *list, uint64_t page)
 {
-    return kvmattr_list_values(list, list->count)[kvmattr_find_avx512(list->starts, list->count - 1u, page)];
+    return kvmattr_list_values(list, list->count)[kvmattr_find_some_avx512(list->starts, list->count - 1u, page)];
 }
 
 /* Ways to run lists go on in the page of zeros instead. Returns which these are. */

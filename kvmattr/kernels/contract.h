@@ -76,6 +76,33 @@ typedef struct kvmattr_splice {
     uint8_t values[2];
 } kvmattr_splice;
 
+/* The answer of list_put, beside what the page's new value differs from the old one in (bits 0..7) and the new value
+ * (bits 8..15): no run has the old value any more; nothing was done, as the list would have too many runs. */
+enum { KVMATTR_LIST_LOST = 1 << 16, KVMATTR_LIST_FULL = 1 << 17 };
+
+/* What becomes of a list when a page of it, in run number `run`, gets another value than it has: as a splice, in which
+ * the second that comes, if there are two, is what follows the page in its run. No step is a branch: whether a page begins
+ * or ends a run is foreseen wrongly where some pages come and others go. */
+typedef struct kvmattr_page_splice {
+    unsigned at, gone, added;
+    unsigned comes;             /* the first that comes is the page */
+} kvmattr_page_splice;
+
+static inline kvmattr_page_splice kvmattr_splice_page(const kvmattr_list *list, unsigned count, unsigned run, uint64_t page,
+                                                      uint64_t span, uint8_t value)
+{
+    const uint8_t *values = kvmattr_list_values(list, (int)count);
+    const unsigned later = run > 0, followed = run + 1 < count;
+    /* The first run begins at 0, which the page is not; of the last, what is read as the next one's start are values. */
+    const unsigned begins = later & (list->starts[run - later] == page);
+    const uint64_t next = list->starts[run];
+    const unsigned ends = (followed ? next : span) == page + 1;
+    const unsigned comes = values[run - begins] != value;
+    kvmattr_page_splice splice = {run + 1 - begins, begins + (ends & followed & (values[run + 1] == value)),
+                                  comes + 1 - ends, comes};
+    return splice;
+}
+
 /* A whole map of few runs, for look-ups of many pages: where the runs begin but the first one, after the last of them
  * gfns that no page has, and the attributes. It has `runs` of them, and is given up at more than `most`. */
 enum { KVMATTR_RULER_RUNS = 4096, KVMATTR_SMALL_RULER_RUNS = 64 };
@@ -342,6 +369,10 @@ typedef struct kvmattr_kernels {
      * KVMATTR_LIST_RUNS before and after. */
     void (*splice)(const kvmattr_splice *splice, size_t count, const uint64_t *starts, const uint8_t *values,
                    uint64_t *to_starts, uint8_t *to_values);
+    /* new = (old & k) ^ x on a page, not the first, of a list below an entry of `span` pages, where the list lies, unless it
+     * would have more than `most` runs then. 0: the page has the value already. The memory behind a shorter list can be
+     * read, too, up to the end of one of KVMATTR_LIST_RUNS. */
+    unsigned (*list_put)(kvmattr_list *list, uint64_t page, uint64_t span, uint8_t k, uint8_t x, unsigned most);
 } kvmattr_kernels;
 
 static inline uint64_t kvmattr_load64(const void *p)

@@ -493,13 +493,33 @@ static uint64_t kvmattr_in_block_portable(const uint64_t *gfns, int n, uint64_t 
     return which;
 }
 
+static unsigned kvmattr_list_put_portable(kvmattr_list *list, uint64_t page, uint64_t span, uint8_t k, uint8_t x,
+                                          unsigned most)
+{
+    unsigned count = list->count, run = kvmattr_find_portable(list->starts, count - 1, page), now;
+    uint8_t *values = kvmattr_list_values(list, (int)count);
+    uint8_t old = values[run], value = (uint8_t)((old & k) ^ x);
+    if (value == old)
+        return 0;
+    const kvmattr_page_splice change = kvmattr_splice_page(list, count, run, page, span, value);
+    now = count + change.added - change.gone;
+    if (now > most)
+        return KVMATTR_LIST_FULL;
+    const kvmattr_splice splice = {(int)change.at, (int)change.gone, (int)change.added,
+                                   {change.comes ? page : page + 1, page + 1}, {change.comes ? value : old, old}};
+    values = kvmattr_list_values(list, (int)now);
+    kvmattr_splice_portable(&splice, count, list->starts, kvmattr_list_values(list, (int)count), list->starts, values);
+    list->count = (uint16_t)now;
+    return (unsigned)(old ^ value) | (unsigned)value << 8 | (memchr(values, old, now) ? 0 : KVMATTR_LIST_LOST);
+}
+
 static const kvmattr_kernels kvmattr_portable = {
     "portable", kvmattr_expand_portable, kvmattr_spread_portable, kvmattr_pack_portable, kvmattr_affine_portable,
     kvmattr_match_portable, kvmattr_changes_portable, kvmattr_relate_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_in_block_portable, kvmattr_locate_portable,
     kvmattr_lost_portable, kvmattr_take_portable, kvmattr_read_off_portable, kvmattr_find_portable,
-    kvmattr_splice_portable,
+    kvmattr_splice_portable, kvmattr_list_put_portable,
 };
 
 #endif /* KVMATTR_KERNELS_PLAIN_H */
