@@ -24,7 +24,7 @@ cdef struct PageInfo:
     uint8_t kind                # PageKind
     uint8_t level               # a node's level (kept for freeing it)
     uint8_t shares              # a node: something below it may have more than one reference
-    uint8_t leaving             # a slab: its records are being moved out
+    uint8_t leaving             # a slab: its records are being moved out; a node's blocks that became uniform
     uint8_t loosened            # a node: single-page updates since its V was last computed
     uint8_t apart               # a node: half the number of an entry that was unlike the first
     uint16_t free_record        # a slab: list of records that were freed, by number

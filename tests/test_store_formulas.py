@@ -303,6 +303,40 @@ def test_a_node_that_becomes_uniform_while_a_dead_one_leads_to_it_too() -> None:
         assert m.count(grows, grows + GIB, 1) == few + 4
 
 
+@pytest.mark.parametrize("update", ["write", "put"])
+@pytest.mark.parametrize("values", [(0, 1), (0, 1, 4, 6)], ids=len)
+def test_a_node_below_which_few_runs_are_left_is_a_list_again(values: tuple[int, ...], update: str) -> None:
+    """A gigabyte of scattered pages bursts into a node of leaves; when smaller waves have come and gone, what stays is one
+    record. Neighbours and a block's last page are among it, and a block that an operation made another."""
+    rng = np.random.default_rng(len(values))
+    dense = np.zeros(2 * GIB, np.uint8)
+    m = AttributeMap(2 * GIB)
+
+    def write(gfns: np.ndarray, attributes: np.ndarray) -> None:
+        dense[gfns] = attributes
+        if update == "put":
+            m.put(gfns, attributes)
+        else:
+            for gfn, value in zip(gfns.tolist(), attributes.tolist(), strict=True):
+                m.write(gfn, gfn + 1, value)
+
+    stay = GIB + np.array([7, 8, 5 * BLOCK, 7 * BLOCK + 511])
+    write(stay, np.resize(np.array(values[1:], np.uint8), 4))
+    others = GIB + 20 * BLOCK + rng.choice(400, 40, replace=False) * BLOCK + rng.integers(0, BLOCK, 40)
+    m.or_(GIB + 5 * BLOCK, GIB + 6 * BLOCK, 0x20)
+    dense[5 * BLOCK + GIB:6 * BLOCK + GIB] |= 0x20
+    burst = listed = 0
+    for turn in range(60):
+        few = others[turn % 8:][:18] if turn % 8 else others
+        write(few, np.resize(np.array(values[1:], np.uint8), len(few)))
+        burst += m.stats()["nodes"] == 2
+        write(few, np.zeros(len(few), np.uint8))
+        same(m, dense)
+        listed += m.stats()["nodes"] == 1 and m.stats()["run_lists"] == 1
+    assert burst > 7
+    assert listed > 7
+
+
 @pytest.mark.parametrize("update", ["put", "write", "update_many"])
 @pytest.mark.parametrize("values", [(0, 1, 4), (0, 8, 128, 255), tuple(range(16)), tuple(range(256))], ids=len)
 def test_a_line_whose_pages_come_and_go_becomes_fields(values: tuple[int, ...], update: str) -> None:
@@ -374,14 +408,15 @@ def test_few_runs_become_a_line_and_fields_again(kept: bool) -> None:
 
 @pytest.mark.parametrize("place", range(8))
 def test_records_are_moved_together_wherever_their_entries_stand(place: int) -> None:
-    """Of eight neighbouring blocks one is mixed; of these most become uniform again, which leaves slabs sparse."""
+    """Of eight neighbouring blocks one is mixed; of these most become uniform again, which leaves slabs sparse, and more
+    runs below a node than would make it a run list."""
     m = AttributeMap(64 * GIB)
     gfns = (np.arange(8 * BLOCK) * 8 + place) * BLOCK + 9
     m.put(gfns, 1)
-    m.put(gfns[np.arange(len(gfns)) % 16 != 5], 0)
+    m.put(gfns[np.arange(len(gfns)) % 4 != 1], 0)
     stats = m.stats()
     m.validate()
-    assert m.count(0, 64 * GIB, 1) == stats["bitmap_leaves"] == len(gfns) // 16
+    assert m.count(0, 64 * GIB, 1) == stats["bitmap_leaves"] == len(gfns) // 4
     assert stats["slack"] <= m.nbytes // 8 + 16 * os.sysconf("SC_PAGESIZE")
 
 

@@ -101,6 +101,82 @@ cdef Entry runs_build(Family *family, int level, const uint64_t *starts, const u
     return node_entry(family, node_of_runs(family, level, starts, values, count, base))
 
 
+cdef enum:
+    FEWER_BLOCKS = 16       # blocks more that became uniform than pages were converted, before it is asked what is left
+    FEWER_RUNS = RUN_LIST_RUNS // 4
+
+
+cdef inline int mixed_blocks(const Entry *entries) noexcept nogil:
+    """How many entries of a node of level 3 are not uniform."""
+    cdef const Entry *some
+    cdef int group, i, mixed = 0
+    for group in range(PAGES_PER_BLOCK // KVMATTR_HANDLES):
+        some = &entries[KVMATTR_HANDLES * group]
+        if kvmattr_any_handle(some):
+            for i in range(KVMATTR_HANDLES):
+                mixed += entry_handle(some[i]) != 0
+    return mixed
+
+
+cdef bint few_runs(const Family *family, const Entry *entries, Runs *runs) noexcept nogil:
+    """The runs below a node of level 3. False where there are more than FEWER_RUNS."""
+    cdef const Entry *some
+    cdef BlockRuns block
+    cdef Entry last = ~entries[0]
+    cdef uint64_t start, differ
+    cdef int group, i, run
+    runs.count = 0
+    for group in range(PAGES_PER_BLOCK // KVMATTR_HANDLES):
+        some = &entries[KVMATTR_HANDLES * group]
+        differ = 0
+        for i in range(KVMATTR_HANDLES):
+            differ |= some[i] ^ last
+        if differ == 0:             # of a guest's first conversions most blocks go on as the one before them
+            continue
+        for i in range(KVMATTR_HANDLES):
+            start = PAGES_PER_BLOCK * <uint64_t>(KVMATTR_HANDLES * group + i)
+            if entry_handle(some[i]) == 0:
+                runs_append(runs, start, entry_first(some[i]))
+            elif block_runs(family, some[i], LINE_RUNS, &block):
+                for run in range(block.count):
+                    runs_append(runs, start + block.starts[run], block.values[run])
+            else:
+                return False
+            if runs.count > FEWER_RUNS:
+                return False
+        last = entry_uniform(runs.values[runs.count - 1])
+    return True
+
+
+cdef inline void node_fills(PageInfo *info) noexcept nogil:
+    """A page of a node is converted, mostly the first of its block."""
+    info.leaving -= info.leaving != 0
+
+
+cdef inline bint node_empties(PageInfo *info) noexcept nogil:
+    """A block of a node became uniform: whether so many more did than were converted that few may be left."""
+    info.leaving += info.leaving < FEWER_BLOCKS
+    return info.leaving == FEWER_BLOCKS
+
+
+cdef bint node_to_list(Family *family, Entry *slot) noexcept nogil:
+    """A run list in place of a node of level 3 of ours, below an entry on which nothing is pending, if few runs are left:
+    what a list once burst into would else stay a node. If there are more, it is asked again after some conversions, the
+    later the more there are, so that a list does not burst with each of the waves in which many pages come and go; and
+    those go by the entries, as a batch's next pages may be uniform in their leaves already. False: it stays."""
+    cdef uint32_t handle = entry_handle(slot[0])
+    cdef const Entry *entries = node_at(family, handle)
+    cdef int mixed = mixed_blocks(entries), rest = FEWER_BLOCKS + 2 * mixed
+    cdef Runs runs
+    page_info(family, handle >> 9).leaving = <uint8_t>(rest if rest < 255 else 255)
+    if (2 * mixed > FEWER_RUNS or available_pages(family) == 0 or not few_runs(family, entries, &runs)
+            or runs.count == 1):
+        return False
+    slot[0] = run_list_store(family, 0, &runs)
+    release(family, handle)
+    return True
+
+
 cdef uint32_t node_of_runs(Family *family, int level, const uint64_t *starts, const uint8_t *values, int count,
                            uint64_t base) noexcept nogil:
     """A node of `level` with these runs below it."""

@@ -10,8 +10,8 @@
 cdef enum:
     OPEN_LISTS = 64                 # 36 KB: about what the first-level cache holds
     # While some are open: 18 pages to store all (64 records, at least seven to a page, and a page begun in each of
-    # their nine classes), 28 for the update of another page, and 13 for records that are moved after it. So the reserve
-    # of one update is enough, and a small map needs no second segment.
+    # their nine classes), 28 for the update of another page, one for a list in place of a node, and 13 for records that
+    # are moved after it. So the reserve of one update is enough, and a small map needs no second segment.
     OPEN_RESERVE = RESERVE_PAGES
 
 cdef enum ListAnswer:

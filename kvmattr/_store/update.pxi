@@ -287,6 +287,7 @@ cdef inline Entry *way_own(Map *map, uint64_t gfn, int end, uint8_t varying, bin
         info.loosened += 1
         if info.loosened >= LOOSE_UPDATES:
             loose[0] = True
+        node_fills(info)
         slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
         slot = &node_at(family, handle)[index_of(gfn, level)]
         level -= 1
@@ -310,6 +311,8 @@ cdef void entry_tighten(Family *family, Entry *slot, int level, uint64_t page) n
     info = page_info(family, handle >> 9)
     at = <int>((page >> level_shift(level - 1)) & 511)
     entry_tighten(family, &entries[at], level - 1, page)
+    if level == 3 and entry_handle(entries[at]) == 0 and node_empties(info) and node_to_list(family, slot):
+        return
     if info.loosened >= LOOSE_UPDATES or node_became_uniform(info, entries, at, at):
         slot[0] = node_entry(family, handle)
 
@@ -335,7 +338,7 @@ cdef void leaf_tighten(Map *map, uint64_t gfn) noexcept nogil:
     fields_settle(family, slot)
     family.blocks_changed += 1
     if entry_handle(slot[0]) == 0:
-        if way.node == NULL or node_became_uniform(way.node, slot - at, at, at):
+        if way.node == NULL or node_empties(way.node) or node_became_uniform(way.node, slot - at, at, at):
             map_tighten(map, gfn)
             return
         if map.level == 3:
