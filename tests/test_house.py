@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import kvmattr
+from tests.mutants import KERNELS, STORE, Mutant
 
 PACKAGE = Path(__file__).resolve().parent.parent / "kvmattr"
 pytestmark = pytest.mark.skipif(not (PACKAGE / "_core.pyx").exists(), reason="the sources are not here")
@@ -74,3 +75,9 @@ def test_a_python_that_a_test_starts_finds_the_package(tmp_path):
     asked = "import importlib.util; print(importlib.util.find_spec('kvmattr').origin)"
     found = subprocess.run([sys.executable, "-S", "-c", asked], cwd=tmp_path, capture_output=True, text=True)
     assert (found.stdout, found.stderr) == (f"{kvmattr.__file__}\n", "")
+
+
+@pytest.mark.parametrize("mutant", [*KERNELS, *STORE], ids=lambda mutant: mutant.name)
+def test_what_a_mutant_breaks_stands_once(mutant: Mutant) -> None:
+    """Else `dev.py mutants` ends there, half an hour later."""
+    assert (PACKAGE / mutant.file).read_text().count(mutant.text) == 1
