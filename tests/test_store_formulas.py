@@ -306,8 +306,8 @@ def test_a_node_that_becomes_uniform_while_a_dead_one_leads_to_it_too() -> None:
 @pytest.mark.parametrize("update", ["write", "put"])
 @pytest.mark.parametrize("values", [(0, 1), (0, 1, 4, 6)], ids=len)
 def test_a_node_below_which_few_runs_are_left_is_a_list_again(values: tuple[int, ...], update: str) -> None:
-    """A gigabyte of scattered pages bursts into a node of leaves; when smaller waves have come and gone, what stays is one
-    record. Neighbours and a block's last page are among it, and a block that an operation made another."""
+    """A gigabyte of scattered pages bursts into a node of leaves; when smaller waves have come and gone, what stays is
+    one record. Neighbours and a block's last page are among it, and a block that an operation made another."""
     rng = np.random.default_rng(len(values))
     dense = np.zeros(2 * GIB, np.uint8)
     m = AttributeMap(2 * GIB)
@@ -408,8 +408,8 @@ def test_few_runs_become_a_line_and_fields_again(kept: bool) -> None:
 
 @pytest.mark.parametrize("place", range(8))
 def test_records_are_moved_together_wherever_their_entries_stand(place: int) -> None:
-    """Of eight neighbouring blocks one is mixed; of these most become uniform again, which leaves slabs sparse, and more
-    runs below a node than would make it a run list."""
+    """Of eight neighbouring blocks one is mixed; of these most become uniform again, which leaves slabs sparse, and
+    more runs below a node than would make it a run list."""
     m = AttributeMap(64 * GIB)
     gfns = (np.arange(8 * BLOCK) * 8 + place) * BLOCK + 9
     m.put(gfns, 1)

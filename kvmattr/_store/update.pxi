@@ -177,7 +177,8 @@ cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bin
     return UPDATE_CHANGED
 
 
-cdef UpdateResult page_update_moved(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+cdef UpdateResult page_update_moved(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k,
+                                    uint8_t x) noexcept nogil:
     """The same where the list does not stay in its record: there is no room, or another map has it, too."""
     cdef Family *family = map.family
     cdef Entry e = slot[0]

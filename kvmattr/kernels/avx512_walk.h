@@ -53,14 +53,15 @@ KVMATTR_AVX512 static inline __m512i kvmattr_addresses(const kvmattr_bases *base
     return _mm512_add_epi64(base, _mm512_mul_epu32(handle, granule));           /* of their low halves */
 }
 
-/* Eight words put together in registers: a vector read where eight words have just been written waits until the last of
- * them has come to the cache. */
+/* Eight words, which may begin at any byte, put together in registers: a vector read where eight words have just been
+ * written waits until the last of them has come to the cache. */
 KVMATTR_AVX512 static inline __m512i kvmattr_load_eight(const uintptr_t *at)
 {
     __m128i pairs[4];
     for (int i = 0; i < 4; i++) {
-        __m128d low = _mm_load_sd((const double *)kvmattr_by_itself(at[2 * i]));
-        pairs[i] = _mm_castpd_si128(_mm_loadh_pd(low, (const double *)kvmattr_by_itself(at[2 * i + 1])));
+        __m128i low = _mm_loadl_epi64((const __m128i *)kvmattr_by_itself(at[2 * i]));
+        pairs[i] = _mm_castpd_si128(_mm_loadh_pd(_mm_castsi128_pd(low),
+                                                 (const double *)kvmattr_by_itself(at[2 * i + 1])));
     }
     __m256i first = _mm256_inserti128_si256(_mm256_castsi128_si256(pairs[0]), pairs[1], 1);
     __m256i second = _mm256_inserti128_si256(_mm256_castsi128_si256(pairs[2]), pairs[3], 1);
