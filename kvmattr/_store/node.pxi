@@ -162,8 +162,9 @@ cdef inline bint node_empties(PageInfo *info) noexcept nogil:
 cdef bint node_to_list(Family *family, Entry *slot) noexcept nogil:
     """A run list in place of a node of level 3 of ours, below an entry on which nothing is pending, if few runs are
     left: what a list once burst into would else stay a node. If there are more, it is asked again after some
-    conversions, the     later the more there are, so that a list does not burst with each of the waves in which many pages come and go; and
-    those go by the entries, as a batch's next pages may be uniform in their leaves already. False: it stays."""
+    conversions, the later the more there are, so that a list does not burst with each of the waves in which many pages
+    come and go; and those go by the entries, as a batch's next pages may be uniform in their leaves already. False: it
+    stays."""
     cdef uint32_t handle = entry_handle(slot[0])
     cdef const Entry *entries = node_at(family, handle)
     cdef int mixed = mixed_blocks(entries), rest = FEWER_BLOCKS + 2 * mixed
