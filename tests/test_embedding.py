@@ -313,6 +313,57 @@ def test_snapshots_are_read_only(client: ModuleType) -> None:
     assert client.update(client.map_of(copied), 0, 1, 1, 0, 0xFF) == 1
 
 
+# ---- what may be moved ----
+
+def sparse_snapshot() -> tuple[AttributeMap, AttributeMap]:
+    """An empty map, and a snapshot that alone has what is left in slabs of which three quarters of the records went."""
+    m = AttributeMap(4096 * 512)
+    firsts = np.arange(0, len(m), 512, dtype=np.uint64)
+    pages = np.concatenate([firsts + np.uint64(7), firsts + np.uint64(300)])
+    m.put(np.sort(pages), 1)
+    before = m.snapshot()
+    m.put(np.sort(pages[pages // np.uint64(512) % np.uint64(4) != 0]), 0)
+    snapshot = m.snapshot()
+    m.fill(0)
+    del before
+    return m, snapshot
+
+
+@pytest.mark.parametrize(("whose", "moved"), [
+    ("Python's", True), ("shown to C", False), ("of one that was shown to C", False), ("C's", False),
+    ("a copy of C's", True), ("a copy of C's as Python has it", True)])
+def test_nothing_is_moved_that_c_looks_at_without_the_mutex(client: ModuleType, whose: str, moved: bool) -> None:
+    """Records are moved together behind a map's updates, which other threads may make: those of a snapshot only as long
+    as no program in C can look into it. A copy that C writes to is a map as any other, and its slabs are emptied."""
+    m, kept = sparse_snapshot()
+    expected = kept.to_numpy(0, len(kept))
+    handle = None if whose == "Python's" else client.view_of(kept)
+    if whose == "of one that was shown to C":
+        kept = kept.snapshot()
+        handle = client.view_of(kept)
+    elif whose == "C's":
+        handle = client.snapshot(handle)
+        del kept
+    elif whose == "a copy of C's":
+        handle = client.copy(handle)
+        del kept
+    elif whose == "a copy of C's as Python has it":
+        kept = client.object_of(handle)
+        handle = client.map_of(kept)
+    m[5] = 1
+    left = m.stats()["slack"]           # asking tidies
+    assert (left < 64 << 10) == moved, left
+    m.validate()
+    if handle is not None:
+        seen = np.zeros(len(m), np.uint8)
+        assert client.take(handle, np.arange(len(m), dtype=np.uint64), seen) == 0
+        assert np.array_equal(seen, expected)
+    if whose == "C's":
+        client.release(handle)
+    elif whose == "a copy of C's":
+        client.destroy(handle)
+
+
 def test_a_live_view_shows_every_change(client: ModuleType) -> None:
     m = AttributeMap(PAGES)
     view = m._readonly_view()

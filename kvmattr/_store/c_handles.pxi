@@ -148,12 +148,15 @@ cdef const char *api_error_text(int error) noexcept nogil:
 
 cdef void seal(AttributeMap holder) noexcept:
     """Let C use the Map of a Python object. A live view shows the Map of its owner, which may be changed there. Who has
-    the handle already reads the seal without the mutex, so it is not written again."""
+    the handle already reads the seal without the mutex, so it is not written again. C looks into a snapshot without
+    the mutex, so from now on nothing of it is moved."""
     cdef Map *map = holder.map
     cdef uint32_t wanted = SEAL | (SEAL_READ_ONLY if holder.frozen and holder.owner is None else 0)
     cdef bint entered = family_enter(map.family)
     if map.seal != wanted:          # a copy's may be that of the map that it was made of
         map.seal = wanted
+    if wanted & SEAL_READ_ONLY:
+        map.movable = False
     family_leave(map.family, entered)
 
 
@@ -202,7 +205,7 @@ cdef int api_copy(const kvmattr_map *handle, kvmattr_map **copy) noexcept nogil:
         return KVMATTR_BAD_MAP
     if copy == NULL:
         return KVMATTR_BAD_POINTER
-    map = map_twin(map, False, NULL)
+    map = map_twin(map, True, NULL)
     if map == NULL:
         return KVMATTR_NO_MEMORY
     map.seal = SEAL | SEAL_OURS

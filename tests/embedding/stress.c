@@ -1,4 +1,5 @@
-/* Threads without the GIL on one shared family: a writer, readers on snapshots, readers with cursors.
+/* Threads without the GIL on one shared family: a writer, readers on snapshots, readers with cursors. One of the snapshots is
+ * Python's, and alone has records which the writer's updates would move together, were they any other's.
  *
  * The writer gives BLOCK pages at a time one value, then the next value, and counts how far it is. So in the state of
  * any one moment every group of BLOCK pages is uniform, and no page ever goes back. Prints "sound" if all saw that.
@@ -17,8 +18,10 @@
 #include "kvmattr.h"
 
 enum { PAGES = 1 << 14, BLOCK = 24, GROUPS = PAGES / BLOCK, ROUNDS = 12, READERS = 2 };
+enum { ALL_PAGES = 1 << 21, MIXED = 512, APART = 4 * MIXED };     /* of the snapshot, a block in four is mixed */
 
 static kvmattr_map *map;
+static const kvmattr_map *sparse;
 static int finished;
 
 static void demand(int truth, const char *what)
@@ -73,6 +76,20 @@ static void *read_snapshots(void *unused)
     return unused;
 }
 
+static void *read_sparse(void *unused)
+{
+    static uint64_t gfns[ALL_PAGES / APART];
+    static uint8_t values[ALL_PAGES / APART];
+    for (int i = 0; i < ALL_PAGES / APART; i++)
+        gfns[i] = (uint64_t)i * APART + 7;
+    do {
+        demand(kvmattr_take(sparse, gfns, values, ALL_PAGES / APART) == 0, "take");
+        for (int i = 0; i < ALL_PAGES / APART; i++)
+            demand(values[i] == 1 && kvmattr_get(sparse, gfns[i] + 1) == 0, "a snapshot of Python's does not change");
+    } while (!__atomic_load_n(&finished, __ATOMIC_ACQUIRE));
+    return unused;
+}
+
 static void *read_cursor(void *unused)
 {
     kvmattr_cursor *cursor;
@@ -91,6 +108,16 @@ static void *read_cursor(void *unused)
     free(seen);
     return unused;
 }
+
+static const char *python_maps =
+    "import kvmattr\n"
+    "m = kvmattr.AttributeMap(1 << 21)\n"
+    "m.put(range(7, 1 << 21, 512), 1)\n"
+    "before = m.snapshot()\n"
+    "m.put([gfn for gfn in range(7, 1 << 21, 512) if gfn % 2048 != 7], 0)\n"
+    "sparse = m.snapshot()\n"
+    "m.fill(0)\n"
+    "del before\n";
 
 static const char *python_code =
     "import threading\n"
@@ -116,7 +143,7 @@ static const char *python_code =
 
 int main(int argc, char **argv)
 {
-    pthread_t writer, snapshots[READERS], cursors[READERS];
+    pthread_t writer, looker, snapshots[READERS], cursors[READERS];
     int with_python = argc > 1 && strcmp(argv[1], "python") == 0;
     PyObject *module, *names, *object, *answer;
     PyThreadState *state;
@@ -128,12 +155,14 @@ int main(int argc, char **argv)
     }
     module = PyImport_AddModule("__main__");
     names = PyModule_GetDict(module);
-    answer = PyRun_String("import kvmattr\nm = kvmattr.AttributeMap(1 << 14)\n", Py_file_input, names, names);
+    answer = PyRun_String(python_maps, Py_file_input, names, names);
     demand(answer != NULL, "an AttributeMap");
     Py_DECREF(answer);
     object = PyDict_GetItemString(names, "m");
     map = kvmattr_map_of(object);
-    demand(map != NULL && kvmattr_pages(map) == PAGES, "its map");
+    demand(map != NULL && kvmattr_pages(map) == ALL_PAGES, "its map");
+    sparse = kvmattr_view_of(PyDict_GetItemString(names, "sparse"));
+    demand(sparse != NULL, "a view of a snapshot");
     demand(kvmattr_share(map) == 0, "share");
     if (with_python) {
         answer = PyRun_String(python_code, Py_file_input, names, names);
@@ -141,12 +170,14 @@ int main(int argc, char **argv)
         Py_DECREF(answer);
     }
     state = PyEval_SaveThread();
+    pthread_create(&looker, NULL, read_sparse, NULL);
     pthread_create(&writer, NULL, write_groups, NULL);
     for (int i = 0; i < READERS; i++) {
         pthread_create(&snapshots[i], NULL, read_snapshots, NULL);
         pthread_create(&cursors[i], NULL, read_cursor, NULL);
     }
     pthread_join(writer, NULL);
+    pthread_join(looker, NULL);
     for (int i = 0; i < READERS; i++) {
         pthread_join(snapshots[i], NULL);
         pthread_join(cursors[i], NULL);
