@@ -98,7 +98,7 @@ locking, huge                               the mutex; what is full becomes huge
 maps, assign, fork                          whole maps, arrays written to them, the child of a fork
 validate                                    every invariant
 openlists, batch, series, bitmap            many pages, many ranges
-arguments, records, arrays, given           what Python hands in and gets: checks, runs, pages, batches
+arguments, cells, records, arrays, given    what Python hands in and gets: checks, arrays, runs, pages, batches
 facts, serial, saving                       stats() and validate(); bytes; files
 attribute_map                               the Python face
 for_cython, c_handles, c_calls, c_cursors,  what Cython, C and C++ call, counted once somebody asks for counts, and the
@@ -139,7 +139,10 @@ few ask for. The figures are in docs/costs.md.
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_RECORDS_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer)
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyIndex_Check
 from libc.stdint cimport INT64_MAX, int16_t, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -339,6 +342,7 @@ include "_store/batch.pxi"
 include "_store/series.pxi"
 include "_store/bitmap.pxi"
 include "_store/arguments.pxi"
+include "_store/cells.pxi"
 include "_store/records.pxi"
 include "_store/facts.pxi"
 include "_store/arrays.pxi"

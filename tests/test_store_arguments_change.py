@@ -180,19 +180,62 @@ def test_an_out_that_lies_about_itself() -> None:
         m.to_numpy(0, 8, out=np.zeros(8).view(Liar))
 
 
-def test_an_array_whose_size_is_another_while_it_is_used() -> None:
-    """By a method of its own class here; another thread may do the same."""
+class Shrinks:
+    """Becomes an array, and meanwhile gives another array's memory back; another thread may do the same."""
 
-    class Shrinking(np.ndarray):
-        def __array_function__(self, *_: object) -> bool:
-            np.ndarray.resize(self, 8, refcheck=False)
-            return False
+    def __init__(self, other: np.ndarray, becomes: np.ndarray) -> None:
+        self.other, self.becomes = other, becomes
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        self.other.resize(1, refcheck=False)
+        return self.becomes
+
+
+def gfns_to_shrink() -> np.ndarray:
+    return np.zeros(100_000, np.uint64)
+
+
+def test_an_array_whose_size_is_another_while_it_is_used() -> None:
+    m = a_map()
+    m[0] = 0
+    before = m.copy()
+    became = r"^an array of 800000 bytes became one of 8 while it was used$"
+    values = np.zeros(100_000, np.uint8)
+    gfns = gfns_to_shrink()
+    for call in (lambda: m.put(gfns, Shrinks(gfns, values)),
+                 lambda: m.put(gfns, 1, Shrinks(gfns, values)),
+                 lambda: m.put(gfns, values, 0, Shrinks(gfns, values)),
+                 lambda: m.update_many(gfns, Shrinks(gfns, gfns_to_shrink() + np.uint64(1)), 1),
+                 lambda: m.update_many(gfns, gfns_to_shrink() + np.uint64(1), Shrinks(gfns, values))):
+        gfns = gfns_to_shrink()
+        with pytest.raises(ValueError, match=became):
+            call()
+    stops = gfns_to_shrink() + np.uint64(1)
+    with pytest.raises(ValueError, match=became):
+        m.update_many(gfns_to_shrink(), stops, Shrinks(stops, values))
+    # What was held before is held again after each that had to become an array: here it has one cell by then.
+    assert m.put(gfns_to_shrink(), values, 0, Shrinks(values, np.full(100_000, 0xff, np.uint8))) == 0
+    assert values.size == 1
+    assert m == before
+    m.validate()
+
+
+def test_an_out_that_shrinks_the_gfns() -> None:
+    class Out:
+        """Says that it is an array, which numpy asks of its class."""
+
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            gfns.resize(1, refcheck=False)
+            return np.ndarray
+
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            return np.zeros(100_000, np.uint8)
 
     m = a_map()
-    out = Shrinking(100_000, np.uint8)
-    with pytest.raises(ValueError, match=r"^an array of 100000 bytes became one of 8 while it was used$"):
-        m.take(np.zeros(100_000, np.uint64), out=out)
-    m.validate()
+    gfns = gfns_to_shrink()
+    with pytest.raises(ValueError, match=r"^an array of 800000 bytes became one of 8 while it was used$"):
+        m.take(gfns, out=Out())  # type: ignore[arg-type]
 
 
 def test_arrays_of_two_dimensions_broadcast() -> None:

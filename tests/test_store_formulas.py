@@ -491,3 +491,52 @@ def test_nodes_go_with_the_last_page_below_them(road: str) -> None:
         assert m.run_count == (2 * len(pages) + 1 if value else 1)
         stats = m.stats()
         assert (stats["nodes"] > 0, stats["bitmap_leaves"] > 0, stats["height"] > 1) == (value == 1,) * 3
+
+
+@pytest.mark.parametrize("count", [1, 7, 32, 33, 100, 10_000])
+def test_what_a_batch_is_given_for_each_operation_or_for_all(count: int) -> None:
+    """Attributes, operations and masks as one, as bytes, and as wider integers; longer batches are read in pieces."""
+    random = np.random.default_rng(count)
+    gfns = random.permutation(20_000)[:count]
+
+    def one_or_each(most: int) -> list:
+        each = random.integers(0, most + 1, count)
+        return [most // 2, each[:1], each.astype(np.uint8), each, each.astype(np.uint64), each.tolist()]
+
+    first = random.integers(0, 256, 20_000).astype(np.uint8)
+    for attributes in one_or_each(255):
+        for operation in one_or_each(2)[::2]:
+            for mask in one_or_each(255)[1::2]:
+                old = first[gfns]
+                values, bits = (np.broadcast_to(np.asarray(given, np.uint8), count) for given in (attributes, mask))
+                new = np.choose(np.asarray(operation, int), [values, old | values, old & values])
+                dense = first.copy()
+                dense[gfns] = old & ~bits | new & bits
+                for road in ("put", "update_many"):
+                    m = AttributeMap.from_numpy(first)
+                    if road == "put":
+                        assert m.put(gfns, attributes, operation, mask) == np.count_nonzero(dense != first)
+                    else:
+                        m.update_many(gfns, gfns + 1, attributes, operation, mask)
+                    assert np.array_equal(m.to_numpy(0, len(dense)), dense)
+
+
+@pytest.mark.parametrize("count", [1, 64, 65, 5000])
+def test_the_first_that_is_too_much_is_named(count: int) -> None:
+    random = np.random.default_rng(count)
+    gfns = np.arange(count)
+    for at in {0, count // 2, count - 1}:
+        for dtype, wrong in ((np.int64, -3), (np.int64, 256), (np.uint64, 1 << 63), (np.int16, 300), (object, 1 << 70)):
+            given = np.full(count, 255).astype(dtype)
+            given[at:] = wrong
+            given[at + 1:] = random.choice([255, 999], count - at - 1)     # not all that follow, and perhaps none
+            for name, call in (("attributes", lambda m: m.put(gfns, given)),                    # noqa: B023
+                               ("mask", lambda m: m.update_many(gfns, gfns + 1, 1, 0, given))):     # noqa: B023
+                m = AttributeMap(count)
+                with pytest.raises(ValueError, match=rf"^{name} {wrong} is outside 0\.\.255$"):
+                    call(m)
+                assert m.version == 0
+        operations = np.zeros(count, np.uint8)
+        operations[at] = 3
+        with pytest.raises(ValueError, match=r"^operation 3 is none of WRITE = 0, OR = 1, AND = 2$"):
+            AttributeMap(count).put(gfns, 1, operations)

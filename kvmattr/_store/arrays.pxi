@@ -6,47 +6,46 @@ cdef enum:
 
 cdef object take_array(const Map *map, gfns, out):
     """The attributes of pages, into the caller's array if there is one."""
-    cdef Py_buffer gfns_view, out_view
+    cdef Py_buffer cells, result
     cdef Map pinned
-    cdef size_t count
+    cdef size_t count, done
     cdef bint checked = out is not None
-    cdef size_t done
     cdef uint64_t wrong
-    given = integer_array(gfns, "gfns")
-    gfns = gfn_cells(given)
-    count = gfns.size
-    # An array of the caller's is not touched unless all gfns are right. One of ours may be thrown away half
-    # written, so there the check goes along with the walk and reads the gfns only once.
-    if count and checked:
-        check_gfns(given, gfns, map.pages)
-    out = output_array(out, count, given.shape)
-    if count == 0:
+    memset(&result, 0, sizeof(result))
+    given = hold_gfns(gfns, "gfns", &cells)
+    count = cells.len // sizeof(uint64_t)
+    try:
+        # An array of the caller's is not touched unless all gfns are right. One of ours may be thrown away half
+        # written, so there the check goes along with the walk and reads the gfns only once.
+        if checked:
+            check_gfns(given, &cells, map.pages)
+            out = output_array(out, count, None)
+            hold_again(&cells)
+        else:
+            out = empty(count if cells.ndim == 1 else shape_of(&cells), UINT8)
+        if count == 0:
+            return out
+        hold(np.asarray(out) if checked else out, &result, PyBUF_WRITABLE, count)
+        if checked and overlap(&cells, &result):
+            return take_array(map, (<object>cells.obj).copy(), out)
+        count_entering(map.family, CALL_TAKE, count)
+        pin(&pinned, map)
+        if count < BULK_PAGES:
+            done = take_pages(&pinned, <const uint64_t *>cells.buf, <uint8_t *>result.buf, count, checked, &wrong)
+        else:
+            with nogil:
+                done = take_pages(&pinned, <const uint64_t *>cells.buf, <uint8_t *>result.buf, count, checked, &wrong)
+        unpin(&pinned)
+        if done < count:
+            raise_gfn(cell_given(given, done, wrong), map.pages)
         return out
-    if checked and np.may_share_memory(gfns, out):
-        gfns = gfns.copy()
-    hold(gfns, &gfns_view, PyBUF_SIMPLE, count * sizeof(uint64_t))
-    if checked:
-        try:
-            hold(np.asarray(out), &out_view, PyBUF_WRITABLE, count)
-        except BaseException:
-            PyBuffer_Release(&gfns_view)
-            raise
-    else:
-        PyObject_GetBuffer(out, &out_view, PyBUF_WRITABLE)
-    count_entering(map.family, CALL_TAKE, count)
-    pin(&pinned, map)
-    if count < BULK_PAGES:
-        done = take_pages(&pinned, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count, checked, &wrong)
-    else:
-        with nogil:
-            done = take_pages(&pinned, <const uint64_t *>gfns_view.buf, <uint8_t *>out_view.buf, count, checked,
-                              &wrong)
-    unpin(&pinned)
-    PyBuffer_Release(&gfns_view)
-    PyBuffer_Release(&out_view)
-    if done < count:
-        raise_gfn(cell_given(given, done, wrong), map.pages)
-    return out
+    finally:
+        PyBuffer_Release(&cells)
+        PyBuffer_Release(&result)
+
+
+cdef bint overlap(const Py_buffer *a, const Py_buffer *b) noexcept:
+    return <char *>a.buf < <char *>b.buf + b.len and <char *>b.buf < <char *>a.buf + a.len
 
 
 cdef object pages_array(const Map *map, uint64_t lo, uint64_t hi, out):
@@ -76,16 +75,23 @@ cdef object bits_array(const Map *map, uint64_t lo, uint64_t hi, uint8_t mask):
     """Which pages of [lo, hi) have any bit of the mask: packed bits, in bytes."""
     cdef Py_buffer view
     cdef Map pinned
-    words = np.empty((hi - lo + 63) // 64, "<u8")
-    if words.size:
-        PyObject_GetBuffer(words, &view, PyBUF_WRITABLE)
+    cdef bint entered
+    cdef uint64_t words = (hi - lo + 63) // 64, bytes = (hi - lo + 7) // 8
+    bits = empty(8 * words, UINT8)
+    if words:
+        PyObject_GetBuffer(bits, &view, PyBUF_WRITABLE)
         count_entering(map.family, CALL_BITMAP, hi - lo)
-        pin(&pinned, map)
-        with nogil:
-            map_bitmap(&pinned, lo, hi, mask, <uint64_t *>view.buf)
-        unpin(&pinned)
+        if hi - lo < BULK_PAGES:
+            entered = family_enter(map.family)
+            map_bitmap(map, lo, hi, mask, <uint64_t *>view.buf)
+            family_leave(map.family, entered)
+        else:
+            pin(&pinned, map)
+            with nogil:
+                map_bitmap(&pinned, lo, hi, mask, <uint64_t *>view.buf)
+            unpin(&pinned)
         PyBuffer_Release(&view)
-    return words.view(np.uint8)[:(hi - lo + 7) // 8]
+    return bits if bytes == 8 * words else bits[:bytes]
 
 
 cdef object values_array(const Map *map, uint64_t lo, uint64_t hi):

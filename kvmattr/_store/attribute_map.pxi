@@ -131,6 +131,17 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
             audit_change(self.map)
         return kvmattr_truth(changed)
 
+    cdef object put_given(self, object gfns, object attributes, object operation, object mask):
+        cdef Py_buffer cells
+        given = hold_gfns(gfns, "gfns", &cells)
+        try:
+            check_gfns(given, &cells, self.map.pages)
+            if self.frozen:
+                raise_readonly()
+            return update_each(self.map, &cells, NULL, attributes, operation, mask)
+        finally:
+            PyBuffer_Release(&cells)
+
     def write(self, start, stop, attributes, /):
         """Give the pages [start, stop) these attributes; True if any page changed.
 
@@ -193,10 +204,16 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.update_many([0, 5, 7], [10, 6, 7], [1, 1, 2])
         1
         """
-        starts, stops = bound_arrays(starts, stops, self.map.pages)
-        if self.frozen:
-            raise_readonly()
-        return update_each(self.map, starts, stops, attributes, operation, mask)
+        cdef Py_buffer[2] cells
+        memset(cells, 0, sizeof(cells))
+        try:
+            hold_bounds(starts, stops, cells, self.map.pages)
+            if self.frozen:
+                raise_readonly()
+            return update_each(self.map, &cells[0], &cells[1], attributes, operation, mask)
+        finally:
+            PyBuffer_Release(&cells[0])
+            PyBuffer_Release(&cells[1])
 
     def put(self, gfns, attributes, operation=0, mask=0xFF):
         """Update single pages in order, in one call without the GIL; the number of operations that changed one.
@@ -208,13 +225,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
         >>> m.put([1, 3, 3], [7, 7, 8]), m.run_count
         (3, 5)
         """
-        given = integer_array(gfns, "gfns")
-        gfns = gfn_cells(given)
-        if gfns.size:
-            check_gfns(given, gfns, self.map.pages)
-        if self.frozen:
-            raise_readonly()
-        return update_each(self.map, gfns, None, attributes, operation, mask)
+        return self.put_given(gfns, attributes, operation, mask)
 
     def put_bitmap(self, start, bits, attributes, operation=0, mask=0xFF, npages=None):
         """Update the pages whose bit is 1; the number of pages that changed. Without the GIL.
@@ -699,7 +710,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
             return self.page(key)
         if isinstance(key, slice):
             return self.to_numpy(*bounds_of(key, self.map.pages))
-        return self.take(array_key(key))
+        return take_array(self.map, array_key(key), None)
 
     def __setitem__(self, key, value):
         cdef uint64_t lo, hi
@@ -717,7 +728,7 @@ One attribute byte for each page of a guest: ``AttributeMap(npages=2**52, defaul
                     raise_readonly()
                 assign_array(self.map, lo, hi, value)
         else:
-            self.put(array_key(key), value)
+            self.put_given(array_key(key), value, WRITE, 0xFF)
 
     def __delitem__(self, key):
         self[key] = self.map.default

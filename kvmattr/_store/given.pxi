@@ -1,73 +1,126 @@
 # Arrays that Python gives: updates of many pages and ranges, packed bits, values for a range, rows of runs.
 
 cdef uint64_t run_batch(Map *map, Batch *batch, size_t count) except? 0xffffffffffffffff:
-    """A whole batch, with the GIL given up; what was done when it was stopped is `done` of the exception."""
-    cdef bint sound = True
-    cdef size_t upto
+    """A whole batch; what was done when it was stopped is `done` of the exception."""
+    cdef bint sound
     count_entering(map.family, CALL_PUT if batch.given_stops == NULL else CALL_UPDATE_MANY, count)
-    family_announce(map.family, 1)
     try:
         if not batch_open(batch, count):
             raise MemoryError(f"out of memory for a batch of {count} operations: nothing has changed")
-        while batch.done < count:
-            upto = batch.done + BATCH_SLICE
-            upto = upto if upto < count else count
-            with nogil:
-                sound = batch_run(map, batch, upto)
-            if not sound:
-                raise MemoryError(f"out of memory after {batch.done} of {count} operations")
-            PyErr_CheckSignals()
+        if count <= SHORT_BATCH:
+            sound = batch_run_short(map, batch, count)
+        else:
+            sound = run_slices(map, batch, count)
+        if not sound:
+            raise MemoryError(f"out of memory after {batch.done} of {count} operations")
     except BaseException as stopped:        # whatever a signal handler raises
         stopped.done = batch.done
         raise
     finally:
-        family_announce(map.family, -1)
         free(batch.starts)
     audit_change(map)
     return batch.changed
 
 
-cdef object update_each(Map *map, starts, stops, attributes, operation, mask):
-    """update_many, or put where there are no stops; starts and stops are checked cells."""
-    cdef Batch batch
-    cdef Change change
-    cdef Py_buffer starts_view, stops_view, k_view, x_view
-    cdef bint ranges = stops is not None
-    memset(&batch, 0, sizeof(batch))
-    batch.step = not (is_scalar(attributes) and is_scalar(operation) and is_scalar(mask))
-    if batch.step:
-        name = "starts" if ranges else "gfns"
-        ks, xs = change_arrays(attributes, operation, mask, name, starts)
-        if ranges:
-            starts, stops, ks, xs = broadcast((starts, stops, ks, xs), (name, "stops", "attributes", "attributes"))
-        else:
-            starts, ks, xs = broadcast((starts, ks, xs), (name, "attributes", "attributes"))
-    else:
-        change = change_of(byte_of(attributes, "attributes"), operation_of(operation), byte_of(mask, "mask"))
-        batch.k = &change.k
-        batch.x = &change.x
-    if starts.size == 0:
-        return 0
-    memset(&stops_view, 0, sizeof(stops_view))      # what was not held is released to no effect
-    memset(&k_view, 0, sizeof(k_view))
-    memset(&x_view, 0, sizeof(x_view))
-    PyObject_GetBuffer(starts, &starts_view, PyBUF_SIMPLE)
+cdef bint run_slices(Map *map, Batch *batch, size_t count) except -1:
+    """All of a batch, with the GIL given up. False when out of memory."""
+    cdef bint sound = True
+    cdef size_t upto
+    family_announce(map.family, 1)
     try:
-        batch.given_starts = <const uint64_t *>starts_view.buf
-        if ranges:
-            hold(stops, &stops_view, PyBUF_SIMPLE, starts_view.len)
-            batch.given_stops = <const uint64_t *>stops_view.buf
-        if batch.step:
-            hold(ks, &k_view, PyBUF_SIMPLE, starts_view.len // 8)
-            hold(xs, &x_view, PyBUF_SIMPLE, starts_view.len // 8)
-            batch.k = <const uint8_t *>k_view.buf
-            batch.x = <const uint8_t *>x_view.buf
-        return run_batch(map, &batch, starts_view.len // 8)
+        while sound and batch.done < count:
+            upto = batch.done + BATCH_SLICE
+            upto = upto if upto < count else count
+            with nogil:
+                sound = batch_run(map, batch, upto)
+            PyErr_CheckSignals()
     finally:
-        PyBuffer_Release(&starts_view)
-        PyBuffer_Release(&stops_view)
-        PyBuffer_Release(&k_view)
-        PyBuffer_Release(&x_view)
+        family_announce(map.family, -1)
+    return sound
+
+
+cdef tuple COLUMNS = ("attributes", "operation", "mask")
+
+
+cdef bint hold_columns(Given *given, list values) except -1:
+    """Hold attributes, operations and masks. False if arrays had to be made of some, which take their places in the
+    list: then what is held must be held again."""
+    cdef bint converted = False
+    values[0] = given_hold(&given[0], values[0], "attributes", 0xFF, raise_byte, False, &converted)
+    if is_scalar(values[1]):
+        given_one(&given[1], operation_of(values[1]))
+    else:
+        values[1] = given_hold(&given[1], values[1], "operation", KVMATTR_OPERATION_AND, raise_operation, True,
+                               &converted)
+    if is_scalar(values[2]):
+        given_one(&given[2], byte_of(values[2], "mask"))
+    else:
+        values[2] = given_hold(&given[2], values[2], "mask", 0xFF, raise_byte, True, &converted)
+    return not converted
+
+
+cdef object update_each(Map *map, Py_buffer *starts, Py_buffer *stops, attributes, operation, mask):
+    """update_many, or put where there are no stops, of cells that are checked and held."""
+    cdef Given[3] given
+    cdef Batch batch
+    cdef int i
+    memset(&batch, 0, sizeof(batch))
+    memset(given, 0, sizeof(given))
+    try:
+        if is_scalar(attributes) and is_scalar(operation) and is_scalar(mask):
+            given_one(&given[0], byte_of(attributes, "attributes"))
+            given_one(&given[1], operation_of(operation))
+            given_one(&given[2], byte_of(mask, "mask"))
+        else:
+            values = [attributes, operation, mask]
+            while not hold_columns(given, values):
+                for i in range(3):
+                    given_release(&given[i])
+                hold_again(starts)
+                if stops != NULL:
+                    hold_again(stops)
+            for i in range(3):
+                if given[i].column.step and not same_shape(&given[i].view, starts):
+                    return update_broadcast(map, starts, stops, given)
+        if starts.len == 0:
+            return 0
+        batch.given_starts = <const uint64_t *>starts.buf
+        if stops != NULL:
+            batch.given_stops = <const uint64_t *>stops.buf
+        batch.attributes = given[0].column
+        batch.operations = given[1].column
+        batch.masks = given[2].column
+        return run_batch(map, &batch, starts.len // sizeof(uint64_t))
+    finally:
+        for i in range(3):
+            given_release(&given[i])
+
+
+cdef object update_broadcast(Map *map, const Py_buffer *starts, const Py_buffer *stops, const Given *given):
+    """The same after attributes, operations, masks and pages were broadcast to one shape."""
+    cdef Py_buffer[2] cells
+    cdef Py_buffer *ends = NULL
+    cdef list names = ["gfns" if stops == NULL else "starts"]
+    cdef list arrays = [<object>starts.obj]
+    cdef list columns = [given[0].one, given[1].one, given[2].one]
+    cdef int i
+    for i in range(3):
+        if given[i].column.cells != &given[i].one:
+            names.append(COLUMNS[i])
+            arrays.append(given_array(&given[i]))
+    arrays = broadcast(arrays, names)
+    for i in range(1, len(arrays)):
+        columns[COLUMNS.index(names[i])] = arrays[i]
+    memset(cells, 0, sizeof(cells))
+    try:
+        hold_gfns(arrays[0], names[0], &cells[0])
+        if stops != NULL:
+            hold_gfns(contiguous(np.broadcast_to(<object>stops.obj, arrays[0].shape)), "stops", &cells[1])
+            ends = &cells[1]
+        return update_each(map, &cells[0], ends, columns[0], columns[1], columns[2])
+    finally:
+        PyBuffer_Release(&cells[0])
+        PyBuffer_Release(&cells[1])
 
 
 cdef uint64_t put_bits(Map *map, uint64_t start, words, uint64_t count, Change change) except? 0xffffffffffffffff:

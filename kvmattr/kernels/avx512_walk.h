@@ -345,6 +345,15 @@ KVMATTR_AVX512 static inline void kvmattr_read_others(const kvmattr_walk *walk, 
             out[i] = gfns[i] < walk->span ? out[i] : walk->rest;
 }
 
+/* So many pages that are not a group go with the others' speed when they are filled up to be one, with the first. */
+enum { KVMATTR_WORTH_FILLING = 32 };
+
+static inline void kvmattr_fill_group(const uint64_t *gfns, int n, uint64_t *filled)
+{
+    for (int i = 0; i < KVMATTR_GROUP; i++)
+        filled[i] = gfns[i < n ? i : 0];
+}
+
 /* A group has a turn at each level; in the next its words are asked for, and in the one after that they are read. */
 enum { KVMATTR_RING = KVMATTR_MOST_LEVELS + 1 };
 
@@ -385,6 +394,9 @@ KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *wal
         out[i] = gfns[i] < walk->span ? (uint8_t)((kvmattr_list_raw_avx512(list, gfns[i]) & k) ^ x) : walk->rest;
 }
 
+KVMATTR_AVX512 static void kvmattr_take_filled_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
+                                                      int n);
+
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
                                                size_t n)
 {
@@ -398,7 +410,23 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         return;
     }
     KVMATTR_BY_LEVELS(walk->level, kvmattr_take_groups, walk, gfns, out, count)
-    kvmattr_take_avx2(walk, gfns + (n - rest), out + (n - rest), rest);
+    gfns += n - rest;
+    out += n - rest;
+    if (rest < KVMATTR_WORTH_FILLING) {
+        kvmattr_take_avx2(walk, gfns, out, rest);
+        return;
+    }
+    kvmattr_take_filled_avx512(walk, gfns, out, (int)rest);
+}
+
+KVMATTR_AVX512 static void kvmattr_take_filled_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
+                                                      int n)
+{
+    uint64_t filled[KVMATTR_GROUP];
+    uint8_t values[KVMATTR_GROUP];
+    kvmattr_fill_group(gfns, n, filled);
+    kvmattr_take_avx512(walk, filled, values, KVMATTR_GROUP);
+    memcpy(out, values, (size_t)n);
 }
 
 /* ---- by a ruler ---- */
@@ -475,12 +503,22 @@ KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const
         0x0d0d0d0d0c0c0c0c, 0x0505050504040404, 0x0d0d0d0d0c0c0c0c, 0x0505050504040404, 0x0d0d0d0d0c0c0c0c,
         0x0505050504040404, 0x0d0d0d0d0c0c0c0c, 0x0505050504040404);
     const uint64_t root_differs = (walk->root & (KVMATTR_OPERATION | KVMATTR_IN_NODE)) ^ KVMATTR_NO_OPERATION;
+    uint64_t filled[KVMATTR_GROUP];
+    uint8_t k_filled[KVMATTR_GROUP] = {0}, x_filled[KVMATTR_GROUP] = {0};
     kvmattr_group group;
     uint64_t away, firsts = 0;
-    if (n < KVMATTR_GROUP || walk->nsegments > KVMATTR_WIDE_SEGMENTS ||
+    if (n < KVMATTR_WORTH_FILLING || walk->nsegments > KVMATTR_WIDE_SEGMENTS ||
         (walk->level > 2 && (walk->root & KVMATTR_IN_NODE))) {
         kvmattr_locate_avx2(walk, gfns, n, ks, xs, step, last, located);
         return;
+    }
+    if (n < KVMATTR_GROUP) {
+        kvmattr_fill_group(gfns, n, filled);
+        memcpy(k_filled, ks, step ? (size_t)n : 1);
+        memcpy(x_filled, xs, step ? (size_t)n : 1);
+        gfns = filled;
+        ks = k_filled;
+        xs = x_filled;
     }
     const kvmattr_bases bases = kvmattr_bases_of(walk);
     away = kvmattr_enter(walk, gfns, &group);

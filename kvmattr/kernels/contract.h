@@ -300,7 +300,7 @@ static inline uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page)
  * list, beyond the root, to a uniform block or a run line, then `where` is near it; or the new value may fit no field of
  * the leaf or vary in a bit that nothing below the block's entry has varied in; or entries above the block know the page
  * (`last`, and the first of a node of level 3). Bits of `firsts`: pages that are the first of their block, which the
- * block's own entry knows. */
+ * block's own entry knows. Of both, bits beyond the pages mean nothing. */
 enum { KVMATTR_LOCATED = 64 };
 
 typedef struct kvmattr_located {
