@@ -201,15 +201,16 @@ def test_an_array_whose_size_is_another_while_it_is_used() -> None:
     before = m.copy()
     became = r"^an array of 800000 bytes became one of 8 while it was used$"
     values = np.zeros(100_000, np.uint8)
-    gfns = gfns_to_shrink()
-    for call in (lambda: m.put(gfns, Shrinks(gfns, values)),
-                 lambda: m.put(gfns, 1, Shrinks(gfns, values)),
-                 lambda: m.put(gfns, values, 0, Shrinks(gfns, values)),
-                 lambda: m.update_many(gfns, Shrinks(gfns, gfns_to_shrink() + np.uint64(1)), 1),
-                 lambda: m.update_many(gfns, gfns_to_shrink() + np.uint64(1), Shrinks(gfns, values))):
-        gfns = gfns_to_shrink()
+    ends = gfns_to_shrink() + np.uint64(1)
+    calls: tuple[Callable[[np.ndarray], object], ...] = (
+        lambda gfns: m.put(gfns, Shrinks(gfns, values)),
+        lambda gfns: m.put(gfns, 1, Shrinks(gfns, values)),
+        lambda gfns: m.put(gfns, values, 0, Shrinks(gfns, values)),
+        lambda gfns: m.update_many(gfns, Shrinks(gfns, ends), 1),
+        lambda gfns: m.update_many(gfns, ends, Shrinks(gfns, values)))
+    for call in calls:
         with pytest.raises(ValueError, match=became):
-            call()
+            call(gfns_to_shrink())
     stops = gfns_to_shrink() + np.uint64(1)
     with pytest.raises(ValueError, match=became):
         m.update_many(gfns_to_shrink(), stops, Shrinks(stops, values))

@@ -1,10 +1,10 @@
 # Arrays that Python hands in: integers of any type, checked, and their memory held while a call reads it.
 #
 # Most arrays are used where they lie, and are asked one question, by the buffer protocol: to ask numpy for an array's
-# type, flags and shape takes as long as to look up twenty pages. What cannot be used so is copied first. An array may be
-# another thread's too, so nothing of it is read twice: what was checked is what is used, or is checked once more. And
-# where code of the caller's may run, of an object that becomes an array or says that it is one, what is held already is
-# held again: an array can be given other memory meanwhile.
+# type, flags and shape takes as long as to look up twenty pages. What cannot be used so is copied first. An array may
+# be another thread's too, so nothing of it is read twice: what was checked is what is used, or is checked once more.
+# And where code of the caller's may run, of an object that becomes an array or says that it is one, what is held
+# already is held again: an array can be given other memory meanwhile.
 
 cdef object integer_array(object values, str name):
     """An array of integers of any integer dtype; Python integers beyond 64 bits are left to range checks."""
@@ -135,8 +135,8 @@ cdef enum CellKind:             # what the cells of an array are that can be use
 
 
 cdef CellKind hold_plain(object array, Py_buffer *view) noexcept:
-    """Hold the memory of an array of numpy's own with contiguous, aligned cells of one of these types. CELLS_OTHER if it
-    is none; then nothing is held."""
+    """Hold the memory of an array of numpy's own with contiguous, aligned cells of one of these types. CELLS_OTHER if
+    it is none; then nothing is held."""
     cdef CellKind kind = CELLS_OTHER
     cdef char letter
     if type(array) is not NDARRAY:
