@@ -38,11 +38,11 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
     caller knows better."""
     if not base or len(base) != len(head):
         raise Usage(f"{len(base)} files of the base and {len(head)} of the head: they are paired one to one")
-    theirs, ours = [time_files.read(path) for path in base], [time_files.read(path) for path in head]
-    _check_files([*theirs, *ours])
-    _check_machines(judgement, [*theirs, *ours], same_machine)
-    expected = set.intersection(*(set(each.times) for each in theirs))
-    measured = set.intersection(*(set(each.times) for each in ours))
+    theirs, ours = ([time_files.read(path) for path in side] for side in (base, head))
+    files = [*theirs, *ours]
+    _check_files(files)
+    _check_machines(judgement, files, same_machine)
+    expected, measured = (set(side[0].times).intersection(*(each.times for each in side)) for side in (theirs, ours))
     if not expected & measured:
         raise CannotTell("the files have no benchmark in common (hyperfine: --command-name gives both one name)")
     limits.check({name: each.times[name].group for each in ours for name in each.times})
@@ -52,19 +52,17 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
             judgement.add("missing", name, Verdict.UNDECIDED,
                           f"not in every file of the {'head' if name in expected else 'base'}")
             continue
-        if all(each.times[name].skipped for each in [*theirs, *ours]):
+        troubles = [f"{each.path}: {wrong}" for each in files if (wrong := each.times[name].wrong)]
+        if all(each.times[name].skipped for each in files):
             skipped.append(name)
-            continue
-        trouble = next((f"{each.path}: {each.times[name].wrong}" for each in [*theirs, *ours]
-                        if each.times[name].wrong), None)
-        if trouble is not None:
-            judgement.add(CHECK, name, Verdict.UNDECIDED, f"{trouble}: there is no ratio of that")
-            continue
-        judgement.add(CHECK, name, *_judged(name, [each.times[name] for each in ours],
-                                            [each.times[name] for each in theirs], limits))
+        elif troubles:
+            judgement.add(CHECK, name, Verdict.UNDECIDED, f"{troubles[0]}: there is no ratio of that")
+        else:
+            judgement.add(CHECK, name, *_judged(name, [each.times[name] for each in ours],
+                                                [each.times[name] for each in theirs], limits))
     if skipped:
         judgement.not_judged.append(f"what every file skips ({', '.join(skipped)})")
-    if others := sorted({name for each in [*theirs, *ours] for name in each.others}):
+    if others := sorted({name for each in files for name in each.others}):
         judgement.not_judged.append(f"what measures neither time nor memory ({', '.join(others)})")
     if len(base) < FEWEST_PAIRS:
         judgement.notes.append(
@@ -108,12 +106,11 @@ def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> 
     if len(pairs.head) < FEWEST_PAIRS:
         return Verdict.UNDECIDED, (
             f"{len(pairs.head)} pair{'s' * (len(pairs.head) != 1)}; at least {FEWEST_PAIRS} are needed: more files, or "
-            "files with their rounds "
-            "(pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: --record-samples)"), None
+            "files with their rounds (pytest-benchmark: --benchmark-json or --benchmark-save-data, asv: "
+            "--record-samples)"), None
     group = head[0].group
-    between = 1.0
-    if len(base) < FEWEST_PAIRS:
-        between = max(BETWEEN_RUNS, *(_spread(each.samples) for each in [*head, *base]))
+    between = 1.0 if len(base) >= FEWEST_PAIRS else max(
+        BETWEEN_RUNS, *(_spread(each.samples) for each in [*head, *base]))
     return judge(pairs, limits.of(name, group), must_work=limits.working(name, group), between=between)
 
 
@@ -161,9 +158,7 @@ def _pairs(head: list[Times], base: list[Times]) -> Pairs:
     return pairs
 
 
-def _stretches(ours: Times, theirs: Times, most: int = _STRETCHES) -> tuple[list[float], list[float]]:
+def _stretches(ours: Times, theirs: Times, most: int = _STRETCHES) -> list[list[float]]:
     count = min(most, len(ours.samples), len(theirs.samples))
-    if count == 0:
-        return [], []
-    return ([float(np.median(part)) for part in np.array_split(np.asarray(ours.samples), count)],
-            [float(np.median(part)) for part in np.array_split(np.asarray(theirs.samples), count)])
+    return [[float(np.median(part)) for part in np.array_split(np.asarray(side.samples), count)] if count else []
+            for side in (ours, theirs)]

@@ -35,18 +35,16 @@ def kept(name: str, fill: Callable[[Path], None]) -> Path:
 def _settle(place: Path, fill: Callable[[Path], None]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="making-", dir=place.parent))
+        making = tempfile.TemporaryDirectory(prefix="making-", dir=place.parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise CannotTell(f"builds cannot be kept: {error}; XDG_CACHE_HOME names another place") from None
-    try:
-        fill(scratch)
+    with making as scratch:
+        fill(Path(scratch))
         try:
-            scratch.rename(place)
+            Path(scratch).rename(place)
         except OSError:
             if not place.exists():
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     _forget(place.parent)
 
 

@@ -188,7 +188,7 @@ def _project(arguments: argparse.Namespace, gate: Gate) -> Project | None:
     directory = arguments.project or Path.cwd()
     if not directory.is_dir():
         raise Usage(f"--project {directory}: no such directory")
-    return Project.at(directory, list(gate.scenarios), arguments.install, gate.plain_tree())
+    return Project.at(directory, list(gate.scenarios), arguments.install, gate.tree())
 
 
 def _gate(arguments: argparse.Namespace) -> Gate:

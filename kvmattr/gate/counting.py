@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
     calls: dict[str, int]
     counts: dict[str, int]
-    held: dict[str, int]
+    bytes: dict[str, int]
 
 
 def call_counters(names: Iterable[str]) -> list[str]:

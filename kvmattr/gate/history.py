@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -27,12 +26,9 @@ def append(place: Path, directory: Path, now: Baseline, judgement: Judgement) ->
         "times": {each.cell: each.measured for each in judgement.findings
                   if each.check == "time" and each.measured is not None and math.isfinite(each.measured)},
     }, sort_keys=True)
-    ended = True
-    if place.is_file() and place.stat().st_size:
-        with place.open("rb") as file:
-            file.seek(-1, io.SEEK_END)
-            ended = file.read(1) == b"\n"       # a run that was killed may have left half a line
-    writing.write(place, ("" if ended else "\n") + line + "\n", append=True)
+    # A run that was killed may have left half a line.
+    cut = place.is_file() and place.read_bytes()[-1:] not in (b"", b"\n")
+    writing.write(place, "\n" * cut + line + "\n", append=True)
 
 
 def read(place: Path) -> list[dict[str, Any]]:
@@ -69,10 +65,8 @@ def moved(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
         for key in sorted({key for run in runs for key in run[part]}):
             scenario, _, rest = key.partition("/")
             values = [float(run[part].get(key, 0 if part == "calls" else math.nan)) for run in runs]
-            if part == "times":
-                rest += " time"
             if part == "times" or len({value for value in values if not math.isnan(value)}) > 1:
-                found.setdefault(scenario, {})[rest] = values
+                found.setdefault(scenario, {})[rest + " time" * (part == "times")] = values
     return found
 
 
@@ -98,10 +92,9 @@ def plot(place: Path, target: Path) -> str:
         panel.set_title(scenario)
         panel.set_ylabel("times the first run's; time: the base's")
         for name, values in lines.items():
-            first = next((value for value in values if value and not math.isnan(value)), 1.0)
-            scaled = values if name.endswith(" time") else [value / first for value in values]
-            panel.plot(range(len(runs)), scaled, marker="o", linestyle="none" if name.endswith(" time") else "-",
-                       label=name)
+            is_ratio = name.endswith(" time")
+            first = 1.0 if is_ratio else next((value for value in values if value and not math.isnan(value)), 1.0)
+            panel.plot([value / first for value in values], "o" if is_ratio else "o-", label=name)
         panel.set_xticks(range(len(runs)), names, rotation=90)
         panel.legend(fontsize="small")
     if not series:

@@ -32,15 +32,13 @@ def count(tree: Path | Side, sources: Sequence[str]) -> dict[str, int]:
         out = Path(scratch) / "profile"
         with Worker(tree, sources, prefix=[*prefix, f"--callgrind-out-file={out}"],
                     environment={"KVMATTR_SIMD": "portable"}) as worker:
-            marks = 0
             for name, size in timed_cells(worker):
                 try:
                     worker.ask("open", name=name, size=size)
                 except CellError:
                     continue        # the counts stage has told of it
-                worker.ask("marked")
-                marks += 2
-                found = SUMMARY.search(Path(f"{out}.{marks}").read_text())
+                worker.ask("marked")    # the second of its two cuts ends what it ran
+                found = SUMMARY.search(Path(f"{out}.{2 * (len(counts) + 1)}").read_text())
                 if found is None:
                     raise CannotTell(f"callgrind left no summary for {name}/{size}")
                 counts[f"{name}/{size}"] = int(found[1])
@@ -55,11 +53,11 @@ def timed_cells(worker: Worker) -> list[tuple[str, int]]:
 def judge(judgement: Judgement, expected: dict[str, int], measured: dict[str, int]) -> None:
     """Both ways: fewer instructions than the tolerance allows are told as better."""
     for cell in sorted(expected.keys() & measured.keys()):
-        ratio = measured[cell] / expected[cell]
-        text = f"{measured[cell]} instructions, {expected[cell]} before ({100 * (ratio - 1):+.3f} %)"
-        verdict = (Verdict.REGRESSION if ratio > 1 + TOLERANCE
-                   else Verdict.BETTER if ratio < 1 - TOLERANCE else Verdict.PASS)
-        judgement.add("instructions", cell, verdict, text, measured[cell], expected[cell])
+        now, then = measured[cell], expected[cell]
+        verdict = (Verdict.REGRESSION if now / then > 1 + TOLERANCE
+                   else Verdict.BETTER if now / then < 1 - TOLERANCE else Verdict.PASS)
+        judgement.add("instructions", cell, verdict,
+                      f"{now} instructions, {then} before ({100 * (now / then - 1):+.3f} %)", now, then)
     for cell in sorted(expected.keys() ^ measured.keys()):
         side = "only the base has it" if cell in expected else "only this run has it"
         judgement.add("instructions", cell, Verdict.UNDECIDED, f"{side}: there is nothing to compare with")

@@ -18,14 +18,6 @@ DEFAULT = 1.10
 _GROUP = "group:"
 
 
-def _matches(pattern: str, cell: str, group: str | None) -> bool:
-    if pattern.startswith(_GROUP):
-        wanted = pattern.removeprefix(_GROUP)
-        return group is not None and (group == wanted or fnmatchcase(group, wanted))
-    # Not by pattern alone: the brackets of pytest's names are letters to fnmatch.
-    return cell == pattern or fnmatchcase(cell, pattern)
-
-
 @dataclass(frozen=True)
 class Limits:
     """The rules of a run. ``declared`` are a scenario's own words, by its name."""
@@ -64,27 +56,28 @@ class Limits:
     def _scenario(self, cell: str) -> Mapping[str, Any]:
         return self.declared.get(cell.partition("/")[0], {})
 
+    def _fits(self, pattern: str, cell: str, group: str | None) -> bool:
+        if pattern.startswith(_GROUP):
+            cell, pattern = group or self._scenario(cell).get("group") or "", pattern.removeprefix(_GROUP)
+        # Not by pattern alone: the brackets of pytest's names are letters to fnmatch.
+        return bool(cell) and (cell == pattern or fnmatchcase(cell, pattern))
+
     def of(self, cell: str, group: str | None = None) -> float:
         """How many times slower a cell (SCENARIO/SIZE, or a benchmark's name) may be."""
-        group = group or self._scenario(cell).get("group")
-        # Of two rules that fit the later one is meant.
-        for groups in (False, True):
-            for pattern, ratio in reversed(self.thresholds):
-                if pattern.startswith(_GROUP) is groups and _matches(pattern, cell, group):
-                    return ratio
-        return float(self._scenario(cell).get("threshold") or self.threshold)
+        # Of the rules that fit the last one is meant, and a cell's own come after its group's.
+        rules = sorted(self.thresholds, key=lambda rule: not rule[0].startswith(_GROUP))
+        fitting = [ratio for pattern, ratio in rules if self._fits(pattern, cell, group)]
+        return fitting[-1] if fitting else float(self._scenario(cell).get("threshold") or self.threshold)
 
     def working(self, cell: str, group: str | None = None) -> bool:
         """Whether a cell fails if it does less, or is faster."""
-        group = group or self._scenario(cell).get("group")
         return bool(self._scenario(cell).get("must_work")) or any(
-            _matches(pattern, cell, group) for pattern in self.must_work)
+            self._fits(pattern, cell, group) for pattern in self.must_work)
 
     def check(self, cells: Mapping[str, str | None]) -> None:
         """Usage for a rule that fits no cell: a name that was misspelt would leave its cell unguarded. ``cells``: each
         cell's group."""
         for option, pattern in [*(("--threshold", pattern) for pattern, _ in self.thresholds),
                                 *(("--fail-if-faster", pattern) for pattern in self.must_work)]:
-            if not any(_matches(pattern, cell, group or self._scenario(cell).get("group"))
-                       for cell, group in cells.items()):
+            if not any(self._fits(pattern, cell, group) for cell, group in cells.items()):
                 raise Usage(f"{option} {pattern}: no cell of that name, pattern or group")

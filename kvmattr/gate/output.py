@@ -7,8 +7,8 @@ import json
 import re
 import textwrap
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 
 from kvmattr.gate.verdict import Finding, Judgement, Verdict
 
@@ -41,6 +41,9 @@ _MAY_DO_LESS = ("calls", "counts", "time", "files")
 _ADVICE_LESS = ("less work than before in a cell that must do its work: what no longer runs? If it is meant, take "
                 "--fail-if-faster or must_work away from it, or accept it with --update-baseline")
 
+#: What JUnit XML calls them.
+_JUNIT = {Verdict.REGRESSION: "failure", Verdict.UNDECIDED: "error"}
+
 #: Characters that no XML 1.0 document may hold, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -48,14 +51,14 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def by_check(judgement: Judgement) -> Iterator[tuple[str, list[Finding]]]:
     """The findings of each check, checks in the order of their weight."""
     order = list(dict.fromkeys([*_ORDER, *(finding.check for finding in judgement.findings)]))
-    for check, group in groupby(sorted(judgement.findings, key=lambda finding: order.index(finding.check)),
-                                key=lambda finding: finding.check):
-        yield check, list(group)
+    for check in order:
+        if findings := [finding for finding in judgement.findings if finding.check == check]:
+            yield check, findings
 
 
 def _tally(findings: list[Finding]) -> str:
-    counted = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
-    return ", ".join(f"{number} {verdict.value}" for verdict, number in counted.items() if number)
+    counted = Counter(finding.verdict for finding in findings)
+    return ", ".join(f"{counted[verdict]} {verdict.value}" for verdict in Verdict if verdict in counted)
 
 
 def table(judgement: Judgement) -> str:
@@ -101,11 +104,11 @@ def markdown(judgement: Judgement) -> str:
     """For a CI step's summary."""
     lines = [f"### kvmattr gate: {judgement.summary}", "", "| check | cells |", "|---|---|"]
     lines += [f"| {check} | {_tally(findings)} |" for check, findings in by_check(judgement)]
-    told = [*judgement.of(Verdict.REGRESSION), *judgement.of(Verdict.UNDECIDED), *judgement.of(Verdict.BETTER)]
+    told = judgement.of(*_TOLD)
     if told:
         lines += ["", "| | check | cell | what |", "|---|---|---|---|"]
-        lines += [f"| {finding.verdict.value} | {finding.check} | `{_cell(finding.cell)}` | {_cell(finding.text)} |"
-                  for finding in told[:_SHOWN]]
+        lines += [f"| {each.verdict.value} | {each.check} | `{_cell(each.cell)}` | {_cell(each.text)} |"
+                  for each in told[:_SHOWN]]
     if len(told) > _SHOWN:
         lines += ["", f"... and {len(told) - _SHOWN} more."]
     lines += ["", *(f"* {note}" for note in [*judgement.notes, *_advice(judgement)])]
@@ -125,11 +128,8 @@ def junit(judgement: Judgement) -> str:
                               errors=str(sum(each.verdict is Verdict.UNDECIDED for each in findings)))
         for each in findings:
             case = ET.SubElement(suite, "testcase", classname=f"gate.{check}", name=_xml(each.cell), time="0")
-            text = _xml(each.text)
-            if each.verdict is Verdict.REGRESSION:
-                ET.SubElement(case, "failure", message=text).text = text
-            elif each.verdict is Verdict.UNDECIDED:
-                ET.SubElement(case, "error", message=text).text = text
+            if each.verdict in _JUNIT:
+                ET.SubElement(case, _JUNIT[each.verdict], message=_xml(each.text)).text = _xml(each.text)
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -140,9 +140,9 @@ def _xml(text: str) -> str:
 
 def github_errors(judgement: Judgement) -> str:
     """Workflow commands of GitHub Actions, one line a finding that does not pass."""
-    told = [*judgement.of(Verdict.REGRESSION), *judgement.of(Verdict.UNDECIDED)]
-    lines = [github_error(f"kvmattr gate: {finding.check}",
-                          f"{finding.verdict.value}: {finding.cell}: {finding.text}") for finding in told[:_SHOWN]]
+    told = judgement.of(Verdict.REGRESSION, Verdict.UNDECIDED)
+    lines = [github_error(f"kvmattr gate: {each.check}", f"{each.verdict.value}: {each.cell}: {each.text}")
+             for each in told[:_SHOWN]]
     if len(told) > _SHOWN:
         lines.append(github_error("kvmattr gate", f"... and {len(told) - _SHOWN} more: {judgement.summary}"))
     return "\n".join(lines)

@@ -45,6 +45,14 @@ def alternating(pages: int, values: int = 2) -> AttributeMap:
     return guest
 
 
+def over_and_over(work: Callable[[], object]) -> Callable[[], None]:
+    """A run of so many operations."""
+    def run() -> None:
+        for _ in range(OPERATIONS):
+            work()
+    return run
+
+
 def each_way(guest: AttributeMap, gfns: NDArray[np.uint64], pages: int = 1) -> Callable[[], None]:
     """Convert ranges of so many pages at these gfns, and back again."""
     places = [int(gfn) // pages * pages for gfn in gfns]
@@ -77,12 +85,7 @@ def convert_block_as_guest_grows(pages: int) -> Work:
 def set_all_of_fragmented(pages: int) -> Work:
     """OR and AND of one bit over a guest in which every other page is private."""
     guest = alternating(pages)
-
-    def run() -> None:
-        for _ in range(OPERATIONS):
-            guest.or_(0, pages, 8)
-            guest.and_(0, pages, 0xF7)
-    return Work(run, [guest], 2 * OPERATIONS)
+    return Work(over_and_over(lambda: (guest.or_(0, pages, 8), guest.and_(0, pages, 0xF7))), [guest], 2 * OPERATIONS)
 
 
 @scenario(sizes=[1 << n for n in range(8, 17, 2)], growth="constant")
@@ -142,12 +145,11 @@ def ask_of_fragmented(pages: int) -> Work:
     """all, any and level of a guest whose every page differs in one bit from the next."""
     guest = alternating(pages)
 
-    def run() -> None:
-        for _ in range(OPERATIONS):
-            assert guest.all(0, pages, 0, 0xFE)
-            assert not guest.any(0, pages, 2, 2)
-            assert guest.level(pages // 2) == 1
-    return Work(run, [guest], 3 * OPERATIONS)
+    def ask() -> None:
+        assert guest.all(0, pages, 0, 0xFE)
+        assert not guest.any(0, pages, 2, 2)
+        assert guest.level(pages // 2) == 1
+    return Work(over_and_over(ask), [guest], 3 * OPERATIONS)
 
 
 @scenario(sizes=[1 << n for n in range(12, 21, 2)], growth="linear")
@@ -230,12 +232,5 @@ def one_bit_of_fragmented_guest_beats_a_dense_array() -> Versus:
     pages = 1 << 20
     guest = alternating(pages)
     dense = guest[0:pages]
-
-    def tree() -> None:
-        guest.or_(0, pages, 8)
-        guest.and_(0, pages, 0xF7)
-
-    def array() -> None:
-        np.bitwise_or(dense, 8, out=dense)
-        np.bitwise_and(dense, 0xF7, out=dense)
-    return Versus(tree, array)
+    return Versus(lambda: (guest.or_(0, pages, 8), guest.and_(0, pages, 0xF7)),
+                  lambda: (np.bitwise_or(dense, 8, out=dense), np.bitwise_and(dense, 0xF7, out=dense)))

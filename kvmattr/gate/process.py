@@ -63,8 +63,7 @@ class Worker:
     def __init__(self, tree: Path | Side, sources: Sequence[str], *, plant: str | None = None,
                  prefix: Sequence[str] = (), environment: dict[str, str] | None = None) -> None:
         side = tree if isinstance(tree, Side) else Side(tree)
-        tree = side.tree
-        gate = Path(__file__).parent
+        tree, gate = side.tree, Path(__file__).parent
         # The same hashes and messages everywhere.
         variables = {**os.environ, "PYTHONHASHSEED": "0", "LC_ALL": "C", **(environment or {})}
         self._pipe, theirs = Pipe()

@@ -14,8 +14,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvmattr.gate import builds, cache, repository, running
@@ -39,7 +38,6 @@ class Project:
     scenarios: tuple[Path, ...]
     install: str
     kvmattr: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, directory: Path, scenarios: list[str], install: str | None, kvmattr: Path) -> Project:
@@ -58,7 +56,10 @@ class Project:
 
     def head(self) -> Side:
         """The project as it lies there, without what git ignores."""
-        top, inside, names = self._files()
+        top = Path(repository.line(self.directory, "rev-parse", "--show-toplevel"))
+        inside = repository.line(self.directory, "rev-parse", "--show-prefix")
+        listed = repository.line(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        names = sorted({name for name in listed.split("\0") if name and (top / name).is_file()})
         digest = hashlib.sha256()
         for name in names:
             digest.update(f"{name}\0{(top / name).stat().st_mode & 0o111}\0".encode() + (top / name).read_bytes())
@@ -69,12 +70,6 @@ class Project:
                 shutil.copy2(top / name, scratch / name)
         place = cache.kept(f"{digest.hexdigest()[:40]}-sources", copy)
         return self._side(place, place / inside, digest.hexdigest(), "")
-
-    def _files(self) -> tuple[Path, str, list[str]]:
-        top = Path(repository.line(self.directory, "rev-parse", "--show-toplevel"))
-        listed = repository.line(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-        names = sorted({name for name in listed.split("\0") if name and (top / name).is_file()})
-        return top, repository.line(self.directory, "rev-parse", "--show-prefix"), names
 
     def _side(self, root: Path, inside: Path, commit: str, kind: str) -> Side:
         """Sources as something to import from, cached."""
@@ -107,7 +102,7 @@ class Project:
                         f"({error})") from None
         try:
             running.run(command, f"install of {self.directory.name} ({kind or 'plain'}, kept in {cache.directory()})",
-                        cwd=source, environment={**os.environ, **self.environment, **builds.layout(kind == "shifted")},
+                        cwd=source, environment={**os.environ, **builds.layout(kind == "shifted")},
                         failed=lambda code: f"the install command of {self.directory} failed ({code}): "
                         f"{shlex.join(command)}{_HINT * (self.install == INSTALL)}")
         except OSError as error:

@@ -30,25 +30,20 @@ def run(command: Sequence[str], words: str, *, cwd: Path | None = None,
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=said,
                                    stderr=subprocess.STDOUT)
+        code = None
         try:
-            while (code := _ended(process, interval)) is None:
-                status.overwritten(f"{words}: {time.monotonic() - started:.0f} s", last=interval == _LOG)
+            while code is None:
+                try:
+                    code = process.wait(interval)
+                except subprocess.TimeoutExpired:
+                    status.overwritten(f"{words}: {time.monotonic() - started:.0f} s", last=interval == _LOG)
         except BaseException:
             process.kill()
             process.wait()
             raise
         said.seek(0)
-        output = said.read().decode(errors="replace")
-    status.overwritten(f"{words}: {'done' if code == 0 else f'failed ({code})'} after "
-                       f"{time.monotonic() - started:.0f} s", last=True)
+        last = said.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+    status.overwritten(f"{words}: {f'failed ({code})' if code else 'done'} after {time.monotonic() - started:.0f} s",
+                       last=True)
     if code:
-        last = "\n".join(output.strip().splitlines()[-_LAST_LINES:])
-        raise CannotTell(f"{failed(code)}\n{last}")
-
-
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """The exit code of a process that ends within so many seconds."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
+        raise CannotTell("\n".join([failed(code), *last]))

@@ -102,9 +102,9 @@ class Tally:
 
     def row(self) -> list[str]:
         """A line of the proof's table."""
-        exits = [str(self.exits[code]) for code in (EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED)]
-        took = f"{statistics.median(self.seconds):.1f}" if self.seconds else "-"
-        return [self.case.words, *exits, f"{self.right} of {len(self.seconds)}", took]
+        return [self.case.words, *(str(self.exits[code]) for code in (EXIT_PASS, EXIT_REGRESSION, EXIT_UNDECIDED)),
+                f"{self.right} of {len(self.seconds)}",
+                f"{statistics.median(self.seconds):.1f}" if self.seconds else "-"]
 
 
 def selftest(gate: Gate, judgement: Judgement) -> None:
@@ -144,9 +144,8 @@ def prove(gate: Gate, runs: int, judgement: Judgement) -> None:
                      [tally.row() for tally in tallies], 120, left=(0,)), flush=True)
         for tally in tallies:
             made = len(tally.seconds)
-            verdict = (Verdict.UNDECIDED if not made else
-                       Verdict.PASS if tally.right == made else Verdict.REGRESSION)
-            judgement.add("proof", tally.case.words, verdict,
+            verdict = Verdict.PASS if tally.right == made else Verdict.REGRESSION
+            judgement.add("proof", tally.case.words, verdict if made else Verdict.UNDECIDED,
                           f"{tally.right} of {made} runs judged rightly: {tally.exits[EXIT_PASS]} pass, "
                           f"{tally.exits[EXIT_REGRESSION]} red, {tally.exits[EXIT_UNDECIDED]} could not tell")
 

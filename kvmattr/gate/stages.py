@@ -28,13 +28,9 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
     plant: str | None = None
 
-    def counting_tree(self) -> Path:
-        """The build whose counts are judged."""
-        return builds.build(self.source, "counting") if self.source else installed()
-
-    def plain_tree(self) -> Path:
-        """The build in which time is judged."""
-        return builds.build(self.source) if self.source else installed()
+    def tree(self, mode: str = "") -> Path:
+        """The build in which time is judged; in the mode ``counting`` that whose counts are."""
+        return builds.build(self.source, mode) if self.source else installed()
 
 
 def installed() -> Path:
@@ -64,7 +60,7 @@ def measure(gate: Gate, judgement: Judgement, *, with_claims: bool = True) -> Me
     never faster."""
     found = Measured()
     unseen, idle = [], []
-    with Worker(gate.counting_tree(), gate.scenarios, plant=gate.plant) as worker:
+    with Worker(gate.tree("counting"), gate.scenarios, plant=gate.plant) as worker:
         found.counted = worker.ask("build")["counting"]
         found.scenarios = worker.loaded["scenarios"]
         if gate.source and not found.counted:

@@ -58,17 +58,15 @@ class Judgement:
         self.findings.append(Finding(check, cell, verdict, text, measured, expected))
 
     def of(self, *verdicts: Verdict) -> list[Finding]:
-        """The findings with these verdicts."""
-        return [finding for finding in self.findings if finding.verdict in verdicts]
+        """The findings with these verdicts, those of the first one first."""
+        return [finding for verdict in verdicts for finding in self.findings if finding.verdict is verdict]
 
     @property
     def exit_code(self) -> int:
         """A regression outweighs a doubt; nothing judged at all is a doubt."""
         if self.of(Verdict.REGRESSION):
             return EXIT_REGRESSION
-        if self.of(Verdict.UNDECIDED) or not self.findings:
-            return EXIT_UNDECIDED
-        return EXIT_PASS
+        return EXIT_UNDECIDED if self.of(Verdict.UNDECIDED) or not self.findings else EXIT_PASS
 
     @property
     def summary(self) -> str:

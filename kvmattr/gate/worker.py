@@ -64,8 +64,7 @@ class Bench:
         """Calls, counts and bytes of one cell, and over how many operations."""
         from kvmattr.gate.counting import measure
         work = self.scenarios[name].prepare(size)
-        cost = measure(work)
-        return {"calls": cost.calls, "counts": cost.counts, "bytes": cost.held, "operations": work.operations}
+        return {**measure(work)._asdict(), "operations": work.operations}
 
     def open(self, name: str, size: int) -> None:
         """Prepare a cell for timing; one run, so that everything is warm and known to do what it should."""
@@ -79,10 +78,10 @@ class Bench:
     def open_claim(self, name: str) -> None:
         """Prepare a claim; both ways run once."""
         self.ways = {}
-        versus = self.claims[name].prepare()
-        versus.faster()
-        versus.slower()
-        self.ways = vars(versus)
+        ways = vars(self.claims[name].prepare())
+        for run in ways.values():
+            run()
+        self.ways = ways
 
     def run(self, repeat: int, way: str = "run") -> float:
         """CPU seconds of so many runs of what is open; of a claim, of one way, ``faster`` or ``slower``. What else runs
@@ -95,9 +94,8 @@ class Bench:
 
     def marked(self) -> None:
         """One run of what is open, between two calls of getpgrp(): callgrind cuts its profile there."""
-        run = self.ways["run"]
         os.getpgrp()
-        run()
+        self.ways["run"]()
         os.getpgrp()
 
 
@@ -119,8 +117,7 @@ def serve(pipe: Connection, *, beside: bool) -> None:
     """Answer requests ``{"do": name, ...}`` until there are no more."""
     bench = Bench(beside=beside)
     with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            words = json.loads(pipe.recv_bytes())
+        while words := json.loads(pipe.recv_bytes()):
             try:
                 answer = {"result": getattr(bench, words.pop("do"))(**words)}
             except Exception as error:      # a scenario may raise anything: the gate tells which cell it was
