@@ -29,11 +29,9 @@ class Dense(Backend):
         self.pages = np.full(npages, 0, np.uint8)
 
     def update(self, prepared: Batch) -> None:
-        """A compiled loop of slice assignments."""
         _loops.update_array(self.pages, prepared.starts, prepared.stops, prepared.attributes, prepared.operations)
 
     def runs(self) -> NDArray[Any]:
-        """Compare every page with its neighbour."""
         edges = np.concatenate([[0], np.flatnonzero(self.pages[1:] != self.pages[:-1]) + 1])
         stops = np.append(edges[1:], len(self.pages))
         return coalesced(edges, stops, self.pages[edges])
@@ -45,21 +43,17 @@ class Dense(Backend):
         return self.pages.take(gfns.view(np.int64), mode="wrap")
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
-        """Compare every page of each range."""
         return _loops.array_has(self.pages, ranges.starts, ranges.stops, ranges.attributes)
 
     def snapshot_restore(self, prepared: Batch) -> None:
-        """Copy all, update, copy all back."""
         before = self.pages.copy()
         self.update(prepared)
         self.pages[:] = before
 
     def migrate(self, prepared: Batch) -> int:
-        """Copy all, update, compare all."""
         before = self.pages.copy()
         self.update(prepared)
         return int(np.count_nonzero(self.pages != before))
 
     def nbytes(self) -> int:
-        """The array."""
         return self.pages.nbytes

@@ -38,7 +38,6 @@ class KernelBackend(Backend):
 
     @classmethod
     def missing(cls) -> str | None:
-        """/dev/kvm must open."""
         return kvm.missing()
 
     def __init__(self, npages: int, vm_type: int = uapi.KVM_X86_DEFAULT_VM) -> None:
@@ -91,7 +90,6 @@ class EmptyIoctl(KernelBackend):
         return np.zeros(len(batch), np.uint64)
 
     def update(self, prepared: NDArray[np.uint64]) -> None:
-        """The empty calls."""
         self._vm.ioctl_many(uapi.KVM_CHECK_EXTENSION, prepared)
 
     def runs(self) -> None:

@@ -52,11 +52,9 @@ class KernelAttributes(KernelBackend):
         super().__init__(npages, kvm.private_vm_type() or 0)
 
     def prepare(self, batch: Batch) -> NDArray[Any]:
-        """One structure an update."""
         return _records(batch)
 
     def update(self, prepared: NDArray[Any]) -> None:
-        """The calls."""
         self._call(uapi.KVM_SET_MEMORY_ATTRIBUTES, prepared)
 
     def runs(self) -> None:

@@ -63,7 +63,6 @@ class KernelMemslots(KernelBackend):
         return self._plan.plan(batch)
 
     def update(self, prepared: tuple[NDArray[Any], NDArray[np.int64]]) -> None:
-        """The calls alone."""
         calls, ends = prepared
         try:
             self._call(uapi.KVM_SET_USER_MEMORY_REGION, calls)

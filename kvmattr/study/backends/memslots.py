@@ -24,7 +24,6 @@ class Memslots(Backend):
         self.table = SplittingBaseline(npages)
 
     def update(self, prepared: Batch) -> None:
-        """One ``update_many``; the slot limit ends it."""
         try:
             self.table.update_many(prepared.starts, prepared.stops, prepared.attributes, prepared.operations)
         except OSError as error:
@@ -32,15 +31,12 @@ class Memslots(Backend):
             raise Failed(done, errno.errorcode[error.args[0]]) from error
 
     def runs(self) -> NDArray[Any]:
-        """``SplittingBaseline.runs``: its slots."""
         return self.table.runs()
 
     export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """One ``take``: a search of the slots a page."""
         return self.table.take(gfns)
 
     def nbytes(self) -> int:
-        """The slots and their metadata."""
         return self.table.nbytes

@@ -30,13 +30,11 @@ class Mprotect(Backend):
         self._memory = Mapping(npages, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def update(self, prepared: Batch) -> None:
-        """The calls."""
         done, error = mprotect_many(self._memory.address, prepared.starts, prepared.stops, prepared.attributes)
         if error:
             raise Failed(done, errno.errorcode[error])
 
     def runs(self) -> NDArray[Any]:
-        """What /proc/self/maps says of the mapping."""
         end = self._memory.address + self._npages * uapi.PAGE_SIZE
         starts, stops, attributes = [], [], []
         for line in Path("/proc/self/maps").read_text().splitlines():
@@ -49,5 +47,4 @@ class Mprotect(Backend):
         return coalesced(np.array(starts), np.array(stops), attributes)
 
     def close(self) -> None:
-        """Unmap."""
         self._memory.close()

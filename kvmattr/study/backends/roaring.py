@@ -37,7 +37,6 @@ class Roaring(Backend):
         return list(batch.rows())
 
     def update(self, prepared: list[tuple[int, int, int, Operation]]) -> None:
-        """``add_range`` or ``remove_range`` an update."""
         add, remove = self._private.add_range, self._private.remove_range
         for start, stop, attributes, _ in prepared:
             (add if attributes else remove)(start, stop)
@@ -61,6 +60,5 @@ class Roaring(Backend):
         return np.fromiter(answers, np.bool_, len(ranges))
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """One ``in`` a page."""
         private = self._private
         return np.fromiter((gfn in private for gfn in gfns.tolist()), np.uint8, len(gfns))

@@ -32,7 +32,6 @@ class SortedRuns(Backend):
         self._runs: Any = SortedDict({0: 0})
 
     def prepare(self, batch: Batch) -> list[tuple[int, int, int, Operation]]:
-        """Python numbers."""
         return list(batch.rows())
 
     def update(self, prepared: list[tuple[int, int, int, Operation]]) -> None:
@@ -57,14 +56,12 @@ class SortedRuns(Backend):
             del self._runs[gfn]
 
     def runs(self) -> NDArray[Any]:
-        """The map."""
         starts = list(self._runs)
         return coalesced(starts, [*starts[1:], self._npages], list(self._runs.values()))
 
     export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """A search a page."""
         runs = self._runs
         return np.fromiter((runs.peekitem(runs.bisect_right(gfn) - 1)[1] for gfn in gfns.tolist()),
                            np.uint8, len(gfns))

@@ -36,21 +36,17 @@ class Store(Backend):
         return partial(self.map.update_many, batch.starts, batch.stops, batch.attributes, operations)
 
     def update(self, prepared: Callable[[], int]) -> None:
-        """One call for the whole batch."""
         prepared()
 
     def runs(self) -> NDArray[Any]:
-        """``AttributeMap.runs``."""
         return self.map.runs()
 
     export = runs
 
     def lookup(self, gfns: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """One ``take``."""
         return self.map.take(gfns)
 
     def has(self, ranges: Batch) -> NDArray[np.bool_]:
-        """A compiled loop of ``all``."""
         return _loops.map_has(self.map, ranges.starts, ranges.stops, ranges.attributes)
 
     def mixed(self) -> NDArray[np.bool_]:
@@ -58,20 +54,17 @@ class Store(Backend):
         return mixed_blocks(self.map.runs())
 
     def snapshot_restore(self, prepared: Callable[[], int]) -> None:
-        """A snapshot, the updates, and the way back."""
         before = self.map.snapshot()
         prepared()
         self.map.restore(before)
 
     def migrate(self, prepared: Callable[[], int]) -> int:
-        """A snapshot, the updates, and their ``diff``."""
         before = self.map.snapshot()
         prepared()
         changed = self.map.diff(before)
         return int((changed["stop"] - changed["start"]).sum())
 
     def nbytes(self) -> int:
-        """``AttributeMap.nbytes``."""
         return self.map.nbytes
 
 

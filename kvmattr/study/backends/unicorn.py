@@ -37,12 +37,10 @@ class Unicorn(Backend):
         self._machine.mem_map(0, npages * uapi.PAGE_SIZE, self._protections[0])
 
     def prepare(self, batch: Batch) -> list[tuple[int, int, int]]:
-        """Address, size and protection an update."""
         return [(start * uapi.PAGE_SIZE, (stop - start) * uapi.PAGE_SIZE, self._protections[attributes])
                 for start, stop, attributes, _ in batch.rows()]
 
     def update(self, prepared: list[tuple[int, int, int]]) -> None:
-        """The calls."""
         for done, (address, size, protection) in enumerate(prepared):
             try:
                 self._machine.mem_protect(address, size, protection)

@@ -33,7 +33,6 @@ class XArrayModel(Backend):
     @classmethod
     @cache
     def seconds_a_page(cls) -> float:
-        """Measured once."""
         return measured_seconds_a_page(cls(1 << 14).update)
 
     def __init__(self, npages: int) -> None:
@@ -41,13 +40,11 @@ class XArrayModel(Backend):
         self._array = XArray()
 
     def update(self, prepared: Batch) -> None:
-        """A compiled loop of KVM's set."""
         done = self._array.update_many(prepared.starts, prepared.stops, prepared.attributes, prepared.operations)
         if done < len(prepared):
             raise Failed(done, "ENOMEM")
 
     def runs(self) -> NDArray[Any]:
-        """Every entry, coalesced by a compiled walk."""
         starts, attributes = self._array.runs(self._npages)
         return coalesced(starts, np.append(starts[1:], np.uint64(self._npages)), attributes)
 
@@ -70,5 +67,4 @@ class XArrayModel(Backend):
         return out.view(np.bool_)
 
     def nbytes(self) -> int:
-        """The nodes."""
         return self._array.nbytes
