@@ -99,8 +99,11 @@ class Arm:
             if reason is not None:
                 self._end(*reason)
             else:
+                setup = self._workload.setup
                 self._backend = self._class(self._workload.npages)
-                self._set_up()
+                first, took = timed(self._backend.load, copy.deepcopy(setup), self._seconds)
+                self._spent += took.wall / 1e9
+                self._in_parts(setup.part(first, len(setup)), first, "in the setup: ")
 
     @property
     def seconds_in_rounds(self) -> float:
@@ -111,7 +114,12 @@ class Arm:
         """Find how many operations fit a round (``fixed``: it has so many), and bring code and data into the caches."""
         if self._workload.whole:
             # Where rounds alternate, this is the odd one: it finds nothing to undo, and round 0 comes next.
-            self._whole_round(self._work.argument(1, self._operations))
+            argument = self._work.argument(1, self._operations)
+            if self._workload.action == "update":   # in parts: nobody knows yet how long it takes
+                self._in_parts(argument, len(self._workload.setup))
+                self._done.append(argument)
+            else:
+                self._timed(argument)
         elif fixed:
             self._operations = min(fixed, self._operations)
             self._timed(self._work.argument(0, self._operations))
@@ -232,19 +240,6 @@ class Arm:
                         f"{reference.lookup(gfns[different[:1]])[0]} ({len(different):,} of the {len(gfns):,} "
                         "pages that were probed differ)")
 
-    def _set_up(self) -> None:
-        first, took = timed(self._backend.load, copy.deepcopy(self._workload.setup), self._seconds)
-        self._spent += took.wall / 1e9
-        self._in_parts(self._workload.setup.part(first, len(self._workload.setup)), first, "in the setup: ")
-
-    def _whole_round(self, argument: Any) -> None:
-        """The first round of indivisible work: in parts, because nobody knows yet how long it takes."""
-        if self._workload.action == "update":
-            self._in_parts(argument, len(self._workload.setup))
-            self._done.append(argument)
-        else:
-            self._timed(argument)
-
     def _in_parts(self, updates: Batch, before: int, where: str = "") -> None:
         """Do updates, of which ``before`` came earlier, keeping the time limit."""
         first, part = 0, _FIRST_PART
@@ -297,15 +292,12 @@ class Arm:
         return self._backend.prepare(argument) if are_updates(argument, action) else argument
 
     def _measure_empty_call(self) -> None:
-        empty = _EMPTY.get(self._workload.action)
-        if empty is None:
-            return
-        call = getattr(self._backend, self._workload.action)
-        times = []
-        with self._ending_here(len(self._workload.setup)):
-            for _ in range(5):
-                times.append(timed(call, self._prepared(empty, self._workload.action))[1].wall / 1e9)
-            self._empty_seconds = min(times)
+        action = self._workload.action
+        if action in _EMPTY:
+            call = getattr(self._backend, action)
+            with self._ending_here(len(self._workload.setup)):
+                self._empty_seconds = min(timed(call, self._prepared(_EMPTY[action], action))[1].wall
+                                          for _ in range(5)) / 1e9
 
     def _wrong(self, note: str) -> None:
         self._rounds = []

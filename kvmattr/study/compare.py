@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_USAGE
     files: list[tuple[str | None, Callable[[], str | bytes]]] = [
         (arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"),
-        (arguments.figure, lambda: _drawn(a, b, compared, arguments.figure))]
+        (arguments.figure, lambda: figures.drawn(both_sides(a, b, compared.rows), figures.format_of(arguments.figure),
+                                                 facecolor="white"))]
     errors = writing.write_each((place, make) for place, make in files if place)
     people = sys.stderr if any(place and writing.is_stdout(place) for place in (arguments.json, arguments.figure)
                                ) else sys.stdout
@@ -117,7 +118,3 @@ def _cells(row: Row, size_name: str) -> list[str]:
         words += f", {text.digits(row.floor_ratio)}x over the floor"
     return [text.size(row.size, size_name), row.backend,
             *("" if value is None else text.quantity(value, row.unit) for value in (row.a, row.b)), ratio, words]
-
-
-def _drawn(a: Sequence[Report], b: Sequence[Report], compared: Compared, place: str) -> bytes:
-    return figures.drawn(both_sides(a, b, compared.rows), figures.format_of(place), facecolor="white")

@@ -92,10 +92,10 @@ class Compared:
     def summary(self) -> str:
         """One line: the outcome and how many cells it rests on."""
         word = {0: "PASS", 1: "SLOWER", 3: "COULD NOT TELL"}[self.exit_code]
-        counts = [(len(self.of(verdict)), said) for verdict, said in (
-            ("slower", "slower"), ("broken", "broken"), ("faster", "faster"), ("mended", "mended"),
-            ("same", "the same"), ("open", "could not be told"))]
-        return f"{word}: {', '.join(f'{count} {said}' for count, said in counts if count) or 'no cell was judged'}"
+        words = {"same": "the same", "open": "could not be told"}
+        said = [f"{len(rows)} {words.get(verdict, verdict)}" for verdict in
+                ("slower", "broken", "faster", "mended", "same", "open") if (rows := self.of(verdict))]
+        return f"{word}: {', '.join(said) or 'no cell was judged'}"
 
     def as_record(self) -> dict[str, Any]:
         """The JSON document."""
@@ -217,12 +217,7 @@ def _why_not(cells: list[Result]) -> str:
 
 def _distinct(*sides: Sequence[Report]) -> tuple[list[Report], list[Report], list[Report], list[str]]:
     """Every run once a side (a copy of a file is no other run), and what there is to say of those that came again."""
-    kept: list[list[Report]] = []
-    for side in sides:
-        kept.append([])
-        for report in side:
-            if report not in kept[-1]:
-                kept[-1].append(report)
+    kept = [[report for index, report in enumerate(side) if report not in side[:index]] for side in sides]
     a, b, same = kept
     said = [f"{name} has {len(side) - len(once)} runs that are there already: each run counts once."
             for name, side, once in zip(("A", "B", "--same"), sides, kept, strict=True) if len(once) < len(side)]

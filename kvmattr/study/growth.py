@@ -116,9 +116,8 @@ def seen(results: Sequence[Result], scenarios: Mapping[str, Asked]) -> list[Seen
 
 def _allows(law: str, low: float, high: float, sizes: float) -> bool:
     """Whether a factor somewhere in ``low .. high`` obeys the law over sizes that are so many times as large."""
-    least, most = LAWS[law]
-    decades = math.log10(sizes)
-    lowest, highest = math.log10(max(low, 1e-300)) / decades, math.log10(max(high, 1e-300)) / decades
     if law == "not growing":
         return low <= _CACHES
+    least, most = LAWS[law]
+    lowest, highest = (math.log(max(factor, 1e-300), sizes) for factor in (low, high))
     return lowest <= most and highest >= least

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvmattr.measure import text
 from kvmattr.measure.extras import require
@@ -27,13 +26,5 @@ def render(report: Report) -> str:
                                      lstrip_blocks=True)
     environment.filters |= {"size": text.size, "quantity": text.quantity, "words": lambda name: name.replace("_", " ")}
     return environment.from_string(_TEMPLATE.read_text()).render(
-        report=report, plots=_by_scenario(plots(report)), inline_svg=inline_svg, seen=_by_scenario(report.seen),
-        tables=_by_scenario(table.tables(report)), legend=table.LEGEND, statuses=STATUSES, defects=DEFECTS,
-        not_here=NOT_HERE, kinds=KINDS)
-
-
-def _by_scenario(parts: Iterable[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for part in parts:
-        found.setdefault(part.scenario, []).append(part)
-    return found
+        report=report, plots=list(plots(report)), inline_svg=inline_svg, tables=table.tables(report),
+        legend=table.LEGEND, statuses=STATUSES, defects=DEFECTS, not_here=NOT_HERE, kinds=KINDS)

@@ -133,10 +133,8 @@ def _mark_ends(axes: Any, cells: Sequence[Result], size_name: str, drawn: list[s
 def _label_axes(axes: Any, size_name: str, unit: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(_literal(size_name))
-    axes.set_ylabel(_literal(unit.replace("ns/", "time per ")))
+    axes.set(xscale="log", yscale="log", xlabel=_literal(size_name),
+             ylabel=_literal(unit.replace("ns/", "time per ")))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(round(value), size_name)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.quantity(value, unit)))
     if size_name in text.MEMORY_SIZES:
@@ -154,9 +152,7 @@ def _label_axes(axes: Any, size_name: str, unit: str) -> None:
 def _add_legend(figure: Any, axes: Any) -> None:
     """Below the axes, read line by line; matplotlib itself fills column by column."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = len(labels)
-    while columns > 1 and columns * (max(map(len, labels)) + 4) > _LEGEND_LETTERS:
-        columns -= 1
+    columns = max(1, min(len(labels), _LEGEND_LETTERS // (max(map(len, labels)) + 4)))
     order = [index for column in range(columns) for index in range(column, len(labels), columns)]
     figure.legend([handles[index] for index in order], [labels[index] for index in order], frameon=False,
                   fontsize="small", loc="outside lower center", ncols=columns)
@@ -238,13 +234,11 @@ def _ratios(axes: Any, rows: Sequence[Row], size_names: Mapping[str, str]) -> No
                   label="" if verdict[1] in shown else verdict[1])
         axes.plot(ratio, place, "o", color=verdict[0], markersize=4)
         shown.add(verdict[1])
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    axes.set(xscale="log", xlim=(low, high), xlabel="B / A, with its interval")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{text.digits(value)}x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.axvline(1, color="#888888", linewidth=0.8)
-    axes.set_xlabel("B / A, with its interval")
     axes.set_yticks(range(len(rows)), [_literal(f"{row.scenario} {text.size(row.size, size_names[row.scenario])} "
                                                 f"{row.backend}") for row in rows], fontsize="x-small")
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)

@@ -28,12 +28,6 @@ _COLUMNS = ("scenario", "backend", "kind", "size", "unit", "status", "median", "
             "operations", "overhead", "reached", "note", "host", "clock")
 
 
-def asked_of(results: Sequence[Result]) -> dict[str, Asked]:
-    """The scenarios of some results, as this version knows them; others without question and expectations."""
-    return {name: scenarios.ALL[name].asked if name in scenarios.ALL else Asked(f"{name}?", "size", ())
-            for name in dict.fromkeys(result.scenario for result in results)}
-
-
 @dataclass(frozen=True)
 class Report:
     """One run: machine, method, load, and the results. docs/report-schema.md describes the JSON."""
@@ -44,13 +38,16 @@ class Report:
     results: list[Result]
     #: Ctrl-C, SIGTERM, SIGHUP or a closed pipe ended the run: the units that were done are here.
     interrupted: bool = False
-    #: The scenarios of the results; those that this version has, if they are not given.
+    #: The scenarios of the results. Those that are not given are as this version has them; without question and
+    #: expectations, where it has not.
     scenarios: Mapping[str, Asked] = field(default_factory=dict)
     #: What was asked for and is not in the results, each with its reason.
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scenarios", {**asked_of(self.results), **self.scenarios})
+        known = {name: scenarios.ALL[name].asked if name in scenarios.ALL else Asked(f"{name}?", "size", ())
+                 for name in dict.fromkeys(result.scenario for result in self.results)}
+        object.__setattr__(self, "scenarios", {**known, **self.scenarios})
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -93,10 +93,8 @@ class Result:
 
     def as_record(self) -> dict[str, Any]:
         """The JSON object: the fields and, where measured, the medians."""
-        record = asdict(self)
-        spread = self.spread
-        record |= asdict(spread) if spread else dict.fromkeys(("median", "p10", "p90", "low", "high"))
-        return record
+        return asdict(self) | (asdict(self.spread) if self.spread else
+                               dict.fromkeys(each.name for each in fields(Spread)))
 
     @classmethod
     def from_record(cls, record: Field, schema: int) -> Result:

@@ -86,8 +86,7 @@ def forecast(units: Sequence[Unit], options: Options) -> Forecast:
     cells, low, high = 0, 0.0, 0.0
     each: list[float] = []
     for unit in units:
-        before = low
-        scenario = scenarios.ALL[unit.scenario]
+        before, scenario = low, scenarios.ALL[unit.scenario]
         # Guests are made as big as they will be; of other sizes the smallest shows what is asked, quickly.
         size = unit.size if scenario.size_name == "guest size" else scenario.sizes[0]
         try:

@@ -95,10 +95,7 @@ def _turn(values: NDArray[np.uint64], index: int, count: int) -> NDArray[np.uint
 def _over_and_over(*batches: Batch) -> Callable[[int, int], Batch]:
     """Rounds of the same updates again and again."""
     once = Batch.joined(*batches)
-
-    def argument(index: int, operations: int) -> Batch:
-        return Batch.joined(*[once] * -(-operations // len(once))).part(0, operations)
-    return argument
+    return lambda index, operations: Batch.joined(*[once] * -(-operations // len(once))).part(0, operations)
 
 
 def _there_and_back(places: NDArray[np.uint64], length: int,
@@ -155,7 +152,6 @@ def _rmw(runs: int, random: Generator) -> Workload:
 
 def _lookup(earlier: int, random: Generator) -> Workload:
     gfns = random.integers(0, GUEST, 1 << 16, dtype=np.uint64)
-
     return Workload(GUEST, Batch.of(_distinct(random, GUEST, earlier), 1, PRIVATE), "lookup", partial(_turn, gfns),
                     MOST_OPERATIONS)
 
@@ -164,7 +160,6 @@ def _has(length: int, random: Generator) -> Workload:
     # The lower half is private: everywhere the answer is yes, the dear one, because nothing ends it early.
     guest = 4 * GIB
     blocks = random.integers(0, guest // 2 // length, 1024, dtype=np.uint64) * np.uint64(length)
-
     return Workload(guest, Batch.of([0], guest // 2, PRIVATE), "has", lambda index, operations: Batch.of(
         _turn(blocks, index, operations), length, PRIVATE), MOST_OPERATIONS)
 

@@ -21,9 +21,9 @@ _LISTED = 4
 def sentences(report: Report) -> list[str]:
     """What the run has to say, most important first."""
     results, load = report.results, report.load
+    unexpected = [f"{each.scenario}: {each.words}." for each in report.seen if not each.as_expected]
     said = [*_conversions(report), *_limits(results), *_kernel(results), *_rmw(results),
-            *_defects(results, report.scenarios), *_unexpected(report), *_untold(report),
-            *_overhead(results, report.scenarios)]
+            *_defects(results, report.scenarios), *unexpected, *_untold(report), *_overhead(results, report.scenarios)]
     if not any(result.status == "ok" for result in results):
         said.insert(0, "Nothing was measured.")
     if report.method.get("note"):
@@ -64,10 +64,9 @@ def _conversions(report: Report) -> list[str]:
         said.append(f"After {_counts(both)} earlier conversions, converting one page costs "
                     f"{_medians(store, both)} by attributes (store) and {_medians(slots, both)} by splitting "
                     f"memslots (memslots): {times} times as much.")
-    beyond = [size for size in store if size not in slots]
-    if beyond:
-        still = "still " if both else ""
-        said.append(f"By attributes (store) it {still}costs {_medians(store, beyond)} after {_counts(beyond)}.")
+    if beyond := [size for size in store if size not in slots]:
+        said.append(f"By attributes (store) it {'still ' if both else ''}costs {_medians(store, beyond)} after "
+                    f"{_counts(beyond)}.")
     return said
 
 
@@ -95,13 +94,10 @@ def _kernel(results: Sequence[Result]) -> list[str]:
             said.append(f"{where} a conversion by {backend} takes {_medians(cells, sizes)} after "
                         f"{_counts(sizes)} earlier ones; an empty ioctl takes "
                         f"{_medians(floor, sizes[-1:])}.")
-    absent: dict[str, list[str]] = {}
-    for result in results:
-        if result.kind == "kernel" and result.status == "unavailable":
-            names = absent.setdefault(result.note, [])
-            if result.backend not in names:
-                names.append(result.backend)
-    return said + [f"{text.listed(names)} did not run: {note}." for note, names in absent.items()]
+    absent = dict.fromkeys((result.note, result.backend) for result in results
+                           if result.kind == "kernel" and result.status == "unavailable")
+    return said + [f"{text.listed([name for why, name in absent if why == note])} did not run: {note}."
+                   for note in dict.fromkeys(why for why, _ in absent)]
 
 
 def _rmw(results: Sequence[Result]) -> list[str]:
@@ -109,14 +105,8 @@ def _rmw(results: Sequence[Result]) -> list[str]:
     sizes = [size for size in by_or if size in by_get]
     if not sizes:
         return []
-    largest = sizes[-1:]
-    return [f"Changing one bit over {largest[0]:,} runs takes {_medians(by_or, largest)} by one OR and "
-            f"{_medians(by_get, largest)} by GET and one WRITE a run."]
-
-
-def _unexpected(report: Report) -> list[str]:
-    """What grew otherwise than was expected; the tables have every verdict."""
-    return [f"{each.scenario}: {each.words}." for each in report.seen if not each.as_expected]
+    return [f"Changing one bit over {sizes[-1]:,} runs takes {_medians(by_or, sizes[-1:])} by one OR and "
+            f"{_medians(by_get, sizes[-1:])} by GET and one WRITE a run."]
 
 
 def _defects(results: Sequence[Result], scenarios: Mapping[str, Asked]) -> list[str]:

@@ -38,8 +38,7 @@ class Batch:
 
     def part(self, first: int, last: int) -> Batch:
         """The updates ``first`` to ``last`` (half-open), without a copy."""
-        return Batch(self.starts[first:last], self.stops[first:last], self.attributes[first:last],
-                     self.operations[first:last])
+        return Batch(*(column[first:last] for column in vars(self).values()))
 
     def rows(self) -> Iterator[tuple[int, int, int, Operation]]:
         """The updates one by one, as Python numbers."""
@@ -61,10 +60,7 @@ class Batch:
     @classmethod
     def joined(cls, *batches: Batch) -> Self:
         """Batches one after the other."""
-        return cls(np.concatenate([batch.starts for batch in batches]),
-                   np.concatenate([batch.stops for batch in batches]),
-                   np.concatenate([batch.attributes for batch in batches]),
-                   np.concatenate([batch.operations for batch in batches]))
+        return cls(*map(np.concatenate, zip(*(vars(batch).values() for batch in batches), strict=True)))
 
     @classmethod
     def empty(cls) -> Self:
