@@ -945,6 +945,14 @@ def test_counts_speak_first_and_time_last() -> None:
     assert [check for check, _ in output.by_check(judgement)] == ["counts", "missing", "claims", "time", "selftest"]
 
 
+def test_a_summary_tells_regressions_before_doubts() -> None:
+    judgement = Judgement()
+    for verdict in (Verdict.BETTER, Verdict.UNDECIDED, Verdict.PASS, Verdict.REGRESSION):
+        judgement.add("counts", "a/1", verdict, "")
+    told = re.findall(r"^\| (\w+) \| counts ", output.markdown(judgement), re.MULTILINE)
+    assert told == ["regression", "undecided", "better"]
+
+
 def test_junit_of_any_text_is_xml() -> None:
     judgement = Judgement()
     judgement.add("counts", "a/1/\x1b[31m", Verdict.REGRESSION, "a\x00b\ud800c\nd\u20ac")

@@ -84,8 +84,13 @@ def _check_files(files: list[TimeFile]) -> None:
 
 
 def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: bool) -> None:
-    found = [f"{other.path}: {word} is {other.machine[word]!r}, in {first.path} it is {first.machine[word]!r}"
-             for word, first, other in time_files.differences(files)]
+    found = []
+    for word in time_files.FINGERPRINT:
+        known = [each for each in files if word in each.machine]
+        other = next((each for each in known if each.machine[word] != known[0].machine[word]), None)
+        if other is not None:
+            found.append(f"{other.path}: {word} is {other.machine[word]!r}, in {known[0].path} it is "
+                         f"{known[0].machine[word]!r}")
     if found and same_machine:
         judgement.notes.extend(f"{text} (--same-machine)" for text in found)
     elif found:

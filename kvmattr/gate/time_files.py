@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,13 +176,3 @@ def _asv(path: Path, data: dict[str, Any]) -> TimeFile:
         "system": machine.get("os"),
         # Where it was told to use an environment that exists, asv has its path: that may differ for one Python.
         "Python": "" if "/" in python else python}, others)
-
-
-def differences(files: list[TimeFile]) -> Iterator[tuple[str, TimeFile, TimeFile]]:
-    """What is known of two files' machines and differs: the word, the first file that knows it, and another."""
-    for word in FINGERPRINT:
-        known = [each for each in files if word in each.machine]
-        for each in known[1:]:
-            if each.machine[word] != known[0].machine[word]:
-                yield word, known[0], each
-                break
