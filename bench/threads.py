@@ -15,6 +15,7 @@ The second table has what a call takes, now and then, while the other thread wor
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -34,7 +35,7 @@ from kvmattr import VM, AttributeMap  # noqa: E402
 from kvmattr.measure.machine import Load  # noqa: E402
 from kvmattr.measure.table import fitted  # noqa: E402
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 #: Called in the thread that will do the work. A bound method such as ``m.get`` is an object with a count of references
 #: that each call changes: two of one thread's may lie in one cache line, or it may be one that both threads use. Then
 #: two threads take turns at that line and do together what one does alone (measured here: 0.9 to 1.1 in place of 1.9).
@@ -63,36 +64,29 @@ def getting(m: AttributeMap) -> Work:
 
 def taking(m: AttributeMap) -> Work:
     gfns = np.random.default_rng(1).integers(0, 1 << 18, 100_000, dtype=np.uint64)
+    return lambda: m.take(gfns)
 
-    def work() -> None:
-        m.take(gfns)
 
-    return work
+def taking_turns(one: int, other: int, change: Callable[[int], object]) -> Work:
+    """To change pages to the one value and to the other by turns: every call changes them."""
+    values = itertools.cycle([other, one])
+    return lambda: change(next(values))
 
 
 def putting(m: AttributeMap, first: int) -> Work:
-    """Every page changes: the two values take turns, and two threads have pages of their own."""
+    """Two threads have pages of their own."""
     gfns = np.arange(first, 200_000, 40, dtype=np.uint64)[:2000]
-    values = [1, 2]
-
-    def work() -> None:
-        values.reverse()
-        m.put(gfns, values[0])
-
-    return work
+    return taking_turns(1, 2, lambda value: m.put(gfns, value))
 
 
 def writing(m: AttributeMap, first: int) -> Work:
     write = m.write
-    values = [1, 0]
 
-    def work() -> None:
-        values.reverse()
-        value = values[0]
+    def change(value: int) -> None:
         for gfn in range(first, first + 500):
             write(gfn, gfn + 1, value)
 
-    return work
+    return taking_turns(1, 0, change)
 
 
 def accessing(vm: VM) -> Work:
@@ -106,16 +100,13 @@ def accessing(vm: VM) -> Work:
 
 
 def setting(vm: VM, first: int) -> Work:
-    change = vm.set_memory_attributes
-    values = [1, 0]
+    set_one = vm.set_memory_attributes
 
-    def work() -> None:
-        values.reverse()
-        value = values[0]
+    def change(value: int) -> None:
         for address in range(first, first + (500 << 12), 4096):
-            change(address, 4096, value)
+            set_one(address, 4096, value)
 
-    return work
+    return taking_turns(1, 0, change)
 
 
 def rows() -> dict[str, tuple[Maker, Maker, float]]:
@@ -145,15 +136,6 @@ def waits() -> dict[str, tuple[Maker, Callable[[], Callable[[int], object]]]]:
     m = fragmented()
     gfns = np.random.default_rng(2).integers(0, 1 << 18, 1_000_000, dtype=np.uint64)
 
-    def batches() -> Work:
-        values = [1, 3]
-
-        def work() -> None:
-            values.reverse()
-            m.put(gfns, values[0])
-
-        return work
-
     def get() -> Callable[[int], object]:
         get = m.get
         return lambda turn: get(7 * turn)
@@ -163,8 +145,8 @@ def waits() -> dict[str, tuple[Maker, Callable[[], Callable[[int], object]]]]:
         return lambda turn: write((1 << 21) + turn, (1 << 21) + turn + 1, turn & 1)
 
     return {
-        "get beside put of 1e6 pages": (batches, get),
-        "write beside put of 1e6 pages": (batches, write),
+        "get beside put of 1e6 pages": (partial(taking_turns, 1, 3, lambda value: m.put(gfns, value)), get),
+        "write beside put of 1e6 pages": (partial(taking_turns, 1, 3, lambda value: m.put(gfns, value)), write),
         "get beside writes": (partial(writing, m, 1 << 20), get),
         "write beside writes": (partial(writing, m, 1 << 20), write),
     }
