@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 from kvmattr import embedding
 from kvmattr._version import __version__
 from kvmattr.measure import ending, writing
+from kvmattr.measure.refusing import Refused
 from kvmattr.measure.status import forgiving_stderr
 
-#: What was asked for could not be written.
-EXIT_UNWRITTEN = 2
+#: What was asked for makes no sense, or could not be read or written.
+EXIT_REFUSED = 2
 
 #: Command name -> the module that owns it. Each module has ``HELP`` (one line), ``add_arguments(parser)``
-#: and ``run(arguments) -> int`` (the exit code).
+#: and ``run(arguments) -> int`` (the exit code; it may raise Refused).
 COMMANDS = {
     "scaling": "kvmattr.study.command",
     "compare": "kvmattr.study.compare",
@@ -103,9 +104,9 @@ def _run(words: Sequence[str]) -> int:
         return ending.exit_code(interrupt)
     except BrokenPipeError:
         return ending.exit_code(ending.ReaderGone())
-    except writing.CannotWrite as error:
+    except (Refused, writing.CannotWrite) as error:
         print(f"kvmattr {words[0]}: {error}", file=sys.stderr)
-        return EXIT_UNWRITTEN
+        return EXIT_REFUSED
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from kvmattr import timeline, uapi
 from kvmattr._core import AttributeMap
 from kvmattr.access_map import Shown, effective_attributes, end_of, text
 from kvmattr.measure import figures, writing
-from kvmattr.measure.text import reason
+from kvmattr.measure.refusing import refusing
 from kvmattr.picture import figure_of, rounded
 from kvmattr.profiles import PROFILES, profile_named
 from kvmattr.trace import Trace, machine_for, read, replay
@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw; 0, 1 if answers differ from the recorded ones with --strict, 2 for what cannot be read or drawn."""
+    """Draw; 0, 1 if answers differ from the recorded ones with --strict. Raises Refused for what cannot be drawn."""
     differs = False
-    try:
+    with refusing():
         writing.check(arguments.picture, arguments.timeline, read=[] if arguments.source == "-" else [arguments.source])
         if is_saved(arguments.source):
             for name in ("at", "history", "timeline"):
@@ -60,11 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             with read(arguments.source, **reading_options(arguments)) as trace:
                 differs = _run(trace, arguments) and arguments.strict
-    except BrokenPipeError:      # of standard output: for the command line to tell
-        raise
-    except (ValueError, OSError, ImportError) as error:
-        print(f"kvmattr show: {reason(error)}", file=sys.stderr)
-        return 2
     return 1 if differs else 0
 
 

@@ -1,22 +1,19 @@
 """kvmattr show: the text line by line, the shares that a picture is made of, pictures, bad words."""
 
-import argparse
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kvmattr import VM, AttributeMap, access_map, picture, show, uapi
+from kvmattr import VM, AttributeMap, access_map, cli, picture, show, uapi
 from kvmattr.trace import Machine, SetAttributes, SetSlot, write
 
 RECORDINGS = Path(__file__).parent / "data" / "traces"
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    show.add_arguments(parser)
-    return show.run(parser.parse_args([str(word) for word in words]))
+    return cli.main(["show", *map(str, words)])
 
 
 @pytest.fixture

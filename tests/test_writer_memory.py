@@ -104,6 +104,7 @@ def recorded(folder: Path) -> None:
 #: Function: its call in a folder. The words after a colon say what is special.
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "measure.writing.is_stdout": lambda folder: writing.is_stdout(folder / "old"),
+    "measure.writing.people": lambda folder: writing.people(folder / "old", None),
     "measure.writing.is_regular": lambda folder: writing.is_regular(folder / "new"),
     "measure.writing.check": lambda folder: writing.check(folder / "old", folder / "new", read=[folder / "other"]),
     "measure.writing.check_directory": lambda folder: writing.check_directory(folder / "a" / "b"),

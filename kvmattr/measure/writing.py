@@ -60,6 +60,11 @@ def is_stdout(place: Place) -> bool:
     return os.fspath(place) == "-" or _own_descriptor(place) == 1
 
 
+def people(*places: Place | None) -> TextIO:
+    """The stream for what people read: standard error where a file goes to standard output, else that."""
+    return sys.stderr if any(place is not None and is_stdout(place) for place in places) else sys.stdout
+
+
 def is_regular(place: Place) -> bool:
     """Whether a place is a regular file or will be one: it can be written as often as one likes."""
     return _target(place) is not None

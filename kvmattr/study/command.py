@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvmattr.measure import ending
+from kvmattr.measure.refusing import refusing
 from kvmattr.measure.status import duration, progress
 from kvmattr.measure.table import width
-from kvmattr.measure.text import reason
 from kvmattr.study import backends, measuring, plan, registry, scenarios
 from kvmattr.study.output import Outputs
 from kvmattr.study.output import add_arguments as add_outputs
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, write, print; the exit code."""
-    try:
+    """Measure, write, print; the exit code. Raises Refused before anything is measured."""
+    with refusing():
         if arguments.list:
             _leave_out(registry.load(arguments.files))
             print(_listing())
@@ -63,11 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
                          seconds=arguments.seconds, operations=dict(arguments.operations) or None,
                          files=arguments.files)
         outputs = Outputs("scaling", arguments)
-    except BrokenPipeError:      # of standard output: for the command line to tell
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        print(f"kvmattr scaling: {reason(error)}", file=sys.stderr)
-        return EXIT_USAGE
     _announce(made)
     report, interrupt = measuring.measure(made, note=arguments.note, done=outputs.keep,
                                           progress=progress(made.forecast.units))

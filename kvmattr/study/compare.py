@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 
 from kvmattr.measure import figures, text, writing
 from kvmattr.measure.extras import require
+from kvmattr.measure.refusing import Refused, refusing
 from kvmattr.measure.table import fitted, width
 from kvmattr.study.comparing import Compared, Row, compare
 from kvmattr.study.plots import both_sides
@@ -47,29 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the comparison; the exit code."""
-    try:
+    """Print the comparison; the exit code. Raises Refused."""
+    with refusing():
         paths_a, paths_b = _sides(arguments)
         if arguments.figure:
             figures.format_of(arguments.figure, "--figure")
             require("matplotlib")
         writing.check(arguments.json, arguments.figure, read=[*paths_a, *paths_b, *arguments.same])
         a, b, same = ([load(path) for path in paths] for paths in (paths_a, paths_b, arguments.same))
-    except (OSError, ValueError, ImportError) as error:
-        print(f"kvmattr compare: {text.reason(error)}", file=sys.stderr)
-        return EXIT_USAGE
     compared = compare(a, b, same)
     if not compared.rows:
-        print("kvmattr compare: A and B have no cell in common", file=sys.stderr)
-        return EXIT_USAGE
+        raise Refused("A and B have no cell in common")
     files: list[tuple[str | None, Callable[[], str | bytes]]] = [
         (arguments.json, lambda: json.dumps(compared.as_record(), indent=1) + "\n"),
         (arguments.figure, lambda: figures.drawn(both_sides(a, b, compared.rows), figures.format_of(arguments.figure),
                                                  facecolor="white"))]
     errors = writing.write_each((place, make) for place, make in files if place)
-    people = sys.stderr if any(place and writing.is_stdout(place) for place in (arguments.json, arguments.figure)
-                               ) else sys.stdout
-    print(shown(a, b, compared), file=people)
+    print(shown(a, b, compared), file=writing.people(arguments.json, arguments.figure))
     writing.tell("compare", [place for place, _ in files if place], errors)
     return EXIT_USAGE if errors else compared.exit_code
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -43,11 +42,8 @@ class Outputs:
         writing.check(*self._places.values(), read=read)
         writing.check_directory(self._plots)
         self._told: set[str] = set()
-
-    @property
-    def people(self) -> object:
-        """The stream for what people read: standard error where a file goes to standard output."""
-        return sys.stderr if any(map(writing.is_stdout, self._places.values())) else sys.stdout
+        #: Where what people read goes.
+        self.people = writing.people(*self._places.values())
 
     def keep(self, report: Report) -> None:
         """Write what is done so far, where that replaces a file; a place that takes it only once has it last."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from kvmattr.measure.text import reason
+from kvmattr.measure.refusing import refusing
 from kvmattr.study import command
 from kvmattr.study.output import Outputs
 from kvmattr.study.output import add_arguments as add_outputs
@@ -21,13 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write and print it. 0; 2 if something cannot be read or written."""
-    try:
+    """Write and print it. 0; 2 if something cannot be written. Raises Refused."""
+    with refusing():
         outputs = Outputs("report", arguments, [arguments.report])
         report = load(arguments.report)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"kvmattr report: {reason(error)}", file=sys.stderr)
-        return command.EXIT_USAGE
     all_written = outputs.write(report)
     command.show(report, outputs.people)
     return 0 if all_written else command.EXIT_USAGE

@@ -16,7 +16,7 @@ from typing import Any
 
 from kvmattr.hosts import X86_64
 from kvmattr.measure import ending, writing
-from kvmattr.measure.text import reason
+from kvmattr.measure.refusing import Refused, refusing
 from kvmattr.profiles import PROFILES
 from kvmattr.trace.files import ESTIMATED, ROUNDS, TIMED_AGAIN
 from kvmattr.trace.generators import GENERATORS
@@ -85,13 +85,13 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay; 0, 1 if two sides ended unequal (or, strictly, answers did), 2 for what cannot be read."""
+    """Replay; 0, 1 if two sides ended unequal (or, strictly, answers did). Raises Refused."""
     if bool(arguments.traces) == bool(arguments.generate):
-        return _wrong("expected one TRACE or more, or --generate KIND")
+        raise Refused("expected one TRACE or more, or --generate KIND")
     if arguments.write and len(arguments.traces) > 1:
-        return _wrong("expected one TRACE with --write")
+        raise Refused("expected one TRACE with --write")
     summaries: list[Summary] = []
-    try:
+    with refusing():
         writing.check(arguments.json, arguments.write, read=[name for name in arguments.traces if name != "-"])
         for name in arguments.traces or [None]:
             with _trace(name, arguments) as trace:
@@ -102,10 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
             replays = [asdict(summary) for summary in summaries]
             result = {"schema": 1, "machine": machine, "replays": replays}
             writing.write(arguments.json, json.dumps(result, indent=1) + "\n")
-    except BrokenPipeError:      # of standard output: for the command line to tell
-        raise
-    except (ValueError, OSError) as error:
-        return _wrong(reason(error))
     differs = arguments.strict and any(summary.different or (summary.on_kvm is not None and summary.on_kvm.different)
                                        for summary in summaries)
     return 1 if differs or any(summary.equal is False for summary in summaries) else 0
@@ -133,8 +129,7 @@ def _replay(trace: Trace, arguments: argparse.Namespace) -> Summary:
                    model_answers=arguments.model_answers)
     if arguments.host is not None:
         summary.machine_why = ""
-    places = [place for place in (arguments.json, arguments.write) if place is not None]
-    out = sys.stderr if arguments.answers or any(map(writing.is_stdout, places)) else sys.stdout
+    out = sys.stderr if arguments.answers else writing.people(arguments.json, arguments.write)
     print(summary_text(summary), file=out, end="", flush=True)
     if arguments.on_kvm:
         summary.on_kvm = on_kvm(trace, machine_for(trace, arguments.abi, arguments.phys_bits, arguments.host))
@@ -167,8 +162,3 @@ def _size(text: str) -> int:
     if not number.isdecimal() or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of bytes, or one with K, M, G or T")
     return int(number) * _UNITS[unit]
-
-
-def _wrong(message: str) -> int:
-    print(f"kvmattr replay: {message}", file=sys.stderr)
-    return 2
