@@ -216,6 +216,8 @@ STORE = [
            "        if way.node == NULL or node_empties(way.node):"),
     Mutant("what the others are beside a page alone", "_store/leaf.pxi",
            "    if others:\n        k ^= entry_k(e)\n", ""),
+    Mutant("a page alone in a leaf that a snapshot shares", "_store/leaf.pxi",
+           "entry_make(leaf_own(family, entry_handle(e)), k, x, k,", "entry_make(entry_handle(e), k, x, k,"),
     Mutant("others like a page in another word", "_store/leaf.pxi",
            "    for i in range(8):\n        any |= (words[i] ^ others)",
            "    for i in range(page >> 6, (page >> 6) + 1):\n        any |= (words[i] ^ others)"),

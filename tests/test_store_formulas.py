@@ -477,6 +477,21 @@ def test_a_page_that_alone_has_its_value_takes_one_after_another(road: str) -> N
                 assert np.array_equal(m.to_numpy(0, len(dense)), dense)
 
 
+@pytest.mark.parametrize("kept", ["snapshot", "copy"])
+@pytest.mark.parametrize("pages", [5, 600, 2**20, 2**40])
+@pytest.mark.parametrize("alone", [0, 1, 3])
+def test_a_batch_goes_on_beside_a_page_that_alone_had_its_value(kept: str, pages: int, alone: int) -> None:
+    """It gets another value by its entry: the fields of the others, which follow, may be a snapshot's as well."""
+    m = AttributeMap(pages)
+    m.write(alone, alone + 1, 7)
+    before = m.snapshot() if kept == "snapshot" else m.copy()
+    was = np.where(np.arange(5) == alone, 7, 0)
+    m.put([alone, 3, 2, 4, 0, 1] * 20, [128, 128, 128, 7, 0, 128] * 20)
+    m.validate()
+    assert before.to_numpy(0, 5).tolist() == was.tolist()
+    assert m.to_numpy(0, 5).tolist() == [0, 128, 128, 128, 7]
+
+
 @pytest.mark.parametrize("road", ["put", "write"])
 def test_nodes_go_with_the_last_page_below_them(road: str) -> None:
     pages = np.concatenate([base + 5 + 2 * BLOCK * np.arange(60) for base in (0, 3 * GIB, 1000 * GIB)]).tolist()

@@ -515,7 +515,8 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line, int 
 
 cdef inline bint lone_page_recoded(Family *family, Entry *slot, int page, uint8_t value) noexcept nogil:
     """Give a page that alone has its value in a leaf of one bit another, which the leaf has no field for: it is the
-    leaf of two other values then. False, with nothing done, where another page has the same value."""
+    leaf of two other values then, and ours, as a batch goes on to write its fields. False, with nothing done, where
+    another page has the same value."""
     cdef Entry e = slot[0]
     cdef const uint64_t *words = leaf_at(family, entry_handle(e))
     cdef uint64_t own = <uint64_t>1 << (page & 63), others = 0 if words[page >> 6] & own else <uint64_t>-1, any = 0
@@ -527,7 +528,7 @@ cdef inline bint lone_page_recoded(Family *family, Entry *slot, int page, uint8_
         return False
     if others:
         k ^= entry_k(e)
-    slot[0] = entry_make(entry_handle(e), k, x, k, value if page == 0 else entry_first(e))
+    slot[0] = entry_make(leaf_own(family, entry_handle(e)), k, x, k, value if page == 0 else entry_first(e))
     return True
 
 
