@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,6 +232,79 @@ def test_an_out_that_shrinks_the_gfns() -> None:
             return np.ndarray
 
         def __array__(self, *_: object, **__: object) -> np.ndarray:
+            return np.zeros(100_000, np.uint8)
+
+    m = a_map()
+    gfns = gfns_to_shrink()
+    with pytest.raises(ValueError, match=r"^an array of 800000 bytes became one of 8 while it was used$"):
+        m.take(gfns, out=Out())  # type: ignore[arg-type]
+
+
+class Counts:
+    """One for all: an integer whose reading gives another array's memory back."""
+
+    def __init__(self, other: np.ndarray, value: int) -> None:
+        self.other, self.value = other, value
+
+    def __index__(self) -> int:
+        self.other.resize(1, refcheck=False)
+        return self.value
+
+
+class HasNoDimension(Counts):
+    """The same, when it is asked for its dimensions."""
+
+    @property
+    def ndim(self) -> int:
+        self.other.resize(1, refcheck=False)
+        return 0
+
+    def __index__(self) -> int:
+        return self.value
+
+
+@pytest.mark.parametrize("kind", [Counts, HasNoDimension])
+@pytest.mark.parametrize("count", [20, 100_000])
+def test_an_integer_that_shrinks_the_arrays(kind: Any, count: int) -> None:
+    m = a_map()
+    before = m.copy()
+    values = np.zeros(count, np.uint8)
+    became = rf"^an array of {8 * count} bytes became one of 8 while it was used$"
+    calls: list[Callable[[Any, Any], int]] = [
+        lambda gfns, stops: m.put(gfns, kind(gfns, 1)),
+        lambda gfns, stops: m.put(gfns, 1, kind(gfns, 0)),
+        lambda gfns, stops: m.put(gfns, 1, 0, kind(gfns, 0xFF)),
+        lambda gfns, stops: m.put(gfns, values, kind(gfns, 0)),
+        lambda gfns, stops: m.put(gfns, values, 0, kind(gfns, 0xFF)),
+        lambda gfns, stops: m.update_many(gfns, stops, kind(gfns, 1)),
+        lambda gfns, stops: m.update_many(gfns, stops, kind(stops, 1)),
+        lambda gfns, stops: m.update_many(gfns, stops, values, 0, kind(stops, 1)),
+    ]
+    for call in calls:
+        gfns = np.arange(count, dtype=np.uint64) % np.uint64(len(m))
+        with pytest.raises(ValueError, match=became):
+            call(gfns, gfns + np.uint64(1))
+    gfns = np.zeros(count, np.uint64)
+    assert m.put(gfns, values, 0, kind(values, 0)) == 0     # the one cell that is left is for all
+    assert values.size == 1
+    assert m == before
+    m.validate()
+
+
+def test_an_out_that_shrinks_the_gfns_when_it_becomes_an_array() -> None:
+    """It is looked at twice: what it says, and then the memory of what it becomes."""
+
+    class Out:
+        asked = 0
+
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            return np.ndarray
+
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            self.asked += 1
+            if self.asked == 2:
+                gfns.resize(1, refcheck=False)
             return np.zeros(100_000, np.uint8)
 
     m = a_map()

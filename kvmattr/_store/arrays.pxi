@@ -20,14 +20,15 @@ cdef object take_array(const Map *map, gfns, out):
         if checked:
             check_gfns(given, &cells, map.pages)
             out = output_array(out, count, None)
-            hold_again(&cells)
         else:
             out = empty(count if cells.ndim == 1 else shape_of(&cells), UINT8)
         if count == 0:
             return out
         hold(np.asarray(out) if checked else out, &result, PyBUF_WRITABLE, count)
-        if checked and overlap(&cells, &result):
-            return take_array(map, (<object>cells.obj).copy(), out)
+        if checked:
+            hold_again(&cells)          # what is no array but says so has been asked for one
+            if overlap(&cells, &result):
+                return take_array(map, (<object>cells.obj).copy(), out)
         count_entering(map.family, CALL_TAKE, count)
         pin(&pinned, map)
         if count < BULK_PAGES:

@@ -154,6 +154,7 @@ cdef bint batch_open(Batch *batch, size_t count) noexcept nogil:
     cdef size_t room = count if count < KVMATTR_TAKE_GROUP else KVMATTR_TAKE_GROUP
     cdef size_t cells = room if batch.given_stops == NULL else 2 * room
     cdef size_t lists = sizeof(OpenLists) if count > LISTED_PAGES else 0
+    cdef uint8_t attributes = 0
     batch.step = batch.attributes.step | batch.operations.step | batch.masks.step
     batch.stretch = KVMATTR_LOCATED // 2
     batch.unlisted_stretch = LISTED_PAGES
@@ -166,7 +167,8 @@ cdef bint batch_open(Batch *batch, size_t count) noexcept nogil:
         batch.k = <uint8_t *>(batch.starts + cells) + lists
         batch.x = batch.k + room
     else:
-        batch.only = change_of(batch.attributes.cells[0], batch.operations.cells[0], batch.masks.cells[0])
+        kvmattr_read_once(&attributes, batch.attributes.cells, 1)
+        batch.only = change_of(attributes, batch.operations.cells[0], batch.masks.cells[0])
         batch.k = &batch.only.k
         batch.x = &batch.only.x
     return True
@@ -306,9 +308,13 @@ cdef uint64_t locate_block_again(const Map *map, const Batch *batch, uint64_t gf
     cdef const uint64_t *gfns = batch.starts + (first - batch.first)
     cdef uint64_t which = kernels.in_block(gfns, n, gfn)
     cdef size_t cell = (first - batch.first) * batch.step
+    cdef Way way
     if which:
-        kvmattr_locate_again(map.family.bias, way_down(map.family, &map.root, map.level, 2, gfn, 0).entry, which, gfns,
-                             batch.k + cell, batch.x + cell, batch.step, map.pages - 1, located)
+        way = way_down(map.family, &map.root, map.level, 2, gfn, 0)
+        kvmattr_assert(map.family.maps.next == NULL or way.shift > level_shift(2) or entry_handle(way.entry) == 0
+                       or leaf_references(map.family, entry_handle(way.entry))[0] == 1)
+        kvmattr_locate_again(map.family.bias, way.entry, which, gfns, batch.k + cell, batch.x + cell, batch.step,
+                             map.pages - 1, located)
     return which
 
 

@@ -43,20 +43,31 @@ cdef tuple COLUMNS = ("attributes", "operation", "mask")
 
 
 cdef bint hold_columns(Given *given, list values) except -1:
-    """Hold attributes, operations and masks. False if arrays had to be made of some, which take their places in the
-    list: then what is held must be held again."""
+    """Hold attributes, operations and masks. False if arrays or integers had to be made of some, which take their
+    places in the list: then what is held must be held again."""
     cdef bint converted = False
     values[0] = given_hold(&given[0], values[0], "attributes", 0xFF, raise_byte, False, &converted)
     if is_scalar(values[1]):
-        given_one(&given[1], operation_of(values[1]))
+        converted |= not isinstance(values[1], int)
+        values[1] = operation_of(values[1])
+        given_one(&given[1], values[1])
     else:
         values[1] = given_hold(&given[1], values[1], "operation", KVMATTR_OPERATION_AND, raise_operation, True,
                                &converted)
     if is_scalar(values[2]):
-        given_one(&given[2], byte_of(values[2], "mask"))
+        converted |= not isinstance(values[2], int)
+        values[2] = byte_of(values[2], "mask")
+        given_one(&given[2], values[2])
     else:
         values[2] = given_hold(&given[2], values[2], "mask", 0xFF, raise_byte, True, &converted)
     return not converted
+
+
+cdef int hold_bounds_again(Py_buffer *starts, Py_buffer *stops) except -1:
+    hold_again(starts)
+    if stops != NULL:
+        hold_again(stops)
+    return 0
 
 
 cdef object update_each(Map *map, Py_buffer *starts, Py_buffer *stops, attributes, operation, mask):
@@ -71,14 +82,15 @@ cdef object update_each(Map *map, Py_buffer *starts, Py_buffer *stops, attribute
             given_one(&given[0], byte_of(attributes, "attributes"))
             given_one(&given[1], operation_of(operation))
             given_one(&given[2], byte_of(mask, "mask"))
+            if not (isinstance(attributes, int) and isinstance(operation, int) and isinstance(mask, int)):
+                # The __index__ of what else is an integer is code of the caller's.
+                hold_bounds_again(starts, stops)
         else:
             values = [attributes, operation, mask]
             while not hold_columns(given, values):
                 for i in range(3):
                     given_release(&given[i])
-                hold_again(starts)
-                if stops != NULL:
-                    hold_again(stops)
+                hold_bounds_again(starts, stops)
             for i in range(3):
                 if given[i].column.step and not same_shape(&given[i].view, starts):
                     return update_broadcast(map, starts, stops, given)
