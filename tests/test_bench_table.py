@@ -162,3 +162,13 @@ def test_first_conversions_are_measured_beside_the_xarray(tmp_path):
     assert table.rstrip() == done.stdout.rstrip()
     for word in ("single, k = 1,000", "batch, k = 10", "SET batch"):
         assert word in table
+
+
+def test_small_batches_are_measured_beside_numpy(tmp_path):
+    done = subprocess.run([sys.executable, "bench/small_batches.py", "--quick", "--results", tmp_path / "quick"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "quick.txt").read_text()
+    assert table.rstrip() == done.stdout.rstrip()
+    for word in ("1,000", "put, each", "put, int64", "take"):
+        assert word in table

@@ -291,6 +291,13 @@ cdef inline int locate(Map *map, const Batch *batch, size_t at, size_t upto, kvm
     return n
 
 
+cdef inline void ask_for_words(const kvmattr_located *located, int n) noexcept nogil:
+    """Have the words of a group come nearer that no other group is written before, or not as many pages."""
+    cdef int i
+    for i in range(n):
+        kvmattr_prefetch_soon(located.where[i])
+
+
 cdef inline UpdateResult put_one(Map *map, Batch *batch, size_t i) noexcept nogil:
     cdef uint64_t rearranged = map.family.rearranged
     cdef size_t at = i - batch.first, cell = at * batch.step
@@ -332,8 +339,11 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
     cdef uint64_t rearranged = map.family.rearranged, blocks, changed, lost, gfn
     cdef int n = locate(map, batch, batch.done, upto, now), following, at, done, flips, again
     cdef UpdateResult result
+    ask_for_words(now, n)
     while n:
         following = locate(map, batch, batch.done + n, upto, ahead)
+        if following < KVMATTR_LOCATED:
+            ask_for_words(ahead, following)
         gfns = batch.starts + (batch.done - batch.first)
         at = flips = again = 0
         while True:
