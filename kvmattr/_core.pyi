@@ -99,8 +99,8 @@ class AttributeMap:
         """Many updates in order, in one call without the GIL; the number of those that changed something.
 
         All five arguments are scalars or arrays and broadcast. Everything is checked first. Cost: as many
-        ``update`` calls. Running out of memory or Ctrl-C stops between two operations: those before stand, and
-        the exception's ``done`` counts them.
+        ``update`` calls; up to 32 keep the GIL, as one does. Running out of memory or Ctrl-C stops between two
+        operations: those before stand, and the exception's ``done`` counts them.
 
         >>> m = AttributeMap(1000)
         >>> m.update_many([0, 5, 7], [10, 6, 7], [1, 1, 2])
@@ -111,8 +111,9 @@ class AttributeMap:
     ) -> int:
         """Update single pages in order, in one call without the GIL; the number of operations that changed one.
 
-        gfns: integers of any dtype (uint64 and int64 are not copied); attributes, operation and mask broadcast.
-        Raises IndexError for a gfn outside the map, before anything is done; stops as ``update_many`` does.
+        gfns: integers of any dtype (uint64 and int64 are not copied); attributes, operation and mask broadcast. Up to
+        32 pages keep the GIL. Raises IndexError for a gfn outside the map, before anything is done; stops as
+        ``update_many`` does.
 
         >>> m = AttributeMap(1000)
         >>> m.put([1, 3, 3], [7, 7, 8]), m.run_count
