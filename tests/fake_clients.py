@@ -346,15 +346,15 @@ def kept():
     seen["set msrs"] = ioctl(vcpu, uapi.KVM_SET_MSRS, msrs)
     msrs[16] = msrs[32] = 0
     seen["msrs"] = [ioctl(vcpu, uapi.KVM_GET_MSRS, msrs), msrs[16], msrs[32]]
-    nowhere = mmap.mmap(-1, PAGE)
-    nowhere[PAGE - 8] = 2
-    place = ctypes.addressof(ctypes.c_char.from_buffer(nowhere)) + PAGE - 8
-    libc.munmap(ctypes.c_void_p(place + 8), PAGE)
+    # A list whose end cannot be read. Both pages are ours: what lies behind another mapping is somebody's memory.
+    libc.mmap.restype = ctypes.c_void_p
+    place = libc.mmap(None, 2 * PAGE, 3, 0x22, -1, 0) + PAGE - 8
+    ctypes.memset(place, 2, 1)
+    libc.mprotect(ctypes.c_void_p(place + 8), PAGE, 0)
     seen["list nowhere"] = raw(vcpu, uapi.KVM_SET_MSRS, place)
     seen["too many"] = [ioctl(vcpu, uapi.KVM_SET_MSRS, b"\xff\xff" + bytes(6)),
                         ioctl(vcpu, uapi.KVM_SET_CPUID2, b"\xff\xff" + bytes(6))]
     # A list that would pass the end of user space, which the kernel refuses before it looks at the answer.
-    libc.mmap.restype = ctypes.c_void_p
     last = libc.mmap(ctypes.c_void_p((1 << 47) - 2 * PAGE), PAGE, 3, 0x100022, -1, 0)    # fixed, not over another
     if last == (1 << 47) - 2 * PAGE:
         ctypes.memset(last + PAGE - 8, 64, 1)

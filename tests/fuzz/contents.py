@@ -92,6 +92,23 @@ class World:
             self.array[gfn] = value
         return 60
 
+    def few_pages_of_a_block(self) -> int:
+        """A block of one value, a few pages in it, a state that is kept, and batches of these pages and some others."""
+        first = self.chance.randrange(min(self.pages, 3000)) & ~511
+        stop = min(self.pages, first + 512)
+        self.array[first:stop] = self.value()
+        self.map.write(first + self.offset, stop + self.offset, int(self.array[first]))
+        few = self.rng.integers(first, stop, self.chance.choice([1, 1, 2, 3]))
+        hot = np.append(few, self.rng.integers(first, stop, 3))
+        for gfns in (few, *(self.rng.choice(hot, self.chance.choice([2, 5, 40, 200])) for _ in range(3))):
+            attributes = self.rng.choice(self.values, len(gfns))
+            self.map.put(gfns + self.offset, attributes)
+            for gfn, value in zip(gfns.tolist(), attributes.tolist(), strict=True):
+                self.array[gfn] = value
+            if self.chance.random() < .5:
+                self.keep()
+        return 5
+
     def there_and_back(self) -> int:
         """Pages that are converted and converted back: lists and nodes come and go."""
         gfns = self.rng.integers(0, self.pages, self.chance.choice([2, 30, 200])).tolist()
@@ -175,8 +192,8 @@ def contents(chance: random.Random, longest: int = 60) -> int:
     calls = 0
     for _ in range(chance.randrange(8, longest)):
         step = chance.choice([world.write, world.write, world.put, world.put, world.put, world.pages_one_by_one,
-                              world.there_and_back, world.update_many, world.assign, world.put_bitmap, world.keep,
-                              world.go_back])
+                              world.few_pages_of_a_block, world.there_and_back, world.update_many, world.assign,
+                              world.put_bitmap, world.keep, world.go_back])
         calls += step()
         world.look()
         if chance.random() < .2:
