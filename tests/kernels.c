@@ -23,7 +23,7 @@ static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static const kvmattr_kernels *set;
 static int failures;
 /* What the rounds have met: nothing is proved of what they never do. */
-static int written, unchanged, away, lost, listed, beyond, mixed_lines, cut_lists, spliced;
+static int written, unchanged, away, lost, fit, listed, beyond, mixed_lines, cut_lists, spliced;
 
 #define CHECK(condition, ...)                                              \
     do {                                                                   \
@@ -660,6 +660,112 @@ static int plain_write(const kvmattr_walk *walk, uint64_t gfn, uint64_t last, ui
     return ((((first_of(entry) & keep) ^ toggle) ^ first_of(entry)) & ~varying_of(entry)) == 0;
 }
 
+/* What an update does to fields, of each value that a field can have. */
+static void test_field_update(void)
+{
+    const int wide = (int)below(4);
+    const uint8_t k = byte(), x = byte(), keep = below(2) ? byte() : below(2) ? 0 : 0xff;
+    const uint8_t toggle = below(2) ? byte() : (uint8_t)(x & ~keep);        /* which often fits */
+    uint8_t clear, flip;
+    int all_fit = 1;
+    const int answer = kvmattr_field_update(wide, k, x, keep, toggle, &clear, &flip);
+    for (uint64_t field = 0; field < 1u << (1 << wide); field++) {
+        const uint8_t wanted = (uint8_t)(((((raw_field(&field, wide, 0) & k) ^ x) & keep) ^ toggle) ^ x);
+        const uint64_t updated = (field & (uint8_t)~clear) ^ flip;
+        int fits = 0;
+        for (uint64_t other = 0; other < 1u << (1 << wide); other++)
+            fits |= (raw_field(&other, wide, 0) & k) == wanted;
+        all_fit &= fits;
+        CHECK(!answer || (raw_field(&updated, wide, 0) & k) == wanted, "field_update, wide %d", wide);
+    }
+    CHECK(answer == all_fit, "field_update: fits, wide %d, k %x, x %x, keep %x, toggle %x", wide, k, x, keep, toggle);
+    fit += answer;
+}
+
+/* The bits in which some two fields of a leaf differ, as a raw value has them. */
+static uint8_t fields_vary(const uint64_t *leaf, int wide)
+{
+    uint8_t varies = 0;
+    for (unsigned page = 1; page < 512; page++)
+        varies |= raw_field(leaf, wide, page) ^ raw_field(leaf, wide, 0);
+    return varies;
+}
+
+static int write_located(kvmattr_located *located, int from, int n, uint64_t *changes, uint64_t *lost_pages)
+{
+    int done = kvmattr_write_located(located, located, from, n, changes);
+    *lost_pages = set->lost(located, from, done);
+    return done;
+}
+
+/* Pages are written to two leaves in which few pages vary, so that bits come and go: what is told of each leaf when all
+ * is written must be right, of bits that went by any of its pages. */
+static void test_write(void)
+{
+    static uint64_t leaves[2][64] __attribute__((aligned(512)));
+    kvmattr_located located = {0};
+    uint64_t changes = 7, expected = 7, lost_pages = any();
+    const int wide[2] = {(int)below(4), (int)below(4)};
+    const int from = (int)below(3), n = from + 1 + (int)below(KVMATTR_LOCATED - 3);
+    uint8_t changed[KVMATTR_LOCATED], fields[2][512];
+    int which[KVMATTR_LOCATED], upto = n, stop = below(2) ? n : (int)below((uint64_t)n + 1);
+    for (int leaf = 0; leaf < 2; leaf++) {
+        uint64_t all = kvmattr_everywhere(kvmattr_fold(wide[leaf], byte() & (uint8_t)kvmattr_field_masks[wide[leaf]]));
+        for (int i = 0; i < 64; i++)
+            leaves[leaf][i] = all;
+        for (uint64_t few = below(4); few; few--)
+            leaves[leaf][below(8u << wide[leaf])] ^= (uint64_t)1 << below(64);
+        for (unsigned page = 0; page < 512; page++)
+            fields[leaf][page] = raw_field(leaves[leaf], wide[leaf], page);
+    }
+    if (stop >= from && stop < n)
+        upto = stop;
+    located.away = stop < n ? (uint64_t)1 << stop | (below(2) ? any() << stop : 0) : 0;
+    if (stop < from)                        /* what is away before them is not looked at */
+        located.away = (uint64_t)1 << stop;
+    uint64_t pages[2] = {below(512), below(512)};
+    for (int i = 0; i < n; i++) {
+        int leaf = which[i] = (int)below(2);
+        uint64_t page = below(3) ? pages[below(2)] : below(512), bit = page << wide[leaf];
+        uint64_t mask = kvmattr_field_masks[wide[leaf]], flip = below(2) ? mask & any() : 0;
+        uint64_t cleared = below(2) ? mask : mask & any();
+        if (below(3) == 0) {                /* as the first page has it, most likely */
+            cleared = mask;
+            flip = fields[leaf][(page + 1) & 511] & mask;
+        }
+        located.where[i] = leaves[leaf] + (bit >> 6);
+        located.keep[i] = ~(cleared << (bit & 63));
+        located.toggle[i] = flip << (bit & 63);
+        located.wide[i] = (uint64_t)wide[leaf];
+        if (i < from || i >= upto)
+            continue;
+        uint8_t old = fields[leaf][page];
+        uint8_t now = (uint8_t)(((old & mask & ~cleared) ^ flip) * kvmattr_field_repeats[wide[leaf]]);
+        changed[i] = old ^ now;
+        fields[leaf][page] = now;
+        expected += old != now;
+    }
+    CHECK(write_located(&located, from, n, &changes, &lost_pages) == upto, "write: as far as the first that is away");
+    CHECK(changes == expected, "write: counts the pages that change");
+    CHECK((lost_pages & ~(((uint64_t)1 << upto) - ((uint64_t)1 << from))) == 0, "lost: pages that were not written");
+    for (int leaf = 0; leaf < 2; leaf++) {
+        uint8_t varies = fields_vary(leaves[leaf], wide[leaf]), went = 0, told = 0;
+        for (unsigned page = 0; page < 512; page++)
+            CHECK(raw_field(leaves[leaf], wide[leaf], page) == fields[leaf][page], "write: page %u", page);
+        for (int i = from; i < upto; i++) {
+            if (which[i] != leaf)
+                continue;
+            went |= changed[i] & (uint8_t)~varies;
+            if (lost_pages >> i & 1) {
+                told |= changed[i];
+                CHECK(changed[i] & ~varies, "write: page %d of %d was not the last to vary, wide %d", i, n, wide[leaf]);
+                lost++;
+            }
+        }
+        CHECK((went & ~told) == 0, "write: bits that vary no longer, wide %d", wide[leaf]);
+    }
+}
+
 static void test_locate(void)
 {
     uint64_t gfns[KVMATTR_LOCATED], block;
@@ -725,24 +831,19 @@ static void test_locate(void)
         CHECK((int)located.wide[i] == wide, "locate: the width of page %d", i);
         for (unsigned other = 0; other < 512; other++)
             before[other] = value_of(block, 2, other);
-        CHECK(kvmattr_write_located(&located, &located, i, i + 1, &changes) == i + 1, "write_located: page %d", i);
+        uint64_t old = *located.where[i], lost_pages;
+        CHECK(write_located(&located, i, i + 1, &changes, &lost_pages) == i + 1, "write: page %d", i);
         for (unsigned other = 0; other < 512; other++) {
             uint8_t wanted = other == page ? (uint8_t)((before[other] & k) ^ x) : before[other];
             CHECK(value_of(block, 2, other) == wanted, "locate: page %d writes page %u of its block", i, other);
         }
-        CHECK(changes == (located.keep[i] != 0), "locate: page %d tells whether it changed", i);
-        /* Which bits of the fields did some page vary in before, and does none now? */
-        uint8_t varied = 0, varies = 0, raw = raw_field(leaf, wide, 0);
-        uint64_t old = located.toggle[i] ^ located.keep[i], new = located.toggle[i];
-        for (unsigned other = 0; other < 512; other++)
-            varies |= raw_field(leaf, wide, other) ^ raw;
+        CHECK(changes == (old != *located.where[i]), "write: page %d tells whether it changed", i);
+        uint64_t new = *located.where[i];
+        uint8_t varies = fields_vary(leaf, wide);
         *located.where[i] = old;
-        raw = raw_field(leaf, wide, 0);
-        for (unsigned other = 0; other < 512; other++)
-            varied |= raw_field(leaf, wide, other) ^ raw;
+        uint8_t went = fields_vary(leaf, wide) & (uint8_t)~varies;
         *located.where[i] = new;
-        CHECK((int)(set->lost(&located, i, i + 1) >> i & 1) == ((varied & ~varies) != 0), "lost: page %d", i);
-        lost += (varied & ~varies) != 0;
+        CHECK((int)(lost_pages >> i & 1) == (went != 0), "write: page %d was the last to vary", i);
         written += changes != 0;
         unchanged += changes == 0;
     }
@@ -755,7 +856,7 @@ static int run(const char *name, uint64_t seed)
         printf("%s: not of this machine\n", name);
         return 0;
     }
-    failures = written = unchanged = away = lost = listed = beyond = mixed_lines = cut_lists = 0;
+    failures = written = unchanged = away = lost = fit = listed = beyond = mixed_lines = cut_lists = 0;
     state = seed * 0x9e3779b97f4a7c15ULL | 1;
     for (int round = 0; round < 300; round++) {
         test_blocks();
@@ -765,6 +866,10 @@ static int run(const char *name, uint64_t seed)
         test_read_off();
         test_locate();
         for (int i = 0; i < 20; i++) {
+            test_field_update();
+            test_write();
+        }
+        for (int i = 0; i < 20; i++) {
             test_splice();
             test_find();
             test_list_put();
@@ -772,8 +877,8 @@ static int run(const char *name, uint64_t seed)
         if (round % 10 == 0)
             test_node();
     }
-    if (!failures && !(written > 50 && unchanged > 50 && away > 100 && lost > 2 && listed > 100 && beyond > 100 && mixed_lines > 10
-                       && cut_lists > 10 && spliced > 1000)) {
+    if (!failures && !(written > 50 && unchanged > 50 && away > 100 && lost > 200 && fit > 100 && listed > 100 &&
+                       beyond > 100 && mixed_lines > 10 && cut_lists > 10 && spliced > 1000)) {
         failures = 1;
         printf("%s: the rounds met too little of something: written %d, unchanged %d, away %d, lost %d, listed %d, beyond %d, left %d, "
                "cut %d\n", name, written, unchanged, away, lost, listed, beyond, mixed_lines, cut_lists);

@@ -95,16 +95,14 @@ KVMATTR_SUMS(avx2, KVMATTR_AVX2)
 KVMATTR_CHANGES(avx2, KVMATTR_AVX2)
 KVMATTR_NODES(avx2, KVMATTR_AVX2)
 
-/* The run of a page: all starts but those that are greater. The second vector has zeros where the values stand. */
+/* The run of a page: all starts but those that are greater. Behind the last of them are zeros. */
 KVMATTR_AVX2 static inline uint8_t kvmattr_line_raw_avx2(const kvmattr_line *line, uint32_t page)
 {
     const __m256i reached = _mm256_set1_epi16((short)page);
     __m256i first = _mm256_cmpgt_epi16(_mm256_load_si256((const __m256i *)line->starts), reached);
-    __m128i last = _mm_cmpgt_epi16(_mm_loadl_epi64((const __m128i *)(line->starts + 16)),
-                                   _mm256_castsi256_si128(reached));
-    int bits = __builtin_popcount((unsigned)_mm256_movemask_epi8(first)) +
-               __builtin_popcount((unsigned)_mm_movemask_epi8(last));     /* two for each */
-    return line->values[KVMATTR_LINE_STARTS - bits / 2];
+    __m256i last = _mm256_zextsi128_si256(_mm_loadl_epi64((const __m128i *)(line->starts + 16)));
+    __m256i greater = _mm256_packs_epi16(first, _mm256_cmpgt_epi16(last, reached));     /* a byte for each */
+    return line->values[KVMATTR_LINE_STARTS - __builtin_popcount((unsigned)_mm256_movemask_epi8(greater))];
 }
 
 KVMATTR_FEW_LINES(avx2, KVMATTR_AVX2, kvmattr_line_raw_avx2)
@@ -126,7 +124,38 @@ KVMATTR_AVX2 static uint64_t kvmattr_in_block_avx2(const uint64_t *gfns, int n, 
 /* Four-lane gathers are no faster than the plain walks (measured), so these stay. */
 KVMATTR_WALKS(avx2, KVMATTR_AVX2)
 KVMATTR_READ_OFF(avx2, KVMATTR_AVX2)
-KVMATTR_LOST(avx2, KVMATTR_AVX2)
+
+/* Bytes turned within four words, by so many of them. */
+KVMATTR_AVX2 static inline __m256i kvmattr_turned_words_avx2(__m256i words, int bytes)
+{
+    const __m256i place = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                                           0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i in_word = _mm256_set1_epi8(7);
+    __m256i from = _mm256_and_si256(_mm256_add_epi8(place, _mm256_set1_epi8((char)bytes)), in_word);
+    return _mm256_shuffle_epi8(words, _mm256_or_si256(from, _mm256_andnot_si256(in_word, place)));
+}
+
+/* Words of four pages at a time. */
+KVMATTR_AVX2 static uint64_t kvmattr_lost_avx2(const kvmattr_located *located, int from, int n)
+{
+    const __m256i one = _mm256_set1_epi64x(1), bits = _mm256_set1_epi64x(64), none = _mm256_setzero_si256();
+    uint64_t agree = 0;
+    for (int i = from & ~3; i < n; i += 4) {
+        __m256i differ = _mm256_loadu_si256((const __m256i *)(located->keep + i));
+        __m256i word = _mm256_loadu_si256((const __m256i *)(located->toggle + i));
+        __m256i by = _mm256_sllv_epi64(one, _mm256_loadu_si256((const __m256i *)(located->wide + i)));
+        __m256i turned = _mm256_or_si256(_mm256_srlv_epi64(word, by),
+                                         _mm256_sllv_epi64(word, _mm256_sub_epi64(bits, by)));
+        __m256i any = _mm256_xor_si256(word, turned);
+        any = _mm256_or_si256(any, _mm256_shuffle_epi32(any, 0xb1));
+        any = _mm256_or_si256(any, kvmattr_turned_words_avx2(any, 2));
+        any = _mm256_or_si256(any, kvmattr_turned_words_avx2(any, 1));
+        any = _mm256_cmpeq_epi64(_mm256_andnot_si256(any, differ), none);
+        agree |= (uint64_t)(_mm256_movemask_pd(_mm256_castsi256_pd(any)) ^ 15) << i;
+    }
+    agree = n > from ? agree >> from << from & ~(uint64_t)0 >> (KVMATTR_LOCATED - n) : 0;
+    return agree ? kvmattr_lost_in_leaves(located, agree) : 0;
+}
 
 static const kvmattr_kernels kvmattr_avx2 = {
     "avx2", kvmattr_expand_avx2, kvmattr_spread_avx2, kvmattr_pack_avx2, kvmattr_affine_avx2, kvmattr_match_avx2,

@@ -603,7 +603,7 @@ KVMATTR_AVX512 static uint64_t kvmattr_lost_avx512(const kvmattr_located *locate
     some = kvmattr_lost_in_words_avx512(located) >> from << from;
     for (some &= ~(uint64_t)0 >> (KVMATTR_LOCATED - n); some; some &= some - 1) {
         int i = kvmattr_first_bit(some);
-        lost |= (uint64_t)kvmattr_field_lost(located->where[i], (int)located->wide[i], located->keep[i]) << i;
+        lost |= (uint64_t)kvmattr_field_lost_in_leaf(located->where[i], (int)located->wide[i], located->keep[i]) << i;
     }
     return lost;
 }

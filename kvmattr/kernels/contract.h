@@ -250,20 +250,19 @@ static inline int kvmattr_word_agrees(uint64_t word, int wide, uint64_t differ)
     return __builtin_expect((differ & ~kvmattr_in_any_byte(word ^ kvmattr_ror(word, 1u << wide))) != 0, 0);
 }
 
+/* Its own line of the cache is at hand, and nearly always tells enough: the others of the leaf, which no near cache may
+ * have, are asked one by one until they do. */
 static inline int kvmattr_field_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
 {
-    uint64_t word = *where, lost = differ & ~kvmattr_in_any_field(word ^ kvmattr_ror(word, 1u << wide), wide), any = 0;
-    if (lost == 0)
-        return 0;
-    const uint64_t *leaf = (const uint64_t *)((uintptr_t)where & -((uintptr_t)64 << wide));
-    for (int i = 0; i < 8 << wide; i++)
-        any |= leaf[i] ^ word;
-    return (lost & ~kvmattr_in_any_field(any, wide)) != 0;
-}
-
-static inline int kvmattr_field_lost(const uint64_t *where, int wide, uint64_t differ)
-{
-    return kvmattr_word_agrees(*where, wide, differ) && kvmattr_field_lost_in_leaf(where, wide, differ);
+    uint64_t word = *where, any = word ^ kvmattr_ror(word, 1u << wide);
+    for (uintptr_t line = 0; line < (uintptr_t)64 << wide; line += 64) {
+        const uint64_t *words = (const uint64_t *)(((uintptr_t)where & -(uintptr_t)64) ^ line);
+        for (int i = 0; i < 8; i++)
+            any |= words[i] ^ word;
+        if ((differ & ~kvmattr_in_any_field(any, wide)) == 0)
+            return 0;
+    }
+    return 1;
 }
 
 /* The same of a page by itself, whose short way saves no registers for the rest of the leaf, and which has its new field
@@ -355,7 +354,8 @@ typedef struct kvmattr_kernels {
      * the field of each (kvmattr_located). */
     void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
                    size_t step, uint64_t last, kvmattr_located *located);
-    /* Which of the written pages from .. n - 1 were the last to vary in some bit of their leaves (kvmattr_field_lost). */
+    /* Which of the written pages from .. n - 1 were the last to vary in some bit of their leaves, as all these are now
+     * (kvmattr_field_lost_in_leaf). */
     uint64_t (*lost)(const kvmattr_located *located, int from, int n);
     /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);

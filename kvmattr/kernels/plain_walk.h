@@ -271,29 +271,45 @@ KVMATTR_READ_OFF(portable, )
  * them. Pages beyond the root go on as if it were larger, and those in run lists in the page of zeros. */
 typedef struct kvmattr_plain_group {
     uint64_t entries[KVMATTR_GROUP];
-    uint64_t away;
+    uint64_t away, firsts;
 } kvmattr_plain_group;
 
-KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *gfns, int n, int levels,
+/* The map's last page, and the first one of a node of level 3: entries above the block know it. */
+static inline int kvmattr_known_above(uint64_t gfn, uint64_t last) { return gfn == last || !(gfn & 0x3ffff); }
+
+/* Pages that some entry knows: in one group of eight there is one, where pages are random. */
+static KVMATTR_RARE void kvmattr_group_known(const kvmattr_walk *walk, const uint64_t *gfns, int n, uint64_t last,
+                                             kvmattr_plain_group *group)
+{
+    for (int i = 0; i < n; i++) {
+        group->away |= (uint64_t)(kvmattr_known_above(gfns[i], last) || gfns[i] >= walk->span) << i;
+        group->firsts |= (uint64_t)!(gfns[i] & 511) << i;
+    }
+}
+
+KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *gfns, int n, int levels, uint64_t last,
                                       kvmattr_plain_group *group)
 {
     const uintptr_t *bias = walk->bias;
-    const uint64_t root = walk->root, span = walk->span, looked_at = KVMATTR_OPERATION | KVMATTR_IN_NODE;
+    const uint64_t root = walk->root, looked_at = KVMATTR_OPERATION | KVMATTR_IN_NODE;
     const int listed = levels > 2 && (root & KVMATTR_IN_NODE);
     const uint64_t *top = kvmattr_words(bias, listed ? 0 : (uint32_t)root);
-    uint64_t all = 0, *entries = group->entries;
+    uint64_t all = 0, known = 0, *entries = group->entries;
     group->away = levels > 2 && (root & looked_at) != KVMATTR_NO_OPERATION ? ~(uint64_t)0 : 0;
+    group->firsts = 0;
     for (int i = 0; i < n; i += 8)
         kvmattr_prefetch_gfns(gfns + i, walk->ahead);
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {           /* made into vectors */
         all |= gfns[i];
+        known |= ((gfns[i] & 511) - 1) | ((gfns[i] ^ last) - 1);
+    }
+    if (known >> 63 || all >= walk->span)   /* a power of two */
+        kvmattr_group_known(walk, gfns, n, last, group);
+    for (int i = 0; i < n; i++) {
         entries[i] = root;
         if (levels > 2)
             entries[i] = top[kvmattr_by_itself((gfns[i] >> KVMATTR_LEVEL_SHIFT(levels - 1)) & 511)];
     }
-    if (all >= span)            /* a power of two */
-        for (int i = 0; i < n; i++)
-            group->away |= (uint64_t)(gfns[i] >= span) << i;
     for (int level = levels - 1; level > 2; level--) {
         uint64_t different = 0;
         for (int i = 0; i < n; i++)
@@ -309,41 +325,49 @@ KVMATTR_INLINE void kvmattr_walk_down(const kvmattr_walk *walk, const uint64_t *
     }
 }
 
-/* A page whose way leads to an entry of level 2. Returns whether it is not the plain write of a field. */
+/* A page whose way leads to an entry of level 2. Not 0 if it is not the plain write of a field, as far as the entry
+ * tells. */
 KVMATTR_INLINE uint64_t kvmattr_locate_page(const uintptr_t *bias, uint64_t entry, uint64_t gfn, uint8_t keep,
-                                            uint8_t toggle, uint64_t last, kvmattr_located *located, int i)
+                                            uint8_t toggle, kvmattr_located *located, int i)
 {
-    uint8_t clear, flip;
-    int wide = (int)(entry & 3);
-    uint64_t field = kvmattr_field_masks[wide] << (gfn << wide & 63);
-    int other = !kvmattr_field_update(wide, (uint8_t)(entry >> KVMATTR_K), (uint8_t)(entry >> KVMATTR_X), keep, toggle,
-                                      &clear, &flip);
-    /* What the first page's value turns by must be among what varies: then every other page's is. */
-    other |= (((entry >> KVMATTR_F) & (uint8_t)~keep) ^ toggle) & ~(entry >> KVMATTR_V) & 0xff;
-    located->where[i] = kvmattr_word_of(bias, entry, gfn);
-    located->keep[i] = ~(KVMATTR_REPEAT(clear) & field);
-    located->toggle[i] = KVMATTR_REPEAT(flip) & field;
-    located->wide[i] = (uint64_t)wide;
-    other |= (uint32_t)entry == 0 || entry & KVMATTR_LINE || gfn == last || !(gfn & 0x3ffff);
-    return other != 0;
+    const uint64_t wide = entry & 3, bit = (gfn & 511) << wide, mask = kvmattr_field_masks[wide];
+    /* What is cleared of k, how x and F turn, each where it stands in the entry. */
+    const uint64_t at_x_and_f = (uint64_t)1 << KVMATTR_X | (uint64_t)1 << KVMATTR_F;
+    const uint64_t turned = (entry & KVMATTR_REPEAT(~keep)) ^ toggle * at_x_and_f;
+    const uint64_t cleared = turned >> KVMATTR_K & 0xff, flipped = turned >> KVMATTR_X & 0xff;
+    const uint64_t clear = kvmattr_folded[wide][cleared], flip = kvmattr_folded[wide][flipped];
+    located->wide[i] = wide;
+    located->where[i] = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG) + (bit >> 6);
+    located->keep[i] = ~((clear & mask) << (bit & 63));
+    located->toggle[i] = (flip & mask) << (bit & 63);
+    /* As kvmattr_field_update; and what the first page's value turns by must be among what varies: then every other
+     * page's is. Without a handle the last subtraction borrows. */
+    return ((clear & entry >> KVMATTR_K) ^ cleared) | ((flip & entry >> KVMATTR_K) ^ flipped) |
+           (turned >> KVMATTR_F & ~(entry >> KVMATTR_V)) | (entry & KVMATTR_LINE) |
+           ((uint64_t)(uint32_t)entry - 1) >> 32;
+}
+
+/* A bit for each of 64 bytes, which are 0 or 1. */
+static inline uint64_t kvmattr_bits_of(const uint8_t *bytes)
+{
+    uint64_t bits = 0;
+    for (int i = 0; i < 8; i++)
+        bits |= (kvmattr_load64(bytes + 8 * i) * 0x0102040810204080ULL) >> 56 << 8 * i;
+    return bits;
 }
 
 KVMATTR_INLINE void kvmattr_locate_group(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *ks,
                                          const uint8_t *xs, size_t step, uint64_t last, kvmattr_located *located,
                                          int levels)
 {
-    uint64_t away, firsts = 0;
     kvmattr_plain_group group;
-    kvmattr_walk_down(walk, gfns, n, levels, &group);
-    away = group.away;
-    for (int i = 0; i < n; i++) {
-        away |= kvmattr_locate_page(walk->bias, group.entries[i], gfns[i], ks[i * step], xs[i * step], last, located, i)
-                << i;
-        kvmattr_prefetch_soon(located->where[i]);
-        firsts |= (uint64_t)!(gfns[i] & 511) << i;
-    }
-    located->away = away;
-    located->firsts = firsts;
+    uint8_t others[KVMATTR_GROUP] = {0};
+    const uintptr_t *bias = walk->bias;
+    kvmattr_walk_down(walk, gfns, n, levels, last, &group);
+    for (int i = 0; i < n; i++)
+        others[i] = kvmattr_locate_page(bias, group.entries[i], gfns[i], ks[i * step], xs[i * step], located, i) != 0;
+    located->away = group.away | kvmattr_bits_of(others);
+    located->firsts = group.firsts;
 }
 
 /* Located pages, `which` of them, anew: all lie in one block, of which nothing but the entry has changed. */
@@ -358,22 +382,31 @@ static inline void kvmattr_locate_again(const uintptr_t *bias, uint64_t entry, u
     located->away &= ~which;
     for (; which; which &= which - 1) {
         int i = kvmattr_first_bit(which);
-        located->away |= kvmattr_locate_page(bias, entry, gfns[i], ks[i * step], xs[i * step], last, located, i) << i;
+        uint64_t other = kvmattr_locate_page(bias, entry, gfns[i], ks[i * step], xs[i * step], located, i);
+        located->away |= (uint64_t)(other || kvmattr_known_above(gfns[i], last)) << i;
     }
 }
 
-#define KVMATTR_LOST(NAME, TARGET)                                                                           \
-    TARGET static uint64_t kvmattr_lost_##NAME(const kvmattr_located *located, int from, int n)              \
-    {                                                                                                        \
-        uint64_t lost = 0;                                                                                   \
-        for (int i = from; i < n; i++)                                                                       \
-            if (located->keep[i])                                                                            \
-                lost |= (uint64_t)kvmattr_field_lost(located->where[i], (int)located->wide[i],               \
-                                                     located->keep[i]) << i;                                 \
-        return lost;                                                                                         \
+/* The leaves whose words give reason to look at them. */
+static KVMATTR_RARE uint64_t kvmattr_lost_in_leaves(const kvmattr_located *located, uint64_t which)
+{
+    uint64_t lost = 0;
+    for (; which; which &= which - 1) {
+        int i = kvmattr_first_bit(which);
+        lost |= (uint64_t)kvmattr_field_lost_in_leaf(located->where[i], (int)located->wide[i], located->keep[i]) << i;
     }
+    return lost;
+}
 
-KVMATTR_LOST(portable, )
+/* No branch is on whether a page changed. */
+static uint64_t kvmattr_lost_portable(const kvmattr_located *located, int from, int n)
+{
+    uint64_t agree = 0;
+    for (int i = from; i < n; i++)
+        if (kvmattr_word_agrees(located->toggle[i], (int)located->wide[i], located->keep[i]))
+            agree |= (uint64_t)1 << i;
+    return agree ? kvmattr_lost_in_leaves(located, agree) : 0;
+}
 
 /* What is left of eights of pages is filled up, and goes the same way. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
