@@ -555,3 +555,33 @@ def test_the_first_that_is_too_much_is_named(count: int) -> None:
         operations[at] = 3
         with pytest.raises(ValueError, match=r"^operation 3 is none of WRITE = 0, OR = 1, AND = 2$"):
             AttributeMap(count).put(gfns, 1, operations)
+
+
+@pytest.mark.parametrize("values", [2, 4, 16, 256])
+def test_differences_of_leaves_whose_fields_are_as_wide(values: int) -> None:
+    random = np.random.default_rng(values)
+    first = random.integers(0, values, 8 * BLOCK).astype(np.uint8)
+    old = AttributeMap.from_numpy(first)
+    for turn in range(40):
+        new = old.copy()
+        gfns = random.integers(0, len(first), 1 + 5 * turn)
+        new.put(gfns, random.integers(0, values, len(gfns)))
+        if turn % 5 == 0 and values < 256:       # a leaf with the same fields for other values
+            new[BLOCK:2 * BLOCK] = first[BLOCK:2 * BLOCK] | 0x80
+        sides = [old.copy(), new]
+        if turn % 3 == 0:       # under an operation that merges values
+            for m in sides:
+                m.and_(0, len(first), 0xff & ~(values // 2))
+        before, after = (m.to_numpy(0, len(first)) for m in sides)
+        start, stop = sorted(random.integers(0, len(first) + 1, 2).tolist())
+        for lo, hi in ((0, len(first)), (start, stop), (start, min(start + 3, len(first)))):
+            dense = before.copy()
+            for piece in sides[1].diff(sides[0], lo, hi):
+                at = slice(int(piece["start"]), int(piece["stop"]))
+                assert (before[at] == piece["old"]).all()
+                assert (after[at] == piece["new"]).all()
+                assert piece["old"] != piece["new"]
+                dense[at] = after[at]
+            assert np.array_equal(dense[lo:hi], after[lo:hi])
+            assert np.array_equal(dense[:lo], before[:lo])
+            assert np.array_equal(dense[hi:], before[hi:])

@@ -122,8 +122,8 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
     if side_varying(old) == 0 and side_varying(new) == 0:
         return diff_add(sink, base + lo, base + hi, side_first(old), side_first(new))
     if level == 2:
-        if sides_share_values(old, new):
-            return bitmaps_diff(old, new, base, <int>lo, <int>hi, sink)
+        if sides_share_fields(old, new):
+            return fields_diff(old, new, base, <int>lo, <int>hi, sink)
         leaf_decode(old.family, old.entry, old.k, old.x, old_block)
         leaf_decode(new.family, new.entry, new.k, new.x, new_block)
         return blocks_diff(old_block, new_block, base, <int>lo, <int>hi, sink)
@@ -160,44 +160,39 @@ cdef bint sides_diff(const Side *old, const Side *new, int level, uint64_t base,
     return diff_piece(&runs, runs.start, runs.stop, runs.value)
 
 
-cdef inline bint sides_share_values(const Side *old, const Side *new) noexcept nogil:
-    """Whether both are leaves of one bit a page, of the same two values."""
-    return (entry_handle(old.entry) != 0 and entry_handle(old.entry) & KVMATTR_TAG == 0
-            and entry_handle(new.entry) != 0 and entry_handle(new.entry) & KVMATTR_TAG == 0
-            and sides_operate_alike(old, new))
+cdef inline bint sides_share_fields(const Side *old, const Side *new) noexcept nogil:
+    """Whether both are leaves of fields as wide, in which one field is one value."""
+    cdef uint32_t a = entry_handle(old.entry), b = entry_handle(new.entry)
+    return a != 0 and b != 0 and not is_line(a) and (a ^ b) & KVMATTR_TAG == 0 and sides_operate_alike(old, new)
 
 
-cdef bint bitmaps_diff(const Side *old, const Side *new, uint64_t base, int lo, int hi,
-                       DiffSink *sink) noexcept nogil:
-    """Two leaves of one bit a page, of the same two values: a page differs where its bits do."""
+cdef bint fields_diff(const Side *old, const Side *new, uint64_t base, int lo, int hi, DiffSink *sink) noexcept nogil:
+    """Two leaves in which one field is one value: a page may differ where its field does."""
     cdef const uint64_t *old_words = leaf_at(old.family, entry_handle(old.entry))
     cdef const uint64_t *new_words = leaf_at(new.family, entry_handle(new.entry))
-    cdef uint8_t zero = composed_x(old.entry, old.k, old.x)
-    cdef uint8_t one = zero ^ composed_k(old.entry, old.k)
-    cdef uint64_t differ, at
-    cdef unsigned int some = 0
-    cdef int i, bit
+    cdef int wide = wide_of(entry_handle(old.entry)), i, bit
+    cdef int begin = lo << wide, end = hi << wide         # in bits
+    cdef uint8_t k = composed_k(old.entry, old.k), x = composed_x(old.entry, old.k, old.x)
+    cdef uint64_t mask = kvmattr_field_masks[wide], some = 0, differ, at
     kvmattr_count_pages(old.family, hi - lo)
-    for i in range(8):
-        some |= <unsigned int>(old_words[i] != new_words[i]) << i
-    some &= <unsigned int>-1 << (lo >> 6)
-    some &= (<unsigned int>2 << ((hi - 1) >> 6)) - 1
+    # Without a branch for each word: which of them differ is as good as random.
+    for i in range(begin >> 6, (end + 63) >> 6):
+        some |= <uint64_t>(old_words[i] != new_words[i]) << i
     while some:
         i = kvmattr_first_bit(some)
         some &= some - 1
         differ = old_words[i] ^ new_words[i]
-        if i == lo >> 6:
-            differ &= <uint64_t>-1 << (lo & 63)
-        if i == (hi - 1) >> 6:
-            differ &= <uint64_t>-1 >> (63 - ((hi - 1) & 63))
+        if i == begin >> 6:
+            differ &= <uint64_t>-1 << (begin & 63)
+        if i == (end - 1) >> 6:
+            differ &= <uint64_t>-1 >> (63 - ((end - 1) & 63))
         while differ:
-            bit = kvmattr_first_bit(differ)
-            differ &= differ - 1
-            at = base + 64 * i + bit
-            if old_words[i] >> bit & 1:
-                if not diff_add(sink, at, at + 1, one, zero):
-                    return False
-            elif not diff_add(sink, at, at + 1, zero, one):
+            bit = kvmattr_first_bit(differ) & -(1 << wide)
+            differ &= ~(mask << bit)
+            at = base + ((64 * i + bit) >> wide)
+            if not diff_add(sink, at, at + 1,
+                            (<uint8_t>((old_words[i] >> bit & mask) * kvmattr_field_repeats[wide]) & k) ^ x,
+                            (<uint8_t>((new_words[i] >> bit & mask) * kvmattr_field_repeats[wide]) & k) ^ x):
                 return False
     return True
 
