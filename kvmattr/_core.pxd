@@ -145,10 +145,10 @@ cdef enum UpdateResult:
 # Updates one after another (_store/series.pxi)
 cdef struct Series:
     void *lists                 # OpenLists; NULL: none are opened
-    int held                    # what has been done in this hold of the mutex, as in a batch
-    uint32_t tried              # pages since lists are opened
-    uint32_t listed             # of these, those that lay in one
-    uint32_t rest               # pages until they are opened again
+    int left                    # what may still be done in this hold of the mutex, in units of a batch (HELD_MOST)
+    int balance                 # of pages since lists are opened: those that lay in one, less those that did not
+    bint opens                  # lists are opened
+    uint32_t rest               # else: pages until they are
     uint32_t stretch            # how many those will be the next time
 
 # _store/for_cython.pxi
@@ -169,11 +169,14 @@ cdef void map_series_begin(Series *series, size_t count) noexcept nogil
 cdef void map_series_end(Series *series) noexcept nogil
 cdef bint map_series_enter(Map *map, Series *series) noexcept nogil
 cdef void map_series_leave(Map *map, Series *series, bint entered) noexcept nogil
-cdef bint map_series_goes_on(const Series *series) noexcept nogil
-cdef void map_series_expect(const Map *map, const Series *series, uint64_t gfn) noexcept nogil
+cdef inline bint map_series_goes_on(const Series *series) noexcept nogil:
+    """Whether the mutex may be held for one update more."""
+    return series.left > 0
+cdef bint map_series_expects(const Map *map, const Series *series) noexcept nogil
+cdef void map_series_expect(const Map *map, uint64_t gfn) noexcept nogil
 cdef UpdateResult map_series_apply(Map *map, Series *series, uint64_t start, uint64_t stop, uint8_t k,
                                    uint8_t x) noexcept nogil
-cdef bint map_series_block_is_uniform(const Map *map, const Series *series, uint64_t gfn, int level) noexcept nogil
+cdef bint map_series_block_is_uniform(const Map *map, Series *series, uint64_t gfn, int level) noexcept nogil
 cdef void map_series_store(Map *map, Series *series) noexcept nogil
 cdef int map_refused(const Map *map, uint64_t start, uint64_t stop, const uint8_t *refused) noexcept nogil
 cdef void map_changes(const Map *before, const Map *after, uint64_t start, uint64_t stop, ChangeVisitor visit,

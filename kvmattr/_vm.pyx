@@ -39,7 +39,7 @@ from kvmattr._core cimport (CALL_LEVEL, CALL_VM_SET, PAGES_PER_BLOCK, UPDATE_CHA
                             map_called, map_changes, map_enter, map_filled, map_leave, map_look_up, map_of,
                             map_refused, map_run_stop, map_series_apply, map_series_begin,
                             map_series_block_is_uniform, map_series_end, map_series_enter, map_series_expect,
-                            map_series_goes_on, map_series_leave, map_series_store)
+                            map_series_expects, map_series_goes_on, map_series_leave, map_series_store)
 from kvmattr._memslots cimport (GUEST_MEMFD_ALONE, GUEST_MEMFD_OPEN, Binding, GuestMemfd, MemslotTable, Slot, SlotSet,
                                 binding_reaching, kvmattr_gate_enter, kvmattr_gate_leave, slot_after, slot_at,
                                 slot_reaching)
@@ -544,7 +544,8 @@ cdef class Machine:
 
     # KVM_SET_MEMORY_ATTRIBUTES -----------------------------------------------------------------------------
 
-    cdef int set_errno(self, const Record *record) noexcept nogil:
+    @cython.final
+    cdef inline int set_errno(self, const Record *record) noexcept nogil:
         """Return the errno of KVM's checks of the arguments, or 0; ``explain`` says which one it was."""
         if record.last and (not self.mail_calls or record.last > AND):
             return EINVAL
@@ -586,7 +587,9 @@ cdef class Machine:
         if self.set_errno(&record):
             raise OSError(EINVAL, self._explain(record.address, record.size, record.attributes, record.last))
 
-    cdef Outcome change(self, const Record *record, uint8_t *refused, bint shared, Series *series) noexcept nogil:
+    @cython.final
+    cdef inline Outcome change(self, const Record *record, uint8_t *refused, bint shared,
+                               Series *series) noexcept nogil:
         """Make one checked change that nobody listens to, under the lock and, if it is shared, the store's mutex.
 
         ``series``: which it is one of; NULL for none.
@@ -613,6 +616,7 @@ cdef class Machine:
             invalidation_end(state, result == UPDATE_CHANGED, shared)
         return <Outcome>result
 
+    @cython.final
     cdef bint makes_illegal(self, uint64_t start, uint64_t stop, uint8_t attributes, int operation,
                             uint8_t *refused) noexcept nogil:
         """Return whether the operation would make a byte of some page that may not be stored, and which."""
@@ -636,29 +640,33 @@ cdef class Machine:
         private = " and PRIVATE" if attributes & self.private_bit else ""
         return f"attributes {attributes:#x}: this VM cannot have the effective protection {letters}{private}"
 
-    cdef bint begin_invalidation(self, uint64_t start, uint64_t stop, bint shared, const Series *series) noexcept nogil:
+    @cython.final
+    cdef inline bint begin_invalidation(self, uint64_t start, uint64_t stop, bint shared,
+                                        Series *series) noexcept nogil:
         """Begin an invalidation of what the memslots in [start, stop) map; False if there are none."""
         cdef Hull hull = Hull(NO_GFN, NO_GFN)
         cdef int space
-        cdef uint16_t index
-        cdef SlotSet *slots
-        cdef const Slot *slot
         for space in range(self.memslots.address_spaces):
-            slots = &self.memslots.spaces[space]
-            if not slots.used:
-                continue
-            slot = slot_at(slots, start)
-            index = slot - slots.records if slot is not NULL else slot_reaching(slots, start)
-            while index and slots.records[index].start < stop:
-                self.invalidate_slot(&hull, start, stop, &slots.records[index], series)
-                index = slot_after(slots, index) if slots.records[index].stop < stop else 0
+            if self.memslots.spaces[space].used:
+                self.invalidate_space(&hull, start, stop, &self.memslots.spaces[space], series)
         if hull.start == NO_GFN:
             return False
         invalidation_begin(&self.invalidation.state, hull, shared)
         return True
 
-    cdef void invalidate_slot(self, Hull *hull, uint64_t start, uint64_t stop, const Slot *slot,
-                              const Series *series) noexcept nogil:
+    @cython.final
+    cdef void invalidate_space(self, Hull *hull, uint64_t start, uint64_t stop, SlotSet *slots,
+                               Series *series) noexcept nogil:
+        """Widen the hull by what the memslots of an address space map of [start, stop)."""
+        cdef const Slot *slot = slot_at(slots, start)
+        cdef uint16_t index = slot - slots.records if slot is not NULL else slot_reaching(slots, start)
+        while index and slots.records[index].start < stop:
+            self.invalidate_slot(hull, start, stop, &slots.records[index], series)
+            index = slot_after(slots, index) if slots.records[index].stop < stop else 0
+
+    @cython.final
+    cdef inline void invalidate_slot(self, Hull *hull, uint64_t start, uint64_t stop, const Slot *slot,
+                                     Series *series) noexcept nogil:
         """Widen the hull by the part of [start, stop) in a slot, and by the huge pages across its two ends.
 
         A huge page whose pages are equal so far may be mapped; the change makes it mixed, so a fault on one
@@ -672,8 +680,9 @@ cdef class Machine:
         if stop - start > 1:
             self.invalidate_huge_pages(hull, stop - 1, start, stop, slot, series)
 
+    @cython.final
     cdef void invalidate_huge_pages(self, Hull *hull, uint64_t gfn, uint64_t start, uint64_t stop,
-                                    const Slot *slot, const Series *series) noexcept nogil:
+                                    const Slot *slot, Series *series) noexcept nogil:
         """Widen the hull by the 2 MiB and 1 GiB around gfn that [start, stop) covers in part."""
         cdef uint64_t pages = PAGES_PER_BLOCK, block
         cdef int level
@@ -978,6 +987,7 @@ cdef class Machine:
             map_announce(self.map, -1)
         return batch.changed
 
+    @cython.final
     cdef int set_slice(self, Batch *batch) except -1:
         """Some records of a batch, without the GIL; the lock is free between two slices."""
         cdef size_t end = min(batch.count, batch.done + SLICE)
@@ -995,6 +1005,7 @@ cdef class Machine:
             self.fail(batch.outcome, &batch.record, batch.refused)
         return 0
 
+    @cython.final
     cdef void set_group(self, Batch *batch, size_t end) noexcept nogil:
         """Some records under the mutex of the store, so few that nobody waits for it long."""
         cdef size_t asked = batch.done
@@ -1002,7 +1013,8 @@ cdef class Machine:
         while batch.done < end and map_series_goes_on(&batch.series):
             if batch.done == asked:
                 asked = min(end, asked + GROUP)
-                self.ask_for(batch, asked)
+                if map_series_expects(self.map, &batch.series):
+                    self.ask_for(batch, asked)
             kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(Record))
             batch.outcome = (INVALID if self.set_errno(&batch.record)
                              else self.change(&batch.record, &batch.refused, entered, &batch.series))
@@ -1012,11 +1024,12 @@ cdef class Machine:
             batch.done += 1
         map_series_leave(self.map, &batch.series, entered)
 
+    @cython.final
     cdef void ask_for(self, const Batch *batch, size_t end) noexcept nogil:
         """Have what the next records' pages need come nearer, up to the record ``end``."""
         cdef size_t ahead
         for ahead in range(batch.done, end):
-            map_series_expect(self.map, &batch.series, batch.records[ahead].address >> PAGE_SHIFT)
+            map_series_expect(self.map, batch.records[ahead].address >> PAGE_SHIFT)
 
     # guest_memfd -------------------------------------------------------------------------------------------
 

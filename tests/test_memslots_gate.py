@@ -107,7 +107,7 @@ def test_every_look_at_a_memslot_passes_the_gate() -> None:
     """Or has the table's section, or is the change's own, which has the machine's lock."""
     source = (PACKAGE / "_vm.pyx").read_text()
     looks, enters = r"\bslot_(at|after)\(", r"kvmattr_gate_enter|critical_section\(self\.memslots\)"
-    owned = re.search(r"cdef bint begin_invalidation\(.*?\n\n", source, re.DOTALL)
+    owned = re.search(r"cdef void invalidate_space\(.*?\n\n", source, re.DOTALL)
     assert owned is not None
     found = outside(source, enters, "kvmattr_gate_leave", looks)
     assert found == [line.strip() for line in owned[0].splitlines() if re.search(looks, line)]

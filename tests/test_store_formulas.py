@@ -117,6 +117,24 @@ def test_a_list_that_a_snapshot_shares_is_copied_first(pages: int, many: bool) -
         assert m.take(np.array(list(last), np.uint64)).tolist() == list(last.values())
 
 
+def test_pages_that_share_the_place_of_a_list_or_are_known_above_it_beside_open_lists() -> None:
+    """80 lists below a node, which share 64 places in a batch; the first page of a GiB and the map's last."""
+    rng = np.random.default_rng(3)
+    m = AttributeMap(80 * GIB)
+    inside = (np.arange(80)[:, None] * GIB + rng.integers(1, GIB - 1, (80, 4))).ravel()
+    m.put(inside, 1)
+    gfns = np.concatenate([inside, np.arange(80) * GIB, np.full(40, 80 * GIB - 1)])
+    for turn in range(4):
+        order = rng.choice(gfns, 3000)
+        order[:2] = inside[-1], 80 * GIB - 1            # the map's last page lies in a list that is open
+        values = rng.choice(np.array([0, 1, 6], np.uint8), 3000)
+        values[order == order[1]] = turn % 2
+        m.put(order, values)
+        m.validate()
+        last = dict(zip(order.tolist(), values.tolist(), strict=True))
+        assert m.take(list(last)).tolist() == list(last.values())
+
+
 @pytest.mark.parametrize("value", [2, 4])
 def test_a_bit_that_comes_to_a_list_comes_to_what_is_above_it(value: int) -> None:
     m = AttributeMap(64 * GIB)

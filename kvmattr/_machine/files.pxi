@@ -470,9 +470,10 @@ cdef int set_file_slice(GuestMemfd file, FileBatch *batch) except -1:
             while batch.done < end and map_series_goes_on(&batch.series):
                 if batch.done == asked:
                     asked = min(end, asked + GROUP)
-                    for ahead in range(batch.done, asked):
-                        map_series_expect(pages.map, &batch.series,
-                                          min(batch.records[ahead].offset, file.size - 1) >> PAGE_SHIFT)
+                    if map_series_expects(pages.map, &batch.series):
+                        for ahead in range(batch.done, asked):
+                            map_series_expect(pages.map,
+                                              min(batch.records[ahead].offset, file.size - 1) >> PAGE_SHIFT)
                 kvmattr_read_once(&batch.record, &batch.records[batch.done], sizeof(FileRecord))
                 batch.outcome = (INVALID if file_errno(file, &batch.record, supported, machine.page_mask)
                                  else convert(machine, file, pages, &batch.record, entered, &batch.series))

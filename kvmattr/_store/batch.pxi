@@ -7,6 +7,8 @@ cdef enum:
     HELD_FLIP = 4
     HELD_LISTED = 16
     HELD_PAGE = 48
+    HELD_SET = 4                # what a machine does beside an update of a series, and
+    HELD_QUESTION = 16          # what it asks of the map between two
     HELD_RANGE = 512
     BATCH_SLICE = 1 << 16       # operations between two looks at signals
     SHORT_BATCH = HELD_MOST // HELD_RANGE   # operations that fit one hold whatever they are
@@ -18,10 +20,11 @@ cdef enum:
     LISTED_PAGES = 64           # more must be left for run lists to be opened; as long at least it is not asked again
 
 
-# Open run lists pay while at least half of the pages lie in one, after the first of them; and what did not pay is not
-# tried for a while, the longer the more often it was so. Batches and series (series.pxi) go by these two.
-cdef inline bint lists_pay(size_t listed, size_t tried) noexcept nogil:
-    return listed + LISTED_PAGES >= tried >> 1
+# Open run lists pay while at least half of the pages lie in one, after the first of them: `balance` is how many did,
+# less those that did not. What did not pay is not tried for a while, the longer the more often it was so. Batches and
+# series (series.pxi) go by these two.
+cdef inline bint lists_pay(int64_t balance) noexcept nogil:
+    return balance >= -2 * LISTED_PAGES
 
 cdef inline size_t longer(size_t stretch) noexcept nogil:
     return 2 * stretch if stretch < LONGEST_STRETCH else LONGEST_STRETCH
@@ -416,7 +419,8 @@ cdef UpdateResult put_listed(Map *map, Batch *batch, size_t upto) noexcept nogil
     themselves. Ends early if these are too many, if the mutex was held long enough, or if memory is refused."""
     cdef OpenLists *lists = batch.lists
     cdef UpdateResult result = UPDATE_UNCHANGED
-    cdef size_t start = batch.done, in_lists = 0, i, cell
+    cdef size_t i, cell
+    cdef int64_t balance = 0
     cdef uint64_t rearranged = map.family.rearranged
     cdef bint listed
     lists_none(lists)
@@ -425,18 +429,18 @@ cdef UpdateResult put_listed(Map *map, Batch *batch, size_t upto) noexcept nogil
     while batch.done < upto and batch.held < HELD_MOST:
         i = batch.done - batch.first
         cell = i * batch.step
-        if (batch.stops != NULL and batch.stops[i] - batch.starts[i] != 1
-                or not lists_pay(in_lists, batch.done - start)):
+        if batch.stops != NULL and batch.stops[i] - batch.starts[i] != 1 or not lists_pay(balance):
             break
         result = listed_update(map, lists, batch.starts[i], batch.k[cell], batch.x[cell], &listed)
         if result < 0:
             break
         batch.done += 1
         batch.changed += result
-        in_lists += listed
         if listed:
+            balance += 1
             batch.held += HELD_LISTED
         else:
+            balance -= 1
             batch.held += HELD_PAGE if map.family.rearranged == rearranged else HELD_RANGE
             rearranged = map.family.rearranged
     lists_close(map, lists)

@@ -84,15 +84,15 @@ cdef void map_series_leave(Map *map, Series *series, bint entered) noexcept nogi
     """As map_leave; what the series has changed is in the tree from now on."""
     series_leave(map, series, entered)
 
-cdef bint map_series_goes_on(const Series *series) noexcept nogil:
-    """Whether the mutex may be held for one update more."""
-    return series_goes_on(series)
+cdef bint map_series_expects(const Map *map, const Series *series) noexcept nogil:
+    """Whether the next updates are to be told of some pages ahead, by map_series_expect. Open lists are near."""
+    return not series.opens and leaves_far(map)
 
-cdef void map_series_expect(const Map *map, const Series *series, uint64_t gfn) noexcept nogil:
-    """Ask the memory for what an update of a page will need, some pages ahead: its leaf. Open lists are near."""
+cdef void map_series_expect(const Map *map, uint64_t gfn) noexcept nogil:
+    """Ask the memory for what an update of a page will need: its leaf."""
     cdef Way way
     cdef uint32_t handle
-    if series.tried or not leaves_far(map) or gfn >= level_span(map.level):
+    if gfn >= level_span(map.level):
         return
     way = way_down(map.family, &map.root, map.level, 2, gfn, WAY_COMPOSES)
     handle = entry_handle(way.entry)
@@ -106,12 +106,13 @@ cdef UpdateResult map_series_apply(Map *map, Series *series, uint64_t start, uin
     count_call(map.family, CALL_UPDATE, stop - start)
     return series_update(map, series, start, stop, k, x)
 
-cdef bint map_series_block_is_uniform(const Map *map, const Series *series, uint64_t gfn, int level) noexcept nogil:
+cdef bint map_series_block_is_uniform(const Map *map, Series *series, uint64_t gfn, int level) noexcept nogil:
     """As map_block_is_uniform."""
     cdef const Record *record = series_record(series, gfn)
     cdef RunList runs
     cdef uint64_t start, span
     cdef int run
+    series.left -= HELD_QUESTION
     if record == NULL:
         return map_block_is_uniform(map, gfn, level)
     # Open lists are at level 3 or above: the block lies in this one, or is all that it covers.

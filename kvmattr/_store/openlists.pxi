@@ -56,9 +56,10 @@ cdef OpenList *list_open(Map *map, OpenLists *lists, uint64_t gfn) noexcept nogi
     cdef OpenList *list
     cdef Entry e
     if lists.taken == 0:
-        level = lists.level = list_level(map, gfn, &e)
+        level = list_level(map, gfn, &e)
         if level == 0:
             return NULL
+        lists.level = level
     shift = level_shift(level)
     place = <int>((gfn >> shift) % OPEN_LISTS)
     list = &lists.lists[place]
@@ -84,6 +85,7 @@ cdef inline void lists_none(OpenLists *lists) noexcept nogil:
     """None is open, and none has been."""
     lists.taken = lists.changed = 0
     lists.count = 0
+    lists.level = 3
 
 
 cdef inline Record *open_record(const OpenList *list) noexcept nogil:
@@ -99,6 +101,16 @@ cdef inline const Record *lists_record(const OpenLists *lists, uint64_t gfn) noe
     if lists.taken >> place & 1 == 0 or (lists.lists[place].gfn ^ gfn) >> shift:
         return NULL
     return open_record(&lists.lists[place])
+
+
+cdef inline OpenList *list_opened(const Map *map, OpenLists *lists, uint64_t gfn) noexcept nogil:
+    """The open list that holds a page, which no entry above knows; NULL where none does."""
+    cdef int shift = level_shift(lists.level)
+    cdef uint64_t place = (gfn >> shift) % OPEN_LISTS
+    if (lists.taken >> place & 1 == 0 or (lists.lists[place].gfn ^ gfn) >> shift or gfn & (level_span(3) - 1) == 0
+            or gfn + 1 == map.pages):
+        return NULL
+    return &lists.lists[place]
 
 
 cdef inline ListAnswer list_put(OpenLists *lists, OpenList *list, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -143,13 +155,25 @@ cdef void lists_close(Map *map, OpenLists *lists) noexcept nogil:
     lists.taken = lists.changed = 0
 
 
-cdef UpdateResult listed_update(Map *map, OpenLists *lists, uint64_t gfn, uint8_t k, uint8_t x,
-                                bint *listed) noexcept nogil:
+cdef inline UpdateResult listed_update(Map *map, OpenLists *lists, uint64_t gfn, uint8_t k, uint8_t x,
+                                       bint *listed) noexcept nogil:
     """new = (old & k) ^ x on a page, in an open list if it lies in a list; else by itself, and what it may touch is
-    stored before."""
+    stored before. Mostly its list is open already."""
+    cdef OpenList *list = list_opened(map, lists, gfn)
+    cdef ListAnswer answer = LIST_FULL
+    if list != NULL:
+        answer = list_put(lists, list, gfn, k, x)
+    listed[0] = answer != LIST_FULL
+    if answer != LIST_FULL:
+        return <UpdateResult><int>answer
+    return unlisted_update(map, lists, gfn, k, x, listed)
+
+
+cdef UpdateResult unlisted_update(Map *map, OpenLists *lists, uint64_t gfn, uint8_t k, uint8_t x,
+                                  bint *listed) noexcept nogil:
+    """The same where no open list has the page, or where that has no room."""
     cdef OpenList *list = NULL
     cdef ListAnswer answer
-    listed[0] = False
     if not known_above(map, gfn):
         list = list_open(map, lists, gfn)
         if list != NULL:

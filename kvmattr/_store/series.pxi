@@ -13,8 +13,9 @@ cdef void series_begin(Series *series, size_t count) noexcept nogil:
     if lists != NULL:
         lists_none(lists)
     series.lists = lists
-    series.held = 0
-    series.tried = series.listed = series.rest = 0
+    series.left = series.balance = 0
+    series.opens = False
+    series.rest = 0
     series.stretch = LISTED_PAGES
 
 
@@ -33,7 +34,7 @@ cdef bint series_enter(Map *map, Series *series) noexcept nogil:
     cdef bint entered = family_shared(map.family)
     if entered:
         family_lock_group(map.family)
-    series.held = 0
+    series.left = HELD_MOST
     return entered
 
 
@@ -41,25 +42,53 @@ cdef void series_leave(Map *map, Series *series, bint entered) noexcept nogil:
     series_store(map, series)
     if series.lists != NULL:
         lists_none(<OpenLists *>series.lists)
-    if series.tried:
+    if series.opens:
         series.stretch = LISTED_PAGES
-    series.tried = series.listed = 0
+    series.opens = False
     if map.family.untidy:
         family_settle(map.family)
     family_leave(map.family, entered)
 
 
-cdef bint series_goes_on(const Series *series) noexcept nogil:
-    """Whether this hold of the mutex may last for another update."""
-    return series.held < HELD_MOST
-
-
 cdef void series_rest(Map *map, Series *series) noexcept nogil:
     """Open lists do not pay: they are left alone for a while."""
     series_store(map, series)
-    series.tried = series.listed = 0
+    series.opens = False
     series.rest = series.stretch
     series.stretch = <uint32_t>longer(series.stretch)
+
+
+cdef inline UpdateResult series_update(Map *map, Series *series, uint64_t start, uint64_t stop, uint8_t k,
+                                       uint8_t x) noexcept nogil:
+    """new = (old & k) ^ x on [start, stop), not empty, the next update of a hold; as map_update. Mostly a page of which
+    the list is open already."""
+    cdef OpenLists *lists = <OpenLists *>series.lists
+    cdef OpenList *list
+    cdef ListAnswer answer
+    if series.opens and stop - start == 1:
+        list = list_opened(map, lists, start)
+        if list != NULL:
+            answer = list_put(lists, list, start, k, x)
+            if answer != LIST_FULL:
+                series.balance += 1
+                series.left -= HELD_SET + HELD_LISTED
+                return <UpdateResult><int>answer
+    return series_other(map, series, start, stop, k, x)
+
+
+cdef UpdateResult series_other(Map *map, Series *series, uint64_t start, uint64_t stop, uint8_t k,
+                               uint8_t x) noexcept nogil:
+    """The same of a range, or of a page that no open list has."""
+    series.left -= HELD_SET
+    if stop - start != 1:
+        series_store(map, series)
+        series.left -= HELD_RANGE
+        return range_update(map, start, stop, k, x)
+    if series.lists != NULL and series.rest == 0:
+        return series_page(map, series, start, k, x)
+    series.rest -= series.rest != 0
+    series.left -= HELD_PAGE
+    return page_update(map, start, k, x)
 
 
 cdef UpdateResult series_page(Map *map, Series *series, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -67,36 +96,23 @@ cdef UpdateResult series_page(Map *map, Series *series, uint64_t gfn, uint8_t k,
     cdef OpenLists *lists = <OpenLists *>series.lists
     cdef UpdateResult result
     cdef Entry e
-    cdef int before
-    cdef bint listed
-    if series.tried == 0 and (known_above(map, gfn) or not list_level(map, gfn, &e)):
-        series_rest(map, series)
-        return page_update(map, gfn, k, x)
+    cdef int before = lists.count
+    cdef bint listed = False
+    if not series.opens:
+        if known_above(map, gfn) or not list_level(map, gfn, &e):
+            series_rest(map, series)
+            series.left -= HELD_PAGE
+            return page_update(map, gfn, k, x)
+        series.opens = True
+        series.balance = 0
     if lists.taken == 0 and not lists_reserve(map):
         return UPDATE_NO_MEMORY
-    before = lists.count
-    result = listed_update(map, lists, gfn, k, x, &listed)
-    series.tried += 1
-    series.listed += listed
-    series.held += (HELD_LISTED if listed else HELD_PAGE) + HELD_PAGE * (lists.count - before)
-    if not lists_pay(series.listed, series.tried):
+    result = unlisted_update(map, lists, gfn, k, x, &listed)
+    series.balance += 1 if listed else -1
+    series.left -= (HELD_LISTED if listed else HELD_PAGE) + HELD_PAGE * (lists.count - before)
+    if not lists_pay(series.balance):
         series_rest(map, series)
     return result
-
-
-cdef UpdateResult series_update(Map *map, Series *series, uint64_t start, uint64_t stop, uint8_t k,
-                                uint8_t x) noexcept nogil:
-    """new = (old & k) ^ x on [start, stop), not empty, the next update of a hold; as map_update."""
-    series.held += HELD_LISTED          # what the caller does beside it
-    if stop - start != 1:
-        series_store(map, series)
-        series.held += HELD_RANGE
-        return range_update(map, start, stop, k, x)
-    if series.lists != NULL and series.rest == 0:
-        return series_page(map, series, start, k, x)
-    series.rest -= series.rest != 0
-    series.held += HELD_PAGE
-    return page_update(map, start, k, x)
 
 
 cdef const Record *series_record(const Series *series, uint64_t gfn) noexcept nogil:
