@@ -18,13 +18,18 @@ cdef enum:
     RECORD_CLASSES = 13         # the same, and of leaves of fields of 1, 2, 4 and 8 bits
     MAX_LEVEL = 7               # an entry of level 7 covers 2^54 pages; the gfn space has 2^52
 
+# What is known of a page of the arena for those who tidy (compact.pxi).
+cdef union PageTidy:
+    uint8_t leaving             # a slab: its records are being moved out
+    uint8_t emptied             # a node: blocks that became uniform, less pages that were converted (node_empties)
+
 # A 4 KiB page of the arena: what lies in it, and its place in one of the family's lists.
 cdef struct PageInfo:
     uint32_t references         # a node's reference count; a slab's number of live records
     uint8_t kind                # PageKind
     uint8_t level               # a node's level (kept for freeing it)
     uint8_t shares              # a node: something below it may have more than one reference
-    uint8_t leaving             # a slab: its records are being moved out; a node's blocks that became uniform
+    PageTidy tidy
     uint8_t loosened            # a node: single-page updates since its V was last computed
     uint8_t apart               # a node: half the number of an entry that was unlike the first
     uint16_t free_record        # a slab: list of records that were freed, by number

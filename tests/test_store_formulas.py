@@ -175,6 +175,17 @@ def test_one_page_whose_value_fits_no_field_of_its_leaf(value: int) -> None:
     same(m, dense)
 
 
+def test_a_page_that_would_be_alone_if_its_leaf_had_one_bit_a_page() -> None:
+    """Its fields have two: the first half of the leaf has one bit set, that of page 201 in a leaf of one bit."""
+    dense = np.zeros(4 * BLOCK, np.uint8)
+    dense[100] = 2
+    dense[256:BLOCK] = np.arange(256) % 4
+    m = AttributeMap.from_numpy(dense)
+    assert m.write(201, 202, 4)
+    dense[201] = 4
+    same(m, dense)
+
+
 @pytest.mark.parametrize("value", [1, 2])
 def test_one_page_whose_value_has_one_of_two_bits_that_vary_together(value: int) -> None:
     """Of the values 0 and 3 a field has one bit, which stands for both."""

@@ -269,9 +269,7 @@ cdef void located_shared(const Map *map, const uint64_t *gfns, int n, kvmattr_lo
         left &= left - 1
         way = way_down(family, &map.root, map.level, 2, gfns[i], WAY_SURE | WAY_SHARES)
         info = way.node
-        ours = not way.shared
-        if info == NULL or info.shares:
-            ours &= leaf_references(family, entry_handle(way.entry))[0] == 1
+        ours = way_owns_leaf(family, &way)
         if ours and info != NULL:
             info.looked += 1
             if info.looked == LOOKS:

@@ -70,7 +70,7 @@ cdef void compact_begin(Family *family) noexcept nogil:
             next_page = info.next
             if 8 * info.references < 7 * slab_records(size_class):
                 slab_unlist(family, info, size_class)
-                info.leaving = 1
+                info.tidy.leaving = 1
                 info.next = family.leaving[size_class]
                 if info.next:
                     page_info(family, info.next).previous = page
@@ -90,7 +90,7 @@ cdef void compact_end(Family *family) noexcept nogil:
             page = family.leaving[size_class]
             info = page_info(family, page)
             slab_unlist(family, info, size_class)
-            info.leaving = 0
+            info.tidy.leaving = 0
             slab_list(family, page, info, size_class)
     family.moving = NULL
     family.slack_settled = arena_slack(family)
@@ -144,7 +144,7 @@ cdef inline void record_move(Family *family, Entry *slot) noexcept nogil:
     cdef uint32_t handle = entry_handle(slot[0]), copy
     cdef PageInfo *info = page_info(family, handle >> 9)
     cdef int size_class
-    if not info.leaving or reference_count(family, handle)[0] != 1:
+    if not info.tidy.leaving or reference_count(family, handle)[0] != 1:
         return
     family.rearranged += 1
     size_class = info.kind - PAGE_SLAB

@@ -60,6 +60,11 @@ cdef inline void way_compose(Way *way) noexcept nogil:
     way.toggle ^= <uint32_t>(way.entry >> KVMATTR_X) & way.keep
     way.keep &= <uint32_t>(way.entry >> KVMATTR_K)
 
+cdef inline bint way_owns_leaf(const Family *family, const Way *way) noexcept nogil:
+    """Whether the leaf at the end of a way (WAY_SHARES) is this map's alone, and all above it."""
+    return not way.shared and (way.node != NULL and not way.node.shares
+                               or leaf_references(family, entry_handle(way.entry))[0] == 1)
+
 cdef inline int way_level(const Way *way) noexcept nogil:
     return way.shift // KVMATTR_LEVEL_BITS + 1
 

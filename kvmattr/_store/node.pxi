@@ -150,13 +150,13 @@ cdef bint few_runs(const Family *family, const Entry *entries, Runs *runs) noexc
 
 cdef inline void node_fills(PageInfo *info) noexcept nogil:
     """A page of a node is converted, mostly the first of its block."""
-    info.leaving -= info.leaving != 0
+    info.tidy.emptied -= info.tidy.emptied != 0
 
 
 cdef inline bint node_empties(PageInfo *info) noexcept nogil:
     """A block of a node became uniform: whether so many more did than were converted that few may be left."""
-    info.leaving += info.leaving < FEWER_BLOCKS
-    return info.leaving == FEWER_BLOCKS
+    info.tidy.emptied += info.tidy.emptied < FEWER_BLOCKS
+    return info.tidy.emptied == FEWER_BLOCKS
 
 
 cdef bint node_to_list(Family *family, Entry *slot) noexcept nogil:
@@ -169,7 +169,7 @@ cdef bint node_to_list(Family *family, Entry *slot) noexcept nogil:
     cdef const Entry *entries = node_at(family, handle)
     cdef int mixed = mixed_blocks(entries), rest = FEWER_BLOCKS + 2 * mixed
     cdef Runs runs
-    page_info(family, handle >> 9).leaving = <uint8_t>(rest if rest < 255 else 255)
+    page_info(family, handle >> 9).tidy.emptied = <uint8_t>(rest if rest < 255 else 255)
     if (2 * mixed > FEWER_RUNS or available_pages(family) == 0 or not few_runs(family, entries, &runs)
             or runs.count == 1):
         return False

@@ -265,7 +265,7 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
             page_list_free(family, page + i)
     info = page_info(family, page)
     info.kind = kind
-    info.leaving = 0
+    info.tidy.leaving = 0
     info.shares = 0
     info.loosened = 0
     info.apart = 0

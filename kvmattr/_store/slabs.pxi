@@ -70,7 +70,7 @@ cdef uint32_t record_take(Family *family, int size_class) noexcept nogil:
 cdef inline void slab_unlist(Family *family, PageInfo *info, int size_class) noexcept nogil:
     if info.previous:
         page_info(family, info.previous).next = info.next
-    elif info.leaving:
+    elif info.tidy.leaving:
         family.leaving[size_class] = info.next
     else:
         family.partial[size_class] = info.next

@@ -42,15 +42,18 @@ cdef inline bint family_reserves(Family *family) noexcept nogil:
 #
 # It is none of those whose value entries above its block know: not the first below a node of level 3, not the last of
 # the map. Where an operation is pending on the way, or the value fits no field, it goes the way of a range.
+#
+# In a family of one map nothing is shared, but with dead nodes, which nobody reads: it writes where it is.
 
 # Called through pointers, so that no compiler takes them into page_update, whose short way then saves few registers.
 cdef UpdateResult (*at_edge)(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
-cdef UpdateResult (*above_leaves)(Map *map, Entry *slot, int shift, bint shared, uint64_t gfn, uint8_t k,
-                                  uint8_t x) noexcept nogil
+cdef UpdateResult (*in_list)(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
+cdef UpdateResult (*in_shared_list)(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef UpdateResult (*in_other_block)(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef void (*tighten)(Map *map, uint64_t gfn) noexcept nogil
 at_edge = page_update_at_edge
-above_leaves = page_update_above_leaves
+in_list = page_update_in_list
+in_shared_list = page_update_apart
 in_other_block = page_update_in_block
 tighten = leaf_tighten
 
@@ -58,7 +61,7 @@ tighten = leaf_tighten
 cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. What earlier updates left to be tidied is left so."""
     cdef Family *family = map.family
-    cdef bint alone = family.maps.next == NULL      # nothing is shared, but with dead nodes, which nobody reads
+    cdef bint alone = family.maps.next == NULL
     cdef bint lost
     cdef Entry e
     cdef Way way
@@ -75,12 +78,11 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
         way = way_down(family, &map.root, map.level, 2, gfn, WAY_SHARES)
     e = way.entry
     if way.shift > level_shift(2):
-        return above_leaves(map, <Entry *>way.slot, way.shift, way.shared, gfn, k, x)
+        if way.shared:
+            return in_shared_list(map, <Entry *>way.slot, way.shift, gfn, k, x)
+        return in_list(map, <Entry *>way.slot, way.shift, gfn, k, x)
     handle = entry_handle(e)
-    if handle == 0 or is_line(handle):
-        return in_other_block(map, e, gfn, k, x)
-    if not alone and (way.shared or ((way.node == NULL or way.node.shares)
-                                     and leaf_references(family, handle)[0] != 1)):
+    if handle == 0 or is_line(handle) or not (alone or way_owns_leaf(family, &way)):
         return in_other_block(map, e, gfn, k, x)
     # No branch is on whether the page changes: half of them would be foreseen wrongly, each time after the wait for the
     # leaf, and what comes after could not begin to wait for its own. That a value fits is foreseen.
@@ -110,12 +112,39 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
 
 
 cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
-    """A page whose way leads to the block of entry `e`, and which is not the write of a field and nothing else."""
-    cdef uint8_t old = (leaf_raw(map.family, entry_handle(e), gfn & 511) & entry_k(e)) ^ entry_x(e)
-    cdef uint8_t new = (old & k) ^ x
+    """A page whose way leads to the block of entry `e`, and which is not the write of a field and nothing else: the
+    second value of its uniform block, the first with some bit, one whose leaf is not ours alone, or one by which its
+    leaf may become another."""
+    cdef Family *family = map.family
+    cdef Entry *slot
+    cdef uint32_t handle = entry_handle(e)
+    cdef uint8_t old = (leaf_raw(family, handle, gfn & 511) & entry_k(e)) ^ entry_x(e), new = (old & k) ^ x
+    cdef bint loose = False
     if new == old:
         return UPDATE_UNCHANGED
-    return page_set(map, gfn, new, new ^ old)
+    if not family_reserves(family):
+        return UPDATE_NO_MEMORY
+    slot = way_own(map, gfn, 2, new ^ old, &loose)
+    if handle == 0 or is_line(handle) or not field_fits(slot[0], new):
+        if handle == 0:
+            leaf_begin(family, slot, gfn & 511, new)
+        elif handle & KVMATTR_TAG or not lone_page_recoded(family, slot, gfn & 511, new):
+            leaf_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, new)
+        # Nobody has located pages of a line as if they were fields.
+        family.blocks_changed += not (is_line(handle) and is_line(entry_handle(slot[0])))
+        page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
+        return UPDATE_CHANGED
+    if family.maps.next != NULL:
+        handle = leaf_own(family, handle)
+    slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>(new ^ old) << KVMATTR_V
+    if loose:
+        field_put(map, slot, gfn, new)
+        map_tighten(map, gfn)
+    elif field_put(map, slot, gfn, new):
+        family_settle(family)
+    else:
+        leaf_tighten(map, gfn)
+    return UPDATE_CHANGED
 
 
 cdef UpdateResult page_update_at_edge(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -128,33 +157,25 @@ cdef UpdateResult page_update_at_edge(Map *map, uint64_t gfn, uint8_t k, uint8_t
         return UPDATE_NO_MEMORY
     while gfn >= level_span(map.level):
         map_heighten(map)
-    return page_update_below(map, gfn, k, x)
-
-
-# Not inline: the page that makes the root grow is rare.
-cdef UpdateResult page_update_below(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     return page_update(map, gfn, k, x)
 
 
-cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bint shared, uint64_t gfn, uint8_t k,
-                                           uint8_t x) noexcept nogil:
-    """A page whose way ends above level 2: most often at a run list, which has room in its record. What varies below
-    the list's entry does mostly not change by it, and then the entries above know all that they have to."""
+cdef UpdateResult page_update_in_list(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k,
+                                      uint8_t x) noexcept nogil:
+    """A page whose way, of which all nodes are ours, ends above level 2: most often at a run list, which has room in
+    its record. What varies below the list's entry does mostly not change by it."""
     cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
     cdef uint64_t span = <uint64_t>1 << shift
     cdef Record *record
-    cdef uint32_t done
+    cdef uint32_t done = KVMATTR_LIST_FULL
     cdef uint8_t varying
-    cdef bint loose = False, shrunk
-    if map.family.maps.next == NULL:
-        shared = map.family.dead_nodes != 0     # a dead node may hold the list, too
-    if shared or handle == 0 or is_node(handle) or e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000:
-        return page_update_apart(map, e, shift, gfn, k, x)
+    cdef bint shrunk
+    if handle == 0 or is_node(handle) or e & <uint64_t>0xffff00000000 != <uint64_t>0xff00000000:
+        return page_update_apart(map, slot, shift, gfn, k, x)
     record = <Record *>address_of(map.family, handle)
-    if record.references != 1:
-        return page_update_moved(map, slot, shift, gfn, k, x)
-    done = kernels.list_put(record, gfn & (span - 1), span, k, x, class_runs[record.size_class])
+    if record.references == 1:
+        done = kernels.list_put(record, gfn & (span - 1), span, k, x, class_runs[record.size_class])
     if done == KVMATTR_LIST_FULL:
         return page_update_moved(map, slot, shift, gfn, k, x)
     kvmattr_count_visit(map.family)
@@ -167,14 +188,7 @@ cdef UpdateResult page_update_above_leaves(Map *map, Entry *slot, int shift, bin
     shrunk = record.size_class > class_of_runs[record.count] + 1 or varying == 0
     if shrunk:
         shrunk = list_shrink(map.family, slot)
-    if varying != entry_varying(e):
-        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, <uint8_t>done, &loose)
-        page_settle(map, gfn, loose or varying == 0)
-        return UPDATE_CHANGED
-    kvmattr_raise_version(&map.version, 1)
-    if shrunk:
-        family_settle(map.family)
-    return UPDATE_CHANGED
+    return list_changed(map, slot, e, shift, gfn, <uint8_t>done, shrunk)
 
 
 cdef UpdateResult page_update_moved(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k,
@@ -186,29 +200,23 @@ cdef UpdateResult page_update_moved(Map *map, Entry *slot, int shift, uint64_t g
     cdef RunList runs = run_list_at(family, entry_handle(e))
     cdef int run = run_find(&runs, page)
     cdef uint8_t old = runs.values[run], new = (old & k) ^ x
-    cdef bint loose = False
     if new == old:
         return UPDATE_UNCHANGED
     if not family_reserves(family):
         return UPDATE_NO_MEMORY
     if not run_list_put(family, slot, &runs, page, page + 1, span, run, run, new):
-        return page_update_apart(map, e, shift, gfn, k, x)
-    if entry_varying(slot[0]) != entry_varying(e):
-        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, new ^ old, &loose)
-        page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
-        return UPDATE_CHANGED
-    kvmattr_raise_version(&map.version, 1)
-    family_settle(family)
-    return UPDATE_CHANGED
+        return page_update_apart(map, slot, shift, gfn, k, x)
+    return list_changed(map, slot, e, shift, gfn, new ^ old, True)
 
 
-cdef UpdateResult page_update_apart(Map *map, Entry e, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+cdef UpdateResult page_update_apart(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k,
+                                    uint8_t x) noexcept nogil:
     """The same where there is no run list yet, or none any more, where something on the way to it is another map's too,
     or where an operation is pending."""
     cdef Family *family = map.family
-    cdef Entry *ours
+    cdef Entry e = slot[0]
     cdef uint32_t handle = entry_handle(e)
-    cdef uint64_t span = <uint64_t>1 << shift, page = gfn & (span - 1)
+    cdef uint64_t page = gfn & ((<uint64_t>1 << shift) - 1)
     cdef int level = shift // KVMATTR_LEVEL_BITS + 1
     cdef uint8_t old = entry_first(e), new
     cdef bint loose = False
@@ -221,45 +229,25 @@ cdef UpdateResult page_update_apart(Map *map, Entry e, int shift, uint64_t gfn, 
         return UPDATE_UNCHANGED
     if not family_reserves(family):
         return UPDATE_NO_MEMORY
-    ours = way_own(map, gfn, level, new ^ old, &loose)
-    entry_update(family, ours, level, page, page + 1, 0, new)
-    page_settle(map, gfn, loose or entry_handle(ours[0]) == 0)
+    slot = way_own(map, gfn, level, new ^ old, &loose)
+    entry_update(family, slot, level, page, page + 1, 0, new)
+    page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
     return UPDATE_CHANGED
 
 
-cdef UpdateResult page_set(Map *map, uint64_t gfn, uint8_t value, uint8_t varying) noexcept nogil:
-    """Give a page another value, which differs from the old one in `varying`: the second value of its uniform block,
-    one that fits its leaf of fields, or one by which its leaf may become another."""
-    cdef Family *family = map.family
-    cdef Entry *slot
-    cdef uint32_t handle
+cdef inline UpdateResult list_changed(Map *map, const Entry *slot, Entry before, int shift, uint64_t gfn,
+                                      uint8_t differs, bint moved) noexcept nogil:
+    """After the change of a page by `differs` in the run list of *slot, which was `before`. Where the bits that vary in
+    it are those that did, the entries above know all that they have to; and where the list has not `moved`, there is
+    nothing to be tidied."""
     cdef bint loose = False
-    if not family_reserves(family):
-        return UPDATE_NO_MEMORY
-    slot = way_own(map, gfn, 2, varying, &loose)
-    handle = entry_handle(slot[0])
-    if handle == 0 or is_line(handle) or not field_fits(slot[0], value):
-        if handle == 0:
-            leaf_begin(family, slot, gfn & 511, value)
-        elif handle & KVMATTR_TAG or not lone_page_recoded(family, slot, gfn & 511, value):
-            leaf_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, value)
-        # Nobody has located pages of a line as if they were fields.
-        family.blocks_changed += not (is_line(handle) and is_line(entry_handle(slot[0])))
+    if entry_varying(slot[0]) != entry_varying(before):
+        way_own(map, gfn, shift // KVMATTR_LEVEL_BITS + 1, differs, &loose)
         page_settle(map, gfn, loose or entry_handle(slot[0]) == 0)
         return UPDATE_CHANGED
-    handle = leaf_own(family, handle)
-    if family.maps.next == NULL and handle != entry_handle(slot[0]):
-        # Only a node that is dead and not yet taken apart has the other leaf too. Whoever located pages in it must
-        # look again: in a family of one map they are written where they are.
-        family.blocks_changed += 1
-    slot[0] = (slot[0] & ~<uint64_t>0xffffffff) | handle | <uint64_t>varying << KVMATTR_V
-    if loose:
-        field_put(map, slot, gfn, value)
-        map_tighten(map, gfn)
-    elif field_put(map, slot, gfn, value):
-        family_settle(family)
-    else:
-        leaf_tighten(map, gfn)
+    kvmattr_raise_version(&map.version, 1)
+    if moved:
+        family_settle(map.family)
     return UPDATE_CHANGED
 
 
