@@ -408,23 +408,24 @@ static uint64_t kvmattr_lost_portable(const kvmattr_located *located, int from, 
     return agree ? kvmattr_lost_in_leaves(located, agree) : 0;
 }
 
-/* What is left of eights of pages is filled up, and goes the same way. */
+/* Pages that are no eights, the last 63 at most, are filled up with one of them: they go together, the same way. */
 #define KVMATTR_WALKS(NAME, TARGET)                                                                          \
     TARGET static void kvmattr_take_##NAME(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,     \
                                            size_t n)                                                         \
     {                                                                                                        \
-        const size_t rest = n % KVMATTR_FEW;                                                                 \
-        uint64_t filled[KVMATTR_FEW] = {0};                                                                  \
-        uint8_t values[KVMATTR_FEW];                                                                         \
+        const size_t rest = n % KVMATTR_FEW ? n % KVMATTR_GROUP : 0;                                         \
+        uint64_t filled[KVMATTR_GROUP];                                                                      \
+        uint8_t values[KVMATTR_GROUP];                                                                       \
         if (n && kvmattr_root_is_list(walk)) {                                                               \
             kvmattr_take_from_list(walk, gfns, out, n);                                                      \
             return;                                                                                          \
         }                                                                                                    \
-        memcpy(filled, gfns + n - rest, rest * sizeof *gfns);                                                \
-        for (int last = n < KVMATTR_FEW; last <= (rest != 0); last++) {                                      \
+        for (size_t i = 0; i < (rest + KVMATTR_FEW - 1) / KVMATTR_FEW * KVMATTR_FEW; i++)                    \
+            filled[i] = gfns[n - rest + (i < rest ? i : 0)];                                                 \
+        for (int last = n == rest; last <= (rest != 0); last++) {                                            \
             const uint64_t *some = last ? filled : gfns;                                                     \
             uint8_t *to = last ? values : out;                                                               \
-            size_t count = last ? 1 : n / KVMATTR_FEW;                                                       \
+            size_t count = (last ? rest + KVMATTR_FEW - 1 : n - rest) / KVMATTR_FEW;                         \
             KVMATTR_BY_LEVELS(walk->level, kvmattr_take_fews, walk, some, to, count,                         \
                               kvmattr_few_lines_##NAME)                                                      \
         }                                                                                                    \
