@@ -394,13 +394,20 @@ KVMATTR_AVX512 static void kvmattr_take_from_list_avx512(const kvmattr_walk *wal
         out[i] = gfns[i] < walk->span ? (uint8_t)((kvmattr_list_raw_avx512(list, gfns[i]) & k) ^ x) : walk->rest;
 }
 
-KVMATTR_AVX512 static void kvmattr_take_filled_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
-                                                      int n);
+/* Not inline: the groups under way take 10 KiB of stack, once. */
+KVMATTR_AVX512 __attribute__((noinline)) static void kvmattr_take_whole_groups(const kvmattr_walk *walk,
+                                                                               const uint64_t *gfns, uint8_t *out,
+                                                                               size_t count)
+{
+    KVMATTR_BY_LEVELS(walk->level, kvmattr_take_groups, walk, gfns, out, count)
+}
 
 KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
                                                size_t n)
 {
-    const size_t count = n / KVMATTR_GROUP, rest = n % KVMATTR_GROUP;
+    const size_t rest = n % KVMATTR_GROUP;
+    uint64_t filled[KVMATTR_GROUP];
+    uint8_t values[KVMATTR_GROUP];
     if (kvmattr_root_is_list(walk)) {
         kvmattr_take_from_list_avx512(walk, gfns, out, n);
         return;
@@ -409,24 +416,16 @@ KVMATTR_AVX512 static void kvmattr_take_avx512(const kvmattr_walk *walk, const u
         kvmattr_take_avx2(walk, gfns, out, n);
         return;
     }
-    KVMATTR_BY_LEVELS(walk->level, kvmattr_take_groups, walk, gfns, out, count)
+    kvmattr_take_whole_groups(walk, gfns, out, n / KVMATTR_GROUP);
     gfns += n - rest;
     out += n - rest;
     if (rest < KVMATTR_WORTH_FILLING) {
         kvmattr_take_avx2(walk, gfns, out, rest);
         return;
     }
-    kvmattr_take_filled_avx512(walk, gfns, out, (int)rest);
-}
-
-KVMATTR_AVX512 static void kvmattr_take_filled_avx512(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out,
-                                                      int n)
-{
-    uint64_t filled[KVMATTR_GROUP];
-    uint8_t values[KVMATTR_GROUP];
-    kvmattr_fill_group(gfns, n, filled);
-    kvmattr_take_avx512(walk, filled, values, KVMATTR_GROUP);
-    memcpy(out, values, (size_t)n);
+    kvmattr_fill_group(gfns, (int)rest, filled);
+    kvmattr_take_whole_groups(walk, filled, values, 1);
+    memcpy(out, values, rest);
 }
 
 /* ---- by a ruler ---- */
