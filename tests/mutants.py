@@ -328,6 +328,8 @@ def store_sees(tree: Path) -> str:
                           env={**os.environ, "PYTHONPATH": str(tree)})
     if done.returncode == 0:
         return ""
+    if done.returncode > 1:         # no test failed and none crashed: none ran
+        raise SystemExit(f"mutants: pytest ended with {done.returncode}: {done.stdout}{done.stderr}")
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     return failed[0].partition("::")[2] if failed else f"ended with {done.returncode}"
 
