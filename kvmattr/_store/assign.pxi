@@ -44,6 +44,7 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
     cdef Entry *entries
     cdef uint8_t[512] block
     cdef Runs runs
+    cdef int at
     if level == 2:
         if hi - lo < 512:
             leaf_decode(family, e, 0xff, 0, block)
@@ -64,8 +65,9 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
         if entry_k(e) != 0xff or entry_x(e) != 0:
             entries_apply(family, node_at(family, handle), 512, entry_k(e), entry_x(e))
     entries = node_at(family, handle)
-    entry_store(family, &entries[(page >> level_shift(level - 1)) & 511], level - 1, page, lo, hi, values)
-    slot[0] = node_entry(family, handle)
+    at = index_of(page, level)
+    entry_store(family, &entries[at], level - 1, page, lo, hi, values)
+    slot[0] = node_entry_after(family, handle, e, at, at)
 
 
 cdef int map_store(Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:

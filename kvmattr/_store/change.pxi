@@ -4,13 +4,29 @@ cdef enum:
     LOOSE_UPDATES = 64      # single-entry updates of a node before its V is computed anew
 
 
+cdef inline Entry node_entry_after(Family *family, uint32_t handle, Entry before, int first, int last) noexcept nogil:
+    """The entry for a node of ours, `before` until one entry below it changed, or two neighbours: V can be widened
+    without looking at the others, unless the node may have become uniform, or V was widened often enough to be worth a
+    fresh look."""
+    cdef const Entry *entries = node_at(family, handle)
+    cdef PageInfo *info = page_info(family, handle >> 9)
+    info.loosened += 1
+    if info.loosened >= LOOSE_UPDATES or node_became_uniform(info, entries, first, last):
+        return node_entry(family, handle)
+    return entry_make(handle, 0xff, 0,
+                      entry_varying(before) | entry_varying(entries[first]) | entry_varying(entries[last])
+                      | (entry_first(entries[first]) ^ entry_first(entries[0]))
+                      | (entry_first(entries[last]) ^ entry_first(entries[0]))
+                      | (entry_first(entries[0]) ^ entry_first(before)),
+                      entry_first(entries[0]))
+
+
 cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint64_t hi, uint8_t k,
                        uint8_t x) noexcept nogil:
     """new = (old & k) ^ x on the pages [lo, hi) of the subtree at *slot, which lies in memory of ours."""
     cdef Entry e = slot[0]
     cdef uint32_t handle
     cdef Entry *entries
-    cdef PageInfo *info
     cdef Runs runs
     cdef int shift, first, last, i
     cdef bint few = True
@@ -40,7 +56,6 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
     # A node. Make it ours, bring down what is pending on it, then go on below.
     handle = node_own(family, handle, level)
     entries = node_at(family, handle)
-    info = page_info(family, handle >> 9)
     if entry_k(e) != 0xff or entry_x(e) != 0:
         entries_apply(family, entries, 512, entry_k(e), entry_x(e))
     shift = level_shift(level - 1)
@@ -64,19 +79,7 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
         else:
             entries_apply(family, &entries[i], last + 1 - i, k, x)
             few = False
-    # Where one entry changed, or two neighbours, V can be widened without looking at the others, unless it may
-    # have become uniform or has been widened often enough to be worth a fresh look.
-    if few:
-        info.loosened += 1
-        if info.loosened < LOOSE_UPDATES and not node_became_uniform(info, entries, first, last):
-            slot[0] = entry_make(handle, 0xff, 0,
-                                 entry_varying(e) | entry_varying(entries[first]) | entry_varying(entries[last])
-                                 | (entry_first(entries[first]) ^ entry_first(entries[0]))
-                                 | (entry_first(entries[last]) ^ entry_first(entries[0]))
-                                 | (entry_first(entries[0]) ^ entry_first(e)),
-                                 entry_first(entries[0]))
-            return
-    slot[0] = node_entry(family, handle)
+    slot[0] = node_entry_after(family, handle, e, first, last) if few else node_entry(family, handle)
 
 
 # ---- the map: a root and what lies above it ----
