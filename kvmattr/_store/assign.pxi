@@ -67,7 +67,7 @@ cdef void entry_store(Family *family, Entry *slot, int level, uint64_t page, int
     entries = node_at(family, handle)
     at = index_of(page, level)
     entry_store(family, &entries[at], level - 1, page, lo, hi, values)
-    slot[0] = node_entry_after(family, handle, e, at, at)
+    slot[0] = node_entry_after(family, handle, entries, e, at, at)
 
 
 cdef int map_store(Map *map, uint64_t start, uint64_t stop, const uint8_t *values) noexcept nogil:

@@ -4,11 +4,11 @@ cdef enum:
     LOOSE_UPDATES = 64      # single-entry updates of a node before its V is computed anew
 
 
-cdef inline Entry node_entry_after(Family *family, uint32_t handle, Entry before, int first, int last) noexcept nogil:
+cdef inline Entry node_entry_after(Family *family, uint32_t handle, const Entry *entries, Entry before, int first,
+                                   int last) noexcept nogil:
     """The entry for a node of ours, `before` until one entry below it changed, or two neighbours: V can be widened
     without looking at the others, unless the node may have become uniform, or V was widened often enough to be worth a
     fresh look."""
-    cdef const Entry *entries = node_at(family, handle)
     cdef PageInfo *info = page_info(family, handle >> 9)
     info.loosened += 1
     if info.loosened >= LOOSE_UPDATES or node_became_uniform(info, entries, first, last):
@@ -79,7 +79,7 @@ cdef void entry_update(Family *family, Entry *slot, int level, uint64_t lo, uint
         else:
             entries_apply(family, &entries[i], last + 1 - i, k, x)
             few = False
-    slot[0] = node_entry_after(family, handle, e, first, last) if few else node_entry(family, handle)
+    slot[0] = node_entry_after(family, handle, entries, e, first, last) if few else node_entry(family, handle)
 
 
 # ---- the map: a root and what lies above it ----
