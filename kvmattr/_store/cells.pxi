@@ -347,7 +347,8 @@ cdef tuple shape_of(const Py_buffer *view):
 
 
 cdef bint same_shape(const Py_buffer *a, const Py_buffer *b) noexcept:
-    return a.ndim == b.ndim and memcmp(a.shape, b.shape, a.ndim * sizeof(Py_ssize_t)) == 0
+    # Without dimensions there is no shape to look at.
+    return a.ndim == b.ndim and (a.ndim == 0 or memcmp(a.shape, b.shape, a.ndim * sizeof(Py_ssize_t)) == 0)
 
 
 cdef object broadcast(arrays, names):
