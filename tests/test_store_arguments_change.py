@@ -291,6 +291,32 @@ def test_an_integer_that_shrinks_the_arrays(kind: Any, count: int) -> None:
     m.validate()
 
 
+class Strides(Counts):
+    """An integer whose reading makes all cells of another array its first."""
+
+    def __index__(self) -> int:
+        self.other.strides = (0,)
+        return self.value
+
+
+@pytest.mark.filterwarnings("ignore:Setting the strides:DeprecationWarning")
+def test_an_integer_that_changes_the_strides_of_an_array() -> None:
+    m = a_map()
+    before = m.copy()
+    values = np.full(20, 7, np.uint8)
+    calls: list[Callable[[Any, Any], int]] = [
+        lambda gfns, stops: m.put(gfns, Strides(gfns, 1)),
+        lambda gfns, stops: m.put(gfns, values, 0, Strides(gfns, 0xFF)),
+        lambda gfns, stops: m.update_many(gfns, stops, 1, 0, Strides(gfns, 0xFF)),
+        lambda gfns, stops: m.update_many(gfns, stops, Strides(stops, 1)),
+    ]
+    for call in calls:
+        gfns = np.arange(20, dtype=np.uint64)
+        with pytest.raises(ValueError, match=r"^ndarray is not C-contiguous$"):
+            call(gfns, gfns + np.uint64(1))
+        assert m == before
+
+
 def test_an_out_that_shrinks_the_gfns_when_it_becomes_an_array() -> None:
     """It is looked at twice: what it says, and then the memory of what it becomes."""
 

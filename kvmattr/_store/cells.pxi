@@ -51,6 +51,10 @@ cdef object contiguous(object array, object dtype=None):
     return asarray(array, dtype, order="C")
 
 
+cdef enum:
+    CONTIGUOUS = PyBUF_ND | PyBUF_FORMAT        # of an array that is not, or no longer, numpy refuses that
+
+
 cdef int hold(object array, Py_buffer *view, int access, size_t size) except -1:
     """The memory of an array that was looked at before. Its size is asked once more: it may be another by now, where
     another thread, or a method of the array's own class, has changed it."""
@@ -67,7 +71,7 @@ cdef int hold_again(Py_buffer *view) except -1:
     cdef object array = <object>view.obj
     cdef size_t size = view.len
     PyBuffer_Release(view)
-    return hold(array, view, PyBUF_RECORDS_RO, size)
+    return hold(array, view, CONTIGUOUS, size)
 
 
 cdef int raise_resized(size_t size, size_t changed) except -1:
@@ -196,7 +200,7 @@ cdef object hold_gfns(object gfns, str name, Py_buffer *view):
     if kind != CELLS_OTHER:
         PyBuffer_Release(view)
     given = integer_array(gfns, name)
-    PyObject_GetBuffer(gfn_cells(given), view, PyBUF_RECORDS_RO)
+    PyObject_GetBuffer(gfn_cells(given), view, CONTIGUOUS)
     return given
 
 
@@ -304,7 +308,7 @@ cdef object given_hold(Given *given, object values, str name, int highest, int (
         kind = hold_plain(values, &given.view)
     if kind == CELLS_OTHER:
         values = contiguous(small_integers(values, name, highest, refuse))
-        PyObject_GetBuffer(values, &given.view, PyBUF_RECORDS_RO)
+        PyObject_GetBuffer(values, &given.view, CONTIGUOUS)
         kind = CELLS_BYTES
     given.column.cells = <const uint8_t *>given.view.buf
     count = given.view.len // given.view.itemsize
