@@ -168,6 +168,14 @@ place.write_text(json.dumps({{
     assert "bench.time_it: 2.000x the base's time [2.000, 2.000] in 5 rounds" in done.stdout
 
 
+def green(done: subprocess.CompletedProcess[str]) -> bool:
+    """PASS, or all of it but times that a noisy machine could not judge: what moves between two copies of one build
+    is the machine. A regression is 1, a cell that is missing or new names itself."""
+    undecided = [line for line in done.stdout.splitlines() if line.startswith("  undecided ")]
+    return done.returncode == 0 or (done.returncode == 3 and bool(undecided)
+                                    and all("x the base's time [" in line for line in undecided))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("against", ["", "--base HEAD"])
 def test_what_the_workflows_run(tmp_path: Path, shell: dict[str, str], against: str) -> None:
@@ -179,11 +187,11 @@ def test_what_the_workflows_run(tmp_path: Path, shell: dict[str, str], against: 
     assert asked[-1]["env"] == {"AGAINST": "${{ github.base_ref && format('--base origin/{0}', github.base_ref) }}"}
     for step in asked:
         done = ran(step["run"], project, {**shell, "AGAINST": against})
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert green(done), done.stdout + done.stderr
     assert (project / "gate.xml").exists()
     for command in yaml.load(GITLAB.read_text())["gate"]["script"]:
         done = ran(command, project, {**shell, **({"CI_MERGE_REQUEST_DIFF_BASE_SHA": "HEAD"} if against else {})})
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert green(done), done.stdout + done.stderr
     assert ("time  " in done.stdout) is bool(against)
 
 
