@@ -226,3 +226,21 @@ def test_a_boundless_line_of_standard_input(monkeypatch, tmp_path):
     with pytest.raises(opening.Damaged, match="expected lines of at most 1048576 bytes, found a longer one"):
         list(opening.pieces(file))
     assert file.tell() <= 3 * opening.PIECE
+
+
+@pytest.mark.parametrize(("start", "told"), [
+    (b"BZh91AY&SY", "found bzip2 data: bunzip2 first"),
+    (b"PK\x03\x04\x14\0", "found a zip archive: unzip it first"),
+    (b"\x17\x08Dtracing7\0", "found trace-cmd's binary recording: trace-cmd report first"),
+    (b"PERFILE2h\0", "found perf's binary recording: perf script first"),
+    (b"\xff" * 8 + b"\xb4\x29\xa4\x0a\xcb\x77\xb1\xf2", "found QEMU's binary recording: scripts/simpletrace.py first"),
+    (b"vm.strace.100".ljust(257, b"\0") + b"ustar", "found a tar archive: unpack it first"),
+])
+def test_what_is_no_text_is_told_with_what_helps(tmp_path, start, told):
+    """Text in a tar archive would be read, as of one process."""
+    text = start + b'\nioctl(8, KVM_SET_USER_MEMORY_REGION, {slot=0, flags=0, guest_phys_addr=0, memory_size=4096,' \
+                   b' userspace_addr=4096}) = 0\n'
+    for compress in (bytes, gzip.compress):
+        (tmp_path / "x").write_bytes(compress(text))
+        with pytest.raises(TraceError, match=rf"x:1: expected .*, {told}\Z"):
+            read(tmp_path / "x")

@@ -53,6 +53,7 @@ FORMS = [
      [SetSlot(0, 4, 0, MIB, UA, 1 << 24, 0)]),
     # QEMU's backends
     ("QEMU, log", f"7@1669155555.123456:{EVENT}", [PLAIN]),
+    ("QEMU, log", f"2025-01-01T10:00:00.1Z vm qemu-system-x86_64: (7:CPU 0/KVM): {EVENT}", [PLAIN]),
     ("QEMU, simpletrace", f"kvm_set_user_memory 0.000 pid=7 slot=0x0 flags=0x0 guest_phys_addr=0x0 memory_size={MIB:#x}"
                           f" userspace_addr={UA:#x} ret=0x0", [PLAIN]),
     ("QEMU, simpletrace", f"kvm_set_user_memory 12.5 pid=7 as=0x0 slot=0x0 flags=0x4 guest_phys_addr=0x0"
@@ -511,3 +512,44 @@ def test_attributes_of_a_file_on_a_vm_that_went_well_are_not_read(tmp_path):
     with trace_of(tmp_path, f"{CREATED}{region(4, 0)}ioctl(4, {SET2}) = 0\n{region(4, 1)}") as trace:
         assert [record.slot for record in trace] == [0, 1]
         assert trace.unread == [(3, "descriptor 4 is a VM, not a guest_memfd")]
+
+
+GUEST = f"kvm_set_user_memory AddrSpace#0 Slot#0 flags=0x4 {SLOT} guest_memfd=12 guest_memfd_offset=0x0 ret=0"
+ASKED = "kvm_convert_memory start 0x1000 size 0x2000 private_to_shared"
+
+
+@pytest.mark.parametrize(("said", "answers", "note"), [
+    ("failed to set memory (0x1000+0x2000) with attr 0x0 error 'Cannot allocate memory'", [0, -1, 12], None),
+    (f"failed to set memory (0x0+{MIB:#x}) with attr 0x8 error 'Invalid argument'", [0, 22, -1], None),
+    ("failed to set memory (0x1000+0x2000) with attr 0x0 error 'Speicher ist voll'", [0, -1],
+     (2, "conversion of [0x1000, 0x3000) to shared not done: Speicher ist voll")),
+    ("Convert non guest_memfd backed memory region (0x1000 ,+ 0x2000) to shared", [0, -1],
+     (2, "conversion of [0x1000, 0x3000) to shared not done: no guest_memfd is behind it")),
+    ("failed to set memory (0x1000+0x1000) with attr 0x0 error 'Cannot allocate memory'", [0, -1, -1], None),
+])
+def test_what_qemu_says_behind_a_conversion_counts(tmp_path, said, answers, note):
+    """The event is written before KVM is asked: the message behind it tells how that went."""
+    with trace_of(tmp_path, f"{GUEST}\n{ASKED}\nqemu-system-x86_64: {said}") as trace:
+        assert [int(answer) for block in trace.blocks() for answer in block["answer"]] == answers
+        assert trace.notes == ([note] if note else [])
+        assert trace.not_done == bool(note)
+
+
+def test_a_refusal_is_heard_behind_any_number_of_rows(tmp_path):
+    said = "failed to set memory (0x1000+0x2000) with attr 0x0 error 'Cannot allocate memory'"
+    with trace_of(tmp_path, "\n".join([GUEST, *[ASKED] * 4094, said])) as trace:
+        answers = [int(answer) for block in trace.blocks() for answer in block["answer"]]
+        assert (answers[-2:], len(answers)) == ([-1, 12], 4096)
+
+
+@pytest.mark.parametrize(("times", "note"), [
+    ((5.0, 6.0, 5.5, 4.25), (3, "older than a line before it (2 lines are), by up to 1.750 s: lines count in the order in"
+                                " which they stand")),
+    ((5.0, 6.0, 5.98), (3, "older than a line before it, by up to 0.020 s: lines count in the order in which they stand")),
+    ((5.0, 6.0, 5.995), None),       # threads that write at once
+    ((5000.0, 6000.0, 5.0, 6.0), None),     # another clock
+])
+def test_lines_that_are_not_in_order_are_told(tmp_path, times, note):
+    """As the buffers of several CPUs, or the files of several threads, one behind the other are."""
+    with trace_of(tmp_path, "\n".join(f" q-7 [000] ..... {time:.6f}: {KERNEL}" for time in times)) as trace:
+        assert (trace.operations, trace.notes) == (len(times), [note] if note else [])

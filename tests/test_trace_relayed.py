@@ -117,6 +117,26 @@ LOST = {
     f"__x64_sys_{STRACE[0]}": "a request of ours with its structure, in a form that is not known",
     "q-1 [000] 1.5: probe: (kvm_vm_set_mem_attributes+0x0/0x300) start=0x100 end=0x300 attr=0x8":
         "kvm_vm_set_mem_attributes with its fields, in a form that is not known",
+    "[warning] Tracer discarded 12 events between [1] and [2]": "12 events or lines were lost here",
+    "WARNING: Tracer may have discarded events between": "events or lines were lost here",
+    "[ 1.5] ** 12 printk messages dropped **": "12 events or lines were lost here",
+    "overrun: 12": "12 events or lines were lost here",
+    "rsyslogd: imuxsock[pid 7]: begin to drop messages due to rate-limiting": "events or lines were lost here",
+    "# entries-in-buffer/entries-written: 2/5000   #P:4":
+        "4998 events of 5000 were overwritten: the buffer was too small",
+    "q-1 [000] 1.5: kvm_vm_set_mem_attributes 0x100 0x300 0x8":
+        "kvm_vm_set_mem_attributes with its fields, in a form that is not known",
+    '{"event": "kvm:kvm_vm_set_mem_attributes", "start": 256, "end": 512, "attr": 8}':
+        "kvm_vm_set_mem_attributes with its fields, in a form that is not known",
+    '{"event":"kvm_set_user_memory","slot":0,"flags":0,"guest_phys_addr":0,"memory_size":4096,"userspace_addr":8192}':
+        "kvm_set_user_memory with its fields, in a form that is not known",
+    "1.5;kvm_convert_memory;0x1000;0x1000;shared_to_private":
+        "kvm_convert_memory with its fields, in a form that is not known",
+    "[vmm] kvm_userspace_memory_region { slot: 0, flags: 0, guest_phys_addr: 0, memory_size: 4096, userspace_addr: 1 }":
+        "a request of ours with its structure, in a form that is not known",
+    "7 SYS_ioctl(9, 0x4020ae46, 0x7ffd) = 0": "a request of ours by its number, in a form that is not known",
+    "7 10:00:00.1 3 q (7) > ioctl fd=9(<a>kvm-vm) request=4020AE46 argument=7FFD":
+        "a request of ours by its number, in a form that is not known",
     "[1.5] qemu:kvm_set_user_memory:": "kvm_set_user_memory with its fields, in a form that is not known",
     "ioctl(0x9, 0x4020AE46, 0x7ffd12345678) = 0":
         "expected {slot=, flags=, guest_phys_addr=, memory_size=, userspace_addr=} in KVM_SET_USER_MEMORY_REGION, found"

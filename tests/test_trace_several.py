@@ -68,6 +68,8 @@ WRITTEN = {
     "bpftrace": [f"pid={pid} tid={pid + number} {event(number)}" for number in (0, 1) for pid in (700, 900)],
     "LTTng, kernel": [f"[10:00:00.1] (+0.1) host kvm_vm_set_mem_attributes: {{ cpu_id = 3 }}, {{ pid = {pid} }}, {{ start = {number}, end = 256, attr = 8 }}"
                       for number in (0, 1) for pid in (700, 900)],
+    "QEMU 10.2, guests": [f"{name} qemu-system-x86_64: {slot(number)}" for number in (0, 1) for name in ("red", "green")],
+    "QEMU 10.2, threads": [f"qemu-system-x86_64: ({pid}:main): {slot(number)}" for number in (0, 1) for pid in (700, 900)],
     # What differs here is what one VM cannot do.
     "QEMU, log": [f"{pid}@1000.{number:06}:{slot(number, ua)}" for number in (0, 1) for pid, ua in ((7, UA), (9, OTHER))],
     "QEMU, ftrace": [f" qemu-{pid} [002] ..... 12.3: tracing_mark_write: {slot(number, ua)}" for number in (0, 1) for pid, ua in ((7, UA), (9, OTHER))],
@@ -93,7 +95,7 @@ def test_all_as_of_one_vm_if_that_is_asked(tmp_path, form):
 
 @pytest.mark.parametrize(("form", "pid"), [
     ("simpletrace", 9), ("dtrace", 9), ("LTTng", 9), ("syslog", 9), ("Kata", 9), ("journald JSON", 9), ("ftrace", 900), ("ftrace", 901),
-    ("perf", 900), ("bpftrace", 901), ("LTTng, kernel", 900), ("QEMU, log", 9), ("QEMU, ftrace", 9), ("strace", 9)])
+    ("perf", 900), ("QEMU 10.2, threads", 900), ("bpftrace", 901), ("LTTng, kernel", 900), ("QEMU, log", 9), ("QEMU, ftrace", 9), ("strace", 9)])
 def test_one_is_picked_by_its_process_or_thread(tmp_path, form, pid):
     assert lines_of(tmp_path, WRITTEN[form], pid=pid)[0] == [2, 4]
 

@@ -23,7 +23,8 @@ _SHAPE = re.compile(r"\s*[:(]\s*(?:\[FAILED TO PARSE\]\s*)?(?:\.\s+)?(?:0x[0-9a-
                     r"|\s+(?:\{\s*)?\.?(?:start|gfn)\b\s?[=:]?")
 #: The fields of the event in a form that is not known: a probe's, a tracer of functions'.
 _FIELDS = re.compile(r"(?<![A-Za-z0-9_])(?:start|gfn|end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]+.{1,40}?"
-                     r"(?:start|gfn|end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]")
+                     r"(?:start|gfn|end|cnt)\s?[=:]\s?(?:0x)?[0-9a-fA-F]"
+                     r"|kvm_vm_set_mem_attributes[\s:;,|]{1,3}0x[0-9a-fA-F]{1,16}[\s;,|]{1,3}0x[0-9a-fA-F]")
 _RANGE = re.compile(r"\s*[:(]?\s*(?:\.\s+)?(\w+)\s+--\s+(\w+)\s+\[(\w+)\]")
 _FIELD = re.compile(r"(?<![A-Za-z0-9_])(gfn|cnt|attributes|start|end|attr)\s?[=: ]\s?([^\s,}\])]+)")
 

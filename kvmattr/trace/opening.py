@@ -32,6 +32,16 @@ _DECODER_MEMORY = 128 << 20
 _STEP = 512
 
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+#: What is no text and nothing that is unpacked here: the first bytes, what they are of, and what helps.
+_OTHERS: tuple[tuple[bytes, str, str], ...] = (
+    (b"BZh", "bzip2 data", "bunzip2"), (b"]\0\0", "lzma data", "unlzma"), (b"\x04\x22M\x18", "lz4 data", "unlz4"),
+    (b"PK\x03\x04", "a zip archive", "unzip it"), (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it"),
+    (b"\x17\x08Dtracing", "trace-cmd's binary recording", "trace-cmd report"),
+    (b"PERFILE2", "perf's binary recording", "perf script"),
+    (b"\xff" * 8 + b"\xb4\x29\xa4\x0a", "QEMU's binary recording", "scripts/simpletrace.py"),
+    (b"\xc1\x1f\xfc\xc1", "a binary recording in CTF", "babeltrace2"))
+#: Where tar has a word of its own in a file's header.
+_TAR = slice(257, 262)
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
@@ -83,6 +93,11 @@ def _unpacked(file: io.BufferedReader) -> _Unpacked | None:
 def _decoded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
     """The same in UTF-8 where the first two bytes are UTF-16's byte order mark, as Windows' tools write it."""
     first = read(PIECE)
+    for start, what, helps in _OTHERS:
+        if first.startswith(start):
+            raise Damaged(f"expected text, plain or in gzip, xz or zstd, found {what}: {helps} first")
+    if first[_TAR] == b"ustar":
+        raise Damaged("expected one file's text, found a tar archive: unpack it first")
     name = _UTF16.get(first[:2])
     decoder = codecs.getincrementaldecoder(name)("replace") if name else None
 

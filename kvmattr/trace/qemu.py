@@ -40,10 +40,17 @@ _PLAIN = re.compile(r'[^"\\\x1b\r]*')
 
 _SLOT_SHAPE = re.compile(r"\s+(?:(AddrSpace|Slot)#|[0-9.]+\s+pid=[0-9]|(?:flags|gpa|size|ua|as|slot)=)|:\s*\{")
 #: Fields of the slot event, to be found in this order and near each other, and of the other one.
-_SOME_FIELDS = re.compile(r"\b(?:(gpa|size|ua)=|start 0x[0-9a-fA-F]{1,16},? size 0x)")
+_SOME_FIELDS = re.compile(r"\b(?:(?:(gpa|guest_phys_addr)|((?:memory_)?size)|(ua|userspace_addr))\s?[=:]"
+                          r"|start 0x[0-9a-fA-F]{1,16},? size 0x)")
 _NEAR = 80
 #: A conversion, however its numbers are written.
-_CONVERSION = re.compile(r"\b(?:start|size)[ =:]{1,3}(?:0x)?[0-9a-fA-F].{1,60}?(?:shared_to_private|private_to_shared)")
+_CONVERSION = re.compile(r"\b(?:start|size|kvm_convert_memory)[ =:;,|\t]{1,3}(?:0x)?[0-9a-fA-F].{1,60}?"
+                         r"(?:shared_to_private|private_to_shared)")
+#: What QEMU says where a conversion, or setting a new memslot PRIVATE, was not done.
+_REFUSED = re.compile(r"failed to set memory \((0x[0-9a-f]{1,16})\+(0x[0-9a-f]{1,16})\) with attr (0x[0-9a-f]{1,16})"
+                      r" error '([^']{0,200})'", re.IGNORECASE)
+_NO_FILE = re.compile(r"Convert non guest_memfd backed memory region \((0x[0-9a-f]{1,16}) ?, ?\+ ?(0x[0-9a-f]{1,16})\)"
+                      r" to (shared|private)")
 _CONVERT_SHAPE = re.compile(r"\s+(?:start[\s=]|[0-9.]+\s+pid=[0-9])|:\s*\{")
 _CONVERT_TEXT = re.compile(r"\s+start\s+(\S+)\s+size\s+(\S+)\s+(\w+)")
 _DIRECTIONS = {"shared_to_private": uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE, "private_to_shared": 0}
@@ -77,13 +84,27 @@ def has_fields(text: str) -> bool:
         return True
     gpa = size = -_NEAR - 1
     for found in _SOME_FIELDS.finditer(text):
-        if found[1] is None or (found[1] == "ua" and found.start() - size <= _NEAR):
+        if found.lastindex is None or (found.lastindex == 3 and found.start() - size <= _NEAR):
             return True
-        if found[1] == "gpa":
+        if found.lastindex == 1:
             gpa = found.end()
-        elif found[1] == "size" and found.start() - gpa <= _NEAR:
+        elif found.lastindex == 2 and found.start() - gpa <= _NEAR:
             size = found.end()
     return False
+
+
+def refusal(text: str) -> tuple[SetAttributes, str] | None:
+    """What QEMU says was not done, and why in its words; None for other lines.
+
+    >>> refusal("qemu: failed to set memory (0x1000+0x2000) with attr 0x0 error 'Cannot allocate memory'")
+    (SetAttributes(address=4096, size=8192, attributes=0, flags=0), 'Cannot allocate memory')
+    """
+    if found := _REFUSED.search(text):
+        return SetAttributes(*(int(word, 16) for word in found.groups()[:3])), found[4]
+    if found := _NO_FILE.search(text):
+        attributes = uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE if found[3] == "private" else 0
+        return SetAttributes(int(found[1], 16), int(found[2], 16), attributes), "no guest_memfd is behind it"
+    return None
 
 
 def begins_list(rest: str) -> bool:

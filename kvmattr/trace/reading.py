@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,23 +49,27 @@ _LISTED = 8
 _NAMES = (b"kvm_set_user_memory", b"kvm_convert_memory", b"kvm_vm_set_mem_attributes")
 _REQUESTS = (
     b"KVM_SET_USER_MEMORY_REGION", b"KVM_SET_MEMORY_ATTRIBUTES", b"KVM_CREATE_VM", b"KVM_CREATE_GUEST_MEMFD",
-    b"0x4020ae46", b"0x40a0ae49", b"0x4020aed2", b"0xc080aed2", b"0xc040aed4", b"0xae01", b"0xae, 0x",
-    b"0x4020AE46", b"0x40A0AE49", b"0x4020AED2", b"0xC080AED2", b"0xC040AED4", b"0xAE01")
+    b"4020ae46", b"40a0ae49", b"4020aed2", b"c080aed2", b"c040aed4", b"0xae01", b"0xae, 0x",
+    b"4020AE46", b"40A0AE49", b"4020AED2", b"C080AED2", b"C040AED4", b"0xAE01")
 _OTHER_CALLS = (b" resumed>", b"close(", b"dup(", b"dup2(", b"dup3(", b"F_DUPFD", b"close_range(", b"clone(",
-                b"clone3(", b"fork(", b"FALLOC_FL_PUNCH_HOLE")
+                b"clone3(", b"fork(", b"FALLOC_FL_PUNCH_HOLE", b"kvm_userspace_memory_region")
 _SIGNS = (b"EVENTS", b"events!", b"PERF_RECORD_LOST", b"Lost ", b"lost ", b"Dropped_Event", b"messages from",
-          b"kernel messages", b"rate-limiting", b"message repeated",
+          b"kernel messages", b"rate-limiting", b"message repeated", b"printk messages", b"discarded ",
+          b"entries-in-buffer", b"overrun: ", b"failed to set memory (", b"Convert non guest_memfd",
           b"starting up libvirt", b"qemu-system-", b'"MESSAGE":[', b'"MESSAGE": [', b'"MESSAGE" : [')
 #: The beginnings of our names in UTF-16, which PowerShell appends to files of other text; head and tail name files.
 _ODD = (b"k\0v\0m\0_\0", b"K\0V\0M\0_\0", b"==> ")
 _native.look_for((*_ODD, *_NAMES, *_REQUESTS, *_OTHER_CALLS, *_SIGNS))
 
 _EVENT = re.compile(r"(kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes)(?![A-Za-z0-9_])")
-_OURS = re.compile(r"kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes"
+_OURS = re.compile(r"kvm_set_user_memory|kvm_convert_memory|kvm_vm_set_mem_attributes|kvm_userspace_memory_region"
                    r"|KVM_SET_USER_MEMORY_REGION|KVM_SET_MEMORY_ATTRIBUTES")
-#: A call of another kind whose argument, a string, holds what looks like one of ours.
 #: The beginning of one of our structures.
-_STRUCTURE = re.compile(r"\{(?:slot|address|offset)=[^{}]{0,400}?(?:guest_phys_addr|attributes)=")
+_STRUCTURE = re.compile(r"\{\s?(?:slot|address|offset)\s?[=:][^{}]{0,400}?(?:guest_phys_addr|attributes)\s?[=:]")
+#: A request by its number, as ltrace, sysdig and others print it.
+_NUMBERED = re.compile(r"(?:ioctl|request|cmd)\W.{0,80}?(?<![0-9a-f])(?:0x)?(?:4020ae46|40a0ae49|4020aed2|c080aed2)"
+                       r"(?![0-9a-f])", re.IGNORECASE)
+#: A call of another kind whose argument, a string, holds what looks like one of ours.
 _ECHO = re.compile(r"(?<![A-Za-z0-9_])(?:p?writev?(?:64|2)?|p?readv?(?:64|2)?|send(?:to|msg|mmsg)|recv(?:from|msg|mmsg)"
                    r"|execve|execveat)\(")
 #: What tells of lost lines, with their number where it is known.
@@ -73,7 +78,12 @@ _LOST = re.compile(r"\[LOST (?:([0-9]{1,18}) )?EVENTS\]|\[(?:([0-9]{1,18}) )?EVE
                    r"|Lost ([0-9]{1,18}) (?:events|samples)"
                    r"|lost ([0-9]{1,18}) (?:chunks|samples)|Dropped_Event .{0,80}num_events_dropped=(0x[0-9a-f]{1,16})"
                    r"|Suppressed ([0-9]{1,18}) messages from|Missed ([0-9]{1,18}) kernel messages"
-                   r"|\b([0-9]{1,18}) messages lost due to rate-limiting")
+                   r"|\b([0-9]{1,18}) messages lost due to rate-limiting|begin to drop messages due to rate-limiting"
+                   r"|([0-9]{1,18}) printk messages dropped"
+                   r"|racer (?:may have )?discarded (?:([0-9]{1,18}) )?(?:event|packet)"
+                   r"|^\s*overrun: ([1-9][0-9]{0,17})\s*\Z")
+#: What is left in ftrace's buffer, and how much was written to it.
+_BUFFERED = re.compile(r"entries-in-buffer/entries-written: ([0-9]{1,18})/([0-9]{1,18})")
 #: syslog daemons write what is repeated once.
 _REPEATED = re.compile(r"message repeated ([0-9]{1,18}) times")
 #: What head and tail write before the lines of a file.
@@ -137,6 +147,12 @@ def _read(file: BufferedReader, parser: Parser, progress: Callable[[int], Any] |
         if isinstance(error, Damaged):
             raise TraceError(f"{parser.name}:{parser.line}: {error}") from error
         raise
+
+
+@lru_cache(2)
+def _has_fields_beside(line: str, *, of_kernel: bool) -> bool:
+    """Whether a line of JSON has an event's fields beside the string that names it."""
+    return line.lstrip().startswith("{") and (kernel_event if of_kernel else qemu).has_fields(line.replace('"', ""))
 
 
 class _Line(NamedTuple):
@@ -440,7 +456,8 @@ class Parser:
                                     or _QEMU_PREFIX.fullmatch(text, 0, found.start()) is not None)
             is_event = kernel_event.is_event(rest) if of_kernel else qemu.is_event(name, rest, alone=alone)
             if not is_event and of_kernel not in has_fields:
-                has_fields[of_kernel] = (kernel_event if of_kernel else qemu).has_fields(text)
+                has_fields[of_kernel] = ((kernel_event if of_kernel else qemu).has_fields(text)
+                                         or _has_fields_beside(raw.text, of_kernel=of_kernel))
             if not is_event and (has_fields[of_kernel] or (not of_kernel and qemu.begins_list(rest))):
                 self._unread(self.line, f"{name} with its fields, in a form that is not known")
             elif not is_event:
@@ -496,6 +513,9 @@ class Parser:
             self._unread(self.line, "the end of a call whose beginning the log lacks" if resumed else
                          "a request of ours with its structure, in a form that is not known")
             return True
+        if not found and _NUMBERED.search(text) is not None:
+            self._unread(self.line, "a request of ours by its number, in a form that is not known")
+            return True
         if not found and _OURS.search(text) is not None:
             # An error message, a comment: it names the request and is no call.
             self._file.mentions += 1
@@ -513,10 +533,18 @@ class Parser:
         if repeated is not None and self._before == self.line - 1:
             self._unread(self.line, f"the call of the line before was made {repeated[1]} more times")
             return True
-        lost = _LOST.search(text)
-        if lost is None:
+        refusal = qemu.refusal(text)
+        if refusal is not None:
+            return any(guest.refuse(*refusal) for guest in self._guests[:-_LISTED - 1:-1])
+        buffered = _BUFFERED.search(text)
+        if buffered is not None and int(buffered[1]) < int(buffered[2]):
+            lost = int(buffered[2]) - int(buffered[1])
+            self._unread(self.line, f"{lost} events of {buffered[2]} were overwritten: the buffer was too small")
+            return True
+        found = _LOST.search(text)
+        if found is None:
             return False
-        count = next((group for group in lost.groups() if group is not None), None)
+        count = next((group for group in found.groups() if group is not None), None)
         number = "" if count is None else f"{int(count, 0 if count.startswith('0x') else 10)} "
         self._unread(self.line, f"{number}events or lines were lost here")
         return True

@@ -7,8 +7,10 @@ nothing (accel/kvm/kvm-all.c). So a session keeps the recorded memslots, as far 
 
 from __future__ import annotations
 
+import errno
+import os
 from bisect import bisect_left, bisect_right, insort
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from kvmattr.trace.operations import (
     NO_TIME,
     RECORDED,
     ROW,
+    SET,
     UNKNOWN,
     Record,
     SetAttributes,
@@ -29,8 +32,16 @@ from kvmattr.trace.trace import Trace
 
 #: Rows are handed on in blocks of so many.
 _ROWS = 4096
+#: So many of the last rows are kept back: a line that follows may say that one was not done.
+_KEPT_BACK = 64
+#: Threads write their lines a little out of order: so many nanoseconds say nothing. So many are of another clock.
+_IN_ORDER, _ANOTHER_CLOCK = 10**7, 3600 * 10**9
 #: QEMU converts host pages; it is not built for smaller ones.
 _HOST_PAGE = uapi.PAGE_SIZE
+
+
+#: As this machine words them, in whose language a log mostly is.
+_ERRNOS = {os.strerror(number): number for number in errno.errorcode}
 
 
 class _Slot(NamedTuple):
@@ -64,18 +75,27 @@ class Guest:
         self.trace = Trace(name)
         self.trace.is_log = True
         self._default_private = default_private
-        self._rows: list[tuple[object, ...]] = []
+        self._rows: list[tuple[Any, ...]] = []
         self._slots: dict[int, _Slot] = {}
         # The same in order of address, an address space each.
         self._places: dict[int, list[tuple[int, int]]] = {}
         #: Whether its log has memslots.
         self.has_slots = False
         self._first_slot: int | None = None
+        #: The newest time of a line; how many lines came after newer ones, the first of them, and by how much at most.
+        self._newest = NO_TIME
+        self._late = self._late_line = self._late_by = 0
 
     def apply(self, call: Call, line: int, time: int = NO_TIME) -> None:
         """Take one recorded call."""
         self.calls += 1
         self.first_line = self.first_line or line
+        if time != NO_TIME:
+            if _IN_ORDER < self._newest - time < _ANOTHER_CLOCK:
+                self._late, self._late_line = self._late + 1, self._late_line or line
+                self._late_by = max(self._late_by, self._newest - time)
+            elif time > self._newest or self._newest - time >= _ANOTHER_CLOCK:
+                self._newest = time
         if call.pid is not None:
             self.pids.add(call.pid)
         for note in call.notes:
@@ -95,12 +115,24 @@ class Guest:
             if why is None:
                 self._add(row_of(record, line, call.answer, RECORDED, time))
             else:
-                direction = "private" if record.attributes else "shared"
-                self.trace.tell_note(line, f"conversion of [{record.address:#x}, {record.address + record.size:#x})"
-                                     f" to {direction} not done: {why}")
-                self.trace.not_done += 1
+                self._not_done(record, line, why)
         else:
             self._add(row_of(record, line, call.answer, RECORDED, time))
+
+    def refuse(self, record: SetAttributes, why: str) -> bool:
+        """A line says that this change of attributes, one of the last, was not done; whether it was found."""
+        for at in reversed(range(max(len(self._rows) - _KEPT_BACK, 0), len(self._rows))):
+            kind, origin, _, file, line, words, time = self._rows[at]
+            if kind == SET and words[:3] == record[:3]:
+                answer = _ERRNOS.get(why)
+                if answer is not None:
+                    self._rows[at] = (kind, origin, answer, file, line, words, time)
+                    return True
+                del self._rows[at]
+                self.trace.default_private -= origin == IMPLIED
+                self._not_done(record, line, why)
+                return True
+        return False
 
     def contradicts(self, record: Record | None, answer: int) -> str | None:
         """What a call that KVM took would not have been in this VM, in words; None where nothing speaks against it.
@@ -125,8 +157,18 @@ class Guest:
 
     def finish(self) -> Trace:
         """The whole trace."""
-        self._flush()
+        self._flush(0)
+        if self._late:
+            others = f" ({self._late:,} lines are)" if self._late > 1 else ""
+            self.trace.tell_note(self._late_line, f"older than a line before it{others}, by up to"
+                                 f" {self._late_by / 10**9:.3f} s: lines count in the order in which they stand")
         return self.trace
+
+    def _not_done(self, record: SetAttributes, line: int, why: str) -> None:
+        direction = "private" if record.attributes else "shared"
+        self.trace.tell_note(line, f"conversion of [{record.address:#x}, {record.address + record.size:#x})"
+                             f" to {direction} not done: {why}")
+        self.trace.not_done += 1
 
     def _sets_private(self, call: Call) -> bool:
         record = call.record
@@ -195,12 +237,13 @@ class Guest:
         del places[bisect_left(places, (slot.start, number))]
         return True
 
-    def _add(self, row: tuple[object, ...]) -> None:
+    def _add(self, row: tuple[Any, ...]) -> None:
         self._rows.append(row)
         if len(self._rows) == _ROWS:
-            self._flush()
+            self._flush(_KEPT_BACK)
 
-    def _flush(self) -> None:
-        if self._rows:
-            self.trace.append(np.array(self._rows, dtype=ROW))
-            self._rows.clear()
+    def _flush(self, kept: int) -> None:
+        stop = len(self._rows) - kept
+        if stop > 0:
+            self.trace.append(np.array(self._rows[:stop], dtype=ROW))
+            del self._rows[:stop]

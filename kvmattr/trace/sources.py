@@ -11,6 +11,10 @@ import re
 from typing import NamedTuple
 
 _QEMU = re.compile(r"(?<![0-9])([0-9]{1,10})@[0-9]{1,11}\.[0-9]{1,9}:\Z")
+#: QEMU since 10.2, by `-msg`: a time, the guest's name, the program's, and which thread.
+_CONTEXT = re.compile(r"\(([0-9]{1,10}):([^():]{1,64})\): \Z")
+_GUEST = re.compile(r"(?<!\S)(?![0-9]{4}-[0-9]{2}-[0-9]{2}T)([A-Za-z0-9][^\s:]{0,127}) "
+                    r"qemu(?:-[a-z0-9_-]{1,40})?(?:: |\()")
 _STAP = re.compile(r"(?<![0-9])([0-9]{1,10})@[0-9]{13,19}\s+\Z")
 _FTRACE = re.compile(r"(.{0,64}?)-([0-9]{1,10})\s+(?:\(\s*([0-9]{1,10}|-+)\)\s+)?\[[0-9]{3,4}\]\s")
 _LATENCY = re.compile(r"(.{0,64}?)-([0-9]{1,10})\s+[0-9]{1,4}[A-Za-z0-9.#]{4,8}\s+[0-9]{1,15}(?:us|\.[0-9])")
@@ -49,13 +53,18 @@ def source_of(before: str, rest: str, names: tuple[tuple[str, str], ...] = ()) -
     Source(names=(('process', '100'),), thread=101, vcpu='CPU 0/KVM')
     >>> source_of("", " 1.5 pid=7 as=0x0", (("container", "vm-1"),))
     Source(names=(('container', 'vm-1'), ('pid', '7')), thread=None, vcpu='')
+    >>> source_of("vm-1 qemu-system-x86_64: (7:CPU 1/KVM): ", " start 0x0")
+    Source(names=(('guest', 'vm-1'),), thread=7, vcpu='CPU 1/KVM')
     """
     if not before and not names and "pid" not in rest:
         return NOBODY
     thread = process = None
-    task = ""
+    task = alone = ""
     if found := _QEMU.search(before):
         thread = int(found[1])
+    elif found := _CONTEXT.search(before):
+        task, thread = found[2], int(found[1])
+        alone = task if task == "main" else ""
     elif found := _STAP.search(before):
         process = found[1]
     elif found := _FTRACE.match(before):
@@ -68,6 +77,8 @@ def source_of(before: str, rest: str, names: tuple[tuple[str, str], ...] = ()) -
     elif found := _PERF_TRACE.match(before):
         task, thread = found[1], int(found[2])
     given = dict(names)
+    if found := _GUEST.search(before):
+        given["guest"] = found[1]
     if process is not None:
         given["process"] = process
     for text in (before, rest):
@@ -79,7 +90,7 @@ def source_of(before: str, rest: str, names: tuple[tuple[str, str], ...] = ()) -
         if "=" in text:
             for name, value in _NAMED.findall(text):
                 given.setdefault(name, value)
-    return Source(tuple(given.items()), thread, _vcpu(task))
+    return Source(tuple(given.items()), thread, alone or _vcpu(task))
 
 
 def source_of_task(task: str, thread: int, process: str | None) -> Source:
