@@ -15,7 +15,7 @@ from kvmattr import cli
 from kvmattr.measure import extras
 from kvmattr.study import backends, command, measuring, plan, runner
 
-BRIEF = ["scaling", "--quick", "--rounds", "3", "--seconds", "5"]
+BRIEF = ["scaling", "--quick", "--rounds", "3", "--seconds", "60"]
 SMALL = [*BRIEF, "--scenario", "has", "--backend", "store", "--backend", "xarray"]
 
 
@@ -36,7 +36,7 @@ def test_scaling_prints_a_table_and_writes_json_and_csv(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "has (model): Do all pages of an aligned block" in out
     assert re.search(r"^1 units, 2 cells of which 2 can run here, 3 rounds: 0:0\d to 0:\d\d min; a cell stops "
-                     r"after 5 s$", err, re.MULTILINE)
+                     r"after 60 s$", err, re.MULTILINE)
     record = json.loads(json_path.read_text())
     assert [(result["backend"], result["status"]) for result in record["results"]] == [
         ("store", "ok"), ("xarray", "ok")]
@@ -86,8 +86,8 @@ def test_scaling_refuses_what_has_no_end(word, complaint, capsys):
 
 
 def test_a_part_of_a_second_is_a_limit(capsys):
-    assert cli.main([*BRIEF, "--scenario", "has", "--backend", "store", "--seconds", "0.5"]) == 0
-    assert "a cell stops after 0.5 s" in capsys.readouterr().err
+    assert cli.main([*BRIEF, "--scenario", "has", "--backend", "store", "--seconds", "60.5"]) == 0
+    assert "a cell stops after 60.5 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--plots", ""], ["--json", ""]])

@@ -31,6 +31,7 @@ from kvmattr.gate.scenario import Scenario, found_in
 from kvmattr.gate.stages import installed
 from kvmattr.gate.verdict import CannotTell, Judgement, Usage, Verdict
 from kvmattr.measure.statistics import Ratio
+from tests.quiet_machine import quiet_path
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "gate-project"
@@ -227,10 +228,14 @@ def test_a_declared_growth_that_does_not_hold_is_red_and_never_becomes_the_basel
 
 
 @pytest.mark.slow
-def test_selftest_catches_all_that_it_plants(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_selftest_catches_all_that_it_plants(project: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PYTHONPATH", quiet_path(project, os.environ["PYTHONPATH"]))
     assert gate("--selftest") == 0
     out = capsys.readouterr().out
     assert out.count("ok  ") == 11
+    assert "unchanged: time against a copy: exit 0\n" in out
+    assert "every operation takes 1.3 times as long: exit 1, caught by time\n" in out
     assert re.search("an operation costs as much as the size: exit 1, caught by .*slopes", out)
     assert "a scenario is no longer run: exit 3, caught by missing" in out
 

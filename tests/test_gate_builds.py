@@ -14,6 +14,7 @@ from kvmattr.gate.counting import COUNTERS
 from kvmattr.gate.process import Worker
 from kvmattr.gate.stages import Gate, installed
 from kvmattr.gate.verdict import CannotTell, Judgement, Verdict
+from tests.quiet_machine import quiet_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +70,8 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 @pytest.mark.skipif(shutil.which("git") is None, reason="this machine has no git")
 def test_a_slower_commit_is_seen_against_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--base from the checkout to the verdict, on a repository with two commits. Only the compiling is spared:
-    what is slower is Python, so that both have the extension modules that are loaded here."""
+    what is slower is Python, so that both have the extension modules that are loaded here, and a line of it is what
+    takes time."""
     def compiled(source: Path, mode: str, kind: str, flags: str, target: Path) -> None:
         for module in (installed() / "kvmattr").rglob("*.so"):
             place = target / module.relative_to(installed())
@@ -77,6 +79,7 @@ def test_a_slower_commit_is_seen_against_its_base(tmp_path: Path, monkeypatch: p
             shutil.copy(module, place)
     monkeypatch.setattr(builds, "_compile", compiled)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", quiet_path(tmp_path, os.environ["PYTHONPATH"]))
     repository = tmp_path / "repository"
     shutil.copytree(ROOT / "kvmattr", repository / "kvmattr",
                     ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
@@ -92,7 +95,7 @@ def test_a_slower_commit_is_seen_against_its_base(tmp_path: Path, monkeypatch: p
     machine = repository / "kvmattr" / "vm.py"
     question = "    def check_extension(self, capability: int) -> int:\n"
     assert question in machine.read_text()
-    slower = "    def check_extension(self, capability: int) -> int:\n        sum(range(2000))\n"
+    slower = "    def check_extension(self, capability: int) -> int:\n        for _ in range(50): pass\n"
     machine.write_text(machine.read_text().replace(question, slower))
     scenarios = tmp_path / "scenarios.py"
     scenarios.write_text("""
@@ -114,16 +117,14 @@ def convert(times):
     found = {finding.cell: finding for finding in judgement.findings}
     assert found["ask/100"].verdict is Verdict.REGRESSION, found["ask/100"].text
     assert "; again in reverse order: " in found["ask/100"].text
-    assert found["convert/100"].verdict is not Verdict.REGRESSION, found["convert/100"].text
+    assert found["convert/100"].verdict is Verdict.PASS, found["convert/100"].text
+    assert found["convert/100"].text.startswith("1.000x the base's time [1.000, 1.000] in 10 rounds;")
     git("commit", "--quiet", "--all", "--message=head")
     again = Judgement()
     stages.judge_base(again, Gate([str(scenarios)], repository), "HEAD", with_instructions=False)
-    assert again.exit_code in (0, 3)
-    assert not again.of(Verdict.REGRESSION)
-    # None is made again: the base with its twin and its shifted copy, the head, and its twin when it is the base;
-    # its shifted copy where a busy machine made a cell suspect.
-    looked_twice = any("again in reverse order" in finding.text for finding in again.findings)
-    assert len(list((tmp_path / "cache" / "kvmattr-gate").glob("*-plain"))) == 5 + looked_twice
+    assert [finding.verdict for finding in again.findings] == [Verdict.PASS] * 2
+    # None is made again: the base with its twin and its shifted copy, the head, and its twin when it is the base.
+    assert len(list((tmp_path / "cache" / "kvmattr-gate").glob("*-plain"))) == 5
 
 
 @pytest.mark.slow

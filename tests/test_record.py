@@ -243,9 +243,14 @@ def event(second, micros, first):
     return second * 10**9 + micros * 1000, line.encode()
 
 
+#: Seconds since 1970, where a test's clock stands.
+NOW = 1_800_000_000
+
+
 @pytest.fixture
-def copying(tmp_path):
-    """Copies to a file, with events that the test itself gives."""
+def copying(tmp_path, monkeypatch):
+    """Copies to a file, with events and a clock that the test itself gives."""
+    monkeypatch.setattr(record_command.time, "time_ns", lambda: NOW * 10**9)
     reading, writing = os.pipe()
     os.close(writing)
     with (tmp_path / "x.strace").open("wb", buffering=0) as file:
@@ -254,7 +259,7 @@ def copying(tmp_path):
 
 
 def test_events_come_into_their_place_by_their_time(copying, tmp_path):
-    copy, now = copying(events=True), int(time.time())
+    copy, now = copying(events=True), NOW
     copy._keep_event(*event(now, 300, 1))
     copy._keep([strace(now, 1, "KVM_CREATE_VM, 0x1", "9<anon_inode:kvm-vm>"), strace(now, 100, slot(0)),
                 strace(now, 200, slot(1)), strace(now, 250, "_IOC(_IOC_WRITE, 0xae, 0xd2, 0x20), 0x7ffd"),
@@ -277,10 +282,8 @@ def test_events_come_into_their_place_by_their_time(copying, tmp_path):
 
 def test_lines_are_written_when_they_are_a_second_old(copying, tmp_path):
     copy = copying(events=True)
-    copy._keep([strace(1_700_000_000, 1, slot(0))])
-    assert b"slot=0" in (tmp_path / "x.strace").read_bytes()
-    copy._keep([strace(int(time.time()) + 100, 1, slot(1))])
-    assert b"slot=1" not in (tmp_path / "x.strace").read_bytes()
+    copy._keep([strace(NOW - 2, 999_999, slot(0)), strace(NOW - 1, 0, slot(1)), strace(NOW, 0, slot(2))])
+    assert re.findall(rb"slot=(\d)", (tmp_path / "x.strace").read_bytes()) == [b"0"]
 
 
 def test_without_events_the_calls_stay_and_are_counted(copying, tmp_path):
@@ -288,6 +291,18 @@ def test_without_events_the_calls_stay_and_are_counted(copying, tmp_path):
     copy._keep([strace(1, 0, "KVM_SET_MEMORY_ATTRIBUTES, 0x7ffd"), strace(1, 0, "KVM_RUN, 0")])
     assert (copy.conversions, copy.left_out, copy.events) == (1, 1, 0)
     assert b"KVM_SET_MEMORY_ATTRIBUTES" in (tmp_path / "x.strace").read_bytes()
+
+
+def test_the_clocks_are_compared_where_nothing_comes_between(monkeypatch):
+    """Else the kernel's lines are told by as much too late as this process had to wait for the processor."""
+    now, steps = [0], iter([10, 50_000_000, 10, *[10] * 100])
+
+    def later(ahead):
+        now[0] += next(steps)
+        return now[0] + ahead
+    monkeypatch.setattr(kernel_tracing.time, "monotonic_ns", lambda: later(0))
+    monkeypatch.setattr(kernel_tracing.time, "time_ns", lambda: later(NOW * 10**9))
+    assert kernel_tracing._wall_beyond_monotonic() == NOW * 10**9 + 10
 
 
 @pytest.mark.skipif(kernel_tracing.missing(event="sched/sched_process_exec") is not None,

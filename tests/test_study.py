@@ -3,13 +3,12 @@
 import itertools
 import re
 import signal
-import time
 
 import numpy as np
 import pytest
 
 from kvmattr import Operation
-from kvmattr.measure import ending, extras
+from kvmattr.measure import clock, ending, extras
 from kvmattr.measure.clock import Took
 from kvmattr.measure.statistics import Ratio, Spread
 from kvmattr.study import arm as arm_module
@@ -290,16 +289,19 @@ class TestHowACellEnds:
         assert (result.status, result.samples) == ("stopped", [])
         assert result.note.startswith("stopped after 0 s")
 
-    def test_indivisible_work_is_stopped_too(self):
+    def test_indivisible_work_is_stopped_too(self, monkeypatch):
+        now = [0]
+        monkeypatch.setattr(clock.time, "perf_counter_ns", lambda: now[0])
+
         class Slow(Array):
             def update(self, prepared):
-                time.sleep(0.02)
+                now[0] += 20_000_000
         updates = Batch.of(np.arange(1, 999, 2), 1, 1)
         workload = Workload(1000, Batch.empty(), "update", lambda index, operations: updates, 499, whole=True)
         result = _result(Slow, seconds=0.05, workload=workload)
         assert (result.status, result.samples) == ("stopped", [])
-        assert result.note == f"stopped after 0.05 s at k = {result.reached}"
-        assert 0 < result.reached < 499
+        # Parts that took less than 50 ms are twice as many the next time: 8, 16 and 32 updates.
+        assert (result.note, result.reached) == ("stopped after 0.05 s at k = 56", 56)
 
     def test_memory_of_the_rounds_counts_before_the_start(self, monkeypatch):
         monkeypatch.setattr(arm_module, "available_bytes", lambda: 4_000_000_000)
