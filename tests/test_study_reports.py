@@ -219,10 +219,11 @@ class TestPage:
           addEventListener("message", (message) => { document.title = message.data; });
         </script><iframe src="probed.html" width="390" height="900" style="border: 0"></iframe>""")
         for opened, scheme, width in ((probed, "1", 1200), (phone, "1", 390), (phone, "0", 390), (probed, "0", 1200)):
+            # The budget of time lets the frame's message arrive, however late, before the page is printed.
             printed = subprocess.run(
-                [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                 f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", "--dump-dom",
+                [browser, "--headless", "--virtual-time-budget=10000", "--no-sandbox", "--disable-gpu",
+                 "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                 "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", "--dump-dom",
                  f"--blink-settings=preferredColorScheme={scheme}", opened.as_uri()],
                 capture_output=True, text=True, timeout=120, check=True).stdout
             title = re.search(r"<title>(.*?)</title>", printed).group(1)
