@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -28,15 +29,41 @@ os._exit(sys.getrefcount(item) != held)
 """
 
 
+# CPython 3.12 makes a function of the code on its stack (MAKE_FUNCTION), and gives that up twice where it is refused memory
+# for the function: the code is freed while its module still has it.
+_REFUSED_FUNCTION = """
+import _testcapi, os, sys
+def make():
+    return lambda: True
+[code] = [const for const in make.__code__.co_consts if hasattr(const, "co_code")]
+held = sys.getrefcount(code)
+_testcapi.set_nomemory(0, 1)
+try:
+    make()
+except MemoryError:
+    pass
+finally:
+    _testcapi.remove_mem_hooks()
+os._exit(sys.getrefcount(code) != held)
+"""
+
+
 @functools.cache
-def frees_items_twice() -> bool:
-    """Whether this interpreter frees the items of another list where a new one is refused memory for its own."""
-    if not sysconfig.get_config_var("Py_GIL_DISABLED"):     # there the items of a list that is kept are forgotten
-        return False
-    return subprocess.run([sys.executable, "-c", _REFUSED_LIST], timeout=60).returncode != 0
+def fault() -> str:
+    """What this interpreter does wrong there, in words; empty if it does nothing that we know of."""
+    def fails(program: str) -> bool:
+        return subprocess.run([sys.executable, "-c", program], timeout=60).returncode != 0
+
+    if importlib.util.find_spec("_testcapi") is None:       # and nothing is refused either
+        return ""
+    # With a GIL the items of a list that is kept are forgotten.
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and fails(_REFUSED_LIST):
+        return "this CPython frees the items of another list where PyList_New is refused its own"
+    if fails(_REFUSED_FUNCTION):
+        return "this CPython gives up the code of a function twice where it is refused memory for the function"
+    return ""
 
 
-#: Of tests that refuse requests while code of the interpreter's makes lists: what follows is then no fault of ours and
-#: none that we could find.
-needs_lists_that_may_be_refused = pytest.mark.skipif(
-    frees_items_twice(), reason="this CPython frees the items of another list where PyList_New is refused its own")
+#: Of tests that refuse requests while code of the interpreter's makes lists and functions: what follows is then no fault
+#: of ours and none that we could find.
+needs_a_sound_interpreter = pytest.mark.skipif(bool(fault()), reason=fault())

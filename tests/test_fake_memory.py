@@ -25,7 +25,7 @@ from kvmattr.fake.server import Server
 from kvmattr.fake.wire import CALL, LARGEST, REPLY, VERSION, Kind, Question
 from kvmattr.hosts import X86_64
 from kvmattr.profiles import profile_named
-from tests.interpreter_faults import needs_lists_that_may_be_refused
+from tests.interpreter_faults import needs_a_sound_interpreter
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that refuses memory")
 
@@ -208,7 +208,7 @@ def each_refused(make: Callable[[], World], act: Callable[[World], None], judge:
     assert some
 
 
-@needs_lists_that_may_be_refused
+@needs_a_sound_interpreter
 # What was refused memory on its way is closed when it is dropped, with Python's warning.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("name", [*MESSAGES, *IN_FILES])

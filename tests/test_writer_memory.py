@@ -27,7 +27,7 @@ from kvmattr.study.output import Outputs
 from kvmattr.study.report import Report
 from kvmattr.trace import SetAttributes, write
 from kvmattr.trace.writing import open_text
-from tests.interpreter_faults import needs_lists_that_may_be_refused
+from tests.interpreter_faults import needs_a_sound_interpreter
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that refuses memory")
 
@@ -208,7 +208,7 @@ def is_sound(name: str, files: dict[str, bytes], before: dict[str, bytes], after
     return files == before
 
 
-@needs_lists_that_may_be_refused
+@needs_a_sound_interpreter
 # What was refused memory on its way into `with` is closed when it is dropped, with Python's warning.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("name", SCENARIOS)
