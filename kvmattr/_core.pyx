@@ -228,6 +228,7 @@ cdef extern from "kernels/choose.h" nogil:
     enum: KVMATTR_TAKE_GROUP, KVMATTR_LOCATED
     ctypedef struct kvmattr_located:
         uint64_t *where[KVMATTR_LOCATED]
+        uint64_t wide[KVMATTR_LOCATED]
         uint64_t away, firsts
     int kvmattr_write_located(kvmattr_located *located, const kvmattr_located *next, int start, int n,
                               uint64_t *changed) noexcept nogil

@@ -400,6 +400,15 @@ cdef inline bint leaves_far(const Map *map) noexcept nogil:
     return not KVMATTR_COUNTING_BUILD and map.family.counters.live_bytes > NEAR_BYTES
 
 
+cdef inline void ask_for_leaf(const kvmattr_located *located, int i) noexcept nogil:
+    """Have the word of a page come nearer, and the count of the references to its leaf, unless that lies elsewhere (see
+    leaf_references)."""
+    cdef uintptr_t where = <uintptr_t>located.where[i], in_page = where & (PAGE_BYTES - 1)
+    cdef uintptr_t place = in_page >> (6 + located.wide[i])
+    kvmattr_prefetch_soon(located.where[i])
+    kvmattr_prefetch_soon(<void *>(where - in_page + sizeof(uint32_t) * place))
+
+
 cdef void ask_for_leaves(Map *map, Batch *batch, size_t upto) noexcept nogil:
     """Have the leaves of the next group of single pages come nearer, and the counts of references before them, for
     updates one by one, which cannot wait for several at once."""
@@ -407,8 +416,7 @@ cdef void ask_for_leaves(Map *map, Batch *batch, size_t upto) noexcept nogil:
     cdef size_t start = batch.asked if batch.asked > batch.done else batch.done
     cdef int n = locate(map, batch, start, upto, &located), i
     for i in range(n):
-        kvmattr_prefetch_soon(located.where[i])
-        kvmattr_prefetch_soon(<void *>(<uintptr_t>located.where[i] & ~<uintptr_t>(PAGE_BYTES - 1)))
+        ask_for_leaf(&located, i)
     batch.asked = start + n
 
 
@@ -496,8 +504,7 @@ cdef void ask_for_ends(Map *map, Batch *batch, size_t upto) noexcept nogil:
     for end in range(1 + ranges):             # of single pages both ends are one
         kernels.locate(&walk, ends[end], n, batch.k + cell, batch.x + cell, batch.step, map.pages - 1, &located)
         for i in range(n):
-            kvmattr_prefetch_soon(located.where[i])
-            kvmattr_prefetch_soon(<void *>(<uintptr_t>located.where[i] & ~<uintptr_t>(PAGE_BYTES - 1)))
+            ask_for_leaf(&located, i)
     batch.asked = start + n
 
 
