@@ -124,9 +124,10 @@ cdef void map_lower(Map *map) noexcept nogil:
     cdef int i
     while map.level > 2:
         handle = entry_handle(map.root)
+        if handle == 0 or not is_node(handle):
+            return      # before anything is asked: a family that never stored anything has no page at all
         info = page_info(map.family, handle >> 9)
-        if (handle == 0 or not is_node(handle) or info.references != 1
-                or entry_k(map.root) != 0xff or entry_x(map.root) != 0):
+        if info.references != 1 or entry_k(map.root) != 0xff or entry_x(map.root) != 0:
             return
         entries = node_at(map.family, handle)
         i = 2 * info.apart
