@@ -133,42 +133,19 @@ def test_the_plot_is_drawn_from_results(quick: tuple[dict[str, Any], str, Path],
         assert word in drawn
 
 
-def test_the_table_by_content_measures_and_compares(tmp_path):
-    done = subprocess.run([sys.executable, "bench/contents.py", "--quick", "--results", tmp_path / "quick"],
+COMPILES = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc").split()[0]), reason="needs a C compiler")
+
+
+@pytest.mark.parametrize(("script", "words"), [
+    ("contents", ["uniform, in 2^52 pages", "every other page", "16 values", "256 values", "1e5 ranges of 16 values"]),
+    pytest.param("floor", ["1 bit, 0.0 MB", "8 bits, 0.3 MB", "ahead, / numpy's take"], marks=COMPILES),
+    ("conversions", ["single, k = 1,000", "batch, k = 10", "SET batch"]),
+    ("small_batches", ["1,000", "put, each", "put, int64", "take"]),
+])
+def test_a_table_is_printed_and_written(tmp_path: Path, script: str, words: list[str]) -> None:
+    done = subprocess.run([sys.executable, f"bench/{script}.py", "--quick", "--results", tmp_path / "quick"],
                           cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "quick.txt").read_text()
     assert table.rstrip() == done.stdout.rstrip()
-    for content in ("uniform, in 2^52 pages", "every other page", "16 values", "256 values", "1e5 ranges of 16 values"):
-        assert content in table
-
-
-@pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc").split()[0]), reason="needs a C compiler")
-def test_the_floor_of_the_machine_is_measured(tmp_path):
-    done = subprocess.run([sys.executable, "bench/floor.py", "--quick", "--results", tmp_path / "quick"],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    table = (tmp_path / "quick.txt").read_text()
-    assert table.rstrip() == done.stdout.rstrip()
-    for word in ("1 bit, 0.0 MB", "8 bits, 0.3 MB", "ahead, / numpy's take"):
-        assert word in table
-
-
-def test_first_conversions_are_measured_beside_the_xarray(tmp_path):
-    done = subprocess.run([sys.executable, "bench/conversions.py", "--quick", "--results", tmp_path / "quick"],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    table = (tmp_path / "quick.txt").read_text()
-    assert table.rstrip() == done.stdout.rstrip()
-    for word in ("single, k = 1,000", "batch, k = 10", "SET batch"):
-        assert word in table
-
-
-def test_small_batches_are_measured_beside_numpy(tmp_path):
-    done = subprocess.run([sys.executable, "bench/small_batches.py", "--quick", "--results", tmp_path / "quick"],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    table = (tmp_path / "quick.txt").read_text()
-    assert table.rstrip() == done.stdout.rstrip()
-    for word in ("1,000", "put, each", "put, int64", "take"):
-        assert word in table
+    assert [word for word in words if word not in table] == []

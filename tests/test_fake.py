@@ -571,11 +571,14 @@ def test_what_is_wrong_is_said(tmp_path):
 def test_a_full_disk_costs_the_recording_and_nothing_else():
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
+    said = "/dev/full cannot be written: No space left on device: the recording is not whole\n"
     ran = kvmattr("fake", "--record", "/dev/full", "--", sys.executable, CLIENTS, "copies")
     assert ran.returncode == 2
     assert json.loads(ran.stdout)["answers"] == [0] * 5
-    assert ran.stderr.endswith("kvmattr fake: /dev/full cannot be written: No space left on device:"
-                               " the recording is not whole\n")
+    assert ran.stderr.endswith(f"kvmattr fake: {said}")
+    # One that fails keeps its own exit code.
+    ran = kvmattr("fake", "--record", "/dev/full", "--", "sh", "-c", f"{sys.executable} {CLIENTS} copies; exit 7")
+    assert (ran.returncode, ran.stderr.endswith(f"kvmattr: {said}")) == (7, True)
 
 
 def test_a_daemon_is_served_after_the_command_has_ended(tmp_path):

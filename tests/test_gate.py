@@ -807,7 +807,7 @@ def asv_row(path: Path, name: str, value: Any, *, params: list[list[str]] | None
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["peakmem_load", "mem_map"])
+@pytest.mark.parametrize("name", ["peakmem_load", "mem_map", "PeakMemLoad", "Mem_map"])
 @pytest.mark.parametrize("files", [1, 3, 5])
 def test_memory_in_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str], name: str, files: int) -> None:
     """It is judged as time is, by one number a file."""
@@ -824,6 +824,42 @@ def test_memory_in_files_of_asv(project: Path, capsys: pytest.CaptureFixture[str
     if files > 1:
         assert judge_json(side("wild", 1e6, 1.0), base) == 3
         assert "the files of a side differ by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "code"), [
+    ("time_x", 1), ("timeraw_x", 1), ("TimeKeys", 1), ("Time_keys", 1), ("TimerawKeys", 1), ("timeless", 3),
+    ("Timer", 3)])
+def test_what_asv_takes_for_a_benchmark_of_time(project: Path, name: str, code: int) -> None:
+    files = [[asv_row(project / f"{side}{i}.json", name, [value]) for i in range(5)]
+             for side, value in (("slow", 2e-3), ("base", 1e-3))]
+    assert judge_json(*files) == code
+
+
+def test_files_of_the_head_are_of_one_commit(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an earlier run left there may be as fast as the base was."""
+    def side(word: str, commits: str) -> list[str]:
+        files = [benchmark_file(project / f"{word}{i}.json", 1e-6) for i in range(5)]
+        for file, commit in zip(files, commits, strict=True):
+            Path(file).write_text(json.dumps({**json.loads(Path(file).read_text()), "commit_info": {
+                "id": "unversioned" if commit == "-" else commit * 40}}))
+        return files
+    assert judge_json(side("head", "bbbab"), side("base", "aaaaa")) == 3
+    assert ("the files of the head are of several commits (aaaaaaaaaaaa, bbbbbbbbbbbb): measure them again"
+            in capsys.readouterr().out)
+    for head, base, noted in (("bbbbb", "ababa", False), ("-----", "-----", False), ("bbbbb", "bbbbb", True)):
+        assert judge_json(side("head", head), side("base", base)) == 0
+        assert ("note: both sides are of commit bbbbbbbbbbbb: one code, but for what is not committed"
+                in capsys.readouterr().out) is noted
+
+
+def test_files_of_two_timers_say_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [benchmark_file(project / f"{i}.json", 1e-6, rounds=20) for i in range(2)]
+    for file, timer in zip(files, ("perf_counter", "process_time"), strict=True):
+        data = json.loads(Path(file).read_text())
+        data["benchmarks"][0]["options"] = {"timer": timer}
+        Path(file).write_text(json.dumps(data))
+    assert judge_json(files[:1], files[1:]) == 3
+    assert "the benchmark itself is not the same in all files" in capsys.readouterr().out
 
 
 def test_a_benchmark_that_was_changed_itself(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,6 +213,7 @@ def test_the_shell_recipe_is_one(tmp_path: Path, shell: dict[str, str]) -> None:
 
 
 GATE = "kvmattr gate --no-build --base HEAD"
+FIRST = "kvmattr gate --no-build --update-baseline && git add . && git commit -qm one"
 GIVEN = "        return self.given\n\n    def deflate"
 SLOWER = (GIVEN, f"        for _ in range(20):\n            pass\n{GIVEN}")
 
@@ -252,6 +253,49 @@ def test_the_time_of_their_code(tmp_path: Path, shell: dict[str, str], packaged:
     assert {each["cell"] for each in findings if each["verdict"] == "regression"} == {"inflate-block/16777216"}
     times = {each["cell"]: each["text"] for each in findings if each["check"] == "time"}
     assert times["inflate-scattered/4096"] == "1.000x the base's time [1.000, 1.000] in 10 rounds; limit 1.100x"
+
+
+def measured_scenarios(project: Path) -> None:
+    """One scenario of the project's module, quick to time."""
+    (project / "gate_scenarios.py").write_text(
+        "from balloon import Balloon\nfrom kvmattr.gate import Work, scenario\n\n"
+        "@scenario(sizes=[1024, 4096])\ndef inflate(npages):\n    balloon = Balloon(npages)\n"
+        "    return Work(lambda: balloon.inflate(0, 64), [balloon.pages])\n")
+
+
+@pytest.mark.parametrize("way", ["PYTHONPATH", "editable"])
+def test_code_that_both_sides_have_in_common_is_no_pass(tmp_path: Path, shell: dict[str, str], way: str) -> None:
+    """The working tree's, by a path of the environment, or by the finder of an editable install, which comes first."""
+    project = tmp_path / "project"
+    shutil.copytree(EXAMPLE, project, ignore=shutil.ignore_patterns("__pycache__"))
+    measured_scenarios(project)
+    lib = project / "lib" if way == "PYTHONPATH" else tmp_path / "elsewhere"
+    lib.mkdir()
+    (shutil.move if way == "PYTHONPATH" else shutil.copy)(project / "balloon.py", lib / "balloon.py")
+    if way == "editable":
+        (lib / "sitecustomize.py").write_text(
+            "import importlib.util, sys\nclass Finder:\n    def find_spec(self, name, path=None, target=None):\n"
+            f"        return importlib.util.spec_from_file_location(name, {str(lib / 'balloon.py')!r}) "
+            "if name == 'balloon' else None\nsys.meta_path.insert(0, Finder())\n")
+    shell = {**shell, "PYTHONPATH": f"{installed()}{os.pathsep}{lib}"}
+    fresh(project, shell)
+    assert ran(FIRST, project, shell).returncode == 0
+    done = ran(GATE, project, shell)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert (f"ImportError: balloon is {lib / 'balloon.py'} on both sides, so that nothing would be compared: is it on "
+            "PYTHONPATH, or an editable install?") in done.stdout
+
+
+def test_what_lies_beside_the_scenarios_of_an_installed_project_is_named(tmp_path: Path, shell: dict[str, str]) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(EXAMPLE, project, ignore=shutil.ignore_patterns("__pycache__"))
+    measured_scenarios(project)
+    fresh(project, shell)
+    assert ran(FIRST, project, shell).returncode == 0
+    done = ran(f"{GATE} --install 'mkdir {{target}}/x'", project, shell)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    assert ("what lies beside the scenarios and is not installed (balloon): both sides have the working tree's"
+            in done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(("words", "code", "told"), [

@@ -15,11 +15,11 @@ from pathlib import Path
 from kvmattr.fake.files import Kept
 from kvmattr.fake.launch import CannotCatch, check_program, environment, library
 from kvmattr.fake.recording import Recording, name_of
-from kvmattr.fake.running import EXIT_NO_COMMAND, EXIT_WRONG, command_of, run_and_serve
+from kvmattr.fake.running import EXIT_NO_COMMAND, command_of, run_and_serve, told_if_not_whole
 from kvmattr.fake.script import Script, ScriptError
 from kvmattr.fake.server import Server, tell
 from kvmattr.hosts import HOSTS, host_named
-from kvmattr.measure.writing import CannotWrite
+from kvmattr.measure.refusing import Refused
 from kvmattr.profiles import PROFILES, profile_named
 
 HELP = "run a program whose /dev/kvm is the model"
@@ -41,11 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run it; the command's exit code, 128 and the signal's number if one ended it, 2 for what is wrong, 127 if there
-    is no such command."""
+    """Run it; the command's exit code, 128 and the signal's number if one ended it, 127 if there is no such command.
+    Raises Refused, and CannotWrite for the recording."""
     words = command_of(arguments.words)
     if not words:
-        return _wrong("expected -- COMMAND ...")
+        raise Refused("expected -- COMMAND ...")
     try:
         script = Script() if arguments.script is None else Script.read(arguments.script)
         library()
@@ -54,28 +54,23 @@ def run(arguments: argparse.Namespace) -> int:
         if missing.filename == words[0]:
             print(f"kvmattr fake: {words[0]}: command not found", file=sys.stderr)
             return EXIT_NO_COMMAND
-        return _wrong(f"{missing.filename}: {missing.strerror}")
+        raise Refused(f"{missing.filename}: {missing.strerror}") from missing
     except OSError as error:
-        return _wrong(f"{error.filename}: {error.strerror}")
+        raise Refused(f"{error.filename}: {error.strerror}") from error
     except (ScriptError, CannotCatch) as wrong:
-        return _wrong(str(wrong))
+        raise Refused(str(wrong)) from wrong
     kept = Kept(profile_named(arguments.abi), script, host_named(arguments.host), arguments.phys_bits)
     with ExitStack() as stack:
-        try:
-            recording = None if arguments.record is None else stack.enter_context(Recording(arguments.record))
-        except CannotWrite as error:
-            return _wrong(str(error))
+        recording = None if arguments.record is None else stack.enter_context(Recording(arguments.record))
         server = Server(kept, recording)
         stack.callback(server.close)
         try:
             code = run_and_serve(server, words, environment(server.path, "fake"),
                                  idle=None if recording is None else recording.flush)
         except OSError as error:
-            return _wrong(f"{words[0]}: {error.strerror}")
+            raise Refused(f"{words[0]}: {error.strerror}") from error
     _tell_the_end(server, words[0])
-    if recording is not None and recording.failed is not None:
-        return code or _wrong(f"{recording.failed}: the recording is not whole")
-    return code
+    return told_if_not_whole(recording, code)
 
 
 def _tell_the_end(server: Server, name: str) -> None:
@@ -95,8 +90,3 @@ def _tell_the_end(server: Server, name: str) -> None:
         tell(f"fake: not in the model, ENOTTY: {name_of(request)} on {kind}, {count:,} time{'s' * (count != 1)}")
     if len(unknown) > _LISTED:
         tell(f"fake: and {len(unknown) - _LISTED} more requests")
-
-
-def _wrong(message: str) -> int:
-    print(f"kvmattr fake: {message}", file=sys.stderr)
-    return EXIT_WRONG

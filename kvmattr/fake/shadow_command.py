@@ -16,13 +16,13 @@ from kvmattr.bridges import kvm
 from kvmattr.fake.files import Kept
 from kvmattr.fake.launch import CannotCatch, check_program, environment, library
 from kvmattr.fake.recording import Recording
-from kvmattr.fake.running import EXIT_NO_COMMAND, EXIT_WRONG, command_of, run_and_serve
+from kvmattr.fake.running import EXIT_NO_COMMAND, command_of, run_and_serve, told_if_not_whole
 from kvmattr.fake.script import Script
 from kvmattr.fake.server import Server, tell
 from kvmattr.fake.shadow import Difference, Shadow, host_of_kernel, profile_of_kernel
 from kvmattr.hosts import HOSTS, host_named
 from kvmattr.measure.machine import physical_address_bits
-from kvmattr.measure.writing import CannotWrite
+from kvmattr.measure.refusing import Refused
 from kvmattr.profiles import PROFILES, profile_named
 
 HELP = "run a program on the real /dev/kvm and compare its answers with the model's"
@@ -43,13 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run it; the command's exit code, 1 for differences, 2 for what is wrong, 127 if there is no such command."""
+    """Run it; the command's exit code, 1 for differences, 127 if there is no such command. Raises Refused, and
+    CannotWrite for the recording."""
     words = command_of(arguments.words)
     if not words:
-        return _wrong("expected -- COMMAND ...")
+        raise Refused("expected -- COMMAND ...")
     missing = kvm.missing()
     if missing is not None:
-        return _wrong(f"{missing}; `kvmattr fake` needs none")
+        raise Refused(f"{missing}; `kvmattr fake` needs none")
     try:
         library()
         check_program(words[0])
@@ -57,16 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"kvmattr shadow: {words[0]}: command not found", file=sys.stderr)
         return EXIT_NO_COMMAND
     except CannotCatch as wrong:
-        return _wrong(str(wrong))
+        raise Refused(str(wrong)) from wrong
     profile = profile_of_kernel() if arguments.abi is None else profile_named(arguments.abi)
     host = host_of_kernel() if arguments.host is None else host_named(arguments.host)
     bits = arguments.phys_bits or physical_address_bits() or 52
     kept = Kept(profile, Script(), host, bits)
     with ExitStack() as stack:
-        try:
-            recording = None if arguments.record is None else stack.enter_context(Recording(arguments.record))
-        except CannotWrite as error:
-            return _wrong(str(error))
+        recording = None if arguments.record is None else stack.enter_context(Recording(arguments.record))
         told = _Told()
         shadow = Shadow(kept, recording, told)
         server = Server(kept, shadow=shadow)
@@ -75,11 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
             code = run_and_serve(server, words, environment(server.path, "shadow"),
                                  idle=None if recording is None else recording.flush)
         except OSError as error:
-            return _wrong(f"{words[0]}: {error.strerror}")
+            raise Refused(f"{words[0]}: {error.strerror}") from error
     _tell_the_end(server, shadow, words[0])
-    if recording is not None and recording.failed is not None:
-        return code or _wrong(f"{recording.failed}: the recording is not whole")
-    return code or (EXIT_DIFFERENT if shadow.differences else 0)
+    return told_if_not_whole(recording, code) or (EXIT_DIFFERENT if shadow.differences else 0)
 
 
 class _Told:
@@ -106,8 +102,3 @@ def _tell_the_end(server: Server, shadow: Shadow, name: str) -> None:
     for why, times in shadow.passed.most_common():
         tell(f"shadow: not compared: {why}, {times:,} call{'s' * (times != 1)}")
     tell(f"shadow: {shadow.cost_text()}")
-
-
-def _wrong(message: str) -> int:
-    print(f"kvmattr shadow: {message}", file=sys.stderr)
-    return EXIT_WRONG

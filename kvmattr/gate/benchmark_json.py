@@ -41,6 +41,7 @@ def judge_files(judgement: Judgement, base: Sequence[Path], head: Sequence[Path]
     theirs, ours = ([time_files.read(path) for path in side] for side in (base, head))
     files = [*theirs, *ours]
     _check_files(files)
+    _check_commits(judgement, theirs, ours)
     _check_machines(judgement, files, same_machine)
     expected, measured = (set(side[0].times).intersection(*(each.times for each in side)) for side in (theirs, ours))
     if not expected & measured:
@@ -83,6 +84,15 @@ def _check_files(files: list[TimeFile]) -> None:
                         f"{each.path} is the same file as {other.path}: each run of a benchmark has a file of its own")
 
 
+def _check_commits(judgement: Judgement, base: list[TimeFile], head: list[TimeFile]) -> None:
+    """Of the head there is one; a file of another was left there by an earlier run."""
+    ours, theirs = (sorted({each.commit[:12] for each in side if each.commit}) for side in (head, base))
+    if len(ours) > 1:
+        raise CannotTell(f"the files of the head are of several commits ({', '.join(ours)}): measure them again")
+    if ours and ours == theirs:
+        judgement.notes.append(f"both sides are of commit {ours[0]}: one code, but for what is not committed")
+
+
 def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: bool) -> None:
     found = []
     for word in time_files.FINGERPRINT:
@@ -103,8 +113,8 @@ def _check_machines(judgement: Judgement, files: list[TimeFile], same_machine: b
 def _judged(name: str, head: list[Times], base: list[Times], limits: Limits) -> tuple[Verdict, str, float | None]:
     versions = {each.version for each in [*head, *base]} - {None}
     if len(versions) > 1:
-        return Verdict.UNDECIDED, ("the benchmark itself is not the same in all files (asv's version of its code): "
-                                   "measure both refs with one"), None
+        return Verdict.UNDECIDED, ("the benchmark itself is not the same in all files (asv's version of its code, "
+                                   "pytest-benchmark's timer): measure both refs with one"), None
     if head[0].unit == "bytes":
         return _judged_bytes(name, head, base, limits)
     pairs = _pairs(head, base)

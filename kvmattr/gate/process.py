@@ -50,11 +50,13 @@ class CellError(Exception):
 @dataclass(frozen=True)
 class Side:
     """What a worker imports: the kvmattr in the directory ``tree``, and before it what lies in ``paths``. With
-    ``alone`` it does not import what lies beside a scenario file: that belongs to another commit."""
+    ``alone`` it does not import what lies beside a scenario file: that belongs to another commit. ``working``: the
+    working tree that the project is of, of which it may load nothing, and where the side's sources lie."""
 
     tree: Path
     paths: tuple[Path, ...] = ()
     alone: bool = False
+    working: tuple[Path, Path] | None = None
 
 
 class Worker:
@@ -75,7 +77,8 @@ class Worker:
                 stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()], env=variables)
         try:
             try:
-                self.loaded: dict[str, Any] = self.ask("load", sources=list(sources), plant=plant)
+                self.loaded: dict[str, Any] = self.ask("load", sources=list(sources), plant=plant,
+                                                       working=side.working and [*map(str, side.working)])
             except CellError as error:
                 raise Usage(str(error)) from None
             if not Path(self.loaded["file"]).resolve().is_relative_to(tree.resolve()):

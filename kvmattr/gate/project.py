@@ -78,14 +78,16 @@ class Project:
         # All names are of one length: a path is in a process's memory and moves what comes after it.
         place = cache.kept(f"{key.hexdigest()[:40]}-project",
                            lambda scratch: self._fill(root, inside, kind, scratch))
+        within = inside.relative_to(root)
+        working = [self.directory, *self.directory.parents][len(within.parts)], root
         if self.install:
-            return Side(self.kvmattr, (place,))
+            return Side(self.kvmattr, (place,), working=working)
         # Where the scenario files lie in the project, there lies what they import.
-        here = place / inside.relative_to(root)
+        here = place / within
         beside = [here / file.parent.relative_to(self.directory) for file in self.scenarios
                   if file.is_relative_to(self.directory)]
         source = [here / "src"] if (here / "src").is_dir() else []
-        return Side(self.kvmattr, tuple(dict.fromkeys([*beside, here, *source])), alone=True)
+        return Side(self.kvmattr, tuple(dict.fromkeys([*beside, here, *source])), alone=True, working=working)
 
     def _fill(self, root: Path, inside: Path, kind: str, target: Path) -> None:
         if not self.install:

@@ -135,6 +135,9 @@ def judge_times(judgement: Judgement, gate: Gate, pair: Pair) -> None:
         return Worker(tree, gate.scenarios, prefix=without_randomisation(), **words)
     with (start(pair.head, plant=gate.plant) as ours, start(pair.base) as theirs,
           start(pair.twin) as control):
+        if ours.loaded["helpers"]:
+            judgement.not_judged.append("what lies beside the scenarios and is not installed "
+                                        f"({', '.join(ours.loaded['helpers'])}): both sides have the working tree's")
         cells = instructions.timed_cells(ours)
         limits = gate.limits.with_declared(ours.loaded["scenarios"])
         verdicts = {cell: _timed([ours, theirs, control], cell, limits) for cell in cells}

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ _TWICE = "it is there twice (hyperfine: --command-name gives each command its ow
 @dataclass(frozen=True)
 class Times:
     """One benchmark of one file: seconds, or the ``bytes`` that it took. ``trouble`` says why they cannot be used;
-    ``skipped``: on purpose; ``version``: of the benchmark's own code, where the tool keeps one."""
+    ``skipped``: on purpose; ``version``: of the benchmark's own code, or its timer, where the tool keeps one."""
 
     median: float
     samples: tuple[float, ...] = ()
@@ -56,6 +57,7 @@ class TimeFile:
     machine: dict[str, str]
     others: tuple[str, ...] = ()
     digest: bytes = b""
+    commit: str | None = None
 
     @classmethod
     def of(cls, path: Path, tool: str, found: Iterable[tuple[str, Times]], machine: dict[str, Any],
@@ -77,18 +79,19 @@ def read(path: Path) -> TimeFile:
         if not isinstance(data, dict):
             raise TypeError
         if isinstance(data.get("benchmarks"), list):
-            found = _pytest_benchmark(path, data)
+            found, commit = _pytest_benchmark(path, data), _mapping(data.get("commit_info")).get("id")
         elif isinstance(data.get("results"), list):
-            found = _hyperfine(path, data)
+            found, commit = _hyperfine(path, data), None
         elif isinstance(data.get("results"), dict):
-            found = _asv(path, data)
+            found, commit = _asv(path, data), data.get("commit_hash")
         else:
             raise TypeError
     except OSError as error:
         raise Usage(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise Usage(f"{path}: not a JSON file of pytest-benchmark, asv or hyperfine") from None
-    return dataclasses.replace(found, digest=hashlib.sha256(raw).digest())
+    return dataclasses.replace(found, digest=hashlib.sha256(raw).digest(),
+                               commit=str(commit) if commit not in (None, "", "unversioned") else None)
 
 
 def _spelled(name: str) -> str:
@@ -112,7 +115,8 @@ def _pytest_benchmark(path: Path, data: dict[str, Any]) -> TimeFile:
     cpu = _mapping(machine.get("cpu")) or {"brand": machine.get("cpu")}
     python = [machine.get("python_implementation"), machine.get("python_version")]
     found = ((each["fullname"], Times(_number(each["stats"]["median"]), _numbers(each["stats"].get("data")),
-                                      each.get("group"))) for each in data["benchmarks"])
+                                      each.get("group"), version=_mapping(each.get("options")).get("timer")))
+             for each in data["benchmarks"])
     return TimeFile.of(path, "pytest-benchmark", found, {
         "CPU": cpu.get("brand_raw") or cpu.get("brand"), "number of CPUs": cpu.get("count"),
         "architecture": cpu.get("arch"), "system": machine.get("system"),
@@ -142,8 +146,8 @@ def _hyperfine(path: Path, data: dict[str, Any]) -> TimeFile:
     return TimeFile.of(path, "hyperfine", found, {})
 
 
-#: What an asv benchmark's name begins with, and what it then measures.
-_ASV_UNITS = {"time": "s", "peakmem": "bytes", "mem": "bytes"}
+#: What the name of an asv benchmark of time or memory begins with.
+_ASV_NAME = re.compile(r"(?:time(?:raw)?|peakmem|mem)_|(?:Time(?:raw)?|PeakMem|Mem)[A-Z_]")
 
 
 def _asv(path: Path, data: dict[str, Any]) -> TimeFile:
@@ -151,10 +155,11 @@ def _asv(path: Path, data: dict[str, Any]) -> TimeFile:
     columns = data.get("result_columns", ["result", "params"])
     times, others = [], []
     for name, found in data["results"].items():
-        unit = _ASV_UNITS.get(name.rpartition(".")[2].partition("_")[0].removesuffix("raw"))
-        if unit is None:
+        kind = _ASV_NAME.match(name.rpartition(".")[2])
+        if kind is None:
             others.append(name)
             continue
+        unit = "s" if kind[0].startswith(("t", "T")) else "bytes"
         if isinstance(found, list):
             row = dict(zip(columns, found, strict=False))
         else:

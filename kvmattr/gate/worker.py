@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 class Bench:
     """What is loaded, and what is prepared for timing."""
 
-    def __init__(self, *, beside: bool = True) -> None:
+    def __init__(self, paths: Sequence[str] = (), *, beside: bool = True) -> None:
+        self.paths = paths
         self.beside = beside
+        self.working: Sequence[str] | None = None
+        #: The scenario files, and what lies beside them and both sides have in common.
+        self.sources: list[str] = []
+        self.helpers: set[str] = set()
         self.scenarios: dict[str, Scenario] = {}
         self.claims: dict[str, Claim] = {}
         #: What is open, by name: ``run`` of a cell, or both ways of a claim.
         self.ways: dict[str, Callable[[], object]] = {}
 
-    def load(self, sources: list[str], plant: str | None) -> dict[str, Any]:
+    def load(self, sources: list[str], plant: str | None, working: Sequence[str] | None) -> dict[str, Any]:
         """Import the build and the scenario files; tell what they are."""
+        self.working, self.sources = working, [os.path.realpath(source) for source in sources]
         from kvmattr import _core
         from kvmattr.gate.loading import load
         from kvmattr.gate.plants import planted
@@ -44,14 +50,36 @@ class Bench:
                     raise ValueError(f"{source}: the name {name!r} is taken")
             self.scenarios.update((each.name, each) for each in scenarios)
             self.claims.update((each.name, each) for each in claims)
+        self.check_origin()
         if plant is not None:
             self.scenarios = planted(self.scenarios, plant)
         return {
-            "file": _core.__file__,
+            "file": _core.__file__, "helpers": sorted(self.helpers),
             "scenarios": [{name: value for name, value in vars(each).items() if name != "prepare"}
                           for each in self.scenarios.values()],
             "claims": [{"name": each.name, "at_least": each.at_least} for each in self.claims.values()],
         }
+
+    def check_origin(self) -> None:
+        """ImportError for a module of the project that is not this side's, but both sides' alike: PYTHONPATH leads to
+        the working tree, or an editable install comes before all paths."""
+        if self.working is None:
+            return
+        tree, copy = (os.path.join(os.path.realpath(each), "") for each in self.working)
+        roots = tuple(os.path.join(os.path.realpath(path), "") for path in self.paths)
+        own = {name.partition(".")[0] for path in self.paths for name in os.listdir(path)
+               if name.endswith((".py", ".so")) or os.path.isfile(os.path.join(path, name, "__init__.py"))}
+        for name, module in sys.modules.copy().items():
+            file = os.path.realpath(getattr(module, "__file__", None) or "")
+            if "." in name or file.startswith(roots) or file in self.sources or name in sys.stdlib_module_names:
+                continue
+            tracked = file.startswith(tree) and os.path.isfile(copy + file.removeprefix(tree))
+            folder = os.path.dirname(file.removesuffix(os.path.join("", "__init__.py")))
+            if tracked and self.beside and folder in map(os.path.dirname, self.sources):
+                self.helpers.add(name)
+            elif tracked or (name in own and file):
+                raise ImportError(f"{name} is {file} on both sides, so that nothing would be compared: is it on "
+                                  "PYTHONPATH, or an editable install?")
 
     def build(self) -> dict[str, Any]:
         """Whether the build counts what it visits, and its kernels. From here on it counts calls from C: not where
@@ -71,6 +99,7 @@ class Bench:
         self.ways = {}      # what was open goes before the next comes
         work = self.scenarios[name].prepare(size)
         work.run()
+        self.check_origin()
         if work.check is not None:
             work.check()
         self.ways = {"run": work.run}
@@ -113,9 +142,8 @@ def use_gate_of(directory: str) -> None:
     kvmattr.gate = package
 
 
-def serve(pipe: Connection, *, beside: bool) -> None:
+def serve(pipe: Connection, bench: Bench) -> None:
     """Answer requests ``{"do": name, ...}`` until there are no more."""
-    bench = Bench(beside=beside)
     with contextlib.suppress(EOFError, ConnectionError):
         while words := json.loads(pipe.recv_bytes()):
             try:
@@ -130,7 +158,7 @@ def main() -> None:
     pipe, gate, tree, alone, *paths = sys.argv[1:]
     sys.path[:0] = [*paths, tree]
     use_gate_of(gate)
-    serve(Connection(int(pipe)), beside=alone == "beside")
+    serve(Connection(int(pipe)), Bench(paths, beside=alone == "beside"))
 
 
 if __name__ == "__main__":

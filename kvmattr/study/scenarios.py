@@ -253,10 +253,10 @@ ALL: dict[str, Scenario] = {scenario.name: scenario for scenario in (
               Growth("falling", ("kvm-attributes", ), _BLOCKS), _real_slots("falling", _FIRST)),
              "earlier conversions", "ns/conversion", _CONVERSIONS, _QUICK, partial(_after, at_once=1),
              ("kvm-memslots-vcpu", )),
+    # Nothing is expected of numpy in slots: its guest grows as well, and which cache holds the array is the machine's.
     Scenario("slots", "What does a conversion cost after k earlier ones whose slots are all of one size?",
              (_steady("store", "xarray", "kvm-attributes", *_REAL_SLOTS),
-              Growth("growing", ("memslots", ), "the depth of its trees"),
-              Growth("growing", ("numpy", ), "the guest grows as well, and its array outgrows a cache")),
+              Growth("growing", ("memslots", ), "the depth of its trees")),
              "earlier conversions", "ns/conversion", (1, 10, 100, 1_000, 10_000), (10, 1_000), _slots),
     Scenario("guest", "Does a conversion cost more in a bigger guest (after 1,000 earlier ones)?",
              (Growth("growing", ("store", ), _FIRST_PAGE), _steady("memslots", "xarray", "kvm-attributes"),
