@@ -178,6 +178,36 @@ class TestHowACellEnds:
         assert (result.status, result.samples) == ("wrong", [])
         assert result.note.startswith("its state is [")
 
+    @pytest.mark.parametrize("kept", ["index % 2 == 0", "index % 2", "index % 4 < 2", "index < 100", "index >= 8"])
+    @pytest.mark.parametrize("scenario", ["conversion", "conversion-single", "rmw"])
+    def test_a_backend_that_does_some_updates_is_wrong(self, kept, scenario):
+        """Also where what it leaves out is converted and converted back alike."""
+        class Some(backends.ALL["store"]):
+            loaded = False
+
+            def prepare(self, batch):
+                keep = [bool(eval(kept)) for index in range(len(batch))] if self.loaded else slice(None)
+                return super().prepare(Batch(*(column[keep] for column in vars(batch).values())))
+        if scenario == "rmw" and kept != "index % 2 == 0":
+            return  # of one range, which has the last update's state whatever was before
+        workload = scenarios.ALL[scenario].make(10, np.random.default_rng(1))
+        tested = Arm(Some, scenarios.ALL[scenario], 10, Work(workload), 30)
+        tested.open()
+        Some.loaded = True
+        tested.warm_up(0.001, 512)
+        tested.sample(0)
+        tested.check()
+        assert tested.result().status == "wrong"
+
+    def test_what_differs_is_told_from_where_it_does(self):
+        class Late(Array):
+            def lookup(self, gfns):
+                return np.append(np.zeros(max(len(gfns) - 1, 0), np.uint8), np.uint8(3))[:len(gfns)]
+        workload = Workload(4096, Batch.empty(), "lookup",
+                            lambda index, operations: np.arange(operations, dtype=np.uint64), 2048)
+        note = _result(Late, workload=workload).note
+        assert re.fullmatch(r"lookup gave \[3\] from \[[0-9,]+\] on, should be \[0\]", note)
+
     def test_a_wrong_answer_is_wrong(self, monkeypatch):
         class Liar(Array):
             def lookup(self, gfns):

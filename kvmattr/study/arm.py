@@ -26,6 +26,8 @@ _PART_SECONDS = 0.05
 _FIRST_PART = 8
 #: Pages of each kind that are read back where the state cannot be listed.
 _PROBED = 4096
+#: So many ranges at most are left converted for the check: as many as a round converts before it takes them back.
+_LEFT = 1024
 #: Rounds of fewer operations are so slow that what the caches hold does not show.
 _WORTH_WARMING = 64
 #: From so many nanoseconds a round on, CPU time is judged: its reading costs 0.3 us, and a shorter round is
@@ -41,25 +43,35 @@ class Work:
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
         self.argument = functools.cache(workload.argument)
-        self.half = functools.cache(self._half)
-        self._outcomes: dict[tuple[int, ...], tuple[list[Any], Reference, Any]] = {}
+        self.parts = functools.cache(self._parts)
+        self._outcomes: dict[tuple[int, ...], tuple[list[Any], Reference, Any, NDArray[Any]]] = {}
 
-    def _half(self, operations: int) -> Any:
-        """Half a round of so many operations: where rounds convert and convert back, it leaves something."""
+    def _parts(self, operations: int) -> list[Any]:
+        """Half a round of so many operations, and each of its first ranges: where rounds convert and convert back, the
+        first leaves hardly anything, and the second something of each update."""
         whole = self.argument(0, operations)
-        return whole.part(0, len(whole) // 2 | 1)
+        half = whole.part(0, len(whole) // 2 | 1)
+        if self.workload.whole:
+            return [half]
+        _, first = np.unique(np.stack([whole.starts, whole.stops]), axis=1, return_index=True)
+        if len(first) == 1:     # its last update alone shows, which shall not be every other one
+            return [Batch.joined(whole.part(1, 2), half.part(0, 1))]
+        return [half, Batch.joined(*(whole.part(at, at + 1) for at in np.sort(first)[:_LEFT].tolist()))]
 
-    def outcome(self, done: list[Any]) -> tuple[Reference, Any]:
-        """The reference after the setup and these arguments, and the right answer to the last one (None: no answer)."""
+    def outcome(self, done: list[Any]) -> tuple[Reference, Any, NDArray[Any]]:
+        """The reference after the setup and these arguments, the right answer to the last one (None: no answer), and
+        the runs before it."""
         key = tuple(map(id, done))      # the arguments are kept beside it: no other one gets their place
         if key not in self._outcomes:
             batches = [argument for argument in done if isinstance(argument, Batch)]
             reference = Reference(self.workload.npages, self.workload.setup, *batches).apply(self.workload.setup)
             # A question changes nothing, and only the last answer was kept.
-            changing, wanted = self.workload.action in ("update", "migrate"), None
+            changing, wanted, earlier = self.workload.action in ("update", "migrate"), None, np.empty(0)
             for argument in done if changing else done[-1:]:
+                if argument is done[-1]:
+                    earlier = reference.runs()
                 wanted = reference.answer(self.workload.action, argument)
-            self._outcomes[key] = done, reference, wanted
+            self._outcomes[key] = done, reference, wanted, earlier
         return self._outcomes[key][1:]
 
 
@@ -159,12 +171,17 @@ class Arm:
         """Compare the last answer and the final state with the reference; a wrong backend has no samples."""
         if not self.alive or self._backend is None:
             return
+        earlier = None
         if self._workload.action == "update":
-            # Rounds convert and convert back: half a round more leaves what doing nothing would not.
-            self._timed(self._work.half(self._operations))
+            # Rounds convert and convert back: these parts of one leave what doing nothing, or some of it, would not.
+            for part in self._work.parts(self._operations):
+                with self._ending_here(None, "in the check: "):
+                    earlier = self._backend.runs()
+                if self.alive:
+                    self._timed(part)
         if self.alive:
             with self._ending_here(None, "in the check: "):
-                self._compare()
+                self._compare(earlier)
 
     def close(self) -> None:
         """Give back what the backend holds."""
@@ -210,16 +227,18 @@ class Arm:
             ending.again()
             self._end("error", f"{where}{described(error)}", reached)
 
-    def _compare(self) -> None:
-        reference, wanted = self._work.outcome(self._done)
+    def _compare(self, earlier: NDArray[Any] | None) -> None:
+        reference, wanted, before = self._work.outcome(self._done)
         if wanted is not None and not np.array_equal(wanted, self._answer):
-            self._wrong(f"{self._workload.action} gave {_short(self._answer)}, should be {_short(wanted)}")
+            self._wrong(f"{self._workload.action} gave {_unlike(self._answer, wanted)}")
             return
         runs = self._backend.runs()
-        if runs is None:
+        if earlier is not None and not np.array_equal(earlier, before):
+            self._wrong(f"its state is {_unlike(earlier, before)}")
+        elif runs is None:
             self._probe(reference, [done for done in self._done if isinstance(done, Batch)])
         elif not np.array_equal(runs, reference.runs()):
-            self._wrong(f"its state is {_short(runs)}, should be {_short(reference.runs())}")
+            self._wrong(f"its state is {_unlike(runs, reference.runs())}")
 
     def _probe(self, reference: Reference, batches: list[Batch]) -> None:
         """Compare page by page what cannot be listed: touched pages, their neighbours and a sample of the rest."""
@@ -378,6 +397,16 @@ def _bytes(answer: Any) -> float:
     if not 0 <= answer < 1 << 64:
         raise ValueError(f"{_short(answer)} is no number of bytes")
     return float(answer)
+
+
+def _unlike(found: Any, wanted: Any) -> str:
+    """What is and what should be, from the first difference on where both are arrays of one kind."""
+    if all(isinstance(each, np.ndarray) and each.ndim == 1 for each in (found, wanted)) and found.dtype == wanted.dtype:
+        least = min(len(found), len(wanted))
+        same = int(np.argmax(np.append(found[:least] != wanted[:least], True)))
+        if same:
+            return f"{_short(found[same:])} from [{same:,}] on, should be {_short(wanted[same:])}"
+    return f"{_short(found)}, should be {_short(wanted)}"
 
 
 def _short(value: Any) -> str:
