@@ -232,6 +232,9 @@ STORE = [
            "            differ &= <uint64_t>-1 >> (63 - ((end - 1) & 63))\n", "            pass\n"),
     Mutant("fields of other values, compared", "_store/diff.pxi",
            "(a ^ b) & KVMATTR_TAG == 0 and sides_operate_alike(old, new)", "(a ^ b) & KVMATTR_TAG == 0"),
+    Mutant("a root that is no node comes down", "_store/change.pxi",
+           "        if handle == 0 or not is_node(handle):\n            return      #",
+           "        if not is_node(handle):\n            return      #"),
     Mutant("V of a node after a change of one entry", "_store/change.pxi",
            "                      | (entry_first(entries[first]) ^ entry_first(entries[0]))\n"
            "                      | (entry_first(entries[last]) ^ entry_first(entries[0]))\n", ""),

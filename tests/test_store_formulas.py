@@ -614,3 +614,17 @@ def test_differences_of_leaves_whose_fields_are_as_wide(values: int) -> None:
             assert np.array_equal(dense[lo:hi], after[lo:hi])
             assert np.array_equal(dense[:lo], before[:lo])
             assert np.array_equal(dense[hi:], before[hi:])
+
+
+def test_a_root_that_became_uniform_by_the_last_node_that_went() -> None:
+    """Level by level the root comes down, and its family gives all pages back meanwhile: there is none to ask."""
+    m = AttributeMap(1 << 52)
+    m.write(0, 1 << 27, 5)
+    for gfn in range(1 << 27, (1 << 27) + 100 * 1024, 1024):
+        m.write(gfn + 3, gfn + 600, 1)
+    m.write(1 << 27, 1 << 52, 7)
+    assert m.runs().tolist() == [(0, 1 << 27, 5), (1 << 27, 1 << 52, 7)]
+    m.validate()
+    m.write(5, 6, 1)
+    assert m.run_count == 4
+    m.validate()

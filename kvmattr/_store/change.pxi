@@ -125,7 +125,7 @@ cdef void map_lower(Map *map) noexcept nogil:
     while map.level > 2:
         handle = entry_handle(map.root)
         if handle == 0 or not is_node(handle):
-            return      # before anything is asked: a family that never stored anything has no page at all
+            return      # before a page is asked: where nothing is stored any more there may be none
         info = page_info(map.family, handle >> 9)
         if info.references != 1 or entry_k(map.root) != 0xff or entry_x(map.root) != 0:
             return
