@@ -32,8 +32,8 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
 
-# Tests that look at each bytecode ask for that in a trace function, once it is set. CPython 3.12 tells of bytecodes only
-# if some frame asked before that.
+# Tests that look at each bytecode ask for that in a trace function, once it is set. CPython 3.12 tells of bytecodes
+# only if some frame asked before that.
 sys._getframe().f_trace_opcodes = True
 
 # A Python that a test starts, from whatever directory, finds what the tests find by `pythonpath` in pyproject.toml.

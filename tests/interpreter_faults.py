@@ -29,8 +29,8 @@ os._exit(sys.getrefcount(item) != held)
 """
 
 
-# CPython 3.12 makes a function of the code on its stack (MAKE_FUNCTION), and gives that up twice where it is refused memory
-# for the function: the code is freed while its module still has it.
+# CPython 3.12 makes a function of the code on its stack (MAKE_FUNCTION), and gives that up twice where it is refused
+# memory for the function: the code is freed while its module still has it.
 _REFUSED_FUNCTION = """
 import _testcapi, os, sys
 def make():
@@ -64,6 +64,6 @@ def fault() -> str:
     return ""
 
 
-#: Of tests that refuse requests while code of the interpreter's makes lists and functions: what follows is then no fault
-#: of ours and none that we could find.
+#: Of tests that refuse requests while code of the interpreter's makes lists and functions: what follows is then no
+#: fault of ours and none that we could find.
 needs_a_sound_interpreter = pytest.mark.skipif(bool(fault()), reason=fault())

@@ -34,7 +34,8 @@ from kvmattr.trace.trace import Trace
 _ROWS = 4096
 #: So many of the last rows are kept back: a line that follows may say that one was not done.
 _KEPT_BACK = 64
-#: Threads write their lines a little out of order: so many nanoseconds say nothing. So many are of another clock or zone.
+#: Threads write their lines a little out of order: so many nanoseconds say nothing. So many are of another clock or
+#: zone.
 _IN_ORDER, _ANOTHER_CLOCK = 10**7, 3500 * 10**9
 #: QEMU converts host pages; it is not built for smaller ones.
 _HOST_PAGE = uapi.PAGE_SIZE
