@@ -12,7 +12,9 @@ import json
 import mmap
 import os
 import socket
+import stat
 import sys
+import tempfile
 
 from kvmattr import uapi
 
@@ -228,7 +230,13 @@ def opening():
     versions.append(ioctl(os.open("kvm", os.O_RDWR), uapi.KVM_GET_API_VERSION))
     others = [call(os.open, name, os.O_RDWR) for name in ("/dev/kvmm", "/dev/kvm/x", "/tmp/dev/kvm")]
     inherited = os.get_inheritable(libc.open(b"/dev/kvm", os.O_RDWR))
-    return {"versions": versions, "others": others, "inherited": inherited,
+    kinds = []
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):    # the kernel's own, by ways that the words do not tell
+        with tempfile.TemporaryDirectory() as place:
+            os.symlink("/dev/kvm", f"{place}/link")
+            kinds = [stat.S_ISFIFO(os.fstat(os.open(name, os.O_RDWR)).st_mode)
+                     for name in (f"{place}/link", "/dev/../dev/kvm")]
+    return {"kinds": kinds, "versions": versions, "others": others, "inherited": inherited,
             "closed on exec": not os.get_inheritable(device())}
 
 

@@ -69,15 +69,19 @@ __attribute__((constructor)) static void begin(void)
 
 static int opened(int directory, const char *path, int flags, mode_t mode)
 {
-    if (library_mode != OFF && !(flags & O_PATH) && names_the_device(directory, path)) {
-        if (library_mode == FAKE)
-            return fake_open(flags);
-        int descriptor = real()->openat(directory, path, flags, mode);
-        if (descriptor >= 0)
-            shadow_opened(descriptor);
+    int ours = library_mode != OFF && !(flags & O_PATH), named = ours && names_the_device(directory, path);
+    if (named && library_mode == FAKE)
+        return fake_open(flags);
+    int descriptor = real()->openat(directory, path, flags, mode);
+    if (!ours || descriptor < 0 || !(named || is_the_device(descriptor)))
+        return descriptor;
+    if (library_mode == SHADOW) {
+        shadow_opened(descriptor);
         return descriptor;
     }
-    return real()->openat(directory, path, flags, mode);
+    /* By a link, or "..": the kernel's own must not answer for the model. */
+    real()->close(descriptor);
+    return fake_open(flags);
 }
 
 #define MODE_OF(flags)                                                                                     \

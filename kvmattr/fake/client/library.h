@@ -44,8 +44,9 @@ const struct real *real(void);
 static inline int kernel_fstat(int descriptor, struct stat *seen) { return (int)syscall(SYS_fstat, descriptor, seen); }
 void *real_mmap(void *, size_t, int, int, int, off_t);
 
-/* path.c: whether this names the device, whatever is there. */
+/* path.c: whether this names the device, whatever is there; whether this is the kernel's own. */
 int names_the_device(int directory, const char *path);
+int is_the_device(int descriptor);
 
 /* channel.c: a thread's connection. */
 

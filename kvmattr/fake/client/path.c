@@ -1,4 +1,4 @@
-/* Whether a path names /dev/kvm. The device need not be there, so the words are what counts. */
+/* Whether a path names /dev/kvm, which need not be there: the words count. Whether a descriptor is of that device. */
 #undef _FORTIFY_SOURCE
 #undef _FILE_OFFSET_BITS
 #define _GNU_SOURCE
@@ -6,6 +6,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "library.h"
@@ -25,6 +27,15 @@ static int is_device(const char *path)
         path += length;
     }
     return *path == 0;
+}
+
+int is_the_device(int descriptor)
+{
+    struct stat found;
+    int error = errno;
+    int is = kernel_fstat(descriptor, &found) == 0 && S_ISCHR(found.st_mode) && found.st_rdev == makedev(10, 232);
+    errno = error;
+    return is;
 }
 
 int names_the_device(int directory, const char *path)
