@@ -165,3 +165,10 @@ def test_what_is_lost_is_told(line, told, tmp_path):
 def test_mentions_are_no_calls_and_no_losses(line, tmp_path):
     found, unread = records(tmp_path / "x.log", [EVENTS[0], "something else", line])
     assert (len(found), unread) == (1, [])
+
+
+@pytest.mark.parametrize("number", ["", "3:"])
+def test_a_time_behind_greps_file_name_is_read(number, tmp_path):
+    (tmp_path / "x.log").write_text(f"vm.strace:{number}10:00:02.5 {STRACE[0]}\n")
+    with read(tmp_path / "x.log") as trace:
+        assert [int(time) for block in trace.blocks() for time in block["time"]] == [36_002_500_000_000]

@@ -15,7 +15,7 @@ from pathlib import Path
 from kvmattr.fake.files import Kept
 from kvmattr.fake.launch import CannotCatch, check_program, environment, library
 from kvmattr.fake.recording import Recording, name_of
-from kvmattr.fake.running import EXIT_NO_COMMAND, command_of, run_and_serve, told_if_not_whole
+from kvmattr.fake.running import EXIT_NO_COMMAND, command_of, run_and_serve
 from kvmattr.fake.script import Script, ScriptError
 from kvmattr.fake.server import Server, tell
 from kvmattr.hosts import HOSTS, host_named
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise Refused(f"{words[0]}: {error.strerror}") from error
     _tell_the_end(server, words[0])
-    return told_if_not_whole(recording, code)
+    return code if recording is None else recording.exit_code(code)
 
 
 def _tell_the_end(server: Server, name: str) -> None:

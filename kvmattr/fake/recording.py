@@ -14,7 +14,8 @@ from typing import IO, Protocol
 
 from kvmattr import uapi
 from kvmattr.fake.files import Ioctl
-from kvmattr.fake.server import Channel, Made
+from kvmattr.fake.server import Channel, Made, tell
+from kvmattr.measure.refusing import Refused
 from kvmattr.measure.writing import CannotWrite, Place, opened
 
 #: Every request of uapi by its number; of two with one number, the first.
@@ -115,6 +116,15 @@ class Recording:
             self._opened.__exit__(None, None, None)
         except CannotWrite as error:
             self.failed = self.failed or error
+
+    def exit_code(self, code: int) -> int:
+        """The command's; that its recording is not whole is told, and Refused where the command went well."""
+        if self.failed is not None:
+            text = f"{self.failed}: the recording is not whole"
+            if code == 0:
+                raise Refused(text)
+            tell(text)
+        return code
 
     def flush(self) -> None:
         """Let what was written stand."""

@@ -8,10 +8,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from kvmattr.fake.recording import Recording
-from kvmattr.fake.server import Server, tell
+from kvmattr.fake.server import Server
 from kvmattr.measure.forwarding import forwarding
-from kvmattr.measure.refusing import Refused
 
 EXIT_NO_COMMAND = 127
 
@@ -19,16 +17,6 @@ EXIT_NO_COMMAND = 127
 def command_of(words: Sequence[str]) -> list[str]:
     """The command behind the options, with or without ``--`` before it."""
     return list(words[1:] if words[:1] == ["--"] else words)
-
-
-def told_if_not_whole(recording: Recording | None, code: int) -> int:
-    """The command's exit code; that its recording is not whole is told, and Refused where the command went well."""
-    if recording is not None and recording.failed is not None:
-        text = f"{recording.failed}: the recording is not whole"
-        if code == 0:
-            raise Refused(text)
-        tell(text)
-    return code
 
 
 def run_and_serve(server: Server, words: Sequence[str], environment: Mapping[str, str],

@@ -16,7 +16,7 @@ from kvmattr.bridges import kvm
 from kvmattr.fake.files import Kept
 from kvmattr.fake.launch import CannotCatch, check_program, environment, library
 from kvmattr.fake.recording import Recording
-from kvmattr.fake.running import EXIT_NO_COMMAND, command_of, run_and_serve, told_if_not_whole
+from kvmattr.fake.running import EXIT_NO_COMMAND, command_of, run_and_serve
 from kvmattr.fake.script import Script
 from kvmattr.fake.server import Server, tell
 from kvmattr.fake.shadow import Difference, Shadow, host_of_kernel, profile_of_kernel
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise Refused(f"{words[0]}: {error.strerror}") from error
     _tell_the_end(server, shadow, words[0])
-    return told_if_not_whole(recording, code) or (EXIT_DIFFERENT if shadow.differences else 0)
+    return (code if recording is None else recording.exit_code(code)) or (EXIT_DIFFERENT if shadow.differences else 0)
 
 
 class _Told:

@@ -29,8 +29,9 @@ _SYSLOG = re.compile(r"(?:<[0-9]{1,3}>)?(?:[A-Z][a-z]{2} [ 0-9][0-9] (?:[0-9]{4}
                      r"(?:\[([0-9]{1,10})\])?:\s")
 _SYSLOG_5424 = re.compile(r"<[0-9]{1,3}>1 \S{1,64} (\S{1,255}) (\S{1,48}) (\S{1,128}) \S{1,32} "
                           r"(?:-|\[[^\]]{0,1000}\]) ")
-# grep's file name before each line, without the number of a rotated file.
-_GREP = re.compile(r"([\w./+-]{0,255}\.(?:log|txt|out|err|trace|strace))(?:\.[0-9]{1,3})?:(?:[0-9]{1,10}:)?(?![/\\])")
+# grep's file name before each line, without the number of a rotated file; the hour of a time is no number of a line.
+_GREP = re.compile(r"([\w./+-]{0,255}\.(?:log|txt|out|err|trace|strace))(?:\.[0-9]{1,3})?:"
+                   r"(?:[0-9]{1,10}:(?![0-9]{2}:[0-9]{2}(?!:)))?(?![/\\])")
 #: The fields of JSON lines that name whose they are: journald's, docker's, those of Kubernetes and of runtimes.
 _NAMES = frozenset((
     "pid", "syslog_pid", "systemd_unit", "hostname", "host", "container_id_full", "container_id", "container_name",
