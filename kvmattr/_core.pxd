@@ -105,6 +105,7 @@ cdef struct Family:
     uint32_t free_count
     uint32_t clean_pages        # list of pages that hold nothing and whose memory the system has
     uint32_t clean_count
+    uint32_t missed             # pages that the system was asked for since more than the spare ones were given back
     uint32_t dead_nodes         # list of nodes whose children are still to be released
     uint32_t dead_count
     uint64_t pages_in_use

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from kvmattr import _core
+from kvmattr import AttributeMap, _core
 from tests.memory_scenarios import SCENARIOS
 
 HERE = Path(__file__).parent
@@ -141,3 +143,26 @@ print(len(maps))
 @little_address_space
 def test_many_small_maps_need_little_address_space() -> None:
     assert run_python("-c", MANY_MAPS) == "1500\n"
+
+
+@pytest.mark.skipif(SANITIZED or "debug" in os.environ.get("KVMATTR_BUILD", ""),
+                    reason="a sanitizer and the debug build's own check ask for memory, too")
+def test_pages_that_come_and_go_hardly_ask_the_system_for_memory() -> None:
+    m = AttributeMap(1 << 24)
+    gfns = np.random.default_rng(5).choice(1 << 24, 1024, replace=False).tolist()
+
+    def turn() -> None:
+        for gfn in gfns:
+            m.write(gfn, gfn + 1, 1)
+        for gfn in gfns:
+            m.write(gfn, gfn + 1, 0)
+
+    for _ in range(3):
+        turn()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(20):
+        turn()
+    asked = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    assert asked < 20 * 4       # some 7 a turn, if half of what is kept went back each time
+    m.validate()
+    assert m.nbytes < 8192

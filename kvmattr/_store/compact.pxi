@@ -15,10 +15,14 @@ cdef inline uint32_t kept_pages() noexcept nogil:
     return KEPT_PAGES + system_pages - 1
 
 
-cdef void half_give_back(Family *family) noexcept nogil:
-    """Half of the free pages that are kept stay, a slice of the others goes back. If all went, a guest whose pages are
-    converted there and back would ask the system for them each time: an eighth of what such a conversion takes."""
-    cdef uint32_t more = family.free_count - kept_pages() // 2
+cdef void spare_give_back(Family *family) noexcept nogil:
+    """A slice of the free pages goes back: half of those that may be kept, too, but where pages were missed since.
+    A guest whose pages are converted there and back would ask the system for them each time: a tenth of what such
+    conversions take. One that only shrinks is rid of several at once."""
+    cdef uint32_t more = family.free_count - kept_pages()
+    if family.missed == 0:
+        more += kept_pages() // 2
+    family.missed -= more if more < family.missed else family.missed
     arena_trim(family, <int>(more if more < TRIM_SLICE else TRIM_SLICE))
 
 
@@ -27,12 +31,12 @@ cdef void family_settle(Family *family) noexcept nogil:
     if family.dead_nodes:
         release_slice(family)
     if family.free_count > kept_pages() + (family.pages_in_use >> 5):
-        half_give_back(family)
+        spare_give_back(family)
     if family.moving != NULL:
         compact_slice(family)
     elif arena_slack(family) > allowed_slack(family):
         if family.free_count > kept_pages():
-            half_give_back(family)
+            spare_give_back(family)
         elif arena_slack(family) > family.slack_settled + allowed_slack(family) // 2:
             compact_begin(family)
     elif arena_slack(family) < family.slack_settled:

@@ -249,6 +249,7 @@ cdef inline uint32_t page_take(Family *family, uint8_t kind) noexcept nogil:
     if page:
         page_unlist_free(family, page)
     else:
+        family.missed += family.missed < KEPT_PAGES
         if family.clean_pages:
             page = family.clean_pages
             family.clean_pages = page_info(family, page).next
