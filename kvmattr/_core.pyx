@@ -57,8 +57,9 @@ down into the node's 512 entries first (change.pxi), after it has made the node 
 V has the bits that vary below, F is the value of the first page. They make an operation that leaves nothing
 to vary collapse its subtree to one word, let a masked query stop at the first entry that answers it, and
 tell whether an update changes anything. F is exact. V may be *loose* (a superset) in an entry that leads to a
-node: an update widens it without looking at all 512 entries and tightens it every so often. So V prunes and
-never decides. A leaf's V is exact.
+node: an update widens it without looking at all 512 entries and tightens it every so often. It may be so in one that
+leads to a leaf of more than one bit a page, whose pages take other values without a look at the others (leaf.pxi).
+So V prunes and never decides.
 
 A leaf has a field of 1, 2, 4 or 8 bits a page, and the field repeated to eight bits is the raw value. So the entry's
 k and x make two values of one bit, wherever they differ, and the sixteen values of four attributes of four bits. One
@@ -266,7 +267,7 @@ cdef extern from "kernels/choose.h" nogil:
                               uint8_t *flip) noexcept nogil
     uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide) noexcept nogil
     bint kvmattr_word_agrees(uint64_t word, int wide, uint64_t differ) noexcept nogil
-    bint kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ, uint64_t fields) noexcept nogil
+    bint kvmattr_page_agrees(const uint64_t *where, int wide, uint64_t differ, uint64_t fields) noexcept nogil
     int kvmattr_line_run(const kvmattr_line *line, uint32_t page) noexcept nogil
     uint8_t kvmattr_line_raw(const kvmattr_line *line, uint32_t page) noexcept nogil
     ctypedef struct kvmattr_kernels:
@@ -293,7 +294,7 @@ cdef extern from "kernels/choose.h" nogil:
         uint64_t (*in_block)(const uint64_t *gfns, int n, uint64_t gfn) noexcept nogil
         void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
                        size_t step, uint64_t last, kvmattr_located *located) noexcept nogil
-        uint64_t (*lost)(const kvmattr_located *located, int start, int n) noexcept nogil
+        uint64_t (*agree)(const kvmattr_located *located, int start, int n) noexcept nogil
         void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n) noexcept nogil
         void (*read_off)(const kvmattr_ruler *ruler, const uint64_t *gfns, intptr_t ahead, uint8_t *out,
                          size_t n) noexcept nogil

@@ -109,7 +109,7 @@ def test_the_first_page_with_a_new_bit_needs_no_new_leaf():
 @pytest.mark.parametrize("batch", [False, True], ids=["one by one", "in a batch"])
 @pytest.mark.parametrize("values", [2, 4, 16, 256])
 def test_bits_that_vary_no_longer_are_noticed(values, batch):
-    """V of a leaf is exact: a bit is gone with the last page that had it, and with the last page the leaf."""
+    """A bit is gone with the last page that had it, and with the last page the leaf."""
     m = filled(np.resize(np.arange(values, dtype=np.uint8), 512 * 3))
     for bit in reversed(range(values.bit_length() - 1)):
         gfns = np.flatnonzero(m.to_numpy(512, 1024) >> bit & 1) + 512
@@ -117,7 +117,7 @@ def test_bits_that_vary_no_longer_are_noticed(values, batch):
             m.put(gfns, m.take(gfns) & ~np.uint8(1 << bit))
         for gfn in [] if batch else gfns.tolist():
             m.and_(gfn, gfn + 1, 0xFF ^ 1 << bit)
-        m.validate()                    # it looks at V
+        m.validate()
         assert m.all(512, 1024, 0, 1 << bit)
     assert m.uniform(512, 1024) == 0
     assert sum(leaves(m).values()) == 2

@@ -521,6 +521,112 @@ def test_a_batch_goes_on_beside_a_page_that_alone_had_its_value(kept: str, pages
     assert m.to_numpy(0, 5).tolist() == [0, 128, 128, 128, 7]
 
 
+def mixed_blocks(dense: np.ndarray) -> int:
+    blocks = dense.reshape(-1, BLOCK)
+    return int((blocks != blocks[:, :1]).any(1).sum())
+
+
+def leaves(m: AttributeMap) -> int:
+    stats = m.stats()
+    return sum(stats[kind] for kind in ("bitmap_leaves", "two_bit_leaves", "four_bit_leaves", "byte_leaves", "run_lines"))
+
+
+@pytest.mark.parametrize("road", ["put", "update_many", "write"])
+@pytest.mark.parametrize("kept", ["alone", "a copy written, too"])
+@pytest.mark.parametrize("values", [1, 2, 3, 5, 16, 256])
+def test_a_few_pages_of_each_block_change_again_and_again(values: int, kept: str, road: str) -> None:
+    """What varies in a block comes and goes, and V keeps it. A block that becomes uniform by any of its pages is no leaf
+    any more, whether they follow each other in a group or not."""
+    rng = np.random.default_rng(values)
+    dense = np.zeros((120, BLOCK), np.uint8)
+    dense[::2] = rng.integers(0, 2, dense[::2].shape, dtype=np.uint8)       # too many runs for a run list
+    dense = dense.ravel()
+    m = AttributeMap.from_numpy(dense)
+    maps = [(m, dense)] if kept == "alone" else [(m, dense), (m.copy(), dense.copy())]
+    block = np.arange(1, 120, 2).repeat(4)
+    page = np.tile([0, 5, 6, 500], 60)
+    hot = (block * BLOCK + page)[np.tile(np.arange(4), 60) < rng.integers(1, 5, 60).repeat(4)]      # one to four of them
+    for turn in range(24):
+        for each, pages in maps:
+            gfns = rng.permutation(hot)[:len(hot) if turn % 3 else 20]
+            attributes = rng.integers(0, values, len(gfns)).astype(np.uint8) + np.uint8(values == 1)
+            attributes[rng.random(len(gfns)) < (.1, .5, .95)[turn // 2 % 3]] = 0
+            if road == "put":
+                each.put(gfns, attributes)
+            elif road == "update_many":
+                each.update_many(gfns, gfns + 1, attributes)
+            else:
+                for gfn, value in zip(gfns.tolist(), attributes.tolist(), strict=True):
+                    each.write(gfn, gfn + 1, value)
+            pages[gfns] = attributes
+        for each, pages in maps:
+            same(each, pages)
+        assert len(maps) > 1 or leaves(m) == mixed_blocks(dense)
+    same_as_new(m, dense)
+
+
+def same_as_new(m: AttributeMap, dense: np.ndarray) -> None:
+    """A map that never was other than it is answers the same, whatever bits V has kept."""
+    new = AttributeMap.from_numpy(dense)
+    same(m, dense)
+    assert m == new
+    assert m.to_bytes() == new.to_bytes()
+    assert m.run_count == new.run_count
+    assert np.array_equal(m.runs(), new.runs())
+    assert not list(m.diff(new))
+    for mask in (1, 4, 0x81, 0xFF):
+        assert m.count(0, len(dense), mask & 5, mask) == new.count(0, len(dense), mask & 5, mask)
+        for start in range(0, len(dense), BLOCK):
+            stop = start + BLOCK
+            assert m.find(start, mask & 5, mask=mask, stop=stop) == new.find(start, mask & 5, mask=mask, stop=stop)
+    for start in range(0, len(dense), BLOCK):
+        assert m.uniform(start, start + BLOCK) == new.uniform(start, start + BLOCK)
+        assert m.level(start + 7) == new.level(start + 7)
+
+
+@pytest.mark.parametrize("values", [3, 5, 16, 256])
+@pytest.mark.parametrize("above", ["block", "blocks", "map"])
+def test_an_operation_that_takes_away_all_that_varies_where_V_has_more(values: int, above: str) -> None:
+    m, dense = fragmented(40 * BLOCK, list(range(values)))
+    hot = np.arange(4 * BLOCK, 8 * BLOCK)
+    dense[hot] &= 2
+    m.put(hot, dense[hot])                          # of all that V has bit 1 varies
+    same_as_new(m, dense)
+    start, stop = {"block": (5 * BLOCK, 6 * BLOCK), "blocks": (5 * BLOCK, 7 * BLOCK), "map": (0, 40 * BLOCK)}[above]
+    m.and_(start, stop, 0xFD)
+    dense[start:stop] &= 0xFD
+    same_as_new(m, dense)
+    for value in (8, 0):
+        m.put(hot, value)
+        dense[hot] = value
+        same_as_new(m, dense)
+    assert leaves(m) == mixed_blocks(dense)
+
+
+@pytest.mark.parametrize("road", ["put", "and_"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_fields_of_which_an_operation_hid_bits_become_uniform(road: str, shared: bool) -> None:
+    """What the fields still have beside that varies, but in no page's value. Of a leaf that is ours alone, and of one
+    that a snapshot has too when its last page goes."""
+    m, dense = fragmented(40 * BLOCK, [0, 1, 2, 3])
+    m.and_(5 * BLOCK, 6 * BLOCK, 1)
+    dense[5 * BLOCK:6 * BLOCK] &= 1
+    pages = np.flatnonzero(dense[5 * BLOCK:6 * BLOCK]) + 5 * BLOCK
+    for some in (pages[:-1], pages[-1:]):
+        before = m.snapshot() if shared else None
+        if road == "put":
+            m.put(some, 0)
+        else:
+            for gfn in some.tolist():
+                m.and_(gfn, gfn + 1, 0xFE)
+        if before is not None:
+            assert np.array_equal(before.to_numpy(0, len(dense)), dense)
+        before = None       # with its leaves
+        dense[some] = 0
+    same_as_new(m, dense)
+    assert leaves(m) == mixed_blocks(dense) == 39
+
+
 @pytest.mark.parametrize("road", ["put", "write"])
 def test_nodes_go_with_the_last_page_below_them(road: str) -> None:
     pages = np.concatenate([base + 5 + 2 * BLOCK * np.arange(60) for base in (0, 3 * GIB, 1000 * GIB)]).tolist()

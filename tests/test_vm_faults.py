@@ -194,6 +194,19 @@ def test_mixed_attributes_limit_the_level():
     assert vm.mapping_level(2 * MIB) == 3
 
 
+@pytest.mark.parametrize(("start", "size"), [(2 * MIB, 2 * MIB), (0, GIB)])
+def test_a_level_where_all_that_varied_was_taken_away(start, size):
+    """The pages lose a bit that the store does not know to be gone, and by one operation all others."""
+    vm = VM(no_exec=True)
+    vm.set_user_memory_region(0, 0, 4 * GIB)
+    for values in ((0, NO_WRITE, NO_EXEC, NO_WRITE | NO_EXEC), (0, NO_WRITE)):
+        for page in range(512):
+            vm.set_memory_attributes(2 * MIB + page * PAGE, PAGE, values[page * 7 % 11 % len(values)])
+        assert (vm.mapping_level(2 * MIB), vm.mapping_level(4 * MIB)) == (1, 2)
+    vm.set_memory_attributes(start, size, NO_EXEC, Operation.AND)
+    assert (vm.mapping_level(2 * MIB), vm.mapping_level(4 * MIB)) == (3, 3)
+
+
 # Invalidation ----------------------------------------------------------------------------------------------
 
 

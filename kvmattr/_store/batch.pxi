@@ -337,7 +337,7 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
     cdef kvmattr_located *now = &groups[0]
     cdef kvmattr_located *ahead = &groups[1]
     cdef const uint64_t *gfns
-    cdef uint64_t rearranged = map.family.rearranged, blocks, changed, lost, gfn
+    cdef uint64_t rearranged = map.family.rearranged, blocks, changed, agree, gfn
     cdef int n = locate(map, batch, batch.done, upto, now), following, at, done, flips, again
     cdef UpdateResult result
     ask_for_words(now, n)
@@ -352,13 +352,16 @@ cdef UpdateResult put_located(Map *map, Batch *batch, size_t upto) noexcept nogi
             done = kvmattr_write_located(now, ahead if following == KVMATTR_LOCATED else now, at, n, &changed)
             if now.firsts:
                 blocks_know_firsts(map, gfns, now.firsts & bits_between(at, done))
-            lost = kernels.lost(now, at, done)
-            while lost:
-                gfn = gfns[kvmattr_first_bit(lost)]
-                leaf_tighten(map, gfn)
-                again += 1
-                lost &= ~locate_block_again(map, batch, gfn, batch.done, n, now)
-                locate_block_again(map, batch, gfn, batch.done + n, following, ahead)
+            agree = kernels.agree(now, at, done)
+            while agree:
+                gfn = gfns[kvmattr_first_bit(agree)]
+                agree &= agree - 1
+                blocks = map.family.blocks_changed
+                leaf_collapse(map, gfn)
+                if map.family.blocks_changed != blocks:
+                    again += 1
+                    agree &= ~locate_block_again(map, batch, gfn, batch.done, n, now)
+                    locate_block_again(map, batch, gfn, batch.done + n, following, ahead)
             batch.changed += changed
             kvmattr_raise_version(&map.version, changed)
             flips += done - at

@@ -127,11 +127,14 @@ cdef inline bint sink_add(RunSink *sink, uint64_t start, uint64_t stop, uint8_t 
 
 cdef bint sink_add_block(RunSink *sink, const Family *family, Entry e, uint64_t base, uint8_t k,
                          uint8_t x) noexcept nogil:
-    """A whole mixed block, after the run before it."""
+    """A whole block in a leaf, after the run before it. It is mixed, unless V is loose and an operation above it has
+    taken away all that varies: then it belongs to a run."""
     cdef uint8_t[512] block
+    leaf_decode(family, e, k, x, block)
+    if memcmp(block, block + 1, PAGES_PER_BLOCK - 1) == 0:
+        return sink_add(sink, base, base + PAGES_PER_BLOCK, block[0])
     if sink.stop > sink.start and not sink_emit(sink):
         return False
-    leaf_decode(family, e, k, x, block)
     sink.start = sink.stop = base + PAGES_PER_BLOCK
     return sink.emit_block(sink, base, block)
 

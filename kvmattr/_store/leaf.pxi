@@ -18,11 +18,15 @@
 # there can be runs, pages must have come and gone, and the line becomes fields. Before that it stays a line even where
 # two values are left, as the third may come back; a range that is written begins the count anew.
 #
-# A leaf's V is exact and not 0: a block that becomes uniform is never kept as a leaf, and a bit that varies no longer
-# is noticed (kvmattr_field_lost). Fields become narrower only when a range is written, and then where a quarter of
-# their bits will do. Where a page's value fits no field of two bits or more, the new fields have at least twice as
-# many: pages that take one value after another find a field for each of them soon. A page that alone has its value in a
-# leaf of one bit needs no other leaf, but an entry that says which two values the leaf has.
+# A leaf's V is not 0, and exact in a line and a leaf of one bit. In wider fields it may be loose: a page that takes
+# one value after another would else lose and gain a bit of V each time, and a change that gains one is not the write
+# of a field alone. It is exact again when a range is written. That a leaf has become uniform is noticed with the page
+# by which it did (kvmattr_leaf_agrees), and it is given up; only an operation on the whole block, or above it, that
+# takes away all that varied and leaves bits of a loose V, leaves a leaf that is uniform, until its block is written
+# again. Fields become narrower only when a range is written, and then where a quarter of their bits will do. Where a
+# page's value fits no field of two bits or more, the new fields have at least twice as many: pages that take one
+# value after another find a field for each of them soon. A page that alone has its value in a leaf of one bit needs
+# no other leaf, but an entry that says which two values the leaf has.
 
 cdef enum:
     LINE_RUNS = KVMATTR_LINE_STARTS + 1
@@ -36,6 +40,10 @@ cdef inline bint is_line(uint32_t handle) noexcept nogil:
 
 cdef inline int wide_of(uint32_t handle) noexcept nogil:
     return handle & 3
+
+cdef inline bint has_exact_v(uint32_t handle) noexcept nogil:
+    """Whether a leaf is a line or has one bit a page."""
+    return is_line(handle) or wide_of(handle) == 0
 
 cdef inline kvmattr_line *line_at(const Family *family, uint32_t handle) noexcept nogil:
     return <kvmattr_line *>leaf_at(family, handle)
@@ -513,23 +521,19 @@ cdef void runs_store(Family *family, Entry *slot, Plan *plan, bint as_line, int 
     slot[0] = entry_make(handle, plan.k, runs.values[0], plan.varying, runs.values[0])
 
 
-cdef inline bint lone_page_recoded(Family *family, Entry *slot, int page, uint8_t value) noexcept nogil:
-    """Give a page that alone has its value in a leaf of one bit another, which the leaf has no field for: it is the
-    leaf of two other values then, and ours, as a batch goes on to write its fields. False, with nothing done, where
-    another page has the same value."""
-    cdef Entry e = slot[0]
-    cdef const uint64_t *words = leaf_at(family, entry_handle(e))
-    cdef uint64_t own = <uint64_t>1 << (page & 63), others = 0 if words[page >> 6] & own else <uint64_t>-1, any = 0
-    cdef uint8_t x = value if others else entry_x(e), k = value ^ entry_x(e)
-    cdef int i
-    for i in range(8):
-        any |= (words[i] ^ others) & ~(own if i == page >> 6 else 0)
-    if any:
-        return False
-    if others:
-        k ^= entry_k(e)
-    slot[0] = entry_make(leaf_own(family, entry_handle(e)), k, x, k, value if page == 0 else entry_first(e))
-    return True
+cdef inline bint page_is_alone(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
+    """Whether no other page has a page's value in a leaf of one bit."""
+    cdef const uint64_t *words = leaf_at(family, handle)
+    return kernels.popcount(words, 8) == (1 if words[page >> 6] >> (page & 63) & 1 else PAGES_PER_BLOCK - 1)
+
+
+cdef inline Entry lone_page_recoded(const Family *family, Entry e, uint32_t page, uint8_t value) noexcept nogil:
+    """The entry after such a page got a value that the leaf has no field for: the leaf, which stays as it is, is that
+    of two other values then."""
+    cdef bint one = leaf_at(family, entry_handle(e))[page >> 6] >> (page & 63) & 1
+    cdef uint8_t others = entry_x(e) ^ (0 if one else entry_k(e))
+    return entry_make(entry_handle(e), value ^ others, others if one else value, value ^ others,
+                      value if page == 0 else entry_first(e))
 
 
 cdef void leaf_update(Family *family, Entry *slot, int lo, int hi, uint8_t k, uint8_t x) noexcept nogil:

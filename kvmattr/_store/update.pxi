@@ -50,19 +50,21 @@ cdef UpdateResult (*at_edge)(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexc
 cdef UpdateResult (*in_list)(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef UpdateResult (*in_shared_list)(Map *map, Entry *slot, int shift, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
 cdef UpdateResult (*in_other_block)(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
-cdef void (*tighten)(Map *map, uint64_t gfn) noexcept nogil
+cdef UpdateResult (*in_bits)(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil
+cdef void (*perhaps_uniform)(Map *map, uint64_t gfn) noexcept nogil
 at_edge = page_update_at_edge
 in_list = page_update_in_list
 in_shared_list = page_update_apart
 in_other_block = page_update_in_block
-tighten = leaf_tighten
+in_bits = page_update_in_bits
+perhaps_uniform = leaf_collapse
 
 
 cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
     """The update of one page. What earlier updates left to be tidied is left so."""
     cdef Family *family = map.family
     cdef bint alone = family.maps.next == NULL
-    cdef bint lost
+    cdef bint agrees
     cdef Entry e
     cdef Way way
     cdef uint64_t *where
@@ -95,20 +97,43 @@ cdef inline UpdateResult page_update(Map *map, uint64_t gfn, uint8_t k, uint8_t 
     turned = (held ^ entry_x(e)) & k ^ x ^ entry_x(e)
     folded = kvmattr_fold(wide, turned)
     if folded & entry_k(e) != turned or (turned ^ entry_x(e) ^ entry_first(e)) & ~entry_varying(e):
+        if alone and wide == 0:
+            return in_bits(map, e, gfn, k, x)
         return in_other_block(map, e, gfn, k, x)
     field = kvmattr_field_masks[wide] << (bit & 63)
     fields = kvmattr_everywhere(folded)
     word = old ^ (old ^ fields) & field
     where[0] = word
-    lost = kvmattr_page_lost(where, wide, old ^ word, fields)
+    # By what its value differs: the field may have had bits that the entry leaves out.
+    agrees = kvmattr_page_agrees(where, wide, kvmattr_everywhere(kvmattr_fold(wide, held ^ turned)) & field, fields)
     if gfn & 511 == 0:
         # The F of the entries above is another block's.
         (<Entry *>way.slot)[0] = entry_make(handle, entry_k(e), entry_x(e), entry_varying(e), (entry_first(e) & k) ^ x)
     # Not whether the word did: it may have bits that the entry leaves out.
     kvmattr_raise_version(&map.version, turned != held)
-    if lost:
-        tighten(map, gfn)
+    if agrees:
+        perhaps_uniform(map, gfn)
     return <UpdateResult>(turned != held)
+
+
+cdef UpdateResult page_update_in_bits(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
+    """A page whose new value does not fit its leaf of one bit, in a family of one map: most often it alone has its
+    value there, and nothing changes but entries."""
+    cdef Family *family = map.family
+    cdef uint8_t old, new
+    cdef bint loose = False
+    if not page_is_alone(family, entry_handle(e), gfn & 511):
+        return in_other_block(map, e, gfn, k, x)
+    if not family_reserves(family):
+        return UPDATE_NO_MEMORY
+    old = leaf_raw(family, entry_handle(e), gfn & 511) & entry_k(e) ^ entry_x(e)
+    new = (old & k) ^ x
+    way_own(map, gfn, 2, new ^ old, &loose)[0] = lone_page_recoded(family, e, gfn & 511, new)
+    family.blocks_changed += 1
+    kvmattr_raise_version(&map.version, 1)
+    if loose:
+        map_tighten(map, gfn)
+    return UPDATE_CHANGED
 
 
 cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t k, uint8_t x) noexcept nogil:
@@ -128,7 +153,10 @@ cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t 
     if handle == 0 or is_line(handle) or not field_fits(slot[0], new):
         if handle == 0:
             leaf_begin(family, slot, gfn & 511, new)
-        elif handle & KVMATTR_TAG or not lone_page_recoded(family, slot, gfn & 511, new):
+        elif handle & KVMATTR_TAG == 0 and page_is_alone(family, handle, gfn & 511):
+            # It becomes ours though its fields stay, as a batch goes on to write them.
+            slot[0] = lone_page_recoded(family, slot[0] ^ handle ^ leaf_own(family, handle), gfn & 511, new)
+        else:
             leaf_update(family, slot, <int>(gfn & 511), <int>(gfn & 511) + 1, 0, new)
         # Nobody has located pages of a line as if they were fields.
         family.blocks_changed += not (is_line(handle) and is_line(entry_handle(slot[0])))
@@ -141,9 +169,9 @@ cdef UpdateResult page_update_in_block(Map *map, Entry e, uint64_t gfn, uint8_t 
         field_put(map, slot, gfn, new)
         map_tighten(map, gfn)
     elif field_put(map, slot, gfn, new):
-        family_settle(family)
+        leaf_collapse(map, gfn)
     else:
-        leaf_tighten(map, gfn)
+        family_settle(family)
     return UPDATE_CHANGED
 
 
@@ -314,30 +342,33 @@ cdef void map_tighten(Map *map, uint64_t gfn) noexcept nogil:
     family_settle(map.family)
 
 
-cdef void leaf_tighten(Map *map, uint64_t gfn) noexcept nogil:
-    """The same after the write of a field by which some bit may vary no longer in its leaf: nothing above the block's
-    entry hears of it, unless its node became uniform. A page that comes and goes in a uniform block passes here at each
-    second turn."""
+cdef void leaf_collapse(Map *map, uint64_t gfn) noexcept nogil:
+    """The same after the write of a field by which its leaf may have become uniform: nothing above the block's entry
+    hears of it, unless its node became so, too. A page that comes and goes in a uniform block passes here at each
+    second turn. A leaf that is mixed still keeps its V, loose as it may be: the next value of the page fits it, too."""
     cdef Family *family = map.family
     cdef Way way = way_down(family, &map.root, map.level, 2, gfn, WAY_SHARES)
     cdef Entry *slot = <Entry *>way.slot
+    cdef uint32_t handle = entry_handle(slot[0])
     cdef int at = <int>(gfn >> 9 & 511)
-    if way.shift > level_shift(2) or entry_handle(slot[0]) == 0:
+    if way.shift > level_shift(2) or handle == 0:
         return                      # another page of a batch was the last one of the block already
-    fields_settle(family, slot)
+    if kvmattr_fields_vary(leaf_at(family, handle), wide_of(handle)) & entry_k(slot[0]):
+        return
+    release(family, handle)
+    slot[0] = entry_uniform(entry_first(slot[0]))
     family.blocks_changed += 1
-    if entry_handle(slot[0]) == 0:
-        if way.node == NULL or node_empties(way.node) or node_became_uniform(way.node, slot - at, at, at):
-            map_tighten(map, gfn)
-            return
-        if map.level == 3:
-            map_fit_height(map, gfn)
+    if way.node == NULL or node_empties(way.node) or node_became_uniform(way.node, slot - at, at, at):
+        map_tighten(map, gfn)
+        return
+    if map.level == 3:
+        map_fit_height(map, gfn)
     family_settle(family)
 
 
 cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) noexcept nogil:
-    """Give a page of a leaf of fields of ours another value, which fits and varies in V only; the version rises. False
-    if its word does not tell that all bits vary still (leaf_tighten)."""
+    """Give a page of a leaf of fields of ours another value, which fits and varies in V only; the version rises.
+    Whether its leaf may have become uniform, as far as its word tells (leaf_collapse)."""
     cdef Entry e = slot[0]
     cdef int wide = wide_of(entry_handle(e))
     cdef uint32_t bit = (gfn & 511) << wide
@@ -350,7 +381,8 @@ cdef inline bint field_put(Map *map, Entry *slot, uint64_t gfn, uint8_t value) n
         # The F of the entries above is another block's.
         slot[0] = entry_make(entry_handle(e), entry_k(e), entry_x(e), entry_varying(e), value)
     kvmattr_raise_version(&map.version, 1)
-    return not kvmattr_word_agrees(where[0], wide, old ^ where[0])
+    fields = kvmattr_everywhere(kvmattr_fold(wide, entry_k(e)))         # but for bits that the entry leaves out
+    return kvmattr_word_agrees(where[0], wide, (old ^ where[0]) & fields)
 
 
 cdef void map_fill(Map *map, uint8_t value) noexcept nogil:

@@ -122,8 +122,12 @@ cdef bint audit_entry(Audit *audit, Entry e, int level, uint64_t gfn, uint8_t *f
         raw_first = block[0]
         kernels.relate(block, vary)
         raw_varying = vary[0]
-        if (raw_varying & entry_k(e)) != entry_varying(e):
-            return audit_fail(audit, "a leaf's V is exact", level, gfn)
+        if raw_varying == 0:
+            return audit_fail(audit, "a block that is uniform is no leaf", level, gfn)
+        if has_exact_v(handle) and raw_varying & entry_k(e) != entry_varying(e):
+            return audit_fail(audit, "V of a run line and of a leaf of one bit is exact", level, gfn)
+        if entry_varying(e) & ~entry_k(e):
+            return audit_fail(audit, "V of a leaf has no bit that k leaves out", level, gfn)
         if seen[0] == 1:
             audit.leaves += 1
             audit.live_bytes += class_bytes[info.kind - PAGE_SLAB]

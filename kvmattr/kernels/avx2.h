@@ -136,7 +136,7 @@ KVMATTR_AVX2 static inline __m256i kvmattr_turned_words_avx2(__m256i words, int 
 }
 
 /* Words of four pages at a time. */
-KVMATTR_AVX2 static uint64_t kvmattr_lost_avx2(const kvmattr_located *located, int from, int n)
+KVMATTR_AVX2 static uint64_t kvmattr_agree_avx2(const kvmattr_located *located, int from, int n)
 {
     const __m256i one = _mm256_set1_epi64x(1), bits = _mm256_set1_epi64x(64), none = _mm256_setzero_si256();
     uint64_t agree = 0;
@@ -150,18 +150,19 @@ KVMATTR_AVX2 static uint64_t kvmattr_lost_avx2(const kvmattr_located *located, i
         any = _mm256_or_si256(any, _mm256_shuffle_epi32(any, 0xb1));
         any = _mm256_or_si256(any, kvmattr_turned_words_avx2(any, 2));
         any = _mm256_or_si256(any, kvmattr_turned_words_avx2(any, 1));
-        any = _mm256_cmpeq_epi64(_mm256_andnot_si256(any, differ), none);
-        agree |= (uint64_t)(_mm256_movemask_pd(_mm256_castsi256_pd(any)) ^ 15) << i;
+        any = _mm256_cmpeq_epi64(_mm256_and_si256(any, differ), none);
+        any = _mm256_andnot_si256(_mm256_cmpeq_epi64(differ, none), any);
+        agree |= (uint64_t)_mm256_movemask_pd(_mm256_castsi256_pd(any)) << i;
     }
     agree = n > from ? agree >> from << from & ~(uint64_t)0 >> (KVMATTR_LOCATED - n) : 0;
-    return agree ? kvmattr_lost_in_leaves(located, agree) : 0;
+    return agree ? kvmattr_agree_in_leaves(located, agree) : 0;
 }
 
 static const kvmattr_kernels kvmattr_avx2 = {
     "avx2", kvmattr_expand_avx2, kvmattr_spread_avx2, kvmattr_pack_avx2, kvmattr_affine_avx2, kvmattr_match_avx2,
     kvmattr_changes_avx2, kvmattr_relate_avx2, kvmattr_summary_avx2, kvmattr_apply_avx2,
     kvmattr_pages_avx2, kvmattr_edges_avx2, kvmattr_list_changes_avx2, kvmattr_count_avx2,
-    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_in_block_avx2, kvmattr_locate_avx2, kvmattr_lost_avx2,
+    kvmattr_popcount_avx2, kvmattr_largest_avx2, kvmattr_in_block_avx2, kvmattr_locate_avx2, kvmattr_agree_avx2,
     kvmattr_take_avx2, kvmattr_read_off_avx2, kvmattr_find_portable, kvmattr_splice_portable,
     kvmattr_list_put_portable,
 };

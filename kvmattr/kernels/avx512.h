@@ -443,7 +443,7 @@ static const kvmattr_kernels kvmattr_avx512 = {
     kvmattr_changes_avx512, kvmattr_relate_avx512, kvmattr_summary_avx512, kvmattr_apply_avx512,
     kvmattr_pages_avx512, kvmattr_edges_avx512, kvmattr_list_changes_avx512, kvmattr_count_avx512,
     kvmattr_popcount_avx512, kvmattr_largest_avx512, kvmattr_in_block_avx512, kvmattr_locate_avx512,
-    kvmattr_lost_avx512, kvmattr_take_avx512, kvmattr_read_off_avx512, kvmattr_find_avx512, kvmattr_splice_avx512,
+    kvmattr_agree_avx512, kvmattr_take_avx512, kvmattr_read_off_avx512, kvmattr_find_avx512, kvmattr_splice_avx512,
     kvmattr_list_put_avx512,
 };
 

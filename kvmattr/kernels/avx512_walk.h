@@ -574,9 +574,9 @@ KVMATTR_AVX512 static void kvmattr_locate_avx512(const kvmattr_walk *walk, const
 }
 
 /* Nearly always none. The words of 64 pages are looked at together, their leaves only where a word gives reason to. */
-KVMATTR_AVX512 static uint64_t kvmattr_lost_in_words_avx512(const kvmattr_located *located)
+KVMATTR_AVX512 static uint64_t kvmattr_words_agree_avx512(const kvmattr_located *located)
 {
-    uint64_t lost = 0;
+    uint64_t agree = 0;
     for (int v = 0; v < KVMATTR_VECTORS; v++) {
         __m512i differ = _mm512_loadu_si512(located->keep + KVMATTR_LANES * v);
         __m512i word = _mm512_loadu_si512(located->toggle + KVMATTR_LANES * v);
@@ -588,23 +588,19 @@ KVMATTR_AVX512 static uint64_t kvmattr_lost_in_words_avx512(const kvmattr_locate
         any = _mm512_or_si512(any, _mm512_rorv_epi64(any, kvmattr_by_tag(wide, 4, 4, 4, 0, 0)));
         any = _mm512_or_si512(any, _mm512_rorv_epi64(any, kvmattr_by_tag(wide, 2, 2, 0, 0, 0)));
         any = _mm512_or_si512(any, _mm512_rorv_epi64(any, kvmattr_by_tag(wide, 1, 0, 0, 0, 0)));
-        any = _mm512_andnot_si512(any, differ);
-        lost |= (uint64_t)_mm512_test_epi64_mask(any, any) << (KVMATTR_LANES * v);
+        __mmask8 changed = _mm512_test_epi64_mask(differ, differ);
+        agree |= (uint64_t)_mm512_mask_testn_epi64_mask(changed, any, differ) << (KVMATTR_LANES * v);
     }
-    return lost;
+    return agree;
 }
 
-KVMATTR_AVX512 static uint64_t kvmattr_lost_avx512(const kvmattr_located *located, int from, int n)
+KVMATTR_AVX512 static uint64_t kvmattr_agree_avx512(const kvmattr_located *located, int from, int n)
 {
-    uint64_t lost = 0, some;
+    uint64_t agree;
     if (n - from < KVMATTR_LANES)
-        return kvmattr_lost_avx2(located, from, n);
-    some = kvmattr_lost_in_words_avx512(located) >> from << from;
-    for (some &= ~(uint64_t)0 >> (KVMATTR_LOCATED - n); some; some &= some - 1) {
-        int i = kvmattr_first_bit(some);
-        lost |= (uint64_t)kvmattr_field_lost_in_leaf(located->where[i], (int)located->wide[i], located->keep[i]) << i;
-    }
-    return lost;
+        return kvmattr_agree_avx2(located, from, n);
+    agree = kvmattr_words_agree_avx512(located) >> from << from & ~(uint64_t)0 >> (KVMATTR_LOCATED - n);
+    return agree ? kvmattr_agree_in_leaves(located, agree) : 0;
 }
 
 #endif /* KVMATTR_KERNELS_AVX512_WALK_H */

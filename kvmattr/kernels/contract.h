@@ -242,41 +242,43 @@ static inline uint64_t kvmattr_fields_vary(const uint64_t *leaf, int wide)
     return kvmattr_in_any_field(any, wide);
 }
 
-/* Whether a bit of the fields varies no longer in a leaf, now that a field of the word at `where` has changed by the bits
- * of `differ`: then all fields of this word agree in it, which is looked at first, and gives reason to look at the rest of
- * the leaf seldom. */
+/* Whether a leaf may have become uniform, now that a field of the word at `where` has changed by the bits of `differ`:
+ * then all fields of this word agree in all of these bits, which is looked at first, and gives reason to look at the rest
+ * of the leaf seldom. */
 static inline int kvmattr_word_agrees(uint64_t word, int wide, uint64_t differ)
 {
-    return __builtin_expect((differ & ~kvmattr_in_any_byte(word ^ kvmattr_ror(word, 1u << wide))) != 0, 0);
+    uint64_t apart = differ & kvmattr_in_any_byte(word ^ kvmattr_ror(word, 1u << wide));
+    return __builtin_expect((apart == 0) & (differ != 0), 0);
 }
 
-/* Its own line of the cache is at hand, and nearly always tells enough: the others of the leaf, which no near cache may
- * have, are asked one by one until they do. */
-static inline int kvmattr_field_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
+/* Its own line of the cache is at hand, and often tells enough. The others of the leaf, which no near cache may have, are
+ * waited for together. */
+static inline int kvmattr_leaf_agrees(const uint64_t *where, int wide, uint64_t differ)
 {
+    const uintptr_t own = (uintptr_t)where & -(uintptr_t)64;
     uint64_t word = *where, any = word ^ kvmattr_ror(word, 1u << wide);
-    for (uintptr_t line = 0; line < (uintptr_t)64 << wide; line += 64) {
-        const uint64_t *words = (const uint64_t *)(((uintptr_t)where & -(uintptr_t)64) ^ line);
+    for (int i = 0; i < 8; i++)
+        any |= ((const uint64_t *)own)[i] ^ word;
+    if (differ & kvmattr_in_any_field(any, wide))
+        return 0;
+    for (uintptr_t line = 64; line < (uintptr_t)64 << wide; line += 64)
         for (int i = 0; i < 8; i++)
-            any |= words[i] ^ word;
-        if ((differ & ~kvmattr_in_any_field(any, wide)) == 0)
-            return 0;
-    }
-    return 1;
+            any |= ((const uint64_t *)(own ^ line))[i] ^ word;
+    return (differ & kvmattr_in_any_field(any, wide)) == 0;
 }
 
 /* The same of a page by itself, whose short way saves no registers for the rest of the leaf, and which has its new field
- * at hand, in all `fields` of a word: it is looked for another field of this word that differs from it in that bit. A batch
- * looks at leaves with the instructions of its kernels, so that several are waited for at once. */
-static __attribute__((noinline, unused)) int kvmattr_page_lost_in_leaf(const uint64_t *where, int wide, uint64_t differ)
+ * at hand, in all `fields` of a word: it is looked for another field of this word that differs from it in one of those
+ * bits. A batch looks at leaves with the instructions of its kernels, so that several are waited for at once. */
+static __attribute__((noinline, unused)) int kvmattr_page_agrees_in_leaf(const uint64_t *where, int wide, uint64_t differ)
 {
-    return kvmattr_field_lost_in_leaf(where, wide, differ);
+    return kvmattr_leaf_agrees(where, wide, differ);
 }
 
-static inline int kvmattr_page_lost(const uint64_t *where, int wide, uint64_t differ, uint64_t fields)
+static inline int kvmattr_page_agrees(const uint64_t *where, int wide, uint64_t differ, uint64_t fields)
 {
-    return __builtin_expect((differ & ~kvmattr_in_any_byte(*where ^ fields)) != 0, 0) &&
-           kvmattr_page_lost_in_leaf(where, wide, differ);
+    uint64_t apart = differ & kvmattr_in_any_byte(*where ^ fields);
+    return __builtin_expect((apart == 0) & (differ != 0), 0) && kvmattr_page_agrees_in_leaf(where, wide, differ);
 }
 
 /* The number of the run of a page: how many starts it has reached. Counted in 16 bits, as compilers compare eight starts
@@ -354,9 +356,10 @@ typedef struct kvmattr_kernels {
      * the field of each (kvmattr_located). */
     void (*locate)(const kvmattr_walk *walk, const uint64_t *gfns, int n, const uint8_t *k, const uint8_t *x,
                    size_t step, uint64_t last, kvmattr_located *located);
-    /* Which of the written pages from .. n - 1 were the last to vary in some bit of their leaves, as all these are now
-     * (kvmattr_field_lost_in_leaf). */
-    uint64_t (*lost)(const kvmattr_located *located, int from, int n);
+    /* Which of the written pages from .. n - 1 have changed and agree, in all bits that they changed by, with all fields of
+     * their leaves, as these are now (kvmattr_leaf_agrees): where a leaf has become uniform, the last that did so among
+     * them. */
+    uint64_t (*agree)(const kvmattr_located *located, int from, int n);
     /* out[i] = the attributes of page gfns[i]; every gfn was checked. */
     void (*take)(const kvmattr_walk *walk, const uint64_t *gfns, uint8_t *out, size_t n);
     /* The same by a ruler; `ahead` as in a walk. */
@@ -449,6 +452,13 @@ static inline void kvmattr_prefetch_leaf(const uintptr_t *bias, uint64_t entry)
     const uint64_t *words = kvmattr_words(bias, (uint32_t)entry & ~(uint32_t)KVMATTR_TAG);
     for (int line = 0; line < 1 << (entry & 3); line++)
         kvmattr_prefetch_soon(words + 8 * line);
+}
+
+/* The other lines of a leaf that one of its words lies in, for a look at all of it at once. */
+static inline void kvmattr_prefetch_lines(const uint64_t *where, int wide)
+{
+    for (uintptr_t line = 64; line >> wide < 64; line += 64)
+        kvmattr_prefetch((const void *)((uintptr_t)where ^ line));
 }
 
 /* The gfns that will be copied to this place next; there need not be any. */

@@ -518,7 +518,7 @@ static const kvmattr_kernels kvmattr_portable = {
     kvmattr_match_portable, kvmattr_changes_portable, kvmattr_relate_portable, kvmattr_summary_portable, kvmattr_apply_portable,
     kvmattr_pages_portable, kvmattr_edges_portable, kvmattr_list_changes_portable, kvmattr_count_portable,
     kvmattr_popcount_portable, kvmattr_largest_portable, kvmattr_in_block_portable, kvmattr_locate_portable,
-    kvmattr_lost_portable, kvmattr_take_portable, kvmattr_read_off_portable, kvmattr_find_portable,
+    kvmattr_agree_portable, kvmattr_take_portable, kvmattr_read_off_portable, kvmattr_find_portable,
     kvmattr_splice_portable, kvmattr_list_put_portable,
 };
 

@@ -388,24 +388,26 @@ static inline void kvmattr_locate_again(const uintptr_t *bias, uint64_t entry, u
 }
 
 /* The leaves whose words give reason to look at them. */
-static KVMATTR_RARE uint64_t kvmattr_lost_in_leaves(const kvmattr_located *located, uint64_t which)
+static KVMATTR_RARE uint64_t kvmattr_agree_in_leaves(const kvmattr_located *located, uint64_t which)
 {
-    uint64_t lost = 0;
+    uint64_t agree = 0;
+    for (uint64_t some = which; some; some &= some - 1)
+        kvmattr_prefetch_lines(located->where[kvmattr_first_bit(some)], (int)located->wide[kvmattr_first_bit(some)]);
     for (; which; which &= which - 1) {
         int i = kvmattr_first_bit(which);
-        lost |= (uint64_t)kvmattr_field_lost_in_leaf(located->where[i], (int)located->wide[i], located->keep[i]) << i;
+        agree |= (uint64_t)kvmattr_leaf_agrees(located->where[i], (int)located->wide[i], located->keep[i]) << i;
     }
-    return lost;
+    return agree;
 }
 
 /* No branch is on whether a page changed. */
-static uint64_t kvmattr_lost_portable(const kvmattr_located *located, int from, int n)
+static uint64_t kvmattr_agree_portable(const kvmattr_located *located, int from, int n)
 {
     uint64_t agree = 0;
     for (int i = from; i < n; i++)
         if (kvmattr_word_agrees(located->toggle[i], (int)located->wide[i], located->keep[i]))
             agree |= (uint64_t)1 << i;
-    return agree ? kvmattr_lost_in_leaves(located, agree) : 0;
+    return agree ? kvmattr_agree_in_leaves(located, agree) : 0;
 }
 
 /* Pages that are no eights, the last 63 at most, are filled up with one of them: they go together, the same way. */
