@@ -528,15 +528,16 @@ def mixed_blocks(dense: np.ndarray) -> int:
 
 def leaves(m: AttributeMap) -> int:
     stats = m.stats()
-    return sum(stats[kind] for kind in ("bitmap_leaves", "two_bit_leaves", "four_bit_leaves", "byte_leaves", "run_lines"))
+    kinds = ("bitmap_leaves", "two_bit_leaves", "four_bit_leaves", "byte_leaves", "run_lines")
+    return sum(stats[kind] for kind in kinds)
 
 
 @pytest.mark.parametrize("road", ["put", "update_many", "write"])
 @pytest.mark.parametrize("kept", ["alone", "a copy written, too"])
 @pytest.mark.parametrize("values", [1, 2, 3, 5, 16, 256])
 def test_a_few_pages_of_each_block_change_again_and_again(values: int, kept: str, road: str) -> None:
-    """What varies in a block comes and goes, and V keeps it. A block that becomes uniform by any of its pages is no leaf
-    any more, whether they follow each other in a group or not."""
+    """What varies in a block comes and goes, and V keeps it. A block that becomes uniform by any of its pages is no
+    leaf any more, whether they follow each other in a group or not."""
     rng = np.random.default_rng(values)
     dense = np.zeros((120, BLOCK), np.uint8)
     dense[::2] = rng.integers(0, 2, dense[::2].shape, dtype=np.uint8)       # too many runs for a run list
@@ -545,7 +546,7 @@ def test_a_few_pages_of_each_block_change_again_and_again(values: int, kept: str
     maps = [(m, dense)] if kept == "alone" else [(m, dense), (m.copy(), dense.copy())]
     block = np.arange(1, 120, 2).repeat(4)
     page = np.tile([0, 5, 6, 500], 60)
-    hot = (block * BLOCK + page)[np.tile(np.arange(4), 60) < rng.integers(1, 5, 60).repeat(4)]      # one to four of them
+    hot = (block * BLOCK + page)[np.tile(np.arange(4), 60) < rng.integers(1, 5, 60).repeat(4)]  # one to four of them
     for turn in range(24):
         for each, pages in maps:
             gfns = rng.permutation(hot)[:len(hot) if turn % 3 else 20]

@@ -51,8 +51,8 @@ cdef bint map_block_is_uniform(const Map *map, uint64_t gfn, int level) noexcept
         # What is pending above may leave nothing of what varies below.
         if entry_varying(way.entry) & way.keep == 0:
             return True
-        if way.shift == level_shift(2) and has_exact_v(entry_handle(way.entry)):
-            return False
+        if way.shift == level_shift(2):
+            return not has_exact_v(entry_handle(way.entry)) and fields_agree(map.family, way.entry, way.keep)
     return map_find(map, start, start + level_span(level), map_get(map, start), 0xff, False) < 0
 
 cdef uint64_t map_run_stop(const Map *map, uint64_t gfn, uint64_t stop) noexcept nogil:

@@ -60,6 +60,21 @@ cdef inline uint8_t leaf_raw(const Family *family, uint32_t handle, uint32_t pag
     return kvmattr_field_raw(leaf_at(family, handle), wide_of(handle), page)
 
 
+cdef bint fields_agree(const Family *family, Entry e, uint8_t keep) noexcept nogil:
+    """Whether all pages of a leaf of fields have one value, in the bits that its entry and `keep` leave of it. Most
+    leaves are mixed, and most often their first words tell."""
+    cdef uint32_t handle = entry_handle(e)
+    cdef int wide = wide_of(handle), i
+    cdef const uint64_t *words = leaf_at(family, handle)
+    cdef uint64_t first = kvmattr_everywhere(leaf_raw(family, handle, 0))
+    cdef uint64_t which = kvmattr_everywhere(kvmattr_fold(wide, entry_k(e) & keep))
+    for i in range(8 << wide):
+        kvmattr_count_pages(family, 64 >> wide)
+        if (words[i] ^ first) & which:
+            return False
+    return True
+
+
 # Not inline, so that a look-up in fields saves no registers for it.
 cdef uint8_t line_raw(const Family *family, uint32_t handle, uint32_t page) noexcept nogil:
     return kvmattr_line_raw(line_at(family, handle), page)
