@@ -18,11 +18,14 @@ import numpy as np
 import kvmattr
 from kvmattr import uapi
 from kvmattr.bridges import kvm
+from tests.interpreter_faults import fault
 from tests.memory_scenarios import Shim
 
 try:
     import _testcapi
 except ImportError:
+    _testcapi = None
+if fault():             # private_vm_type makes a function
     _testcapi = None
 
 CLEAN = 25              # calls in a row that nothing was refused: there was no further request
